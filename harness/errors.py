@@ -1,0 +1,40 @@
+"""Errors a user can mend, and how a command line reports them."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """Something the user wrote or left out. The message names field, value and what is legal."""
+
+
+def nearest(value: object, legal: Iterable[object]) -> str:
+    """`"; did you mean 'x'?"`, or nothing when no legal name is near."""
+    close = difflib.get_close_matches(str(value), [str(name) for name in legal], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(kind: str, value: object, legal: Iterable[object]) -> UserError:
+    """The error for a name that is none of `legal`."""
+    names = sorted(str(name) for name in legal)
+    return UserError(f"unknown {kind} {value!r}{nearest(value, names)} (legal: {', '.join(names)})")
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's `main`, then exit: 2 with one line for a UserError, 130 on Ctrl-C."""
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # the reader (head, less) went away; nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
