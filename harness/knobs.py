@@ -1,8 +1,8 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 #: `Field(json_schema_extra=NOT_IDENTITY)`: the field never changes a run's identity (paths, devices).
 NOT_IDENTITY: dict[str, Any] = {"identity": "never"}
@@ -35,3 +35,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return value
+
+
+class QuantizerKnobs(Knobs):
+    """The default quantizer: how float weights are rounded, and what the tracker and regularizer watch."""
+
+    granularity: Literal["tensor", "channel"] = Field("tensor", description="one step a tensor or a channel")
+    range: Literal["max", "mse"] = Field("max", description="max|w|, or clipped where squared error is least")

@@ -1,5 +1,8 @@
 """The names of everything a run reports. Tracking, dashboards and analysis take them from here."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 #: x-axis of every curve; never W&B's own step.
 EPOCH = "epoch"
 TRAIN_LOSS = "train/loss"
@@ -35,3 +38,13 @@ def loss(split: str, bits: int | str) -> str:
 def layer_frequency(layer: str) -> str:
     """`osc_layers/net_0`: mean oscillation frequency of a layer (dots break W&B's keys)."""
     return LAYER_PREFIX + layer.replace(".", "_")
+
+
+def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[str, float]:
+    """Rows as metrics (`val/acc_w3`, `val/loss_w3` and so on) of one deploy method."""
+    metrics: dict[str, float] = {}
+    for row in rows:
+        if row["deploy"] == deploy:
+            metrics[accuracy(row["split"], row["bits"])] = row["accuracy"]
+            metrics[loss(row["split"], row["bits"])] = row["loss"]
+    return metrics

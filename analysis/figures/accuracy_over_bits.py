@@ -1,0 +1,116 @@
+"""Test accuracy at every deployment bit-width: one panel for each target, one line for each method."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from analysis import style
+from analysis.figures import Drawing
+from analysis.series import Group, summarize
+from harness.schema import FLOAT
+
+NAME = "accuracy_over_bits"
+
+# Where accuracies reach this high and spread this far, a linear axis squeezes what matters into a hair.
+_HIGH, _SPREAD = 90.0, 20.0
+_ERROR_OFFSET = 1.0
+_TICKS = (0, 25, 50, 75, 90, 95, 98, 100)
+# From this many lines in a panel on, it is drawn higher and its marks smaller.
+_MANY = 6
+
+
+def draw(group: Group) -> Drawing:
+    """Mean over seeds with its 95% Student-t interval; no line crosses a bit-width that was not measured."""
+    style.use_style()
+    frame = summarize(group)
+    bits = group.bits()
+    methods = _reading_order(frame)
+    targets: list[int | None] = [*group.targets()] or [None]
+    marks = style.marks(one.name for one in group.series)
+    figure, blocks = style.panels(len(targets), 1, 2.0 if len(methods) < _MANY else 2.6, len(methods))
+    handles = {}
+    for target, (axes,) in zip(targets, blocks):
+        chosen = frame["target_bit"].isna() | (frame["target_bit"] == target if target else False)
+        panel = frame[chosen & (frame["n"] > 0)]
+        present = [method for method in methods if method in set(panel["method"])]
+        for i, method in enumerate(present):
+            shift = (i - (len(present) - 1) / 2) * min(0.09, 0.7 / len(present))
+            points = panel[panel["method"] == method].set_index("bits").reindex(bits)
+            handles[method] = _line(axes, points, shift, marks[method], len(present))
+        _dress(axes, bits, target)
+    drawn = frame[frame["n"] > 0].reset_index(drop=True)
+    label, note = _scale_y([axes for (axes,) in blocks], drawn)
+    for block in blocks[:: style.panel_columns(len(blocks))]:
+        block[0].set_ylabel(label)
+    figure.supxlabel("Deployment bit-width", fontsize=8)
+    labels = _labels(frame, methods)
+    style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"])
+    return Drawing(figure, drawn, (note, "intervals are cut at 0 and 100 %"))
+
+
+def _reading_order(frame: pd.DataFrame) -> list[str]:
+    """From the highest line to the lowest, by mean accuracy over everything drawn, float training last."""
+    means = frame.groupby("method")["mean"].mean()
+    return sorted(means.index, key=lambda method: (method.startswith(FLOAT), -means[method], method))
+
+
+def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
+    """Method names, with n where it is not that of the others."""
+    counts = {method: frame.loc[frame["method"] == method, "n"] for method in methods}
+    texts = {method: style.seeds_text(count) for method, count in counts.items()}
+    if len(set(texts.values())) == 1:
+        return list(methods)
+    return [f"{method} ({texts[method]})" for method in methods]
+
+
+def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: style.Mark, count: int) -> object:
+    """Points in order of the bit-widths; nan breaks the line at one not measured."""
+    mean = points["mean"].to_numpy(float)
+    spread = np.vstack([mean - points["low"].to_numpy(float), points["high"].to_numpy(float) - mean])
+    container = axes.errorbar(
+        np.arange(len(points)) + shift, mean, yerr=spread, color=mark.color, marker=mark.marker,
+        linestyle=mark.linestyle, markeredgecolor="white", elinewidth=0.8, capsize=1.5, capthick=0.8,
+        markersize=4.5 if count < _MANY else 4, linewidth=1.2 if count < _MANY else 0.9,
+    )  # fmt: skip
+    return container[0]  # in the legend the marker alone, without a bar over it
+
+
+def _dress(axes: Axes, bits: list[str], target: int | None) -> None:
+    axes.set_xticks(range(len(bits)), bits)
+    axes.set_xlim(-0.5, len(bits) - 0.5)
+    axes.set_title("Float training" if target is None else f"Target: {target} bits")
+    if str(target) in bits:
+        axes.set_title(f"Target: {target} bits (shaded)")
+        place = bits.index(str(target))
+        axes.axvspan(place - 0.45, place + 0.45, color="0.94", zorder=0, linewidth=0)
+
+
+def _scale_y(panels: list[Axes], drawn: pd.DataFrame) -> tuple[str, str]:
+    """Linear, or logarithmic in the error where a linear axis would hide the differences near the top."""
+    means = drawn["mean"].to_numpy(float)
+    low = float(np.nanmin(drawn[["mean", "low"]].to_numpy(float)))
+    high = float(np.nanmax(drawn[["mean", "high"]].to_numpy(float)))
+    if means.max() < _HIGH or means.max() - means.min() < _SPREAD:
+        margin = 0.04 * (high - low) + 0.2
+        panels[0].set_ylim(low - margin, min(101.0, high + margin))
+        return "Test accuracy (%)", "y axis: linear"
+    ticks = [tick for tick in _TICKS if tick >= low - 12]
+    if 0 in ticks:
+        ticks.remove(25)  # its label would touch that of 0
+    for axes in panels:
+        axes.set_yscale("function", functions=(_from_accuracy, _to_accuracy))
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        axes.set_ylim(max(-3.0, low - 6), 100.2)
+    note = "y axis: logarithmic in the error (100 % - accuracy), so that differences near the top can be seen"
+    return "Test accuracy (%)\n(log-error axis)", note
+
+
+def _from_accuracy(accuracy: np.ndarray) -> np.ndarray:
+    return -np.log10(np.maximum(100 - np.asarray(accuracy, float), -0.9 * _ERROR_OFFSET) + _ERROR_OFFSET)
+
+
+def _to_accuracy(position: np.ndarray) -> np.ndarray:
+    return 100 + _ERROR_OFFSET - 10.0 ** -np.asarray(position, float)

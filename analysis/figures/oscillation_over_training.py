@@ -1,0 +1,152 @@
+"""How often weights oscillate while training: a column for each watched bit-width, a line for each method."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis import style
+from analysis.figures import Drawing, NothingToDraw
+from analysis.load import Final, read_metrics
+from analysis.series import Group
+from analysis.statistics import t_interval
+from harness.schema import FLOAT, FREQUENCY, OSCILLATING_FRACTION
+
+NAME = "oscillation_over_training"
+
+_METRICS = {
+    FREQUENCY: "Mean oscillation\nfrequency (1/step)",
+    OSCILLATING_FRACTION: "Oscillating weights\n(fraction)",
+}
+# Beyond this ratio of the largest to the smallest mean a linear axis shows the largest line alone.
+_LINEAR_RATIO = 20.0
+
+
+def draw(group: Group) -> Drawing:
+    """Mean over seeds with its 95% Student-t band, as far as all seeds of a series have trained."""
+    style.use_style()
+    frame, notes = _points(group)
+    if frame.empty:
+        why = "; ".join(notes) or "none of the finals reports any"
+        raise NothingToDraw(f"no oscillation metrics: {why}")
+    watched = sorted(frame["bits"].unique())
+    marks = style.marks(one.name for one in group.series)
+    methods = _reading_order(frame)
+    figure, blocks = style.panels(len(watched), len(_METRICS), 1.45, len(methods))
+    handles: dict[str, Any] = {}
+    for bits, block in zip(watched, blocks):
+        block[0].set_title(f"Watched at {bits} bits")
+        for metric, axes in zip(_METRICS, block):
+            panel = frame[(frame["bits"] == bits) & (frame["metric"] == metric)]
+            for i, method in enumerate(name for name in methods if name in set(panel["method"])):
+                handles[method] = _line(axes, panel[panel["method"] == method], marks[method], i)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    notes += _scale_y(blocks, frame)
+    for block in blocks[:: style.panel_columns(len(blocks))]:
+        for label, axes in zip(_METRICS.values(), block):
+            axes.set_ylabel(label)
+    figure.supxlabel("Epoch", fontsize=8)
+    style.legend_above(figure, [handles[method] for method in methods], methods, group.title, frame["n"])
+    return Drawing(figure, frame, tuple(notes))
+
+
+def _points(group: Group) -> tuple[pd.DataFrame, list[str]]:
+    lines: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for one in group.series:
+        if not one.first:  # the same training under another way of deployment
+            continue
+        config = one.finals[0].config
+        bits = config.get("watch_bit") if one.target is None else one.target
+        if bits is None:
+            notes.append(f"{one.training_label}: no bit-width was watched, not drawn")
+            continue
+        curves = _curves(one.finals, notes)
+        for metric in _METRICS:
+            for point in _means(one.training_label, metric, curves, notes):
+                lines.append({"series": one.training_label, "method": one.name, "bits": int(bits), **point})
+    return pd.DataFrame(lines), list(dict.fromkeys(notes))
+
+
+def _curves(finals: Iterable[Final], notes: list[str]) -> dict[int, dict[int, dict[str, Any]]]:
+    """Seed -> epoch -> metrics."""
+    curves = {}
+    for final in finals:
+        curves[final.seed], trouble = read_metrics(final.folder)
+        notes += trouble
+    return curves
+
+
+def _means(
+    label: str, metric: str, curves: dict[int, dict[int, dict[str, Any]]], notes: list[str]
+) -> list[dict[str, Any]]:
+    """The epochs that every seed has reached: beyond them a mean would be over other seeds than before."""
+    values: dict[int, list[float]] = {}
+    for epochs in curves.values():
+        for epoch, entry in epochs.items():
+            value = entry.get(metric)
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault(epoch, []).append(value)
+    points = []
+    for epoch in sorted(values):
+        if len(values[epoch]) < len(curves):
+            continue
+        interval = t_interval(values[epoch])
+        low = max(interval.low, 0.0) if interval.n > 1 else math.nan
+        high = interval.high if interval.n > 1 else math.nan
+        points.append(
+            {"metric": metric, "epoch": epoch, "n": interval.n, "mean": interval.mean,
+             "half_width": interval.half_width, "low": low, "high": high}
+        )  # fmt: skip
+    partial = sorted(epoch for epoch, found in values.items() if len(found) < len(curves))
+    if partial:
+        notes.append(
+            f"{label}: {metric} not drawn at {len(partial)} epochs ({partial[0]} to {partial[-1]}) "
+            f"that not all of its {len(curves)} seeds report (runs stopped early)"
+        )
+    return points
+
+
+def _reading_order(frame: pd.DataFrame) -> list[str]:
+    """From the highest line to the lowest, float training last."""
+    means = frame[frame["metric"] == frame["metric"].iloc[0]].groupby("method")["mean"].mean()
+    names = list(dict.fromkeys(frame["method"]))
+    return sorted(names, key=lambda name: (name.startswith(FLOAT), -means.get(name, 0.0), name))
+
+
+def _line(axes: Axes, points: pd.DataFrame, mark: style.Mark, index: int) -> Any:
+    epochs = np.arange(points["epoch"].min(), points["epoch"].max() + 1)
+    points = points.set_index("epoch").reindex(epochs)  # nan breaks the line at an epoch that a seed lacks
+    axes.fill_between(epochs, points["low"], points["high"], color=mark.color, alpha=0.18, linewidth=0)
+    every = max(1, len(epochs) // 6)
+    (line,) = axes.plot(
+        epochs, points["mean"], color=mark.color, linestyle=mark.linestyle, marker=mark.marker,
+        markeredgecolor="white", markevery=(index * every // 4 % every, every),
+    )  # fmt: skip
+    return line
+
+
+def _scale_y(blocks: list[list[Axes]], frame: pd.DataFrame) -> list[str]:
+    """A logarithmic axis where magnitudes differ much, linear between zero and the smallest decade drawn."""
+    notes = []
+    for row, metric in enumerate(_METRICS):
+        points = frame[frame["metric"] == metric]
+        means = points["mean"]
+        top = np.nanmax(points[["mean", "high"]].to_numpy(float), initial=0.0)
+        positive = means[means > 0]
+        if positive.empty or positive.max() / positive.min() < _LINEAR_RATIO:
+            notes.append(f"{metric}: y axis linear")
+            for block in blocks:
+                block[row].set_ylim(0, 1.08 * top or 1)
+            continue
+        # The 2 % quantile: one run's last flicker must not stretch the axis over decades.
+        decade = 10.0 ** math.floor(math.log10(positive.quantile(0.02)))
+        notes.append(f"{metric}: y axis logarithmic above {decade:g}, linear below")
+        for block in blocks:
+            block[row].set_yscale("symlog", linthresh=decade, linscale=0.4)
+            block[row].set_ylim(0, 1.8 * top)
+    return notes

@@ -1,0 +1,94 @@
+"""Refuse to compare what was not made alike."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analysis.load import Cell, Final, flatten
+from harness.errors import UserError
+
+_SHOWN = 5
+
+
+def refuse_unequal_seeds(cells: Sequence[Cell]) -> None:
+    """Every cell must promise the same seeds; seeds that are merely not run yet are another matter."""
+    usual = Counter(tuple(sorted(cell.seeds)) for cell in cells).most_common(1)[0][0]
+    odd = [f"{cell.id} has {sorted(cell.seeds)}" for cell in cells if tuple(sorted(cell.seeds)) != usual]
+    if odd:
+        raise UserError(
+            f"cells with different seeds cannot be compared: {'; '.join(odd[:_SHOWN])}; "
+            f"the other cells have {list(usual)}"
+        )
+
+
+def refuse_mixed_protocols(title: str, finals: Sequence[Final], cells: Sequence[Cell]) -> None:
+    """The finals of a figure must share model, data, training and numerics, but for what the sweep varies."""
+    searched = searched_keys(cells)
+    _refuse(title, finals, lambda final: _between_cells(final, searched))
+    for cell_id in dict.fromkeys(final.cell.id for final in finals):
+        own = [final for final in finals if final.cell.id == cell_id]
+        _refuse(f"{title}, cell {cell_id}", own, _within_cell)
+
+
+def searched_keys(cells: Sequence[Cell]) -> set[str]:
+    """What the sweep varies on purpose, so that one cell may tune a knob that another leaves alone."""
+    keys: set[str] = set()
+    for cell in cells:
+        keys |= set(cell.grid) | set((cell.chosen or {}).get("params") or {})
+    return keys | {f"train.{key}" for key in keys}
+
+
+def resolved_notes(finals: Iterable[Final]) -> list[str]:
+    """Differences that do not forbid a comparison but that a reader should know of."""
+    values: dict[str, Counter[str]] = {}
+    for final in finals:
+        for key, value in flatten(final.record.get("resolved") or {}).items():
+            values.setdefault(f"resolved.{key}", Counter())[json.dumps(value)] += 1
+    return [
+        f"{key} differs among the finals: "
+        + ", ".join(f"{value} ({count} runs)" for value, count in sorted(counts.items()))
+        for key, counts in sorted(values.items())
+        if 1 < len(counts) <= _SHOWN
+    ]
+
+
+def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
+    config, provenance = final.config, final.record["provenance"]
+    sections = {name: config[name] for name in ("train", "model", "data")}
+    traits = flatten({**sections, "deploy": {"scale": config["deploy"].get("scale")}})
+    traits = {key: value for key, value in traits.items() if key not in searched and not _is_parent(value)}
+    traits["data digest"] = provenance.get("data_digest")
+    traits["numerics version"] = provenance.get("numerics_version")
+    return traits
+
+
+def _within_cell(final: Final) -> dict[str, Any]:
+    config = final.config
+    names = ("target_bit", "watch_bit", "methods", "train", "model", "data")
+    traits = flatten({name: config.get(name) for name in names})
+    return {key: value for key, value in traits.items() if not _is_parent(value)}
+
+
+def _is_parent(value: Any) -> bool:
+    """`run:<id>`, the run to start from, is another one for every seed by its nature."""
+    return isinstance(value, str) and value.startswith("run:")
+
+
+def _refuse(title: str, finals: Sequence[Final], traits_of: Any) -> None:
+    first = finals[0]
+    reference = traits_of(first)
+    different: dict[str, str] = {}
+    for final in finals[1:]:
+        traits = traits_of(final)
+        for key in reference.keys() | traits.keys():
+            if key not in different and reference.get(key) != traits.get(key):
+                different[key] = (
+                    f"{key} is {reference.get(key)!r} in run {first.run_id} ({first.cell.id}) "
+                    f"but {traits.get(key)!r} in run {final.run_id} ({final.cell.id})"
+                )
+    if different:
+        lines = [different[key] for key in sorted(different)]
+        more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+        listed = "; ".join(lines[:_SHOWN]) + more
+        raise UserError(f"{title}: finals of different protocols cannot be compared: {listed}")

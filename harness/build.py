@@ -1,0 +1,115 @@
+"""From a configuration to a session: everything a run is made of, drawn from the configuration's seeds."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from harness.calibration import Calibration
+from harness.config import RunConfig, RuntimeKnobs, TrainKnobs, component
+from harness.data import load_dataset
+from harness.data.base import Dataset, order
+from harness.errors import UserError
+from harness.evaluate import Evaluator
+from harness.layers import attach
+from harness.methods import build_stack
+from harness.methods.base import Context, Method
+from harness.models import build_model
+from harness.oscillation import OscillationTracker
+from harness.seeding import sub_seed
+from harness.train import Session, steps_an_epoch
+
+
+def build(config: RunConfig) -> Session:
+    """A session at step 0. Raises UserError for what only building shows (sizes that do not fit, a missing GPU)."""
+    device = choose_device(config.runtime)
+    dataset = load_dataset(component("data set", config.data), config.seed, device)
+    knobs = component("model", config.model)
+    model = build_model(knobs, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    attach(model, config.exclude)
+    context, calibration = _context(config, dataset), _calibration(config, dataset)
+    methods = build_stack(config.methods, context)
+    for method in methods:
+        method.prepare(model, calibration)
+    assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
+    deploys = ("rtn", *(name for name in config.deploy.methods if name != "rtn"))
+    batch_size = config.runtime.eval_batch_size
+    session = Session(
+        config=config,
+        dataset=dataset,
+        model=model,
+        methods=methods,
+        optimizer=make_optimizer(config.train, model, methods),
+        tracker=OscillationTracker(model, config.watch_bit, config.quantizer, config.exclude),
+        evaluator=Evaluator(dataset, methods, context, calibration, config.evaluated_bits, deploys, batch_size),
+        device=device,
+        precision=choose_precision(config.train.precision, device),
+    )
+    # Last, so that nothing above takes a part of what dropout and its like draw in training.
+    torch.manual_seed(sub_seed(config.seed, "forward"))
+    return session
+
+
+def _context(config: RunConfig, dataset: Dataset) -> Context:
+    steps = steps_an_epoch(config, dataset)
+    return Context(
+        target_bit=config.target_bit,
+        total_steps=steps * config.train.epochs,
+        steps_per_epoch=steps,
+        seed=sub_seed(config.seed, "method"),
+        quantizer=config.quantizer,
+        scale=config.deploy.scale,
+        exclude=config.exclude,
+    )
+
+
+def _calibration(config: RunConfig, dataset: Dataset) -> Calibration:
+    shuffled = order(len(dataset.train), sub_seed(config.seed, "calibration"), 0, dataset.train.labels.device)
+    batches = shuffled.split(config.train.batch_size)
+    return Calibration(lambda index: dataset.train_batch(batches[index % len(batches)], None))
+
+
+def choose_device(runtime: RuntimeKnobs) -> torch.device:
+    """The device of a run; also sets threads and determinism. Raises UserError for a device that is not there."""
+    wanted = runtime.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"runtime.device: {wanted!r}: torch sees no CUDA device here (legal: auto, cpu)")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"runtime.device: {wanted!r}: there are {torch.cuda.device_count()} CUDA devices")
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    torch.use_deterministic_algorithms(runtime.deterministic)
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 where the device has matrix units for it (capability, never timing)."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def make_optimizer(knobs: TrainKnobs, model: nn.Module, methods: Sequence[Method]) -> torch.optim.Optimizer:
+    """The optimizer, with a parameter group for each set of options that methods ask for.
+
+    A method's `lr` is a factor of the run's learning rate; other options replace the run's.
+    """
+    groups: dict[tuple[tuple[str, float], ...], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        options = {"lr": 1.0, "weight_decay": knobs.weight_decay}
+        for method in methods:
+            options |= method.param_options(name, parameter)
+        groups.setdefault(tuple(sorted(options.items())), []).append(parameter)
+    parameters = [
+        {**dict(options), "lr": knobs.learning_rate * dict(options)["lr"], "params": members}
+        for options, members in groups.items()
+    ]
+    if knobs.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=knobs.learning_rate, momentum=knobs.momentum, fused=True)
+    optimizer = torch.optim.AdamW if knobs.optimizer == "adamw" else torch.optim.Adam
+    return optimizer(parameters, lr=knobs.learning_rate, fused=True)

@@ -1,0 +1,67 @@
+"""Checkpoints: all a run needs to go on as if it had never stopped. Loaded with weights_only=True."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.record import written_aside
+
+if TYPE_CHECKING:
+    from harness.train import Session
+
+
+def save(path: Path, session: "Session") -> None:
+    """Write a session's state to `path`, atomically."""
+    state = {
+        "model": session.model.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "methods": [method.state_dict() for method in session.methods],
+        "tracker": session.tracker.state_dict(),
+        "progress": session.progress.state_dict(),
+        "precision": session.precision,
+        "rng": _rng_state(session.device),
+    }
+    with written_aside(path) as aside:
+        torch.save(state, aside)
+
+
+def restore(path: Path, session: "Session") -> bool:
+    """Bring a fresh session to the state in `path`; False when there is none that can be read."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=session.device, weights_only=True)
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # torch raises many types for a damaged file; a run can start over from any
+        print(f"{path}: unreadable ({type(error).__name__}: {error}); starting over", flush=True)
+        return False
+    session.model.load_state_dict(state["model"])
+    session.optimizer.load_state_dict(state["optimizer"])
+    for method, method_state in zip(session.methods, state["methods"], strict=True):
+        method.load_state_dict(method_state)
+    session.tracker.load_state_dict(state["tracker"])
+    session.progress.load_state_dict(state["progress"])
+    session.precision = state["precision"]
+    _set_rng_state(state["rng"], session.device)
+    return True
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a model's state dict as safetensors, atomically."""
+    with written_aside(path) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside)
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,246 @@
+"""RunConfig: everything that decides what a run computes, complete, frozen and hashed.
+
+Checking goes in two steps. `RunConfig.model_validate` needs no torch: names of methods, models and data sets are
+file names. `complete` imports the named files to check their knobs and to fill in their defaults.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from harness import registry
+from harness.errors import UserError, nearest
+from harness.knobs import IDENTITY_IF_CHANGED, NOT_IDENTITY, Knobs, QuantizerKnobs
+from harness.schema import MAX_BITS, MIN_BITS
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_BITS <= value <= MAX_BITS:
+        raise ValueError(f"no bit-width (legal: whole numbers from {MIN_BITS} to {MAX_BITS})")
+    return value
+
+
+def _named(kind: str) -> AfterValidator:
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        if "name" not in value:
+            raise ValueError(f"names no {kind} (name: {' | '.join(registry.names(kind))})")
+        registry.check(kind, str(value["name"]))
+        return value
+
+    return AfterValidator(check)
+
+
+def _method_entry(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+WeightBits = Annotated[int, BeforeValidator(_bits)]
+MethodEntry = Annotated[dict[str, Any], BeforeValidator(_method_entry), _named("method")]
+
+
+class TrainKnobs(Knobs):
+    """The training loop. Epochs count from 1; learning rates are those of the chosen optimizer."""
+
+    epochs: int = Field(40, ge=0, le=100_000, description="at most this many")
+    batch_size: int = Field(128, ge=1, le=1_000_000)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, le=1e3)
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; adam and adamw keep their betas")
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, description="of linear warm-up; part of epochs")
+    patience: int | None = Field(None, ge=1, description="epochs without improvement before stopping")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32", description="of the forward and backward pass; auto: bf16 where the device has units for it"
+    )
+
+
+class DeployKnobs(Knobs):
+    """How a trained network is rounded. `scale` has no default: it is a scientific choice."""
+
+    bits: tuple[WeightBits, ...] = Field((2, 3, 4, 8), min_length=1, json_schema_extra=NOT_IDENTITY)
+    scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
+        description="what a learned step becomes at another bit-width"
+    )
+    methods: tuple[str, ...] = Field(("rtn",), min_length=1, json_schema_extra=NOT_IDENTITY)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.methods:
+            if name != "rtn":
+                registry.check("method", name)
+        return self
+
+
+class RuntimeKnobs(Knobs):
+    """Where and how a run is carried out; no part of its identity."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None: this worker's share of the cores")
+    deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
+    eval_batch_size: int = Field(1024, ge=1)
+    checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints, at epoch ends")
+    wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: offline without a key")
+    wandb_project: str = "oscillation-harness"
+
+
+class RunConfig(Knobs):
+    """One run, complete. `seed` is the root of every random draw (harness/seeding.py)."""
+
+    phase: Literal["tune", "final"] = "final"
+    seed: int = Field(0, ge=0, lt=2**32)
+    target_bit: WeightBits | None = Field(None, description="the bit-width to prepare for; None: float training")
+    watch_bit: WeightBits | None = Field(None, description="the tracker's; None: the target bit")
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    model: Annotated[dict[str, Any], _named("model")]
+    data: Annotated[dict[str, Any], _named("data set")]
+    train: TrainKnobs = TrainKnobs()  # type: ignore[call-arg]
+    quantizer: QuantizerKnobs = QuantizerKnobs()  # type: ignore[call-arg]
+    exclude: tuple[str, ...] = Field(
+        (), description="globs of layers left in float", json_schema_extra=IDENTITY_IF_CHANGED
+    )
+    deploy: DeployKnobs
+    runtime: RuntimeKnobs = Field(RuntimeKnobs(), json_schema_extra=NOT_IDENTITY)  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _watch_bit_is_known(self) -> Self:
+        if self.watch_bit is None:
+            if self.target_bit is None:
+                raise ValueError("a float run (no target_bit) names the bits it is watched at: watch_bit: 2 to 8")
+            object.__setattr__(self, "watch_bit", self.target_bit)
+        return self
+
+    @property
+    def evaluated_bits(self) -> tuple[int | Literal["float"], ...]:
+        """The deployment bits with the target bit among them, ascending, then "float"."""
+        bits = {*self.deploy.bits, *([self.target_bit] if self.target_bit else [])}
+        return (*sorted(bits), "float")
+
+    @property
+    def monitored_bits(self) -> int | Literal["float"]:
+        """The bit-width whose validation accuracy chooses the best epoch."""
+        return self.target_bit or "float"
+
+    def run_id(self) -> str:
+        """The 12 hex digits that name this run everywhere: a hash of what decides its numbers.
+
+        Needs a complete configuration (`complete`). Leaves out the runtime, paths, deployment bits and methods.
+        """
+        plain = self.identity()
+        plain["methods"] = [component("method", entry).identity() for entry in self.methods]
+        plain["model"] = component("model", self.model).identity()
+        plain["data"] = component("data set", self.data).identity()
+        init = str(self.model.get("init", ""))
+        if init.startswith("checkpoint:"):  # a path says nothing; the weights do
+            plain["model"]["init"] = f"sha256:{_digest(Path(init.removeprefix('checkpoint:')))}"
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def component(kind: str, knobs: Mapping[str, Any]) -> Any:
+    """The checked Config of a method, model or data set, from its plain knobs.
+
+    Raises UserError naming the knob. Imports the component's file.
+    """
+    if kind == "method":
+        from harness.methods import find
+
+        config_type: type[BaseModel] = find(str(knobs["name"])).Config
+    else:
+        config_type = registry.load(kind, str(knobs["name"])).Config
+    try:
+        return config_type.model_validate(dict(knobs))
+    except ValidationError as error:
+        raise UserError(explain(error, config_type, f"{kind} {knobs['name']!r}: ")) from None
+
+
+def complete(raw: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig with every knob of its components checked and every default filled in.
+
+    Raises UserError naming field, value and what is legal.
+    """
+    try:
+        config = RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig)) from None
+    return _check_stack(
+        config.model_copy(
+            update={
+                "methods": tuple(_plain(component("method", entry)) for entry in config.methods),
+                "model": _plain(component("model", config.model)),
+                "data": _plain(component("data set", config.data)),
+            }
+        )
+    )
+
+
+def _plain(component_config: BaseModel) -> dict[str, Any]:
+    plain: dict[str, Any] = component_config.model_dump(mode="json")
+    return plain
+
+
+def _check_stack(config: RunConfig) -> RunConfig:
+    from harness.methods import find
+
+    names = [entry["name"] for entry in config.methods]
+    if len(set(names)) < len(names):
+        raise UserError(f"methods: {names} names a method twice")
+    for name in names:
+        if find(name).needs_target_bit and config.target_bit is None:
+            raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    return config
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"model.init: cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """All mistakes of a pydantic error, one a line: field, value, what is legal, the nearest spelling."""
+    lines = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"])
+        message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            legal = _legal_keys(model, item["loc"][:-1])
+            lines.append(f"{prefix}{place}: unknown key{nearest(item['loc'][-1], legal)} (legal: {', '.join(legal)})")
+        elif item["type"] == "missing":
+            lines.append(f"{prefix}{place}: missing")
+        elif place:
+            lines.append(f"{prefix}{place}: {_shown(item['input'])}: {message}")
+        else:
+            lines.append(f"{prefix}{message}")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _legal_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The field names of the section at `path`."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(str(part))
+        candidates = [] if field is None else _models_in(field.annotation)
+        if not candidates:
+            return []
+        model = candidates[0]
+    return sorted(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -1,0 +1,97 @@
+"""Data sets: one file each, found by scanning this folder; their tensors live on the training device.
+
+A data-set file defines `Config(DataConfig)`, `check(config)` (file system only, no torch, no decoding) and
+`read(config) -> Raw`. torch is imported by `prepare` and `load_dataset`, not before.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from harness.data._knobs import Augment, DataConfig
+from harness.errors import UserError
+from harness.registry import load
+from harness.seeding import sub_seed
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.data.base import Dataset, Raw, Split, order
+
+__all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "check", "load_dataset", "order", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Dataset", "Raw", "Split", "order"):
+        return getattr(import_module("harness.data.base"), name)
+    raise AttributeError(f"module 'harness.data' has no attribute {name!r}")
+
+
+def check(config: DataConfig) -> None:
+    """Refuse what the file system already shows to be wrong: cheap, without torch, nothing is decoded.
+
+    Raises UserError: missing root or folders, empty class folders, classes that differ between splits.
+    """
+    load("data set", config.name).check(config)
+
+
+def prepare(config: DataConfig) -> "Raw":
+    """Everything a data set holds, read and cached for the next time, on the CPU.
+
+    Raises UserError: all that `check` raises, a damaged file, unequal image sizes, a failed download, and
+    knobs that do not fit the data.
+    """
+    raw: Raw = load("data set", config.name).read(config)
+    if raw.val is None and not len(_held_out(raw, config, seed=0)[0]):
+        raise UserError(
+            f"data.val_fraction: {config.val_fraction} of {len(raw.train)} training images holds out no image"
+        )
+    side = min(raw.train.images.shape[2:])
+    if config.augment.crop_padding >= side:
+        raise UserError(
+            f"data.augment.crop_padding: {config.augment.crop_padding} must be below the image side {side}"
+        )
+    return raw
+
+
+def load_dataset(config: DataConfig, seed: int, device: "torch.device | str") -> "Dataset":
+    """The data set of a run, on `device`. Where the files give no val split, `seed` draws it from train.
+
+    Raises UserError like `prepare`.
+    """
+    import torch
+
+    from harness.data._split import carve, channel_statistics
+    from harness.data.base import Dataset
+
+    raw = prepare(config)
+    train, val = raw.train, raw.val
+    if val is None:
+        held, rest = _held_out(raw, config, seed)
+        train, val = train.take(rest), train.take(held)
+    dropped = len(train) - max(1, round(len(train) * config.train_fraction))
+    if dropped:
+        train = train.take(carve(train.labels, dropped, sub_seed(seed, "split", "train_fraction"))[1])
+    train = train.to(device)
+    if config.normalize == "standardize":
+        mean, std = channel_statistics(train.images, raw.max_value)
+    else:
+        channels = train.images.shape[1]
+        mean, std = torch.zeros(channels, device=device), torch.ones(channels, device=device)
+    return Dataset(
+        train=train,
+        val=val.to(device),
+        test=raw.test.to(device),
+        class_names=raw.class_names,
+        max_value=raw.max_value,
+        mean=mean,
+        std=std,
+        augment=config.augment,
+        digest=raw.digest,
+    )
+
+
+def _held_out(raw: "Raw", config: DataConfig, seed: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Indices into the training images: those that validate, and those left to train."""
+    from harness.data._split import carve
+
+    return carve(raw.train.labels, round(len(raw.train) * config.val_fraction), sub_seed(seed, "split"))

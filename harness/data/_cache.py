@@ -1,0 +1,84 @@
+"""Images are decoded once: the result is kept in `$HARNESS_CACHE`, or ~/.cache/oscillation-harness."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+
+from harness.data.base import Raw, Split
+
+#: Part of every key; goes up when the way images are decoded changes.
+VERSION = 1
+
+
+def cache_folder() -> Path:
+    """Where decoded data sets are kept. Files there may be deleted at any time."""
+    chosen = os.environ.get("HARNESS_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "oscillation-harness"
+
+
+def cached(name: str, fingerprint: str, resize: int | None, make: Callable[[], Raw]) -> Raw:
+    """What `make` returns, from the cache where an earlier process already called it.
+
+    name: the data set. fingerprint: changes whenever a source file does. A damaged cache file is made again;
+    without a writable cache folder a warning is given and every run decodes.
+    """
+    # Pillow's version counts because a new one may decode a JPEG to other pixels.
+    key = hashlib.sha256(f"{VERSION}/{PIL.__version__}/{resize}/{fingerprint}".encode()).hexdigest()[:32]
+    try:
+        path = cache_folder() / f"{name}-{key}.pt"
+    except RuntimeError:  # no home folder
+        return make()
+    raw = _load(path)
+    if raw is None:
+        raw = make()
+        _save(path, raw)
+    return raw
+
+
+def _load(path: Path) -> Raw | None:
+    """The cached data set, or None where there is none or its content is not what was written."""
+    if not path.is_file():
+        return None
+    try:
+        stored = torch.load(path, weights_only=True)
+        splits, val = stored["splits"], stored["splits"]["val"]
+        raw = Raw(
+            train=Split(*splits["train"]),
+            test=Split(*splits["test"]),
+            val=Split(*val) if val else None,
+            class_names=tuple(stored["class_names"]),
+            max_value=stored["max_value"],
+        )
+        return raw if raw.digest == stored["digest"] else None
+    except Exception:  # a damaged file fails in many ways; each means the same: decode again
+        return None
+
+
+def _save(path: Path, raw: Raw) -> None:
+    splits = {key: getattr(raw, key) for key in ("train", "test", "val")}
+    stored: dict[str, Any] = {
+        "splits": {key: [split.images, split.labels] if split else None for key, split in splits.items()},
+        "class_names": list(raw.class_names),
+        "max_value": raw.max_value,
+        "digest": raw.digest,
+    }
+    # Written aside under a name of its own, then renamed: processes that race each leave a whole file.
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            torch.save(stored, file)
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
+        warnings.warn(f"decoded images are not cached, every run decodes them: {error}", stacklevel=2)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""Drawing splits that keep every class's share, and the statistics of a split."""
+
+import torch
+from torch import Tensor
+
+
+def carve(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a stratified draw of `count` samples, and of the rest; both int64 and ascending.
+
+    labels: int64 (N,) on the CPU; 0 <= count < N. Each class gives its exact share, rounded down or up
+    (largest remainders first), but never its last sample: where that leaves too few, fewer are drawn.
+    """
+    total = len(labels)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(total, generator=generator)
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    sizes = torch.bincount(labels)
+    quotas = sizes * count // total  # integers throughout: no share is a rounding error off
+    remainders = sizes * count % total
+    remainders[quotas + 1 >= sizes] = 0
+    for label in torch.argsort(remainders, descending=True, stable=True)[: count - int(quotas.sum())]:
+        quotas[label] += remainders[label] > 0
+    within = torch.arange(total) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    taken = within < torch.repeat_interleave(quotas, sizes)
+    return by_class[taken].sort().values, by_class[~taken].sort().values
+
+
+def channel_statistics(images: Tensor, max_value: int) -> tuple[Tensor, Tensor]:
+    """Mean and (population) standard deviation of each channel in [0, 1] units, both float32 (C,).
+
+    images: uint8 (N, C, H, W). Counting pixel values is exact, so each device gives the same numbers.
+    A channel that never varies gets deviation 1.
+    """
+    channels = images.shape[1]
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(channels)])
+    shares = counts.cpu().double() / counts.cpu().sum(1, keepdim=True)
+    values = torch.arange(counts.shape[1], dtype=torch.float64) / max_value
+    mean = (shares * values).sum(1)
+    std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    std[std == 0] = 1
+    return mean.float().to(images.device), std.float().to(images.device)

@@ -1,0 +1,135 @@
+"""What a data set is: knobs, the decoded images, and the tensors on the device that a run trains on."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.data._augment import augment_images
+from harness.data._knobs import Augment, DataConfig
+from harness.seeding import sub_seed
+
+__all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "order"]
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Decoded images, uint8 (N, C, H, W), and their class numbers, int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The samples at `indices`, int64 (M,), in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """What a data-set file reads, on the CPU: all its images before any split is drawn.
+
+    val: None where it is to be carved from train. max_value: the pixel value that means 1.0.
+    """
+
+    train: Split
+    test: Split
+    val: Split | None
+    class_names: tuple[str, ...]
+    max_value: int
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name every decoded pixel and label."""
+        digest = hashlib.sha256(f"max_value {self.max_value}".encode())
+        for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if split is not None:
+                digest.update(f"/{name}{tuple(split.images.shape)}".encode())
+                digest.update(split.images.contiguous().numpy().data)
+                digest.update(split.labels.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits, on one device as uint8; batches are normalized, and augmented, as they are drawn.
+
+    mean, std: float32 (C,), of the train split in [0, 1] units; zeros and ones where nothing is standardized.
+    digest: names the images and labels that were decoded; it depends neither on the seed nor on paths.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+    max_value: int
+    mean: Tensor
+    std: Tensor
+    augment: Augment
+    digest: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.images.device
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) -> float32 of the same shape: `(x / max_value - mean) / std`.
+
+        The order of operations is torchvision's (ToTensor, then Normalize), so values agree bit for bit.
+        """
+        values = images.float().div_(self.max_value)
+        return values.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+    def batch(self, split: Split, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Inputs, float32 (B, C, H, W), and labels, int64 (B,), without augmentation.
+
+        indices: int64 (B,) on the data's device, or a slice.
+        """
+        return self.normalized(split.images[indices]), split.labels[indices]
+
+    def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Like `batch` on the train split; augmented if the config says so and a generator is given.
+
+        generator: on the data's device. The draws depend on its state and on the batch size, nothing else;
+        where augmentation is off it is left untouched.
+        """
+        images = self.train.images[indices]
+        if generator is not None and self.augment.active:
+            images = augment_images(images, self.augment, generator)
+        return self.normalized(images), self.train.labels[indices]
+
+    def evaluation_batches(self, split: SplitName, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples of a split once, in stored order, in batches of `size`; the last one may be smaller."""
+        samples: Split = getattr(self, split)
+        for start in range(0, len(samples), size):
+            yield self.batch(samples, slice(start, start + size))
+
+
+def order(count: int, seed: int, epoch: int, device: torch.device | str) -> Tensor:
+    """The order of an epoch: a permutation of 0 .. count-1, int64 (count,), on `device`.
+
+    It is drawn on the CPU, so it is the same on each device.
+    """
+    generator = torch.Generator().manual_seed(sub_seed(seed, "order", epoch))
+    return torch.randperm(count, generator=generator).to(device)

@@ -1,0 +1,70 @@
+"""What a launch checks before anything starts, and what `--dry-run` shows of it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import data
+from harness.config import component
+from harness.profile import Profile
+from harness.search import Choices, Range
+from harness.sweep import Cell, SweepSpec
+
+
+def _data_configs(spec: SweepSpec, cells: Sequence[Cell]) -> list[object]:
+    """The data sets of a sweep, each once."""
+    seen: dict[str, object] = {}
+    for cell in cells:
+        knobs = cell.config(_first(cell), spec.tune.seed, "tune").data
+        seen[repr(sorted(knobs.items()))] = component("data set", knobs)
+    return list(seen.values())
+
+
+def _first(cell: Cell) -> dict[str, object]:
+    return {name: next(iter(dimension.points())) for name, dimension in cell.search.items()}
+
+
+def check_components(spec: SweepSpec, cells: Sequence[Cell]) -> None:
+    """Refuse data sets whose files are not where they should be. Raises UserError."""
+    for config in _data_configs(spec, cells):
+        data.check(config)  # type: ignore[arg-type]
+
+
+def prepare_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:
+    """Decode and cache every data set once, before any worker starts. Raises UserError for a damaged image."""
+    for config in _data_configs(spec, cells):
+        data.prepare(config)  # type: ignore[arg-type]
+
+
+def show(spec: SweepSpec, cells: Sequence[Cell], cluster: str, workers: int, profile: Profile, root: Path) -> None:
+    """Print cells, trials, finals, workers and the job that would be submitted."""
+    trials, finals = spec.tune.trials * len(cells), len(spec.final.seeds) * len(cells)
+    print(f"sweep {spec.name} -> {root / spec.name}")
+    print(f"objective {', '.join(spec.objective)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
+    width = max(len(cell.id) for cell in cells)
+    for cell in cells:
+        searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"
+        print(f"  {cell.id:<{width}}  {spec.tune.trials} trials, searching {searched}; {len(spec.final.seeds)} seeds")
+    print(f"{len(cells)} cells, {trials} trials, {finals} finals: {trials + finals} runs")
+    count = min(workers, trials + finals)
+    print(f"{count} workers, cluster {cluster}")
+    if cluster == "slurm":
+        print("job array that would be submitted:\n")
+        print(sbatch_text(spec, profile, count, root))
+
+
+def sbatch_text(spec: SweepSpec, profile: Profile, workers: int, root: Path) -> str:
+    """The sbatch file, as Submitit would write it; needs no Slurm."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = root / spec.name / "logs"
+    command = f"{sys.executable} -u -m submitit.core._submit {folder}"
+    parameters = profile.submitit_parameters(workers)
+    return _make_sbatch_string(command, folder, job_name=spec.name, map_count=workers, **parameters)
+
+
+def _shown(dimension: Choices | Range) -> str:
+    if isinstance(dimension, Choices):
+        return "{" + ", ".join(str(choice) for choice in dimension.choices) + "}"
+    notes = [word for word, said in (("log", dimension.log), ("int", dimension.kind == "int")) if said]
+    return f"[{dimension.low:g}, {dimension.high:g}]" + (f" ({', '.join(notes)})" if notes else "")

@@ -1,0 +1,66 @@
+"""Accuracy and loss of a network at each deployment bit-width. Works on copies; changes nothing."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness import schema
+from harness.calibration import Calibration
+from harness.data.base import Dataset, Split
+from harness.methods import build_stack
+from harness.methods.base import Bits, Context, Method, round_to_nearest
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model at bit-widths. deploys: "rtn" (round to nearest) or names of methods with a deploy."""
+
+    dataset: Dataset
+    methods: Sequence[Method]
+    context: Context
+    calibration: Calibration
+    bits: tuple[Bits, ...]
+    deploys: tuple[str, ...]
+    batch_size: int
+
+    def rows(self, model: nn.Module, phase: str, split: Literal["val", "test"]) -> list[dict[str, Any]]:
+        """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats."""
+        rows = []
+        for deploy, bits in self._cases():
+            deployed = self.deployed(model, bits, deploy)
+            accuracy, loss, n = evaluate(deployed, self.dataset, getattr(self.dataset, split), self.batch_size)
+            values = (phase, split, deploy, self.context.scale, bits, accuracy, loss, n)
+            rows.append(dict(zip(schema.ROW, values, strict=True)))
+        return rows
+
+    def _cases(self) -> Iterator[tuple[str, Bits]]:
+        return ((deploy, bits) for deploy in self.deploys for bits in self.bits)
+
+    def deployed(self, model: nn.Module, bits: Bits, deploy: str = "rtn") -> nn.Module:
+        """A copy of the model as it would be deployed at a bit-width, in evaluation mode, weights on the grid."""
+        copy = deepcopy(model).eval()
+        extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
+        for method in (*self.methods, *extra):
+            method.deploy(copy, bits, self.calibration)
+        return round_to_nearest(copy, bits, self.context.scale, self.context.quantizer, self.context.exclude)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int) -> tuple[float, float, int]:
+    """Accuracy in [0, 1], mean cross-entropy in nats, and the number of images, in fp32.
+
+    The model must be in evaluation mode.
+    """
+    correct: Tensor | int = 0
+    loss: Tensor | float = 0.0
+    for start in range(0, len(split), batch_size):
+        labels = split.labels[start : start + batch_size]
+        logits = model(dataset.normalized(split.images[start : start + batch_size])).float()
+        correct = correct + (logits.argmax(dim=1) == labels).sum()
+        loss = loss + functional.cross_entropy(logits, labels, reduction="sum").double()
+    return float(correct) / len(split), float(loss) / len(split), len(split)

@@ -1,0 +1,173 @@
+"""What a method is: one file, one `Method` subclass, hooks that all default to nothing.
+
+method.prepare(model, calibration)         once, before the optimizer exists
+for each step:
+    method.on_step_start(step)
+    loss = task_loss + method.penalty(step)
+    loss.backward()
+    method.after_backward(step)            # gradients exist: closed forms, masks
+    clip the gradient; optimizer.step()
+    method.after_step(step)                # weights moved: restore, project
+    tracker.update()
+method.deploy(copy of the model, bits, calibration)   at each evaluation and bit-width
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.calibration import Calibration
+from harness.knobs import Knobs, QuantizerKnobs
+from harness.layers import QuantLayer, attach, weight_layers
+from harness.quantization import WeightQuantizer, make_quantizer
+from harness.schema import FLOAT
+
+Bits = int | Literal["float"]
+ScalePolicy = Literal["keep_step", "keep_range", "recalibrate"]
+
+
+class MethodConfig(Knobs):
+    """The knobs of a method; each method nests its own subclass, named Config."""
+
+    name: str = Field(description="the method's file name without .py")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of its run.
+
+    target_bit: 2 to 8, or None for plain float training. exclude: layer globs left in float.
+    seed: of the method's own random draws (torch.Generator().manual_seed(...)).
+    """
+
+    target_bit: int | None = None
+    total_steps: int = 1
+    steps_per_epoch: int = 1
+    seed: int = 0
+    quantizer: QuantizerKnobs = field(default_factory=QuantizerKnobs)
+    scale: ScalePolicy = "recalibrate"
+    exclude: tuple[str, ...] = ()
+
+    def bits(self) -> int:
+        """The target bit of a method that needs one (`Method.needs_target_bit`)."""
+        assert self.target_bit is not None, "the configuration refuses a method without its target_bit"
+        return self.target_bit
+
+
+@dataclass
+class Step:
+    """One training step: its index from 0, of how many, the model, and the task loss once it is known."""
+
+    index: int
+    total: int
+    model: nn.Module
+    task_loss: Tensor | None = None
+
+
+class Method:
+    """A way of training or deploying a network. Subclasses nest a `Config` and override hooks.
+
+    needs_target_bit: False only where the method means something without a bit-width to prepare for.
+    needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
+    selection_start: the fraction of training before which no epoch counts as best (staged methods).
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    needs_target_bit: ClassVar[bool] = True
+    needs_double_backward: ClassVar[bool] = False
+    selection_start: ClassVar[float] = 0.0
+
+    def __init__(self, config: Any, context: Context) -> None:
+        self.config, self.context = config, context
+
+    @classmethod
+    def tiny_config(cls) -> MethodConfig:
+        """Knobs under which four steps show the method's effect; used by the conformance tests."""
+        return cls.Config(name=cls.__module__.rpartition(".")[2])
+
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+        """Fill slots, replace layers, set initial scales. Runs once, before the optimizer exists."""
+
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+        """Optimizer options (`lr` as a factor of the run's, `weight_decay`) of one parameter; {} for the run's."""
+        return {}
+
+    def on_step_start(self, step: Step) -> None:
+        """Anneal, freeze, schedule."""
+
+    def penalty(self, step: Step) -> Tensor | float:
+        """A scalar added to the task loss; `step.task_loss` is there, with its graph."""
+        return 0.0
+
+    def after_backward(self, step: Step) -> Tensor | float:
+        """Change gradients. Returns the value of a penalty whose gradient it added, for the log."""
+        return 0.0
+
+    def after_step(self, step: Step) -> None:
+        """Restore or project weights that the optimizer moved."""
+
+    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
+        """Turn `model`, a copy, into what would be deployed at a bit-width.
+
+        Layers it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs and the model's state dict lacks; tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+
+    def metrics(self) -> dict[str, float]:
+        """The method's own figures at the end of an epoch, by metric name."""
+        return {}
+
+
+@torch.no_grad()
+def round_to_nearest(
+    model: nn.Module,
+    bits: Bits | Mapping[str, Bits],
+    scale: ScalePolicy = "recalibrate",
+    quantizer: QuantizerKnobs | None = None,
+    exclude: tuple[str, ...] = (),
+) -> nn.Module:
+    """Replace every weight by its quantized value, in place; slots are emptied. Returns the model.
+
+    bits: 2 to 8 or "float" (the latent weights themselves), or one per layer name. A layer with a quantizer of
+    its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its range, or recalibrate,
+    that is round with the default quantizer (`quantizer`) fitted to the latent weights. Raises UserError for
+    impossible bits.
+    """
+    layers = weight_layers(model, exclude)
+    attach(model, exclude)
+    for name, layer in layers.items():
+        assert isinstance(layer, QuantLayer)
+        if getattr(layer, "deployed", False):
+            continue
+        weight = layer.weight_transform(layer.weight)
+        layer_bits = bits[name] if isinstance(bits, Mapping) else bits
+        if layer_bits != FLOAT:
+            weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerKnobs())(weight)
+        set_deployed(layer, weight)
+    return model
+
+
+def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
+    """Give a layer the weight it is deployed with and empty its weight slots; for `Method.deploy`."""
+    layer.weight.data = weight.detach().clone()
+    layer.weight_transform, layer.weight_quantizer = nn.Identity(), nn.Identity()
+    layer.deployed = True  # type: ignore[assignment]
+
+
+def _deploy_quantizer(
+    layer: QuantLayer, weight: Tensor, bits: int, scale: ScalePolicy, quantizer: QuantizerKnobs
+) -> WeightQuantizer:
+    own = layer.weight_quantizer
+    if isinstance(own, WeightQuantizer) and (scale != "recalibrate" or bits == own.bits):
+        return own.at_bits(bits, "keep_range" if scale == "keep_range" else "keep_step")
+    return make_quantizer(quantizer, bits).to(weight.device).fit(weight)

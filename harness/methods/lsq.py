@@ -1,0 +1,53 @@
+"""Learned step size quantization. Esser, McKinstry, Bablani, Appuswamy, Modha, ICLR 2020 (arXiv 1902.08153).
+
+Equations 1 to 3: `q(w) = s clip(round(w/s), -Q_N, Q_P)`, `dq/ds = -w/s + round(w/s)` inside the range and the
+clipped code outside, `dq/dw = 1` inside and 0 outside; the gradient of s is multiplied by `1/sqrt(N Q_P)`, and
+`s0 = 2 mean|w| / sqrt(Q_P)` (section 2.2).
+
+Deviations: weights only, and every layer at the target bit, as in the study this harness reproduces (the paper
+quantizes activations too and keeps the first and last layer at 8 bits); the symmetric grid unless
+`levels: full`; the step is kept at 1e-5 or more. Weight decay, where there is any, leaves the step alone.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from harness.calibration import Calibration
+from harness.layers import QuantLayer, attach
+from harness.methods.base import Method, MethodConfig, Step
+from harness.quantization import LSQQuantizer
+
+
+class LearnedStepSize(Method):
+    """Trains the weights and one step per layer (or channel) at the target bit."""
+
+    class Config(MethodConfig):
+        name: Literal["lsq"] = "lsq"
+        levels: Literal["symmetric", "full"] = Field("symmetric", description="codes: +-Q, or -Q-1 to Q (paper)")
+        step_learning_rate: float = Field(1.0, ge=0, le=100, description="the steps' learning rate over the run's")
+
+    config: Config
+
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+        per_channel = self.context.quantizer.granularity == "channel"
+        layers: dict[str, QuantLayer] = attach(
+            model,
+            self.context.exclude,
+            weight_quantizer=lambda layer: LSQQuantizer(self.context.bits(), per_channel, self.config.levels).fit(
+                layer.weight
+            ),
+        )
+        self._quantizers = [layer.weight_quantizer for layer in layers.values()]
+
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+        if name.endswith("weight_quantizer.learned_step"):
+            return {"lr": self.config.step_learning_rate, "weight_decay": 0.0}
+        return {}
+
+    def after_step(self, step: Step) -> None:
+        for quantizer in self._quantizers:
+            assert isinstance(quantizer, LSQQuantizer)
+            quantizer.project()

@@ -1,0 +1,131 @@
+"""The oscillation regularizer. Wenshøj, Pepin, Selvan, TMLR 2025 (arXiv 2502.00490, section 4).
+
+The network trains in float. To the task loss is added, over quantized layers l of n_l weights,
+
+    R = strength * sum_l mean_i( q_i^2 - w_i^2 ),   q = s k,  k = round(w / s),  s = max|w| / Q,
+
+whose straight-through gradient, the scale left in the graph, is in closed form (`oscillation_penalty`)
+
+    dR/dw_i = (2 strength / n) [ q_i - w_i + [i attains max|w|] sign(w_i) / (Q ties) * sum_j q_j (k_j - w_j / s) ].
+
+The first term pushes each weight away from its nearest grid point, towards the decision threshold, as QAT's
+gradient does. The second moves the step through the largest weights; without it the effect is lost at 2 bits.
+
+strength: the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
+Deviations: none known. The gradient is added without autograd; tests/reference holds the plain loss.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harness.calibration import Calibration
+from harness.knobs import QuantizerKnobs
+from harness.layers import weight_layers
+from harness.methods.base import Method, MethodConfig, Step
+from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer, max_abs
+from harness.quantization.grid import safe_step
+
+
+@torch.no_grad()
+def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: float) -> tuple[Tensor, Tensor]:
+    """The value of R for one layer, shape (), and its gradient, in the shape and type of `weight`.
+
+    Sums run over the weights that share a step. Of a clipped quantizer, a weight outside the range has the
+    clipped code and gradient 0 through the rounding. An all-zero tensor has value and gradient 0.
+    """
+    peak = max_abs(weight, quantizer.per_channel)
+    step = quantizer.step(weight)
+    scaled = weight / safe_step(step)
+    code = scaled.round()
+    inside: Tensor | None = None
+    if isinstance(quantizer, ClippedQuantizer):
+        inside = (scaled >= quantizer.levels.low) & (scaled <= quantizer.levels.high)
+        code = code.clamp_(*quantizer.levels)
+    factor = 2.0 * strength / weight.numel()
+    error = code - scaled
+    # mean(q^2 - w^2) = mean(s^2 (k - v)(k + v)): the difference first, where nothing cancels.
+    value = 0.5 * factor * (step.square() * error * (code + scaled)).sum()
+    through = code if inside is None else code * inside
+    gradient = (through - scaled) * (factor * step)
+    if quantizer.scale_gradient == "graph":
+        dims = tuple(range(1 if quantizer.per_channel else 0, weight.dim()))
+        slope = error if inside is None else code - scaled * inside
+        pull = (code * slope).sum(dim=dims, keepdim=quantizer.per_channel) * step
+        # 1 where |w| attains its maximum, else 0; floats, since comparisons to bool run ten times slower on CPUs.
+        largest = weight.abs().sub_(peak).sign_().add_(1.0)
+        ties = largest.sum(dim=dims, keepdim=quantizer.per_channel)
+        step_slope = step / safe_step(peak)  # ds / d max|w|: 1/Q, times the ratio of a clipped range
+        gradient.addcmul_(largest.mul_(weight.sign()), factor * step_slope * pull / ties)
+    return value, gradient
+
+
+class OscillationRegularizer:
+    """The regularizer for a training loop of one's own: call `add_gradient()` between backward and the step.
+
+    model: any module; its linear and convolution layers are regularized, but for the `exclude` globs.
+    bits: the bit-width to prepare for, 2 to 8. strength: lambda, >= 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bits: int,
+        strength: float,
+        quantizer: QuantizerKnobs | None = None,
+        scale_gradient: Literal["graph", "detached"] = "graph",
+        exclude: Iterable[str] = (),
+    ) -> None:
+        self.strength = strength
+        knobs = quantizer or QuantizerKnobs()
+        weights = {id(layer.weight): layer.weight for layer in weight_layers(model, exclude).values()}
+        self._pairs = [
+            (weight, make_quantizer(knobs, bits, scale_gradient).to(weight.device).fit(weight))
+            for weight in weights.values()  # by identity: a shared weight counts once
+            if weight.requires_grad
+        ]
+
+    @torch.no_grad()
+    def add_gradient(self) -> Tensor:
+        """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
+        values = []
+        for weight, quantizer in self._pairs:
+            value, gradient = oscillation_penalty(weight, quantizer, self.strength)
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            values.append(value)
+        return torch.stack(values).sum()
+
+
+class Oscillation(Method):
+    """Float training with the regularizer at the target bit; deployed by rounding to nearest."""
+
+    class Config(MethodConfig):
+        name: Literal["oscillation"] = "oscillation"
+        strength: float = Field(1.0, ge=0, le=1e6, description="the paper's lambda; tune it")
+        scale_gradient: Literal["graph", "detached"] = Field(
+            "graph", description="whether s = max|w| / Q takes part in the gradient (the paper's code: graph)"
+        )
+
+    config: Config
+
+    @classmethod
+    def tiny_config(cls) -> MethodConfig:
+        return cls.Config(strength=3.0)
+
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+        self._regularizer = OscillationRegularizer(
+            model,
+            self.context.bits(),
+            self.config.strength,
+            self.context.quantizer,
+            self.config.scale_gradient,
+            self.context.exclude,
+        )
+
+    def after_backward(self, step: Step) -> Tensor | float:
+        if self.config.strength == 0:
+            return 0.0
+        return self._regularizer.add_gradient()

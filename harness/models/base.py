@@ -1,0 +1,66 @@
+"""What every model's configuration has: its name, its initial weights and the image size it sees."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from harness.errors import UserError, nearest
+from harness.knobs import Knobs
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+CHECKPOINT = "checkpoint:"
+_FORMS = ("scratch", "pretrained", "checkpoint:<path>")
+
+
+class ModelConfig(Knobs):
+    """Base of each model file's `Config`. A model adds its knobs and, where it has one, `min_image_side`."""
+
+    #: The shorter image side in pixels below which the model does not work: smaller images are enlarged.
+    min_image_side: ClassVar[int] = 1
+
+    name: str = Field(description="the model's file name, as in mlp5; timm:<name> for any of timm's")
+    init: str = Field(
+        "scratch",
+        description="initial weights: scratch, pretrained, checkpoint:<path>, or a path to .safetensors, .pt, .pth",
+    )
+    image_side: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="resize images, in the forward pass, to this shorter side in pixels; "
+        "null: only enlarge them to what the model needs",
+    )
+
+    @field_validator("init")
+    @classmethod
+    def _check_init(cls, init: str) -> str:
+        path = init.removeprefix(CHECKPOINT)
+        if init in _FORMS[:2] or (path and Path(path).suffix in WEIGHT_FILES):
+            return init
+        if init.startswith(CHECKPOINT):
+            raise UserError(f"init {init!r}: a checkpoint is a path ending in {', '.join(WEIGHT_FILES)}")
+        raise UserError(
+            f"init {init!r} is none of {', '.join(_FORMS)}, nor a path ending in {', '.join(WEIGHT_FILES)}"
+            f"{nearest(init, _FORMS[:2])}"
+        )
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the initial weights are the published ones."""
+        return self.init == "pretrained"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file that the initial weights come from, where there is one."""
+        if self.init in _FORMS[:2]:
+            return None
+        return Path(self.init.removeprefix(CHECKPOINT)).expanduser()
+
+    def check_pretrained(self, **required: object) -> None:
+        """For pretrained, raise a UserError naming the knobs that differ from those of the published weights."""
+        given = {knob: getattr(self, knob) for knob in required}
+        wrong = [knob for knob in required if given[knob] != required[knob]]
+        if self.pretrained and wrong:
+            needed = ", ".join(f"{knob}={required[knob]} (not {given[knob]})" for knob in wrong)
+            raise UserError(f"model {self.name}: pretrained weights need {needed}")

@@ -1,0 +1,40 @@
+"""A multilayer perceptron: linear layers and ReLU, no normalisation (five layers in arXiv 2502.00490)."""
+
+from collections import OrderedDict
+from itertools import pairwise
+from math import prod
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from harness.errors import UserError
+from harness.models.base import ModelConfig
+
+
+class Config(ModelConfig):
+    """Knobs of mlp5."""
+
+    name: str = "mlp5"
+    depth: int = Field(5, ge=1, le=64, description="linear layers, the classifier included")
+    width: int = Field(256, ge=1, le=65536, description="units of each hidden layer")
+    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] | None = Field(
+        None, description="units of each hidden layer in turn, in place of depth and width: [256, 128]"
+    )
+
+
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """The model for images (N, C, H, W), with PyTorch's default initialisation.
+
+    Raises UserError for pretrained: there are no published weights.
+    """
+    if config.pretrained:
+        raise UserError("model mlp5: there are no pretrained weights; init is scratch or checkpoint:<path>")
+    hidden = config.hidden if config.hidden is not None else (config.width,) * (config.depth - 1)
+    sizes = (prod(input_shape), *hidden, num_classes)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        layers[f"layer{number}"] = nn.Linear(inputs, outputs)
+        if number < len(sizes) - 1:
+            layers[f"relu{number}"] = nn.ReLU()
+    return nn.Sequential(layers)

@@ -1,0 +1,74 @@
+"""Cluster profiles: what a Slurm job asks for, as a YAML file (see slurm/)."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from harness import yaml_file
+from harness.config import explain
+from harness.errors import UserError
+from harness.knobs import Knobs
+
+
+class Profile(Knobs):
+    """A job's resources. One job is one worker; workers of a launch form one job array."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str = Field("04:00:00", description="days-hours:minutes:seconds, hours:minutes:seconds, or minutes")
+    gpus: int = Field(1, ge=0, le=16, description="per worker")
+    cpus: int = Field(8, ge=1, le=1024, description="per worker")
+    memory_gb: int = Field(32, ge=1, le=100_000)
+    array_parallelism: int = Field(256, ge=1, description="workers that may run at once")
+    signal_delay_s: int = Field(90, ge=1, description="warning before the time limit, to write checkpoints")
+    setup: tuple[str, ...] = Field((), description="shell lines before the worker, e.g. module load")
+    sbatch: dict[str, Any] = Field(default_factory=dict, description="other sbatch options, without dashes")
+
+    @field_validator("time")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        _minutes(value)
+        return value
+
+    def submitit_parameters(self, workers: int) -> dict[str, Any]:
+        """The keyword arguments of Submitit's Slurm executor."""
+        named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint")}
+        return {
+            **{key: value for key, value in named.items() if value is not None},
+            "time": _minutes(self.time),
+            "gpus_per_node": self.gpus,
+            "cpus_per_task": self.cpus,
+            "mem": f"{self.memory_gb}GB",
+            "nodes": 1,
+            "ntasks_per_node": 1,
+            "array_parallelism": min(self.array_parallelism, workers),
+            "signal_delay_s": self.signal_delay_s,
+            "setup": list(self.setup),
+            "additional_parameters": dict(self.sbatch),
+        }
+
+
+def _minutes(text: str) -> int:
+    """Slurm's time formats, in whole minutes, rounded up."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
+        raise ValueError("not a Slurm time (legal: minutes, hours:minutes:seconds, days-hours:minutes:seconds)")
+    days, first, second, third = (int(part) if part else 0 for part in match.groups())
+    if match[1] is None and match[3] is None:
+        return first
+    if match[1] is None and match[4] is None:  # minutes:seconds
+        return first + (second > 0)
+    return (days * 24 + first) * 60 + second + (third > 0)
+
+
+def read(path: Path | None) -> Profile:
+    """The profile in a file; the defaults without one. Raises UserError naming the key."""
+    raw = {} if path is None else yaml_file.read(path)
+    try:
+        return Profile.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + explain(error, Profile)) from None

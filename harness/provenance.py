@@ -1,0 +1,83 @@
+"""What a record says about where its numbers come from. Nothing secret."""
+
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness import NUMERICS_VERSION
+
+if TYPE_CHECKING:
+    from harness.train import Session
+
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "optuna", "submitit", "wandb")
+
+
+def describe(session: "Session", started: float) -> dict[str, Any]:
+    """The provenance of a run that began at `started` (seconds since the epoch)."""
+    cuda = session.device.type == "cuda"
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+    return {
+        "git": code_version(),
+        "numerics_version": NUMERICS_VERSION,
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "device": torch.cuda.get_device_name(session.device) if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "data_digest": session.dataset.digest,
+        "wall_time_s": round(time.time() - started, 3),
+        "peak_memory_bytes": peak_kib * 1024,
+        "peak_device_memory_bytes": torch.cuda.max_memory_allocated(session.device) if cuda else 0,
+    }
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """The git commit of this code, whether it was changed since, and a hash of the change; {} without git."""
+    here = Path(__file__).resolve().parent
+    try:
+        sha = _git(here, "rev-parse", "HEAD")
+        diff = _git(here, "diff", "HEAD", "--", ".")
+        untracked = _git(here, "ls-files", "--others", "--exclude-standard", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    changed = diff + untracked
+    return {
+        "sha": sha,
+        "dirty": bool(changed),
+        "diff_hash": hashlib.sha256(changed.encode()).hexdigest()[:12] if changed else None,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    present = {}
+    for name in _PACKAGES:
+        try:
+            present[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return present
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

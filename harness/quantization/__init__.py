@@ -1,0 +1,25 @@
+"""Rounding, grids and weight quantizers: pure tensor functions below, small modules above."""
+
+from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
+from harness.quantization.quantizer import (
+    ClippedQuantizer,
+    LSQQuantizer,
+    MaxAbsQuantizer,
+    WeightQuantizer,
+    make_quantizer,
+)
+from harness.quantization.rounding import round_ste
+
+__all__ = [
+    "ClippedQuantizer",
+    "LSQQuantizer",
+    "Levels",
+    "MaxAbsQuantizer",
+    "WeightQuantizer",
+    "clip_ratio",
+    "levels",
+    "make_quantizer",
+    "max_abs",
+    "round_ste",
+    "round_to_codes",
+]

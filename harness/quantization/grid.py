@@ -1,0 +1,75 @@
+"""Grids of representable values: integer codes times a step. Pure functions, no state.
+
+One form is fixed for the whole project, `code = round(w / step)` (a division, halves to even), since
+multiplying by the reciprocal moves codes near rounding ties.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from harness.schema import MAX_BITS, MIN_BITS
+
+LevelsKind = Literal["symmetric", "full", "unsigned"]
+
+
+class Levels(NamedTuple):
+    """The lowest and highest integer code of a grid; `high` is Q in the papers."""
+
+    low: int
+    high: int
+
+
+def levels(bits: int, kind: LevelsKind = "symmetric") -> Levels:
+    """The codes of a grid of `bits` bits.
+
+    symmetric: +-(2**(bits-1) - 1), so 2 bits is ternary. full: -2**(bits-1) to 2**(bits-1) - 1.
+    unsigned: 0 to 2**bits - 1. Raises UserError outside 2 to 8 bits.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise UserError(f"bits: {bits!r} is no bit-width (legal: whole numbers from {MIN_BITS} to {MAX_BITS})")
+    half = 2 ** (bits - 1)
+    if kind == "unsigned":
+        return Levels(0, 2 * half - 1)
+    return Levels(-half if kind == "full" else -(half - 1), half - 1)
+
+
+def max_abs(weight: Tensor, per_channel: bool) -> Tensor:
+    """max|w|: shape () per tensor, (O, 1, ...) per output channel (dimension 0).
+
+    Its gradient is shared evenly among ties, as torch's amax does.
+    """
+    if not per_channel:
+        return weight.abs().amax()
+    return weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True)
+
+
+def safe_step(step: Tensor) -> Tensor:
+    """The step with 0 replaced by 1: an all-zero tensor then has codes 0 and gradient 0, never NaN."""
+    return torch.where(step > 0, step, torch.ones_like(step))
+
+
+def round_to_codes(weight: Tensor, step: Tensor, grid: Levels) -> Tensor:
+    """Integer codes as floats, in [grid.low, grid.high]; same shape as `weight`, no gradient."""
+    return (weight.detach() / safe_step(step.detach())).round_().clamp_(grid.low, grid.high)
+
+
+def clip_ratio(weight: Tensor, grid: Levels, per_channel: bool, candidates: int = 80) -> Tensor:
+    """The fraction of max|w| at which to clip so that the squared rounding error is least.
+
+    Searched over `candidates` values evenly spaced from 0.2 to 1 (the scheme of common post-training
+    toolkits). Shape () or (O, 1, ...); 1 for an all-zero tensor or channel.
+    """
+    weight = weight.detach()
+    peak = max_abs(weight, per_channel)
+    best_ratio, best_error = torch.ones_like(peak), torch.full_like(peak, torch.inf)
+    dims = tuple(range(1, weight.dim())) if per_channel else tuple(range(weight.dim()))
+    for ratio in torch.linspace(1.0, 0.2, candidates).tolist():
+        step = ratio * peak / grid.high
+        error = (round_to_codes(weight, step, grid) * step - weight).square().sum(dim=dims, keepdim=per_channel)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_ratio = torch.where(better, torch.full_like(best_ratio, ratio), best_ratio)
+    return best_ratio

@@ -1,0 +1,149 @@
+"""Weight quantizers: modules that a layer's `weight_quantizer` slot holds.
+
+Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, ...) per output channel.
+"""
+
+import math
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from harness.knobs import QuantizerKnobs
+from harness.quantization.grid import (
+    Levels,
+    LevelsKind,
+    clip_ratio,
+    levels,
+    max_abs,
+    round_to_codes,
+    safe_step,
+)
+from harness.quantization.rounding import round_ste, scale_gradient
+
+#: Whether a step computed from the weights takes part in the gradient.
+ScaleGradient = Literal["graph", "detached"]
+#: What becomes of a learned step at another bit-width: see `WeightQuantizer.at_bits`.
+KeepScale = Literal["keep_step", "keep_range"]
+
+
+class WeightQuantizer(nn.Module):
+    """Fake quantization `q(w) = s * k`, `k` an integer code of the grid `self.levels`.
+
+    bits: 2 to 8. Subclasses give `step`; they may learn it, or shape the grid otherwise.
+    """
+
+    def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
+        super().__init__()
+        self.bits, self.per_channel, self.kind = bits, per_channel, kind
+        self.levels: Levels = levels(bits, kind)
+
+    def fit(self, weight: Tensor) -> Self:
+        """Take initial values from a weight; returns itself."""
+        return self
+
+    def step(self, weight: Tensor) -> Tensor:
+        """The step s for this weight, >= 0, with its gradient."""
+        raise TypeError(f"{type(self).__name__} defines no step")
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on the grid, same shape: straight-through inside the range, gradient 0 outside."""
+        step = self.step(weight)
+        scaled = weight / safe_step(step)
+        return step * round_ste(scaled.clamp(self.levels.low, self.levels.high))
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """Integer codes, int8, same shape as `weight`."""
+        return round_to_codes(weight, self.step(weight), self.levels).to(torch.int8)
+
+    def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
+        """A quantizer for another bit-width that keeps this one's learned step or range.
+
+        The default has learned nothing and fits anew.
+        """
+        return self if bits == self.bits else type(self)(bits, self.per_channel)
+
+
+class MaxAbsQuantizer(WeightQuantizer):
+    """The paper's quantizer: symmetric, `s = max|w| / Q`; 2 bits is ternary (arXiv 2502.00490, section 2).
+
+    scale_gradient: "graph" leaves s in the graph, as the paper's code does; "detached" cuts it out.
+    """
+
+    def __init__(self, bits: int, per_channel: bool = False, scale_gradient: ScaleGradient = "graph") -> None:
+        super().__init__(bits, per_channel)
+        self.scale_gradient = scale_gradient
+
+    def step(self, weight: Tensor) -> Tensor:
+        source = weight if self.scale_gradient == "graph" else weight.detach()
+        return max_abs(source, self.per_channel) / self.levels.high
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """As the base, without its clamp, which an ulp beyond Q would give the largest weight gradient 0."""
+        step = self.step(weight)
+        return step * round_ste(weight / safe_step(step))
+
+
+class ClippedQuantizer(MaxAbsQuantizer):
+    """Max-abs with a clipped range: `s = ratio * max|w| / Q`, the ratio of least squared error, from `fit`."""
+
+    def __init__(self, bits: int, per_channel: bool = False, scale_gradient: ScaleGradient = "graph") -> None:
+        super().__init__(bits, per_channel, scale_gradient)
+        self.ratio: Tensor
+        self.register_buffer("ratio", torch.ones(()))
+
+    def fit(self, weight: Tensor) -> Self:
+        self.ratio = clip_ratio(weight, self.levels, self.per_channel)
+        return self
+
+    def step(self, weight: Tensor) -> Tensor:
+        return super().step(weight) * self.ratio
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return WeightQuantizer.forward(self, weight)
+
+
+class LSQQuantizer(WeightQuantizer):
+    """Learned step size (Esser et al. 2020, arXiv 1902.08153, equations 1 to 3).
+
+    The step is a parameter, `s0 = 2 mean|w| / sqrt(Q)`; its gradient is `k - w/s` inside the range and the
+    clipped code outside, times `1 / sqrt(N Q)`, N weights a step. kind: "symmetric" (default) or "full".
+    """
+
+    MIN_STEP = 1e-5
+
+    def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
+        super().__init__(bits, per_channel, kind)
+        self.learned_step = nn.Parameter(torch.ones(()))
+
+    def fit(self, weight: Tensor) -> Self:
+        weight = weight.detach()
+        dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
+        start = 2 * weight.abs().mean(dim=dims, keepdim=self.per_channel) / math.sqrt(self.levels.high)
+        self.learned_step = nn.Parameter(start.clamp(min=self.MIN_STEP))
+        return self
+
+    def step(self, weight: Tensor) -> Tensor:
+        weights_a_step = weight.numel() // self.learned_step.numel()
+        factor = 1.0 / math.sqrt(weights_a_step * self.levels.high)
+        return scale_gradient(self.learned_step, factor)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Keep the step at least MIN_STEP; call after the optimizer has moved it."""
+        self.learned_step.clamp_(min=self.MIN_STEP)
+
+    def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
+        if bits == self.bits:
+            return self
+        other = type(self)(bits, self.per_channel, self.kind)
+        factor = self.levels.high / other.levels.high if scale == "keep_range" else 1.0
+        other.learned_step = nn.Parameter(self.learned_step.detach() * factor)
+        return other
+
+
+def make_quantizer(knobs: QuantizerKnobs, bits: int, scale_gradient: ScaleGradient = "graph") -> MaxAbsQuantizer:
+    """The run's default quantizer at a bit-width: max-abs or clipped, per tensor or per channel."""
+    quantizer = ClippedQuantizer if knobs.range == "mse" else MaxAbsQuantizer
+    return quantizer(bits, knobs.granularity == "channel", scale_gradient)

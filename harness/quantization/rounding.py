@@ -1,0 +1,51 @@
+"""Functions with a gradient of their own. Rounding's is the straight-through estimator.
+
+Bengio, Léonard, Courville 2013, arXiv 1308.3432.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _RoundSTE(torch.autograd.Function):
+    """A Function of its own, since `x + (round(x) - x).detach()` is not exactly `round(x)` in floats."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """`round(x)`, halves to even, with gradient 1 everywhere. Any shape; differentiable twice."""
+    return _RoundSTE.apply(x)  # type: ignore[no-any-return]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Again a Function, so that the value passes through untouched to the last bit."""
+
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x` unchanged, with its gradient multiplied by `factor`. Any shape."""
+    return _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return]

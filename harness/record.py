@@ -1,0 +1,176 @@
+"""The run directory: the truth about a run. Standard library only.
+
+    config.json  status.json  metrics.jsonl  record.json  checkpoint.pt  best.safetensors
+
+Every file that another process may read is written aside, flushed to disk and renamed.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.schema import EPOCH
+
+#: A heartbeat older than this is that of a process that died, if its process cannot be asked.
+STALE_AFTER_S = 60.0
+HEARTBEAT_EVERY_S = 5.0
+#: States in which a run needs nothing more.
+FINISHED = ("done", "failed", "pruned")
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield aside
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically. Raises ValueError for NaN, which is not JSON."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    with written_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None when it is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.status, self.record = (path / f"{name}.json" for name in ("config", "status", "record"))
+        self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.pt"
+        self.best = path / "best.safetensors"
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one epoch. A figure that is not finite is left out: JSON has no word for it."""
+        finite = {key: value for key, value in line.items() if not isinstance(value, float) or abs(value) < 1e300}
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The epochs in order; of an epoch written twice the last counts, and a torn line does not."""
+        epochs: dict[int, dict[str, Any]] = {}
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        for line in text.splitlines():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            epochs[value[EPOCH]] = value
+        return [epochs[epoch] for epoch in sorted(epochs)]
+
+    def keep_metrics_until(self, epoch: int) -> None:
+        """Drop the epochs after `epoch`, which a resumed run is about to repeat."""
+        kept = [line for line in self.read_metrics() if line[EPOCH] <= epoch]
+        if kept or self.metrics.exists():
+            with written_aside(self.metrics) as aside:
+                aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+class Heartbeat:
+    """Keeps status.json of a run that is under way, and its heartbeat time, up to date.
+
+    Use as a context: `with Heartbeat(directory) as beat: ...; beat.state = "done"`. An exception that leaves the
+    block makes the state "failed", with its reason and traceback, unless the state was set before.
+    """
+
+    def __init__(self, directory: RunDirectory, job_id: str | None = None) -> None:
+        earlier = read_json(directory.status) or {}
+        self._directory = directory
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self.state = "running"
+        self.fields: dict[str, Any] = {
+            "attempt": int(earlier.get("attempt", 0)) + 1,
+            "failures": int(earlier.get("failures", 0)),
+            **process_identity(),
+            "job_id": job_id,
+            "started": time.time(),
+        }
+
+    def __enter__(self) -> "Heartbeat":
+        self._directory.path.mkdir(parents=True, exist_ok=True)
+        self.write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._over.set()
+        self._thread.join()
+        if error is not None and self.state != "running":
+            pass  # the run itself said what this exception means (stopped, pruned)
+        elif isinstance(error, Exception):
+            self.state = "failed"
+            reason = f"{type(error).__name__}: {error}"
+            self.fields |= {"reason": reason, "traceback": "".join(traceback.format_exception(error))}
+            self.fields["failures"] += 1
+        elif error is not None:
+            self.state = "cancelled"
+        self.write()
+
+    def write(self) -> None:
+        """Write status.json now."""
+        with self._lock:
+            write_json(self._directory.status, {"state": self.state, **self.fields, "heartbeat": time.time()})
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_EVERY_S):
+            try:
+                self.write()
+            except OSError:
+                continue  # a full or absent disk shows where results are written; a beat may be missed
+
+
+def process_identity() -> dict[str, Any]:
+    """What tells this process from any other, also from a later one with its pid."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": _start_time(os.getpid())}
+
+
+def is_alive(status: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a status still runs: asked on this host, else by its heartbeat."""
+    if status.get("host") == socket.gethostname():
+        pid = int(status.get("pid", 0))
+        return pid > 0 and _start_time(pid) is not None and _start_time(pid) == status.get("pid_started")
+    return time.time() - float(status.get("heartbeat", 0)) < STALE_AFTER_S
+
+
+def _start_time(pid: int) -> str | None:
+    """A process's start time; None when there is none, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return _start_time_without_proc(pid)
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _start_time_without_proc(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"

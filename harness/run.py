@@ -1,0 +1,184 @@
+"""One run: build, resume, train, evaluate, record. `python -m harness.run CONFIG.yaml --dir DIR` does one by hand.
+
+Needs neither wandb nor optuna nor submitit.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import yaml_file
+from harness.config import RunConfig, complete, component
+from harness.errors import UserError, run_command
+from harness.record import Heartbeat, RunDirectory, read_json, write_json
+from harness.schema import as_metrics
+
+if TYPE_CHECKING:  # imported on use: `--help` and a mistake in the file answer without torch
+    from harness.train import Session
+
+EpochHook = Callable[[dict[str, Any]], None]
+
+
+def run(
+    config: RunConfig,
+    directory: Path,
+    epoch_done: EpochHook = lambda metrics: None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+    tags: tuple[str, ...] = (),
+    keep_best: bool = True,
+    job_id: str | None = None,
+) -> dict[str, Any]:
+    """Carry out a run in its directory, or continue it, or return its record if it is there already.
+
+    epoch_done gets each epoch's metrics and may raise Pruned. Raises Stopped once asked to stop (the checkpoint
+    stands), UserError for a directory that belongs to another run, and whatever training raises.
+    """
+    from harness.train import Pruned, Stopped
+
+    files, run_id = RunDirectory(directory), config.run_id()
+    _claim(files, config, run_id)
+    if (record := read_json(files.record)) is not None:
+        return dict(record)
+    with Heartbeat(files, job_id) as beat:
+        try:
+            record = _carry_out(config, run_id, files, epoch_done, asked_to_stop, tags, keep_best)
+            beat.state = "done"
+            return record
+        except Stopped:
+            beat.state = "stopped"
+            raise
+        except Pruned:
+            beat.state = "pruned"
+            files.checkpoint.unlink(missing_ok=True)
+            raise
+
+
+def _claim(files: RunDirectory, config: RunConfig, run_id: str) -> None:
+    """Make the directory this run's, or refuse it."""
+    try:
+        files.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--dir {str(files.path)!r}: cannot be made: {error.strerror}") from None
+    there = read_json(files.config)
+    if there is not None and there.get("run_id") != run_id:
+        raise UserError(
+            f"{files.path} holds run {there.get('run_id')}, and this configuration is run {run_id}; "
+            "give it a directory of its own"
+        )
+    if there is None:
+        write_json(files.config, {"run_id": run_id, "config": config.model_dump(mode="json")})
+
+
+def _carry_out(
+    config: RunConfig,
+    run_id: str,
+    files: RunDirectory,
+    epoch_done: EpochHook,
+    asked_to_stop: Callable[[], bool],
+    tags: tuple[str, ...],
+    keep_best: bool,
+) -> dict[str, Any]:
+    from harness import checkpoint
+    from harness.build import build
+    from harness.provenance import describe
+    from harness.tracking import Mirror
+    from harness.train import Stopped, train, validate
+
+    started = time.time()
+    session = build(config)
+    resumed = checkpoint.restore(files.checkpoint, session)
+    files.keep_metrics_until(session.progress.epoch if resumed else 0)
+    mirror = Mirror(config, run_id, files.path, tags)
+    saver = _Saver(config, session, files)
+
+    def on_epoch(metrics: dict[str, Any]) -> None:
+        files.append_metrics(metrics)
+        mirror.log(metrics)
+        saver.epoch_done()
+        epoch_done(metrics)
+
+    try:
+        train(session, on_epoch, asked_to_stop)
+        if not session.progress.best_state:
+            validate(session)  # no training steps: the network as it came is the best there is
+        record = _record(session, run_id, describe(session, started))
+        if keep_best:
+            checkpoint.save_weights(files.best, session.progress.best_state)
+        write_json(files.record, record)
+        files.checkpoint.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, Stopped):
+            saver.save()
+        mirror.finish({}, failed=isinstance(error, Exception) and not isinstance(error, Stopped))
+        raise
+    mirror.finish({**as_metrics(record["rows"]), "best_epoch": record["best_epoch"]})
+    return record
+
+
+class _Saver:
+    """Writes checkpoints at epoch ends, but not more often than the configuration says."""
+
+    def __init__(self, config: RunConfig, session: "Session", files: RunDirectory) -> None:
+        self._session, self._files = session, files
+        self._every_s, self._last = config.runtime.checkpoint_every_s, time.monotonic()
+
+    def epoch_done(self) -> None:
+        if time.monotonic() - self._last >= self._every_s:
+            self.save()
+
+    def save(self) -> None:
+        from harness import checkpoint
+
+        checkpoint.save(self._files.checkpoint, self._session)
+        self._last = time.monotonic()
+
+
+def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What record.json holds. The test split is read here, once, and for final runs only."""
+    config, progress = session.config, session.progress
+    session.model.load_state_dict(progress.best_state)
+    rows = session.evaluator.rows(session.model, config.phase, "val")
+    if config.phase == "final":
+        rows += session.evaluator.rows(session.model, config.phase, "test")
+    return {
+        "run_id": run_id,
+        "phase": config.phase,
+        "config": config.model_dump(mode="json"),
+        "resolved": {"device": str(session.device), "precision": session.precision},
+        "provenance": provenance,
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "monitor": progress.best_value,
+        "rows": rows,
+    }
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m harness.run", description="Carry out one run.")
+    parser.add_argument("config", type=Path, help="a YAML file of run settings (see the README)")
+    parser.add_argument("--dir", type=Path, required=True, help="the run's directory; an unfinished run goes on")
+    arguments = parser.parse_args()
+    config = complete(yaml_file.read(arguments.config))
+    from harness.data import prepare
+
+    prepare(component("data set", config.data))
+    record = run(config, arguments.dir, epoch_done=lambda metrics: print(_line(metrics), flush=True))
+    for row in record["rows"]:
+        print(f"{row['split']:>5} {row['bits']:>5}  accuracy {100 * row['accuracy']:6.2f} %  loss {row['loss']:.4f}")
+    print(f"record: {os.path.join(arguments.dir, 'record.json')}")
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    from harness import schema
+
+    return (
+        f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
+        f"val {100 * metrics[schema.MONITOR]:.2f} %  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(_main)

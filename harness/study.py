@@ -1,0 +1,250 @@
+"""A sweep's queue of work, kept by Optuna: claim a trial, tell its value, put it back.
+
+One study a cell holds the tuning trials, created as WAITING up to the sweep's target, so that every trial is
+claimed once and the count is exact whatever the workers do. A study `finals` is a plain queue: test results never
+reach a sampler. A trial whose worker died goes back to WAITING with its number and parameters.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+from harness import objective
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.record import RunDirectory, read_json, write_json
+from harness.schema import as_metrics
+from harness.search import Choices, Scalar, Space
+from harness.seeding import sub_seed
+from harness.sweep import Cell, SweepSpec, changed_keys, expand, plain
+
+FINALS = "finals"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class _KernelLock(JournalFileOpenLock):
+    """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s)."""
+
+    def __init__(self, path: Path) -> None:  # nothing of the base's own state is used
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker alone holds."""
+
+    study: optuna.Study
+    trial: optuna.trial.Trial
+    cell: Cell
+    phase: str
+    config: RunConfig
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep on disk: `<root>/<name>/`."""
+
+    spec: SweepSpec
+    cells: Sequence[Cell]
+    folder: Path
+
+    @cached_property
+    def storage(self) -> optuna.storages.BaseStorage:
+        """The journal `study.log`."""
+        path = self.folder / "study.log"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
+
+    @cached_property
+    def studies(self) -> dict[str, optuna.Study]:
+        """The study of each cell, by cell id; opened, or created empty."""
+        directions = [objective.direction(name) for name in self.spec.objective]
+        return {
+            cell.id: optuna.create_study(
+                storage=self.storage, study_name=cell.id, directions=directions, load_if_exists=True
+            )
+            for cell in self.cells
+        }
+
+    @cached_property
+    def finals(self) -> optuna.Study:
+        """The queue of final runs."""
+        return optuna.create_study(storage=self.storage, study_name=FINALS, load_if_exists=True)
+
+    def run_directory(self, run_id: str) -> RunDirectory:
+        """Where a run lives."""
+        return RunDirectory(self.folder / "runs" / run_id)
+
+    def lock(self) -> FileLock:
+        """Held while the plan changes: topping up, choosing, reaping."""
+        return FileLock(self.folder / "plan.lock")
+
+
+def open_sweep(spec: SweepSpec, root: Path) -> Sweep:
+    """Create or load a sweep. Raises UserError for an unusable root and for a sweep edited after it ran."""
+    folder = root / spec.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
+    sweep = Sweep(spec, expand(spec), folder)
+    with sweep.lock():
+        before = read_json(folder / "sweep.json")
+        if before is not None and (changed := changed_keys(before, plain(spec))):
+            raise UserError(
+                f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
+                "final.seeds may grow; give the edited sweep a name (or --root) of its own"
+            )
+        write_json(folder / "sweep.json", plain(spec))
+    return sweep
+
+
+def claim(sweep: Sweep, worker: str) -> Claim | None:
+    """Take the next run: the least tuned cell first, then finals. None when nothing waits."""
+    waiting: list[tuple[int, int, FrozenTrial, Cell]] = []
+    for place, cell in enumerate(sweep.cells):
+        trials = sweep.studies[cell.id].get_trials(deepcopy=False)
+        open_trials = [trial for trial in trials if trial.state == TrialState.WAITING]
+        if open_trials:
+            waiting.append((len(trials) - len(open_trials), place, open_trials[0], cell))
+    for _, _, frozen, cell in sorted(waiting, key=lambda item: item[:2]):
+        study = sweep.studies[cell.id]
+        if (trial := _take(sweep, study, frozen, worker)) and (taken := _tuning_claim(sweep, study, trial, cell)):
+            return taken
+    cells = {cell.id: cell for cell in sweep.cells}
+    for frozen in sweep.finals.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if trial := _take(sweep, sweep.finals, frozen, worker):
+            cell, attributes = cells[frozen.user_attrs["cell"]], frozen.user_attrs
+            config = cell.config(json.loads(attributes["params"]), attributes["seed"], "final")
+            return Claim(sweep.finals, trial, cell, "final", config, config.run_id())
+    return None
+
+
+def _take(sweep: Sweep, study: optuna.Study, frozen: FrozenTrial, worker: str) -> optuna.trial.Trial | None:
+    """Make a WAITING trial ours; None when another worker was faster."""
+    try:
+        if not sweep.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
+            return None
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return None
+    study.sampler = make_sampler(sweep.spec, study.study_name, frozen.number)
+    trial = optuna.trial.Trial(study, frozen._trial_id)
+    trial.set_user_attr("worker", worker)
+    return trial
+
+
+def _tuning_claim(sweep: Sweep, study: optuna.Study, trial: optuna.trial.Trial, cell: Cell) -> Claim | None:
+    params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
+    try:
+        config = cell.config(params, sweep.spec.tune.seed, "tune")
+    except UserError as error:  # values that are legal one by one can clash
+        trial.set_user_attr("reason", str(error))
+        study.tell(trial.number, state=TrialState.FAIL)
+        return None
+    run_id = config.run_id()
+    trial.set_user_attr("run_id", run_id)
+    return Claim(study, trial, cell, "tune", config, run_id)
+
+
+def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
+    dimension = space[name]
+    if isinstance(dimension, Choices):
+        return trial.suggest_categorical(name, dimension.choices)
+    if dimension.kind == "int":
+        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
+        return trial.suggest_int(name, low, high, log=dimension.log, step=step)
+    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def make_sampler(spec: SweepSpec, study_name: str, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler for one trial, seeded by study and trial number: two workers never repeat a draw."""
+    seed = sub_seed(spec.tune.seed, "sampler", study_name, number) % 2**32
+    kinds = {
+        "tpe": optuna.samplers.TPESampler,
+        "gp": optuna.samplers.GPSampler,
+        "nsgaii": optuna.samplers.NSGAIISampler,
+    }
+    return _made("sampler", spec.sampler, kinds.get(spec.sampler.name, optuna.samplers.RandomSampler), seed=seed)
+
+
+def make_pruner(spec: SweepSpec) -> optuna.pruners.BasePruner:
+    """The pruner by name; NopPruner for none."""
+    kinds = {
+        "none": optuna.pruners.NopPruner,
+        "median": optuna.pruners.MedianPruner,
+        "percentile": optuna.pruners.PercentilePruner,
+        "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    return _made("pruner", spec.pruner, kinds[spec.pruner.name])
+
+
+def _made(kind: str, algorithm: Any, build: Any, **extra: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return build(**algorithm.options, **extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind} {algorithm.name!r}: {error}") from None
+
+
+def values_of(sweep: Sweep, config: RunConfig, metrics: dict[str, float]) -> list[float]:
+    """The objectives from validation metrics."""
+    bits = list(config.deploy.bits)
+    return [objective.value(name, metrics, bits, config.monitored_bits) for name in sweep.spec.objective]
+
+
+def tell(sweep: Sweep, claim: Claim, record: dict[str, Any]) -> None:
+    """Finish a claimed trial with its record."""
+    values = values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
+    _end(claim, TrialState.COMPLETE, values)
+
+
+def tell_pruned(claim: Claim) -> None:
+    """Finish a claimed trial that the pruner gave up."""
+    _end(claim, TrialState.PRUNED)
+
+
+def tell_failed(sweep: Sweep, claim: Claim, reason: str) -> None:
+    """Count a failure: the same trial once more while retries are left, else FAIL."""
+    failures = claim.trial.user_attrs.get("failures", 0) + 1
+    claim.trial.set_user_attr("failures", failures)
+    claim.trial.set_user_attr("reason", reason)
+    if failures <= sweep.spec.max_retries:
+        put_back(sweep, claim.trial)
+    else:
+        _end(claim, TrialState.FAIL)
+
+
+def _end(claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> None:
+    try:
+        claim.study.tell(claim.trial.number, values, state=state, skip_if_finished=True)
+    except ValueError as error:  # taken for dead and put back meanwhile; whoever takes it finds the record
+        print(f"trial {claim.trial.number} of {claim.study.study_name}: {error}", flush=True)
+
+
+def put_back(sweep: Sweep, trial: optuna.trial.Trial | FrozenTrial) -> None:
+    """Let a RUNNING trial wait again, with its number and parameters."""
+    sweep.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

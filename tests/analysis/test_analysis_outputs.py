@@ -1,0 +1,228 @@
+"""Tables, figures and the command line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic_sweep import SweepWriter, quickstart
+
+from analysis import make_figures, tables
+from analysis.figures import NothingToDraw, find_figures
+from analysis.load import load_sweep
+from analysis.series import Group, make_groups
+from harness.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "analysis/make_figures.py"
+
+
+def only_group(root: Path, name: str = "quickstart") -> Group:
+    (group,) = make_groups(load_sweep(root, name))
+    return group
+
+
+def exact(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> SweepWriter:
+    """Numbers without spread, so that a test can name them."""
+    sweep = SweepWriter(root, seeds=seeds)
+    sweep.add("ste", 2, [(97, 0), (95, 0), (95, 0), (95, 0), (95, 0)])
+    sweep.add("soft_round", 2, [(90, 0), (95, 0), (98, 0), (98, 0), (98, 0)])
+    return sweep
+
+
+def test_table_marks_the_target_and_bolds_a_separate_best(tmp_path: Path) -> None:
+    exact(tmp_path).write()
+    table = tables.make_table(only_group(tmp_path))
+    latex = tables.to_latex(table)
+    assert r"ste@2 & 3 & \textbf{\underline{97.0 $\pm$ 0.0}} & 95.0 $\pm$ 0.0 & 95.0" in latex
+    assert r"soft\_round@2 & 3 & \underline{90.0 $\pm$ 0.0} & 95.0 $\pm$ 0.0 & \textbf{98.0 $\pm$ 0.0}" in latex
+    markdown = tables.to_markdown(table)
+    assert "| ste@2 | 3 | **<u>97.0 ± 0.0</u>** | 95.0 ± 0.0 | 95.0 ± 0.0 |" in markdown
+    text = tables.to_text(table).splitlines()
+    assert text[4].split("  ")[0] == "ste@2"
+    assert "[97.0 ± 0.0*]" in text[4]
+    assert "98.0 ± 0.0*" in text[5]
+    assert len({len(line.rstrip()) for line in text[3:4] + text[6:7]}) == 1
+
+
+def test_one_seed_prints_no_interval(tmp_path: Path) -> None:
+    exact(tmp_path, seeds=(0,)).write()
+    table = tables.make_table(only_group(tmp_path))
+    assert "97.0 ±—" in tables.to_text(table)
+    assert r"97.0 $\pm$---" in tables.to_latex(table)
+    assert "textbf" not in tables.to_latex(table)
+
+
+def test_incomplete_seeds_are_stated_in_the_table(tmp_path: Path) -> None:
+    sweep = exact(tmp_path)
+    del sweep.cells["ste-target_bit=2"]["finals"]["2"]
+    rows = sweep.run_of("soft_round-target_bit=2", 0)["rows"]
+    rows[:] = [row for row in rows if row["bits"] != 8]
+    sweep.write()
+    table = tables.make_table(only_group(tmp_path))
+    assert [row[1] for row in table.rows] == ["2/3", "2-3/3"]
+
+
+def test_latex_is_balanced_booktabs(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    sweep.add("odd_&%$#{}~^\\name", 2)
+    for record in sweep.records.values():
+        record["run_id"] = record["run_id"].replace("\\", "")
+    sweep.records = {record["run_id"]: record for record in sweep.records.values()}
+    sweep.metrics = {run_id.replace("\\", ""): lines for run_id, lines in sweep.metrics.items()}
+    for cell in sweep.cells.values():
+        cell["finals"] = {seed: run_id.replace("\\", "") for seed, run_id in cell["finals"].items()}
+    sweep.write()
+    latex = tables.to_latex(tables.make_table(only_group(tmp_path)))
+    body = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
+    assert re.findall(r"\\(begin|end)\{tabular\}", body) == ["begin", "end"]
+    assert body.startswith(r"\begin{tabular}{lrrrrrr}")
+    assert re.findall(r"\\(\w+rule)", body) == ["toprule", "midrule", "bottomrule"]
+    plain = re.sub(r"\\[\\&%$#_{}]", "", body)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    assert not re.search(r"[#_%]", plain)
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 7
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {6}
+
+
+def test_a_new_figure_is_one_new_file() -> None:
+    assert list(find_figures()) == ["accuracy_over_bits", "oscillation_over_training"]
+
+
+def test_accuracy_figure_has_a_panel_a_target_and_float_in_each(tmp_path: Path) -> None:
+    quickstart(tmp_path).write()
+    figure, frame, notes = find_figures()["accuracy_over_bits"](only_group(tmp_path))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["Target: 2 bits (shaded)", "Target: 3 bits (shaded)"]
+    assert [len(axes.containers) for axes in figure.axes] == [3, 3]
+    assert len(frame) == 25
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(texts) == {"ste", "oscillation", "float"}
+    assert texts[-1] == "float"
+    assert figure.get_figwidth() == 6.75
+    assert "logarithmic" in notes[0]
+
+
+def test_a_bit_width_that_was_not_measured_breaks_the_line(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for seed in (0, 1, 2):
+        rows = sweep.run_of("ste-target_bit=2", seed)["rows"]
+        rows[:] = [row for row in rows if row["bits"] != 4]
+    sweep.write()
+    figure, frame, _ = find_figures()["accuracy_over_bits"](only_group(tmp_path))
+    assert len(frame) == 24
+    heights = [container[0].get_ydata() for container in figure.axes[0].containers]
+    assert sum(pd.isna(height[2]) for height in heights) == 1
+
+
+def test_oscillation_stops_where_the_first_seed_stops(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path).write()  # seeds train for 40, 37 and 34 epochs
+    _, frame, notes = find_figures()["oscillation_over_training"](only_group(tmp_path))
+    assert set(frame.groupby("series")["epoch"].max()) == {34}
+    assert set(frame["n"]) == {3}
+    assert any(note.startswith("ste@2: osc/frequency not drawn at 6 epochs (35 to 40)") for note in notes)
+    point = frame[(frame["series"] == "ste@2") & (frame["metric"] == "osc/frequency")].iloc[9]
+    lines = [sweep.metrics[sweep.cells["ste-target_bit=2"]["finals"][str(seed)]][9] for seed in (0, 1, 2)]
+    assert point["epoch"] == 10
+    assert point["mean"] == pytest.approx(sum(line["osc/frequency"] for line in lines) / 3)
+
+
+def test_a_run_without_metrics_is_noted_and_not_averaged_around(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path).write()
+    folder = tmp_path / "quickstart/runs" / sweep.cells["ste-target_bit=2"]["finals"]["1"]
+    (folder / "metrics.jsonl").unlink()
+    _, frame, notes = find_figures()["oscillation_over_training"](only_group(tmp_path))
+    assert "ste@2" not in set(frame["series"])
+    assert any("no such file" in note for note in notes)
+
+
+def test_zero_oscillation_everywhere_can_be_drawn_and_none_at_all_is_said(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for lines in sweep.metrics.values():
+        for line in lines:
+            line.update({"osc/frequency": 0.0, "osc/oscillating_fraction": 0.0})
+    sweep.write()
+    drawing = find_figures()["oscillation_over_training"](only_group(tmp_path))
+    drawing.figure.canvas.draw()
+    assert set(drawing.frame["mean"]) == {0.0}
+    for lines in sweep.metrics.values():
+        lines[:] = [{"epoch": line["epoch"]} for line in lines]
+    sweep.write()
+    with pytest.raises(NothingToDraw, match="none of the finals reports any"):
+        find_figures()["oscillation_over_training"](only_group(tmp_path))
+
+
+def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = quickstart(tmp_path / "runs")
+    del sweep.cells["ste-target_bit=2"]["finals"]["1"]
+    sweep.write()
+    arguments = ["--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, SCRIPT, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert "ste@2" in done.stdout
+    assert "missing (1 of 15 finals):\n  ste-target_bit=2: seed 1: no final yet" in done.stdout
+    assert all(f"  {tmp_path / 'out' / name}\n" in done.stdout for name in first)
+    stems = {"cross_bit_table": "csv md tex json"}
+    stems |= dict.fromkeys(find_figures(), "pdf png csv json")
+    assert set(first) == {f"{stem}.{suffix}" for stem, ends in stems.items() for suffix in ends.split()}
+
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    make_figures.main(arguments)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+    pdf = first["accuracy_over_bits.pdf"]
+    assert b"CreationDate" not in pdf
+    assert b"/Type3" not in pdf.replace(b" ", b"")
+
+    about = json.loads(first["accuracy_over_bits.json"])
+    assert about["missing"] == [{"cell": "ste-target_bit=2", "seed": 1, "reason": "no final yet"}]
+    assert about["runs"]["ste@2"] == {"0": "ste-2-0-mlp5", "2": "ste-2-2-mlp5"}
+    assert about["git"] == [{"dirty": False, "sha": "afff6f3"}]
+    assert about["numerics_versions"] == ["1"]
+    assert about["packages_of_the_runs"] == {"torch": ["2.11.0"]}
+    assert about["command"].startswith("python analysis/make_figures.py --root")
+
+
+def test_every_sweep_is_drawn_and_one_bad_sweep_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact(tmp_path).write()
+    (tmp_path / "quickstart").rename(tmp_path / "second")
+    bad = quickstart(tmp_path, "bad")
+    bad.cells["ste-target_bit=2"]["seeds"] = [5]
+    bad.cells["ste-target_bit=2"]["finals"] = {}
+    bad.write()
+    with pytest.raises(UserError, match="different seeds"):
+        make_figures.main(["--root", str(tmp_path)])
+    assert (tmp_path / "second/figures/accuracy_over_bits.pdf").exists()
+    assert not (tmp_path / "bad/figures").exists()
+    assert "second: mlp5 on digits" in capsys.readouterr().out
+
+
+def test_mistakes_exit_with_2_and_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT, "--root", str(tmp_path), "--sweep", "quickstart"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --root")
+    assert done.stderr.count("\n") == 1
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    command = [sys.executable, SCRIPT, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0
+    assert not re.search(r"\| +(matplotlib|pandas|numpy|scipy|seaborn|torch)$", done.stderr, re.MULTILINE)
+
+
+def test_analysis_imports_no_training_library() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from analysis import figures, tables, provenance;"
+        "figures.find_figures(); print(sorted({'torch', 'optuna', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,61 @@
+"""Stratified draws and channel statistics."""
+
+import pytest
+import torch
+
+from harness.data._split import carve, channel_statistics
+
+
+def uneven_labels() -> torch.Tensor:
+    sizes = torch.tensor([1, 2, 3, 50, 7, 11, 137])
+    labels = torch.repeat_interleave(torch.arange(7), sizes)
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(9))]
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 21, 63, 105, 180])
+def test_each_class_gives_its_share_to_within_one(count: int) -> None:
+    labels = uneven_labels()
+    taken, rest = carve(labels, count, seed=3)
+    assert torch.equal(torch.cat([taken, rest]).sort().values, torch.arange(len(labels)))
+    exact = labels.bincount() * count / len(labels)
+    drawn = labels[taken].bincount(minlength=7)
+    assert ((drawn - exact).abs() < 1).all()
+    assert (labels[rest].bincount(minlength=7) > 0).all()
+
+
+def test_the_count_is_met_where_classes_are_large_enough() -> None:
+    labels = torch.arange(1000) % 7
+    for count in (1, 100, 333, 499):
+        assert len(carve(labels, count, seed=0)[0]) == count
+
+
+def test_draws_follow_the_seed_and_are_ascending() -> None:
+    labels = uneven_labels()
+    taken, rest = carve(labels, 40, seed=3)
+    again, _ = carve(labels, 40, seed=3)
+    other, _ = carve(labels, 40, seed=4)
+    assert torch.equal(taken, again)
+    assert not torch.equal(taken, other)
+    assert (taken.diff() > 0).all()
+    assert (rest.diff() > 0).all()
+
+
+def test_every_sample_can_be_drawn() -> None:
+    labels = torch.arange(20) % 2
+    seen = torch.cat([carve(labels, 4, seed)[0] for seed in range(100)]).bincount(minlength=20)
+    assert (seen > 5).all()  # expected 20 times each, deviation 4
+
+
+def test_statistics_equal_those_of_float64_pixels() -> None:
+    images = torch.randint(0, 200, (50, 3, 6, 5), dtype=torch.uint8)
+    mean, std = channel_statistics(images, 255)
+    values = images.double() / 255
+    torch.testing.assert_close(mean.double(), values.mean((0, 2, 3)), rtol=1e-6, atol=0)  # float32 result
+    torch.testing.assert_close(std.double(), values.std((0, 2, 3), correction=0), rtol=1e-6, atol=0)
+
+
+def test_a_channel_that_never_varies_is_not_divided_by_zero() -> None:
+    images = torch.full((4, 2, 3, 3), 51, dtype=torch.uint8)
+    mean, std = channel_statistics(images, 255)
+    assert mean.tolist() == pytest.approx([0.2, 0.2])
+    assert std.tolist() == [1, 1]
