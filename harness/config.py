@@ -100,13 +100,13 @@ class RunConfig(Knobs):
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     model: Annotated[dict[str, Any], _named("model")]
     data: Annotated[dict[str, Any], _named("data set")]
-    train: TrainKnobs = TrainKnobs()  # type: ignore[call-arg]
-    quantizer: QuantizerKnobs = QuantizerKnobs()  # type: ignore[call-arg]
+    train: TrainKnobs = TrainKnobs()
+    quantizer: QuantizerKnobs = QuantizerKnobs()
     exclude: tuple[str, ...] = Field(
         (), description="globs of layers left in float", json_schema_extra=IDENTITY_IF_CHANGED
     )
     deploy: DeployKnobs
-    runtime: RuntimeKnobs = Field(RuntimeKnobs(), json_schema_extra=NOT_IDENTITY)  # type: ignore[call-arg]
+    runtime: RuntimeKnobs = Field(RuntimeKnobs(), json_schema_extra=NOT_IDENTITY)
 
     @model_validator(mode="after")
     def _watch_bit_is_known(self) -> Self:

@@ -8,7 +8,7 @@ state dicts load unchanged, and the layer object itself stays the same, so refer
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,80 +19,101 @@ from harness.errors import UserError, unknown
 SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", "grad_quantizer")
 
 
-class QuantLayer(nn.Module):
-    """What QuantLinear and QuantConv2d share: four slots, and quantizer arithmetic outside autocast."""
+class Unfilled(nn.Identity):
+    """An empty slot. Has no state, so copies of a model share it: evaluation copies models often."""
 
-    SLOTS: ClassVar[tuple[str, ...]] = SLOTS
-    weight: nn.Parameter
-    weight_transform: nn.Module
-    weight_quantizer: nn.Module
-    input_quantizer: nn.Module
-    grad_quantizer: nn.Module
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unfilled":
+        return self
+
+
+class Slotted(nn.Module):
+    """A module with named slots that methods fill."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = ()
 
     def add_slots(self) -> None:
-        """Give the layer its slots, all Identity."""
+        """Give the module its slots, all empty (Identity)."""
         for slot in self.SLOTS:
-            setattr(self, slot, nn.Identity())
+            setattr(self, slot, Unfilled())
 
     def fill(self, slot: str, module: nn.Module) -> None:
         """Put a module into a slot. Raises UserError when the slot is unknown or taken."""
         if slot not in self.SLOTS:
             raise unknown("slot", slot, self.SLOTS)
         present = getattr(self, slot)
-        if not isinstance(present, nn.Identity):
+        if not isinstance(present, Unfilled):
             raise UserError(
                 f"slot {slot} already holds {type(present).__name__}, so {type(module).__name__} cannot have it: "
                 "two methods of the stack clash"
             )
-        setattr(self, slot, module.to(self.weight.device) if hasattr(self, "weight") else module)
+        setattr(self, slot, module)
+
+
+class QuantLayer(Slotted):
+    """What QuantLinear and QuantConv2d share: four slots, and quantizer arithmetic outside autocast."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = SLOTS
+    weight: Tensor
+    weight_transform: nn.Module
+    weight_quantizer: nn.Module
+    input_quantizer: nn.Module
+    grad_quantizer: nn.Module
+    #: Set once the weight is what the network is deployed with.
+    deployed: bool = False
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, fp32, same shape."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            quantized: Tensor = self.weight_quantizer(self.weight_transform(self.weight))
-        return quantized
+            result: Tensor = self.weight_quantizer(self.weight_transform(self.weight))
+        return result
 
-    def quantized_input(self, x: Tensor) -> Tensor:
-        """The input as the layer uses it, same shape; fp32 arithmetic when the slot is filled."""
-        if isinstance(self.input_quantizer, nn.Identity):
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            quantized: Tensor = self.input_quantizer(x.float())
-        return quantized
+
+def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
+    """An activation as a layer uses it, same shape; a filled slot computes in fp32, also under autocast."""
+    if isinstance(quantizer, Unfilled):
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = quantizer(x.float())
+    return result
 
 
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with slots: (..., I) to (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
-        return self.grad_quantizer(y)  # type: ignore[no-any-return]
+        y = functional.linear(quantized(self.input_quantizer, x), self.quantized_weight(), self.bias)
+        result: Tensor = self.grad_quantizer(y)
+        return result
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """nn.Conv2d with slots: (N, I, H, W) to (N, O, H', W')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)
-        return self.grad_quantizer(y)  # type: ignore[no-any-return]
+        y = self._conv_forward(quantized(self.input_quantizer, x), self.quantized_weight(), self.bias)
+        result: Tensor = self.grad_quantizer(y)
+        return result
 
 
-class QuantMatMul(nn.Module):
+class QuantMatMul(Slotted):
     """A product of two activations, `grad_quantizer(input_quantizer(a) @ other_quantizer(b))`.
 
     a: (..., N, K), b: (..., K, M), result (..., N, M). For attention: queries by keys, scores by values.
     """
 
     SLOTS: ClassVar[tuple[str, ...]] = ("input_quantizer", "other_quantizer", "grad_quantizer")
-    add_slots = QuantLayer.add_slots
-    fill = QuantLayer.fill
+    input_quantizer: nn.Module
+    other_quantizer: nn.Module
+    grad_quantizer: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_slots()  # type: ignore[arg-type]
+        self.add_slots()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.grad_quantizer(self.input_quantizer(a) @ self.other_quantizer(b))  # type: ignore[no-any-return]
+        product = quantized(self.input_quantizer, a) @ quantized(self.other_quantizer, b)
+        result: Tensor = self.grad_quantizer(product)
+        return result
 
 
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
@@ -102,7 +123,7 @@ def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
     """The class that gives a layer slots; None for a layer without weights to quantize."""
     for plain, quantized in _QUANTIZED.items():
         if isinstance(layer, quantized):
-            return type(layer)  # type: ignore[return-value]
+            return type(layer)
         if isinstance(layer, plain):
             if type(layer).forward is not plain.forward:
                 raise UserError(
@@ -132,7 +153,7 @@ def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
                 f"layer {name!r}: torch's MultiheadAttention reads its weights past any layer; exclude '{name}*'"
             )
         if _quantized_type(name, layer) is not None:
-            found[name] = layer  # type: ignore[assignment]
+            found[name] = layer
     for pattern in patterns:
         if pattern not in matched:
             raise unknown("layer in exclude", pattern, found)
@@ -140,7 +161,7 @@ def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
 
 
 def attach(
-    model: nn.Module, exclude: Iterable[str] = (), **slots: Callable[[nn.Module], nn.Module]
+    model: nn.Module, exclude: Iterable[str] = (), **slots: Callable[[QuantLayer], nn.Module]
 ) -> dict[str, QuantLayer]:
     """Give every weight layer its slots, in place, and fill the named ones: one new module per layer.
 
@@ -149,13 +170,14 @@ def attach(
     Raises UserError as `weight_layers` does, and when a slot is taken.
     """
     layers: dict[str, QuantLayer] = {}
-    for name, layer in weight_layers(model, exclude).items():
-        quantized = _quantized_type(name, layer)
-        if quantized is not None and not isinstance(layer, QuantLayer):
-            layer.__class__ = quantized
-            layer.add_slots()  # type: ignore[operator]
-        layers[name] = layer  # type: ignore[assignment]
+    for name, plain in weight_layers(model, exclude).items():
+        layer: nn.Module = plain
+        if not isinstance(layer, QuantLayer):
+            layer.__class__ = _quantized_type(name, layer)  # type: ignore[assignment]
+            assert isinstance(layer, QuantLayer)
+            layer.add_slots()
+        layers[name] = layer
     for slot, build in slots.items():
         for layer in layers.values():
-            layer.fill(slot, build(layer))
+            layer.fill(slot, build(layer).to(layer.weight.device))
     return layers

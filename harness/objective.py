@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Literal
 
 from harness import schema
 from harness.errors import UserError, nearest
@@ -22,7 +23,7 @@ def check(name: str) -> str:
     )
 
 
-def direction(name: str) -> str:
+def direction(name: str) -> Literal["minimize", "maximize"]:
     """ "minimize" for losses, "maximize" for everything else."""
     return "minimize" if name.startswith("val/loss") else "maximize"
 

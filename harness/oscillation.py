@@ -118,7 +118,7 @@ class _Watch:
             return read(self.default, self.layer.weight)
         own = self.layer.weight_quantizer
         weight = self.layer.weight_transform(self.layer.weight)
-        return read(own if hasattr(own, "codes") else self.default, weight)
+        return read(own if isinstance(own, WeightQuantizer) else self.default, weight)
 
     def update(self) -> None:
         code = self._quantizer_and_weight(lambda quantizer, weight: quantizer.codes(weight))

@@ -47,9 +47,7 @@ def prepare(config: DataConfig) -> "Raw":
         )
     side = min(raw.train.images.shape[2:])
     if config.augment.crop_padding >= side:
-        raise UserError(
-            f"data.augment.crop_padding: {config.augment.crop_padding} must be below the image side {side}"
-        )
+        raise UserError(f"data.augment.crop_padding: {config.augment.crop_padding} must be below the image side {side}")
     return raw
 
 

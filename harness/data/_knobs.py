@@ -70,9 +70,7 @@ def root_of(config: DataConfig, layout: str) -> Path:
 
     layout: what has to lie there, for the message. Raises UserError where the root is unset or missing.
     """
-    how = (
-        f"{config.name} reads {layout}; set it with --set data.root=PATH or as base.data.root in a sweep file"
-    )
+    how = f"{config.name} reads {layout}; set it with --set data.root=PATH or as base.data.root in a sweep file"
     if config.root is None:
         raise UserError(f"data.root is not set: {how}")
     root = config.root.expanduser()

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from harness.calibration import Calibration
 from harness.knobs import Knobs, QuantizerKnobs
-from harness.layers import QuantLayer, attach, weight_layers
+from harness.layers import QuantLayer, Unfilled, attach, weight_layers
 from harness.quantization import WeightQuantizer, make_quantizer
-from harness.schema import FLOAT
 
 Bits = int | Literal["float"]
 ScalePolicy = Literal["keep_step", "keep_range", "recalibrate"]
@@ -147,11 +146,11 @@ def round_to_nearest(
     attach(model, exclude)
     for name, layer in layers.items():
         assert isinstance(layer, QuantLayer)
-        if getattr(layer, "deployed", False):
+        if layer.deployed:
             continue
         weight = layer.weight_transform(layer.weight)
         layer_bits = bits[name] if isinstance(bits, Mapping) else bits
-        if layer_bits != FLOAT:
+        if isinstance(layer_bits, int):
             weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerKnobs())(weight)
         set_deployed(layer, weight)
     return model
@@ -160,8 +159,8 @@ def round_to_nearest(
 def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
     """Give a layer the weight it is deployed with and empty its weight slots; for `Method.deploy`."""
     layer.weight.data = weight.detach().clone()
-    layer.weight_transform, layer.weight_quantizer = nn.Identity(), nn.Identity()
-    layer.deployed = True  # type: ignore[assignment]
+    layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
+    layer.deployed = True
 
 
 def _deploy_quantizer(

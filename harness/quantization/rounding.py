@@ -27,7 +27,8 @@ class _RoundSTE(torch.autograd.Function):
 
 def round_ste(x: Tensor) -> Tensor:
     """`round(x)`, halves to even, with gradient 1 everywhere. Any shape; differentiable twice."""
-    return _RoundSTE.apply(x)  # type: ignore[no-any-return]
+    result: Tensor = _RoundSTE.apply(x)
+    return result
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -48,4 +49,5 @@ class _ScaleGradient(torch.autograd.Function):
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` unchanged, with its gradient multiplied by `factor`. Any shape."""
-    return _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return]
+    result: Tensor = _ScaleGradient.apply(x, factor)
+    return result

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.data import Dataset, load_dataset, order, prepare
+from harness.data import DataConfig, Dataset, load_dataset, order, prepare
 from harness.data._split import channel_statistics
 from harness.data.digits import Config
 from harness.errors import UserError
@@ -196,12 +196,13 @@ def test_knobs_that_do_not_fit_the_data_are_refused(knobs: dict[str, object], ke
         {"normalize": "zscore"},
         {"augment": {"crop_padding": -1}},
         {"augment": {"rotate": True}},
-        {"name": "cifar10"},
+        {"name": None},
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        Config(**knobs)
+    for section in (Config, DataConfig):  # digits has defaults, and so bounds, of its own
+        with pytest.raises(ValidationError):
+            section(**{"name": "digits", **knobs})
 
 
 def test_paths_and_downloads_do_not_name_a_run() -> None:

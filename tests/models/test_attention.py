@@ -58,8 +58,9 @@ def test_same_function_as_timm(knobs: dict[str, Any], count: int, device: str) -
         assert torch.equal(again(images), explicit)
 
 
-def test_gradients_reach_every_parameter() -> None:
-    model = build("tiny_vit").train()
+@pytest.mark.parametrize("name", ["vit_tiny", "tiny_vit"])
+def test_gradients_reach_every_parameter(name: str) -> None:
+    model = build(name).train()
     expose_attention_products(model)
     model(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -99,6 +99,7 @@ def test_resnet18_has_torchvisions_state_dict() -> None:
 
     expected = shapes(resnet18())
     assert shapes(build_model(config("resnet18", small_stem=False), CIFAR, 1000, seed=0)) == expected
+    assert list(shapes(build_model(config("resnet18", width=16), CIFAR, 10, seed=0))) == list(expected)
     small = shapes(build_model(config("resnet18"), CIFAR, 1000, seed=0))
     assert {key for key in expected if small[key] != expected[key]} == {"conv1.weight"}
 
