@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness import data
 from harness.config import component
+from harness.errors import UserError
 from harness.profile import Profile
 from harness.search import Choices, Range
 from harness.sweep import Cell, SweepSpec
@@ -24,7 +25,7 @@ def _first(cell: Cell) -> dict[str, object]:
     return {name: next(iter(dimension.points())) for name, dimension in cell.search.items()}
 
 
-def check_components(spec: SweepSpec, cells: Sequence[Cell]) -> None:
+def check_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:
     """Refuse data sets whose files are not where they should be. Raises UserError."""
     for config in _data_configs(spec, cells):
         data.check(config)  # type: ignore[arg-type]
@@ -51,13 +52,17 @@ def show(spec: SweepSpec, cells: Sequence[Cell], cluster: str, workers: int, pro
     if cluster == "slurm":
         print("job array that would be submitted:\n")
         print(sbatch_text(spec, profile, count, root))
+    try:
+        check_data(spec, cells)
+    except UserError as error:
+        print(f"not yet runnable: {error}")
 
 
 def sbatch_text(spec: SweepSpec, profile: Profile, workers: int, root: Path) -> str:
     """The sbatch file, as Submitit would write it; needs no Slurm."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    folder = root / spec.name / "logs"
+    folder = root.resolve() / spec.name / "logs"
     command = f"{sys.executable} -u -m submitit.core._submit {folder}"
     parameters = profile.submitit_parameters(workers)
     return _make_sbatch_string(command, folder, job_name=spec.name, map_count=workers, **parameters)

@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.study import make_pruner, make_sampler
 
     make_sampler(spec, spec.name, 0), make_pruner(spec)  # refuses options that Optuna does not know
-    dry_run.check_components(spec, cells)
     workers = options.workers or spec.workers or default_workers(options.cluster)
     if options.dry_run:
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
         return 0
+    dry_run.check_data(spec, cells)
     if options.cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("--cluster slurm: sbatch is not on this machine; log in to the cluster, or use --cluster local")
     if options.detach and options.cluster == "local":

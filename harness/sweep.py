@@ -189,7 +189,7 @@ def _check_cell(spec: SweepSpec, cell: Cell) -> None:
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> SweepSpec:
-    """The sweep in a file, with `key=value` overrides (dotted keys of the file, values in YAML)."""
+    """The sweep in a file, with `key=value` overrides: dotted keys of the file or of its `base`, values in YAML."""
     raw = yaml_file.read(path)
     for override in overrides:
         _override(raw, override)
@@ -207,6 +207,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: write key=value, for example tune.trials=4")
     place: Any = raw
     parts = key.split(".")
+    if parts[0] in RunConfig.model_fields and parts[0] not in SweepSpec.model_fields:
+        parts.insert(0, "base")  # --set data.root=PATH is short for base.data.root
     for part in parts[:-1]:
         place = place[int(part)] if isinstance(place, list) and part.isdigit() else place.setdefault(part, {})
         if not isinstance(place, dict | list):

@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from harness.data import DataConfig, Dataset, load_dataset, order, prepare
@@ -174,6 +176,9 @@ def test_resize() -> None:
     data = load_dataset(Config(resize=12), seed=0, device="cpu")
     assert data.input_shape == (1, 12, 12)
     assert int(data.train.images.max()) == 16
+    original = prepare(Config()).test.images[0, 0].numpy()
+    expected = np.array(Image.fromarray(original).resize((12, 12), Image.Resampling.BILINEAR))
+    assert np.array_equal(data.test.images[0, 0].numpy(), expected)
 
 
 @pytest.mark.parametrize(

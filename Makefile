@@ -1,0 +1,44 @@
+# make demo | test | lint | bench: each creates .venv and installs what is missing first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOT ?= runs
+
+.PHONY: help demo test test-slow lint format bench clean
+
+help:
+	@echo "make demo    a whole study on real data: tuning, final runs, table, figures (a few minutes)"
+	@echo "make test    the test suite (a few minutes)"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measured cost of the regularizer and the tracker, as ratios to a plain step"
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m harness.launch sweeps/quickstart.yaml --cluster local --root $(ROOT)
+	$(BIN)/python analysis/make_figures.py --root $(ROOT) --sweep quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/step_cost.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
