@@ -77,19 +77,22 @@ class Sweep:
 
     @cached_property
     def studies(self) -> dict[str, optuna.Study]:
-        """The study of each cell, by cell id; opened, or created empty."""
-        directions = [objective.direction(name) for name in self.spec.objective]
-        return {
-            cell.id: optuna.create_study(
-                storage=self.storage, study_name=cell.id, directions=directions, load_if_exists=True
-            )
-            for cell in self.cells
-        }
+        """The study of each cell, by cell id."""
+        return {cell.id: self._study(cell.id, self.spec.objective) for cell in self.cells}
 
     @cached_property
     def finals(self) -> optuna.Study:
         """The queue of final runs."""
-        return optuna.create_study(storage=self.storage, study_name=FINALS, load_if_exists=True)
+        return self._study(FINALS, ("target",))
+
+    def _study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
+        try:  # loading writes nothing; creating always adds to the journal, even when the study is there
+            return optuna.load_study(study_name=name, storage=self.storage)
+        except KeyError:
+            directions = [objective.direction(item) for item in objectives]
+            return optuna.create_study(
+                storage=self.storage, study_name=name, directions=directions, load_if_exists=True
+            )
 
     def run_directory(self, run_id: str) -> RunDirectory:
         """Where a run lives."""
