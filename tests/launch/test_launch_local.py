@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_retried_named_and_does_not_stop_the_others(tmp_path
     sweep = write_sweep(
         tmp_path,
         **{
-            "{low: 0.3, high: 30, log: true}": "[1e5, 1e6]",
+            "{low: 0.3, high: 30, log: true}": "{low: 1e5, high: 1e6, log: true}",
             "batch_size: 100": "batch_size: 100, optimizer: sgd, learning_rate: 0.1",
         },
     )

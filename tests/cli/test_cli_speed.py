@@ -1,0 +1,78 @@
+"""What must answer at once never imports torch. Wall times are recorded with the results, not judged here."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from cli_sweep import BASE, Cli, edited
+
+HEAVY = ("torch", "torchvision", "timm", "optuna", "wandb", "submitit", "sklearn", "pandas", "scipy")
+
+#: Runs a module's command, whatever it ends with, then prints the heavy packages that it imported.
+CHILD = f"""
+import runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    status = ended.code
+print("IMPORTED", status, *(name for name in {HEAVY!r} if name in sys.modules))
+"""
+
+Record = Callable[[str, object], None]
+
+
+def imported(record_property: Record, module: str, *arguments: object) -> tuple[int, set[str]]:
+    """The exit status of a command and the heavy packages it imported."""
+    started = time.monotonic()
+    command = [sys.executable, "-c", CHILD, module, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    record_property("wall_time_s", round(time.monotonic() - started, 3))
+    line = next(line for line in ended.stdout.splitlines() if line.startswith("IMPORTED"))
+    _, status, *names = line.split()
+    return int(status), set(names)
+
+
+@pytest.mark.parametrize("module", ["harness.launch", "harness.run"])
+def test_help_imports_nothing_heavy(module: str, record_property: Record) -> None:
+    assert imported(record_property, module, "--help") == (0, set())
+
+
+MISTAKES = {
+    "YAML": "name: [a\n",
+    "duplicate key": "name: a\nname: b\n",
+    "unknown key": edited({"sampller": "tpe"}),
+    "unknown training knob": edited({"base/train/epohs": 3}),
+    "method": edited({"cells/0/methods": "sta"}),
+    "model": edited({"base/model/name": "mlp"}),
+    "data set": edited({"base/data/name": "digit"}),
+    "sampler": edited({"sampler": "tep"}),
+    "objective": edited({"objective": "taget"}),
+    "bits": edited({"cells/0/grid/target_bit": [1]}),
+    "range": edited({"cells/0/search": {"train.learning_rate": {"low": 0, "high": 1, "log": True}}}),
+}
+
+
+@pytest.mark.parametrize("content", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_imports_nothing_heavy(cli: Cli, content: object, record_property: Record) -> None:
+    file = cli.file(content)  # type: ignore[arg-type]
+    assert imported(record_property, "harness.launch", file, "--root", cli.root) == (2, set())
+
+
+def test_a_mistake_in_the_file_of_one_run_imports_nothing_heavy(cli: Cli, record_property: Record) -> None:
+    file = cli.file({**BASE["base"], "methods": ["ste"], "target_bit": 1})
+    assert imported(record_property, "harness.run", file, "--dir", cli.root) == (2, set())
+
+
+def test_the_child_would_see_torch(cli: Cli, record_property: Record) -> None:
+    status, names = imported(record_property, "harness.launch", cli.file(BASE), "--root", cli.root, "--dry-run")
+    assert status == 0
+    assert {"torch", "optuna"} <= names
+
+
+def test_import_harness_imports_next_to_nothing() -> None:
+    code = "import sys, harness; print(*(n for n in ('torch', 'pydantic', 'numpy', 'yaml') if n in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "\n"
