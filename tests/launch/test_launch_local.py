@@ -149,4 +149,4 @@ def test_figures_come_out_of_a_finished_sweep(finished: tuple[Path, Path, str], 
     assert answer.returncode == 0, answer.stderr
     assert "oscillation@2" in answer.stdout
     for name in ("accuracy_over_bits.pdf", "cross_bit_table.tex", "oscillation_over_training.png"):
-        assert (tmp_path / name).stat().st_size > 500
+        assert (tmp_path / name).stat().st_size > 400
