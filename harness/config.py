@@ -38,8 +38,14 @@ def _method_entry(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def listed(value: Any) -> Any:
+    """One name or section in place of a list of one."""
+    return [value] if isinstance(value, str | Mapping) else value
+
+
 WeightBits = Annotated[int, BeforeValidator(_bits)]
 MethodEntry = Annotated[dict[str, Any], BeforeValidator(_method_entry), _named("method")]
+MethodStack = Annotated[tuple[MethodEntry, ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 class TrainKnobs(Knobs):
@@ -81,7 +87,7 @@ class DeployKnobs(Knobs):
 class RuntimeKnobs(Knobs):
     """Where and how a run is carried out; no part of its identity."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:1")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: this worker's share of the cores")
     deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
     eval_batch_size: int = Field(1024, ge=1)
@@ -97,7 +103,7 @@ class RunConfig(Knobs):
     seed: int = Field(0, ge=0, lt=2**32)
     target_bit: WeightBits | None = Field(None, description="the bit-width to prepare for; None: float training")
     watch_bit: WeightBits | None = Field(None, description="the tracker's; None: the target bit")
-    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    methods: MethodStack
     model: Annotated[dict[str, Any], _named("model")]
     data: Annotated[dict[str, Any], _named("data set")]
     train: TrainKnobs = TrainKnobs()

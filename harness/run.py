@@ -48,7 +48,7 @@ def run(
             beat.state = "done"
             return record
         except Stopped:
-            beat.state = "stopped"
+            beat.state = "cancelled"
             raise
         except Pruned:
             beat.state = "pruned"

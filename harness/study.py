@@ -6,6 +6,7 @@ reach a sampler. A trial whose worker died goes back to WAITING with its number 
 """
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,12 +37,21 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class _KernelLock(JournalFileOpenLock):
     """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s)."""
 
-    def __init__(self, path: Path) -> None:  # nothing of the base's own state is used
-        self._lock = FileLock(path)
+    def __init__(self, journal: Path) -> None:  # nothing of the base's own state is used
+        self._journal, self._lock = journal, FileLock(journal.with_suffix(".lock"))
 
     def acquire(self) -> bool:
         self._lock.acquire()
+        self._drop_torn_line()
         return True
+
+    def _drop_torn_line(self) -> None:
+        """Cut off what a full disk left of a last line; anything appended to it would make the journal unreadable."""
+        with open(self._journal, "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            while size and (file.seek(size - 1), file.read(1))[1] != b"\n":
+                size -= 1
+            file.truncate(size)
 
     def release(self) -> None:
         self._lock.release()
@@ -73,7 +83,7 @@ class Sweep:
         path = self.folder / "study.log"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path.with_suffix(".lock"))))
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
 
     @cached_property
     def studies(self) -> dict[str, optuna.Study]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from harness import objective, registry, yaml_file
-from harness.config import MethodEntry, RunConfig, complete, explain
+from harness.config import MethodStack, RunConfig, complete, explain, listed
 from harness.errors import UserError, unknown
 from harness.knobs import Knobs
 from harness.search import STATIC_SAMPLERS, Dimension, Space, corners
@@ -22,10 +22,6 @@ PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
 
 def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 class Algorithm(Knobs):
@@ -56,7 +52,7 @@ class Final(Knobs):
 class CellKnobs(Knobs):
     """One method, or stack of methods, and what varies: `grid` multiplies cells, `search` is tuned within one."""
 
-    methods: Annotated[tuple[MethodEntry, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    methods: MethodStack
     set: dict[str, Any] = Field(default_factory=dict, description="run settings of this cell, by dotted key")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     search: dict[str, Dimension] = Field(default_factory=dict)
@@ -71,7 +67,7 @@ class SweepSpec(Knobs):
     cells: tuple[CellKnobs, ...] = Field(min_length=1)
     tune: Tune
     final: Final
-    objective: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(("target",), min_length=1)
+    objective: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(("target",), min_length=1)
     sampler: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="tpe")
     pruner: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="none")
     max_retries: int = Field(1, ge=0, le=100, description="of a run that fails by itself")

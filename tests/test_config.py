@@ -67,8 +67,7 @@ def test_what_is_no_part_of_the_identity(changes: dict[str, Any]) -> None:
 def test_the_order_of_keys_is_no_part_of_the_identity() -> None:
     raw = {**RAW, "model": {"name": "mlp5", "width": 8, "depth": 3}, "train": {"epochs": 2, "batch_size": 8}}
     backwards = {
-        key: dict(reversed(value.items())) if isinstance(value, dict) else value
-        for key, value in reversed(raw.items())
+        key: dict(reversed(value.items())) if isinstance(value, dict) else value for key, value in reversed(raw.items())
     }
     assert list(raw) != list(backwards)
     assert complete(raw).run_id() == complete(backwards).run_id()
@@ -107,10 +106,10 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "target_bit": 4,
         "watch_bit": 4,
         "methods": [{"name": "lsq"}],
-        "model": {"name": "mlp5", "depth": 4},
+        "model": {"name": "mlp5", "width": 9},
         "data": {"name": "digits", "normalize": "standardize"},
         "train": {"epochs": 1},
-        "quantizer": {"range": "mse"},
+        "quantizer": {"range": "mse", "granularity": "channel"},
         "exclude": ["layer1"],
         "deploy": {"scale": "keep_range"},
         "runtime": {"threads": 2},

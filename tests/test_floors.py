@@ -233,7 +233,10 @@ def test_the_walker_lets_imports_go_down(tmp_path: Path, texts: dict[str, str]) 
 
 
 def test_the_walker_sees_a_ring(tmp_path: Path) -> None:
-    texts = {"middle_part": "from tower import middle", "middle___init__": "def f():\n    from tower.middle import part"}
+    texts = {
+        "middle_part": "from tower import middle",
+        "middle___init__": "def f():\n    from tower.middle import part",
+    }
     found, known = tower(tmp_path, **texts)
     assert cycle(found, known) == ["middle", "middle.part", "middle"]
 

@@ -39,13 +39,17 @@ def test_legal_names(name: str) -> None:
     assert objective.check(name) == name
 
 
-@pytest.mark.parametrize("name", ["val/acc_w1", "val/acc_w9", "val/acc_w22", "test/acc_w2", "acc_w2", "Mean", "", "val/acc"])
+@pytest.mark.parametrize(
+    "name", ["val/acc_w1", "val/acc_w9", "val/acc_w22", "test/acc_w2", "acc_w2", "Mean", "", "val/acc"]
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^objective '.*' is unknown.*legal: target, mean, worst, val/acc_w2"):
         objective.check(name)
 
 
-@pytest.mark.parametrize(("name", "key"), [("val/acc_w7", "val/acc_w7"), ("mean", "val/acc_w8"), ("target", "val/acc_w5")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("val/acc_w7", "val/acc_w7"), ("mean", "val/acc_w8"), ("target", "val/acc_w5")]
+)
 def test_a_figure_that_was_not_evaluated_is_named(name: str, key: str) -> None:
     with pytest.raises(UserError, match=f"{key} was not evaluated"):
         objective.value(name, METRICS, [2, 8], 5)

@@ -32,12 +32,17 @@ class Crash(BaseException):
     """What no `except Exception` catches, as a signal would be."""
 
 
+def _write_half(path: Path) -> None:
+    with written_aside(path) as aside:
+        aside.write_text('{"new": ')
+        raise Crash
+
+
 def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"old": 1})
-    with pytest.raises(Crash), written_aside(path) as aside:
-        aside.write_text('{"new": ')
-        raise Crash
+    with pytest.raises(Crash):
+        _write_half(path)
     assert read_json(path) == {"old": 1}
     assert names(tmp_path) == {"x.json"}
 
@@ -59,8 +64,8 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     def fail(source: Any, target: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
         write_json(path, "new")
     assert read_json(path) == "old"
     assert names(tmp_path) == {"x.json"}
@@ -141,7 +146,9 @@ def test_a_torn_line_does_not_count(tmp_path: Path, torn: str) -> None:
     assert files.read_metrics() == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "x": 1}]
 
 
-@pytest.mark.xfail(strict=True, reason="read_metrics(): a line torn inside the number of its epoch is whole JSON: 1 of 12")
+@pytest.mark.xfail(
+    strict=True, reason="read_metrics(): a line torn inside the number of its epoch is whole JSON: 1 of 12"
+)
 @pytest.mark.parametrize("torn", ["1", "null", "{}"])
 def test_a_line_that_is_json_by_accident_does_not_count(tmp_path: Path, torn: str) -> None:
     files = directory(tmp_path, {"epoch": 1})
@@ -215,12 +222,17 @@ def test_a_run_that_is_broken_off_is_cancelled_not_failed(tmp_path: Path, ending
     assert (status(files)["state"], status(files)["failures"]) == ("cancelled", 0)
 
 
+def _leave_as(files: RunDirectory, state: str) -> None:
+    with Heartbeat(files) as beat:
+        beat.state = state
+        raise RuntimeError
+
+
 @pytest.mark.parametrize("state", ["stopped", "pruned"])
 def test_a_state_that_the_run_set_itself_stands(tmp_path: Path, state: str) -> None:
     files = RunDirectory(tmp_path)
-    with pytest.raises(RuntimeError), Heartbeat(files) as beat:
-        beat.state = state
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _leave_as(files, state)
     assert (status(files)["state"], status(files)["failures"]) == (state, 0)
 
 

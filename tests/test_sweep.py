@@ -196,6 +196,8 @@ def test_json_there_and_back() -> None:
     assert again.cells[2].search["oscillation.strength"] == given.cells[2].search["oscillation.strength"]
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_the_sweeps_that_come_along_are_legal(path: Path) -> None:
     assert sweep.expand(sweep.read(path))

@@ -57,6 +57,12 @@ def test_a_whole_number_is_an_int(text: str, value: int) -> None:
     assert parsed == value
 
 
+@pytest.mark.parametrize(("text", "value"), [("1:30", "1:30"), ("12:30:00", "12:30:00"), ("010", 10)])
+@pytest.mark.xfail(strict=True, reason="YAML 1.1 integers: to the base 60 with colons, octal with a leading 0")
+def test_an_integer_is_decimal(text: str, value: object) -> None:
+    assert yaml_file.parse(text) == value
+
+
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("TRUE", True), ("null", None)])
 def test_booleans_and_null(text: str, value: bool | None) -> None:
     assert yaml_file.parse(text) is value
@@ -100,7 +106,9 @@ def test_equal_keys_of_different_sections_are_fine() -> None:
     assert yaml_file.parse("a: {x: 1}\nb: {x: 2}") == {"a": {"x": 1}, "b": {"x": 2}}
 
 
-@pytest.mark.parametrize(("text", "shown"), [("3: a", "3"), ("1.5: a", "1.5"), ("true: a", "True"), ("null: a", "None")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("3: a", "3"), ("1.5: a", "1.5"), ("true: a", "True"), ("null: a", "None")]
+)
 def test_a_key_that_is_no_text_is_refused(text: str, shown: str) -> None:
     with pytest.raises(UserError, match=rf"^line 2: key {re.escape(shown)} is not text; quote it$"):
         yaml_file.parse(f"ok: 1\n{text}")

@@ -77,7 +77,9 @@ def main() -> None:
         print(f"{case:<36}{1e3 * medians['plain']:9.2f}" + "".join(f"{value:12.2f}x" for value in ratios.values()))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": results}, file, indent=1)
+            json.dump(
+                {"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": results}, file, indent=1
+            )
 
 
 if __name__ == "__main__":
