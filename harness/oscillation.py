@@ -122,14 +122,14 @@ class _Watch:
 
     def update(self) -> None:
         code = self._quantizer_and_weight(lambda quantizer, weight: quantizer.codes(weight))
-        # Floats throughout: they hold every difference of two int8 codes, and run vectorised where bools do not.
-        change = (code.float() - self.code.float()).sign_()
-        moved, direction = change.abs(), self.direction.float()
-        reversal = (change * direction).neg_().clamp_(min=0.0)
-        self.flips += moved.sum(dtype=torch.float64).to(torch.int64)
-        self.oscillations += reversal.sum(dtype=torch.float64).to(torch.int64)
-        self.frequency.mul_(1 - self.momentum).add_(reversal, alpha=self.momentum)
-        self.direction = change.addcmul_(direction, 1 - moved).to(torch.int8)
+        # In int8 throughout, comparisons viewed as int8: no difference of two codes has to fit a byte, and on CPUs
+        # everything but conversions from bool runs vectorised.
+        change = (code > self.code).view(torch.int8) - (code < self.code).view(torch.int8)
+        reversal = (change * self.direction).clamp_(max=0).neg_()
+        self.flips += change.count_nonzero()
+        self.oscillations += reversal.count_nonzero()
+        self.frequency.mul_(1 - self.momentum).add_(reversal.to(torch.float16), alpha=self.momentum)
+        self.direction = self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
         self.code = code
 
     def summary(self, threshold: float) -> Tensor:

@@ -26,7 +26,7 @@ from harness.calibration import Calibration
 from harness.knobs import QuantizerKnobs
 from harness.layers import weight_layers
 from harness.methods.base import Method, MethodConfig, Step
-from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer, max_abs
+from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer
 from harness.quantization.grid import safe_step
 
 
@@ -37,8 +37,10 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
     Sums run over the weights that share a step. Of a clipped quantizer, a weight outside the range has the
     clipped code and gradient 0 through the rounding. An all-zero tensor has value and gradient 0.
     """
-    peak = max_abs(weight, quantizer.per_channel)
-    step = quantizer.step(weight)
+    magnitude = weight.abs()
+    dims = tuple(range(1 if quantizer.per_channel else 0, weight.dim()))
+    peak = magnitude.amax(dim=dims, keepdim=quantizer.per_channel)
+    step = quantizer.step_of(peak)
     scaled = weight / safe_step(step)
     code = scaled.round()
     inside: Tensor | None = None
@@ -48,15 +50,14 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
     factor = 2.0 * strength / weight.numel()
     error = code - scaled
     # mean(q^2 - w^2) = mean(s^2 (k - v)(k + v)): the difference first, where nothing cancels.
-    value = 0.5 * factor * (step.square() * error * (code + scaled)).sum()
-    through = code if inside is None else code * inside
-    gradient = (through - scaled) * (factor * step)
+    value = 0.5 * factor * ((code + scaled).mul_(error).sum(dim=dims) * step.flatten().square()).sum()
+    through = error if inside is None else code * inside - scaled
+    gradient = through * (factor * step)
     if quantizer.scale_gradient == "graph":
-        dims = tuple(range(1 if quantizer.per_channel else 0, weight.dim()))
         slope = error if inside is None else code - scaled * inside
-        pull = (code * slope).sum(dim=dims, keepdim=quantizer.per_channel) * step
-        # 1 where |w| attains its maximum, else 0; floats, since comparisons to bool run ten times slower on CPUs.
-        largest = weight.abs().sub_(peak).sign_().add_(1.0)
+        pull = code.mul_(slope).sum(dim=dims, keepdim=quantizer.per_channel) * step
+        # 1 where |w| attains its maximum, else 0; as floats, since bools run ten times slower on CPUs.
+        largest = torch.eq(magnitude, peak, out=magnitude)
         ties = largest.sum(dim=dims, keepdim=quantizer.per_channel)
         step_slope = step / safe_step(peak)  # ds / d max|w|: 1/Q, times the ratio of a clipped range
         gradient.addcmul_(largest.mul_(weight.sign()), factor * step_slope * pull / ties)

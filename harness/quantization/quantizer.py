@@ -77,7 +77,11 @@ class MaxAbsQuantizer(WeightQuantizer):
 
     def step(self, weight: Tensor) -> Tensor:
         source = weight if self.scale_gradient == "graph" else weight.detach()
-        return max_abs(source, self.per_channel) / self.levels.high
+        return self.step_of(max_abs(source, self.per_channel))
+
+    def step_of(self, peak: Tensor) -> Tensor:
+        """The step that goes with max|w|, in its shape."""
+        return peak / self.levels.high
 
     def forward(self, weight: Tensor) -> Tensor:
         """As the base, without its clamp, which an ulp beyond Q would give the largest weight gradient 0."""
@@ -97,8 +101,8 @@ class ClippedQuantizer(MaxAbsQuantizer):
         self.ratio = clip_ratio(weight, self.levels, self.per_channel)
         return self
 
-    def step(self, weight: Tensor) -> Tensor:
-        return super().step(weight) * self.ratio
+    def step_of(self, peak: Tensor) -> Tensor:
+        return super().step_of(peak) * self.ratio
 
     def forward(self, weight: Tensor) -> Tensor:
         return WeightQuantizer.forward(self, weight)
