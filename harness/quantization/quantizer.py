@@ -19,7 +19,7 @@ from harness.quantization.grid import (
     round_to_codes,
     safe_step,
 )
-from harness.quantization.rounding import round_ste, scale_gradient
+from harness.quantization.rounding import clip, round_ste, scale_gradient
 
 #: Whether a step computed from the weights takes part in the gradient.
 ScaleGradient = Literal["graph", "detached"]
@@ -50,7 +50,7 @@ class WeightQuantizer(nn.Module):
         """The weight on the grid, same shape: straight-through inside the range, gradient 0 outside."""
         step = self.step(weight)
         scaled = weight / safe_step(step)
-        return step * round_ste(scaled.clamp(self.levels.low, self.levels.high))
+        return step * round_ste(clip(scaled, *self.levels))
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:

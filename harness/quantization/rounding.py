@@ -51,3 +51,27 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` unchanged, with its gradient multiplied by `factor`. Any shape."""
     result: Tensor = _ScaleGradient.apply(x, factor)
     return result
+
+
+class _Clip(torch.autograd.Function):
+    """torch.clamp's gradient at the bounds themselves differs between torch versions; here they are inside."""
+
+    @staticmethod
+    def forward(x: Tensor, low: int, high: int) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, low, high = inputs
+        ctx.save_for_backward((x >= low) & (x <= high))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None
+
+
+def clip(x: Tensor, low: int, high: int) -> Tensor:
+    """`x` clipped to [low, high], with gradient 1 inside, bounds included, and 0 outside. Any shape."""
+    result: Tensor = _Clip.apply(x, low, high)
+    return result
