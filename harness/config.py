@@ -140,11 +140,11 @@ class RunConfig(Knobs):
         """
         plain = self.identity()
         plain["methods"] = [component("method", entry).identity() for entry in self.methods]
-        plain["model"] = component("model", self.model).identity()
+        model = component("model", self.model)
+        plain["model"] = model.identity()
         plain["data"] = component("data set", self.data).identity()
-        init = str(self.model.get("init", ""))
-        if init.startswith("checkpoint:"):  # a path says nothing; the weights do
-            plain["model"]["init"] = f"sha256:{_digest(Path(init.removeprefix('checkpoint:')))}"
+        if model.checkpoint is not None:  # a path says nothing; the weights do
+            plain["model"]["init"] = f"sha256:{_digest(model.checkpoint)}"
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -192,6 +192,7 @@ def _plain(component_config: BaseModel) -> dict[str, Any]:
 
 
 def _check_stack(config: RunConfig) -> RunConfig:
+    """The configuration itself, when its parts fit each other."""
     from harness.methods import find
 
     names = [entry["name"] for entry in config.methods]
@@ -200,6 +201,9 @@ def _check_stack(config: RunConfig) -> RunConfig:
     for name in names:
         if find(name).needs_target_bit and config.target_bit is None:
             raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    checkpoint = component("model", config.model).checkpoint
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UserError(f"model.init: there is no file {str(checkpoint)!r}")
     return config
 
 

@@ -25,6 +25,10 @@ class Unfilled(nn.Identity):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Unfilled":
         return self
 
+    def train(self, mode: bool = True) -> "Unfilled":
+        """Without a mode, which a copy's `eval()` would change in the source."""
+        return self
+
 
 class Slotted(nn.Module):
     """A module with named slots that methods fill."""

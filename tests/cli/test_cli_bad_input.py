@@ -505,7 +505,6 @@ def test_cifar10_is_never_fetched_unasked(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("init", ["checkpoint:/no/such.pt", "/no/such.pt"])
-@pytest.mark.xfail(strict=True, reason="nothing looks before a worker does: it dies in claim(), or each run in build()")
 def test_a_missing_initial_checkpoint_is_refused(cli: Cli, init: str) -> None:
     assert "/no/such.pt" in cli.refusal(cli.file(edited({"base/model/init": init})))
 
