@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from harness import registry
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, unknown
 from harness.knobs import IDENTITY_IF_CHANGED, NOT_IDENTITY, Knobs, QuantizerKnobs
 from harness.schema import MAX_BITS, MIN_BITS
 
@@ -78,9 +78,10 @@ class DeployKnobs(Knobs):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        legal = ["rtn", *registry.names("method")]
         for name in self.methods:
-            if name != "rtn":
-                registry.check("method", name)
+            if name not in legal:
+                raise unknown("deploy method", name, legal)
         return self
 
 
@@ -217,7 +218,13 @@ def _digest(path: Path) -> str:
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """All mistakes of a pydantic error, one a line: field, value, what is legal, the nearest spelling."""
     lines = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    places = [item["loc"] for item in items]
+    for item in items:
+        if item["type"] == "too_short" and any(
+            len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] for place in places
+        ):
+            continue  # only because what stands in it was refused
         place = ".".join(str(part) for part in item["loc"])
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
@@ -239,15 +246,12 @@ def _shown(value: object) -> str:
 
 def _legal_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """The field names of the section at `path`."""
+    models = [model]
     for part in path:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(str(part))
-        candidates = [] if field is None else _models_in(field.annotation)
-        if not candidates:
-            return []
-        model = candidates[0]
-    return sorted(model.model_fields)
+        fields = [found.model_fields[str(part)] for found in models if str(part) in found.model_fields]
+        # A place in a list, or a key of a mapping such as `search`, leads no further down.
+        models = [found for field in fields for found in _models_in(field.annotation)] if fields else models
+    return sorted({name for found in models for name in found.model_fields})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

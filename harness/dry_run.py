@@ -31,6 +31,31 @@ def check_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:
         data.check(config)  # type: ignore[arg-type]
 
 
+def check_stacks(cells: Sequence[Cell], seed: int) -> None:
+    """Refuse stacks whose methods want the same slot, by preparing one linear layer. Raises UserError."""
+    import torch
+
+    from harness.calibration import Calibration
+    from harness.layers import SlotTakenError
+    from harness.methods import build_stack
+    from harness.methods.base import Context
+
+    for cell in cells:
+        config = cell.config(_first(cell), seed, "tune")
+        if len(config.methods) < 2:
+            continue
+        layer = torch.nn.Linear(4, 4)
+        batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+        try:
+            for method in build_stack(config.methods, Context(target_bit=config.target_bit or 2)):
+                method.prepare(torch.nn.Sequential(layer), Calibration(lambda index, batch=batch: batch))  # type: ignore[misc]
+        except SlotTakenError as error:
+            names = [entry["name"] for entry in config.methods]
+            raise UserError(f"cell {cell.id}: methods {names}: {error}") from None
+        except Exception:  # (a method may well want more than a layer; only clashes are looked for)
+            continue
+
+
 def prepare_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:
     """Decode and cache every data set once, before any worker starts. Raises UserError for a damaged image."""
     for config in _data_configs(spec, cells):

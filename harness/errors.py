@@ -13,8 +13,9 @@ class UserError(ValueError):
 
 def nearest(value: object, legal: Iterable[object]) -> str:
     """`"; did you mean 'x'?"`, or nothing when no legal name is near."""
-    close = difflib.get_close_matches(str(value), [str(name) for name in legal], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(str(value), [str(name) for name in legal], n=3, cutoff=0.5)
+    swapped = [name for name in close if sorted(name) == sorted(str(value))]  # lgo is log rather than low
+    return f"; did you mean {(swapped or close)[0]!r}?" if close else ""
 
 
 def unknown(kind: str, value: object, legal: Iterable[object]) -> UserError:

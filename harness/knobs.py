@@ -1,8 +1,8 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 #: `Field(json_schema_extra=NOT_IDENTITY)`: the field never changes a run's identity (paths, devices).
 NOT_IDENTITY: dict[str, Any] = {"identity": "never"}
@@ -15,6 +15,19 @@ class Knobs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _number_is_a_number(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
+        """`true` is no 1 and '3' is no 3, though pydantic would take them for that."""
+        checked = handler(value)
+        kinds = _scalars(cls.model_fields[info.field_name or ""].annotation)
+        items = value if isinstance(value, list | tuple) else [value]
+        if kinds & {int, float} and not kinds & {bool, str}:
+            for item in items:
+                if isinstance(item, bool | str):
+                    raise ValueError(f"{item!r} is not a number")
+        return checked
+
     def identity(self) -> dict[str, Any]:
         """What of this section names a run, as plain JSON values."""
         kept: dict[str, Any] = {}
@@ -25,6 +38,14 @@ class Knobs(BaseModel):
                 continue
             kept[name] = _plain(value)
         return kept
+
+
+def _scalars(annotation: Any) -> set[Any]:
+    """The plain types that a field's annotation names, inside unions and tuples too."""
+    if get_origin(annotation) is Literal:
+        return {str}
+    inner = get_args(annotation)
+    return {kind for part in inner for kind in _scalars(part)} if inner else {annotation}
 
 
 def _plain(value: Any) -> Any:

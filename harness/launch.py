@@ -55,9 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     slurm = profile.read(options.profile)
     cells = sweep.expand(spec)
     from harness import dry_run
-    from harness.study import make_pruner, make_sampler
+    from harness.study import check_algorithms
 
-    make_sampler(spec, spec.name, 0), make_pruner(spec)  # refuses options that Optuna does not know
+    check_algorithms(spec)
+    dry_run.check_stacks(cells, spec.tune.seed)
     workers = options.workers or spec.workers or default_workers(options.cluster)
     if options.dry_run:
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)

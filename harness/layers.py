@@ -16,6 +16,11 @@ from torch.nn import functional
 
 from harness.errors import UserError, unknown
 
+
+class SlotTakenError(UserError):
+    """Two methods of a stack want the same slot of a layer."""
+
+
 SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", "grad_quantizer")
 
 
@@ -46,7 +51,7 @@ class Slotted(nn.Module):
             raise unknown("slot", slot, self.SLOTS)
         present = getattr(self, slot)
         if not isinstance(present, Unfilled):
-            raise UserError(
+            raise SlotTakenError(
                 f"slot {slot} already holds {type(present).__name__}, so {type(module).__name__} cannot have it: "
                 "two methods of the stack clash"
             )

@@ -28,11 +28,13 @@ class Profile(Knobs):
     setup: tuple[str, ...] = Field((), description="shell lines before the worker, e.g. module load")
     sbatch: dict[str, Any] = Field(default_factory=dict, description="other sbatch options, without dashes")
 
-    @field_validator("time")
+    @field_validator("time", mode="before")
     @classmethod
-    def _time(cls, value: str) -> str:
-        _minutes(value)
-        return value
+    def _time(cls, value: Any) -> str:
+        text = str(value)  # `time: 90` is an int
+        if _minutes(text) == 0:
+            raise ValueError("a job needs some time (legal: 1 minute or more)")
+        return text
 
     def submitit_parameters(self, workers: int) -> dict[str, Any]:
         """The keyword arguments of Submitit's Slurm executor."""

@@ -77,7 +77,8 @@ class RunDirectory:
                 value = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            epochs[value[EPOCH]] = value
+            if isinstance(value, dict) and EPOCH in value:
+                epochs[value[EPOCH]] = value
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def keep_metrics_until(self, epoch: int) -> None:

@@ -105,7 +105,9 @@ def draw(space: Space, sampler: str, seed: int, index: int) -> dict[str, Scalar]
         from scipy.stats import qmc
 
         sobol = qmc.Sobol(len(names), scramble=True, rng=seed)
-        positions = [float(x) for x in sobol.fast_forward(index).random(1)[0]]
+        if index:  # scipy overflows on fast_forward(0)
+            sobol.fast_forward(index)
+        positions = [float(x) for x in sobol.random(1)[0]]
     else:
         raise UserError(f"sampler {sampler!r} depends on earlier trials; static: {', '.join(STATIC_SAMPLERS)}")
     return {name: space[name].at(position) for name, position in zip(names, positions, strict=True)}

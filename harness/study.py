@@ -118,8 +118,9 @@ def open_sweep(spec: SweepSpec, root: Path) -> Sweep:
     folder = root / spec.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        probe = folder / f".writable.{os.getpid()}"  # workers open a sweep at the same moment
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
     sweep = Sweep(spec, expand(spec), folder)
@@ -221,6 +222,16 @@ def _made(kind: str, algorithm: Any, build: Any, **extra: Any) -> Any:
             return build(**algorithm.options, **extra)
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind} {algorithm.name!r}: {error}") from None
+
+
+def check_algorithms(spec: SweepSpec) -> None:
+    """Refuse sampler and pruner options that Optuna does not take. Raises UserError."""
+    make_pruner(spec)
+    trial_run = optuna.create_study(sampler=make_sampler(spec, spec.name, 0))
+    try:  # some options are looked at only when something is drawn
+        trial_run.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sampler {spec.sampler.name!r}: options {spec.sampler.options}: {error}") from None
 
 
 def values_of(sweep: Sweep, config: RunConfig, metrics: dict[str, float]) -> list[float]:

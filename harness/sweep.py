@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from harness import objective, registry, yaml_file
+from harness import objective, overrides, registry, schema, yaml_file
 from harness.config import MethodStack, RunConfig, complete, explain, listed
 from harness.errors import UserError, unknown
 from harness.knobs import Knobs
@@ -18,6 +18,10 @@ from harness.search import STATIC_SAMPLERS, Dimension, Space, corners
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
 PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
+
+
+#: Settings of a run that a sweep decides elsewhere: tune.seed, final.seeds, cells.methods.
+NOT_SET = ("seed", "phase", "methods")
 
 
 def _by_name(value: Any) -> Any:
@@ -46,7 +50,7 @@ class Tune(Knobs):
 class Final(Knobs):
     """Final runs: the chosen parameters of every cell, once per seed, tested."""
 
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
 
 
 class CellKnobs(Knobs):
@@ -123,8 +127,9 @@ def assign(raw: dict[str, Any], key: str, value: Any) -> None:
     if rest and head in entries:
         entries[head][rest] = value
         return
-    if head not in RunConfig.model_fields:
-        raise unknown("setting", head, [*RunConfig.model_fields, *entries])
+    legal = [name for name in RunConfig.model_fields if name not in NOT_SET]
+    if head not in legal:
+        raise unknown("setting", head, [*legal, *entries])
     parts = key.split(".")
     for part in parts[:-1]:
         raw = raw.setdefault(part, {})
@@ -152,6 +157,13 @@ def expand(spec: SweepSpec) -> list[Cell]:
 
 
 def _cell(spec: SweepSpec, knobs: CellKnobs, point: dict[str, Any]) -> Cell:
+    twice = [
+        key
+        for key in {*point, *knobs.set, *knobs.search}
+        if (key in point) + (key in knobs.set) + (key in knobs.search) > 1
+    ]
+    if twice:
+        raise UserError(f"cells: {', '.join(sorted(twice))} stands in two of grid, set and search; which one counts?")
     raw = deepcopy(spec.base)
     raw["methods"] = [dict(entry) for entry in knobs.methods]
     for key, value in itertools.chain(point.items(), knobs.set.items()):
@@ -169,7 +181,10 @@ def _label(value: Any) -> str:
 
 def _check_cell(spec: SweepSpec, cell: Cell) -> None:
     for params in corners(cell.search):
-        cell.config(params, spec.tune.seed, "tune")
+        config = cell.config(params, spec.tune.seed, "tune")
+        figures = {name("val", bits): 0.0 for bits in config.evaluated_bits for name in (schema.accuracy, schema.loss)}
+        for name_ in spec.objective:
+            objective.value(name_, figures, list(config.deploy.bits), config.monitored_bits)
     if spec.tune.trials > 1 and not cell.search:
         raise UserError(
             f"cell {cell.id}: nothing to search, but every cell has {spec.tune.trials} trials; give it a dimension "
@@ -184,37 +199,17 @@ def _check_cell(spec: SweepSpec, cell: Cell) -> None:
         )
 
 
-def read(path: Path, overrides: Iterable[str] = ()) -> SweepSpec:
+def read(path: Path, replaced: Iterable[str] = ()) -> SweepSpec:
     """The sweep in a file, with `key=value` overrides: dotted keys of the file or of its `base`, values in YAML."""
     raw = yaml_file.read(path)
-    for override in overrides:
-        _override(raw, override)
+    for override in replaced:
+        overrides.apply(raw, override)
     try:
         spec = SweepSpec.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path}: " + explain(error, SweepSpec)) from None
     _check_names(path, spec)
     return spec
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r}: write key=value, for example tune.trials=4")
-    place: Any = raw
-    parts = key.split(".")
-    if parts[0] in RunConfig.model_fields and parts[0] not in SweepSpec.model_fields:
-        parts.insert(0, "base")  # --set data.root=PATH is short for base.data.root
-    for part in parts[:-1]:
-        place = place[int(part)] if isinstance(place, list) and part.isdigit() else place.setdefault(part, {})
-        if not isinstance(place, dict | list):
-            raise UserError(f"--set {override!r}: {part} is a value, not a section")
-    if isinstance(place, list):
-        if not (parts[-1].isdigit() and int(parts[-1]) < len(place)):
-            raise UserError(f"--set {override!r}: the list has places 0 to {len(place) - 1}, not {parts[-1]!r}")
-        place[int(parts[-1])] = yaml_file.parse(text)
-    else:
-        place[parts[-1]] = yaml_file.parse(text)
 
 
 def _check_names(path: Path, spec: SweepSpec) -> None:
@@ -239,7 +234,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     changed = []
     for key in sorted({*flat_old, *flat_new}):
         before, after = flat_old.get(key), flat_new.get(key)
-        if before == after or key.startswith(free):
+        if before == after or any(key == name or key.startswith(f"{name}.") for name in free):
             continue
         if key == "tune.trials" and before and after and after > before:
             continue

@@ -86,9 +86,10 @@ class Mirror:
 
     def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
         """Send final figures (`test/acc_w2`, `best_epoch`) and close the run."""
-        if self._run is not None:
-            self._try("summary", lambda: self._run.summary.update(dict(summary)))
-            self._try("finish", lambda: self._run.finish(exit_code=int(failed)))
+        run = self._run  # closed also when its summary failed: what was logged before must reach the disk
+        if run is not None:
+            self._try("summary", lambda: run.summary.update(dict(summary)))
+            self._try("finish", lambda: run.finish(exit_code=int(failed)))
 
     def _try(self, what: str, action: Any) -> None:
         try:
@@ -103,6 +104,6 @@ class Mirror:
 
 def _netrc_has_key() -> bool:
     try:
-        return any("wandb" in host for host in netrc().hosts)
+        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
     except (OSError, NetrcParseError):
         return False

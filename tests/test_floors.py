@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("layers", "attention", "data"), 1),
     **dict.fromkeys(("models", "oscillation", "calibration"), 2),
     "methods": 3,
-    **dict.fromkeys(("config", "search", "objective", "sweep"), 4),
+    **dict.fromkeys(("config", "search", "objective", "overrides", "sweep"), 4),
     **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
     "train": 6,
     **dict.fromkeys(("build", "run"), 7),
@@ -38,7 +38,7 @@ SERVICES = {
 TORCH_FREE = (
     *("errors", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
-    *("config", "search", "objective", "sweep", "tracking", "run"),
+    *("config", "search", "objective", "overrides", "sweep", "tracking", "run"),
     *("study", "plan", "worker", "launch", "dry_run", "progress", "profile"),
 )
 

@@ -87,7 +87,7 @@ def test_the_library_snippet_works() -> None:
         "optimizer": torch.optim.Adam(model.parameters(), lr=1e-2),
         "loss_function": torch.nn.functional.cross_entropy,
     }
-    exec(next(block for block in blocks("python") if "OscillationTracker" in block), names)  # noqa: S102
+    exec(next(block for block in blocks("python") if "OscillationTracker" in block), names)
     assert names["tracker"].metrics()["osc/frequency"] > 0  # type: ignore[attr-defined]
     for layer in (names["deployed"][0], names["deployed"][2]):  # type: ignore[index]
         assert len(layer.weight.unique()) <= 7

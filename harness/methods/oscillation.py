@@ -28,6 +28,7 @@ from harness.layers import weight_layers
 from harness.methods.base import Method, MethodConfig, Step
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer
 from harness.quantization.grid import safe_step
+from harness.quantization.rounding import inside
 
 
 @torch.no_grad()
@@ -43,18 +44,18 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
     step = quantizer.step_of(peak)
     scaled = weight / safe_step(step)
     code = scaled.round()
-    inside: Tensor | None = None
+    within: Tensor | None = None
     if isinstance(quantizer, ClippedQuantizer):
-        inside = (scaled >= quantizer.levels.low) & (scaled <= quantizer.levels.high)
+        within = inside(scaled, *quantizer.levels)
         code = code.clamp_(*quantizer.levels)
     factor = 2.0 * strength / weight.numel()
     error = code - scaled
     # mean(q^2 - w^2) = mean(s^2 (k - v)(k + v)): the difference first, where nothing cancels.
     value = 0.5 * factor * ((code + scaled).mul_(error).sum(dim=dims) * step.flatten().square()).sum()
-    through = error if inside is None else code * inside - scaled
+    through = error if within is None else code * within - scaled
     gradient = through * (factor * step)
     if quantizer.scale_gradient == "graph":
-        slope = error if inside is None else code - scaled * inside
+        slope = error if within is None else code - scaled * within
         pull = code.mul_(slope).sum(dim=dims, keepdim=quantizer.per_channel) * step
         # 1 where |w| attains its maximum, else 0; as floats, since bools run ten times slower on CPUs.
         largest = torch.eq(magnitude, peak, out=magnitude)

@@ -3,9 +3,9 @@
 from collections import OrderedDict
 from itertools import pairwise
 from math import prod
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from harness.errors import UserError
@@ -22,14 +22,15 @@ class Config(ModelConfig):
         None, description="units of each hidden layer in turn, in place of depth and width: [256, 128]"
     )
 
+    @model_validator(mode="after")
+    def _nothing_is_published(self) -> Self:
+        if self.pretrained:
+            raise UserError("init: there are no pretrained weights of mlp5 (legal: scratch, checkpoint:<path>)")
+        return self
+
 
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The model for images (N, C, H, W), with PyTorch's default initialisation.
-
-    Raises UserError for pretrained: there are no published weights.
-    """
-    if config.pretrained:
-        raise UserError("model mlp5: there are no pretrained weights; init is scratch or checkpoint:<path>")
+    """The model for images (N, C, H, W), with PyTorch's default initialisation."""
     hidden = config.hidden if config.hidden is not None else (config.width,) * (config.depth - 1)
     sizes = (prod(input_shape), *hidden, num_classes)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())

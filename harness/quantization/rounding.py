@@ -53,8 +53,18 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return result
 
 
+#: Beyond a bound by less than this, in steps, counts as inside: where a range ends at the largest weight, an ulp
+#: in `w / s` must not decide whether that weight has a gradient.
+BOUND_SLACK = 1e-4
+
+
+def inside(x: Tensor, low: int, high: int) -> Tensor:
+    """Whether each value is in [low, high], bounds included; bool, same shape."""
+    return (x >= low - BOUND_SLACK) & (x <= high + BOUND_SLACK)
+
+
 class _Clip(torch.autograd.Function):
-    """torch.clamp's gradient at the bounds themselves differs between torch versions; here they are inside."""
+    """Not torch.clamp, whose gradient at the bounds themselves differs between torch versions."""
 
     @staticmethod
     def forward(x: Tensor, low: int, high: int) -> Tensor:
@@ -63,12 +73,12 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         x, low, high = inputs
-        ctx.save_for_backward((x >= low) & (x <= high))
+        ctx.save_for_backward(inside(x, low, high))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
+        (within,) = ctx.saved_tensors
+        return gradients[0] * within, None, None
 
 
 def clip(x: Tensor, low: int, high: int) -> Tensor:

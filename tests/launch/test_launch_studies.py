@@ -61,7 +61,9 @@ def test_the_target_bit_can_be_searched(tmp_path: Path) -> None:
         "--set",
         "objective=worst",
         **{
-            f"search: {{oscillation.strength: {space}}}": f"search: {{oscillation.strength: {space}, target_bit: [2, 4]}}"
+            f"    grid: {{target_bit: [2]}}\n    search: {{oscillation.strength: {space}": (
+                f"    search: {{target_bit: [2, 4], oscillation.strength: {space}"
+            )
         },
     )
     chosen = cells["oscillation"]["chosen"]["params"]["target_bit"]
@@ -73,7 +75,8 @@ def test_the_target_bit_can_be_searched(tmp_path: Path) -> None:
 def test_cells_that_resolve_to_one_configuration_share_its_run(tmp_path: Path) -> None:
     # Both cells tune nothing and differ in a key that does not decide numbers.
     text = {
-        "  - methods: oscillation\n    grid: {target_bit: [2]}\n    search: {oscillation.strength: {low: 0.3, high: 30, log: true}}": "  - methods: ste\n    grid: {target_bit: [2]}\n    set: {runtime.eval_batch_size: 64}",
+        "methods: oscillation": "methods: ste",
+        "    search: {oscillation.strength: {low: 0.3, high: 30, log: true}}": "    set: {runtime.eval_batch_size: 64}",
         "    search: {train.learning_rate: {low: 1e-3, high: 1e-2, log: true}}\n": "",
         "tune: {trials: 2}": "tune: {trials: 0}",
     }

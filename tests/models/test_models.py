@@ -155,7 +155,6 @@ def test_attention_biases_are_never_stale(name: str) -> None:
 @pytest.mark.parametrize(
     ("knobs", "shape", "message"),
     [
-        ({"name": "mlp5", "init": "pretrained"}, CIFAR, "no pretrained weights"),
         ({"name": "resnet18", "init": "pretrained"}, CIFAR, r"small_stem=False \(not True\)"),
         ({"name": "resnet18", "init": "pretrained", "small_stem": False, "width": 16}, CIFAR, r"width=64 \(not 16\)"),
         ({"name": "resnet18", "init": "pretrained", "small_stem": False}, DIGITS, "3 image channels, not 1"),

@@ -1,6 +1,6 @@
 """The oscillation loss as the paper states it, in plain autograd; shares no code with the harness.
 
-    R = strength * mean_i(q_i^2 - w_i^2),  q = s round(w / s) straight-through,  s = max|w| / Q left in the graph
+R = strength * mean_i(q_i^2 - w_i^2),  q = s round(w / s) straight-through,  s = max|w| / Q left in the graph
 """
 
 import torch
@@ -40,8 +40,8 @@ def plain_loss(
 
 
 def plain_gradient(weight: Tensor, bits: int, strength: float, **options: object) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by autograd, in float64."""
-    leaf = weight.detach().double().clone().requires_grad_()
+    """The loss and its gradient by autograd, in the arithmetic of `weight`'s type."""
+    leaf = weight.detach().clone().requires_grad_()
     loss = plain_loss(leaf, bits, strength, **options)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient

@@ -1,0 +1,65 @@
+"""The tracker against a naive count, one weight and one step at a time."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_tracker import Counted, count, threshold_distance
+from torch import nn
+
+from harness import OscillationTracker, schema
+from harness.knobs import QuantizerKnobs
+
+
+def follow(trajectories: Sequence[Sequence[int]], bits: int = 8, momentum: float = 0.01) -> OscillationTracker:
+    """A tracker that has seen each weight take the codes of its trajectory; the step is 1 throughout."""
+    high = 2 ** (bits - 1) - 1
+    layer = nn.Linear(len(trajectories) + 1, 1, bias=False)
+
+    def put(step: int) -> None:
+        codes = [float(trajectory[step]) for trajectory in trajectories]
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([[float(high), *codes]]))  # the first weight keeps the step at 1
+
+    put(0)
+    tracker = OscillationTracker(nn.Sequential(layer), bits, momentum=momentum)
+    for step in range(1, len(trajectories[0])):
+        put(step)
+        tracker.update()
+    return tracker
+
+
+def test_the_naive_count_by_hand() -> None:
+    assert count([0, 1, 1, 0, -1, 1, 1]) == Counted(4, 2, 0.01 * (0.99**3 + 0.99))
+    assert count([0, 1, 2]).oscillations == 0
+    assert threshold_distance(5.0, -1, 1) == 4.5
+
+
+@given(st.lists(st.lists(st.integers(-7, 7), min_size=12, max_size=12), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_any_trajectory_equals_the_naive_count(trajectories: list[list[int]]) -> None:
+    tracker = follow(trajectories, bits=4, momentum=0.1)
+    expected = [Counted(), *(count(trajectory, 0.1) for trajectory in trajectories)]
+    metrics, weights = tracker.metrics(), len(expected)
+    assert metrics[schema.FLIPS_PER_WEIGHT] == sum(one.flips for one in expected) / weights
+    assert metrics[schema.OSCILLATIONS_PER_WEIGHT] == sum(one.oscillations for one in expected) / weights
+    for actual, one in zip(tracker.frequencies()["0"].flatten().tolist(), expected, strict=True):
+        assert actual == pytest.approx(one.frequency, rel=12 * 2**-11, abs=1e-6)  # 12 roundings to fp16
+    assert metrics[schema.OSCILLATING_FRACTION] == sum(one.frequency > 0.02 for one in expected) / weights
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("knobs", [QuantizerKnobs(), QuantizerKnobs(granularity="channel")])
+def test_threshold_distance(bits: int, knobs: QuantizerKnobs) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(20, 5).double()
+    high = 2 ** (bits - 1) - 1
+    measured = OscillationTracker(nn.Sequential(layer), bits, knobs).metrics()[schema.THRESHOLD_DISTANCE]
+    distances = []
+    for row in layer.weight.detach():
+        peak = (row if knobs.granularity == "channel" else layer.weight.detach()).abs().max()
+        distances += [threshold_distance(float(value / (peak / high)), -high, high) for value in row]
+    assert measured == pytest.approx(sum(distances) / len(distances), rel=1e-12)
+    assert 0 <= measured <= max(0.5, high - 0.5)
