@@ -43,7 +43,7 @@ class Display:
         if not self._console.is_terminal and time.monotonic() < self._line_at and not over:
             return
         notes = {phase: _note(phase_counts) for phase, phase_counts in counts.items()}
-        notes["tune"] += best_so_far(sweep)
+        notes["tune"] = ", ".join(filter(None, (notes["tune"], best_so_far(sweep))))
         if self._console.is_terminal:
             for phase, task in self._tasks.items():
                 done = counts[phase].total - counts[phase].left
@@ -51,9 +51,11 @@ class Display:
             return
         self._line_at = time.monotonic() + LINE_EVERY_S
         texts = [
-            f"{_PHASES[phase]} {part.total - part.left}/{part.total} {notes[phase]}" for phase, part in counts.items()
+            f"{_PHASES[phase]} {part.total - part.left}/{part.total} ({notes[phase] or 'none running'})"
+            for phase, part in counts.items()
+            if part.total
         ]
-        print("  ".join(texts), flush=True)
+        print("; ".join(texts), flush=True)
 
 
 def _note(counts: Counts) -> str:
@@ -64,7 +66,7 @@ def _note(counts: Counts) -> str:
 
 
 def best_so_far(sweep: "Sweep") -> str:
-    """`; best 0.965 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
+    """`best 0.965 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
     if len(sweep.spec.objective) > 1:
         return ""
     values = [
@@ -77,7 +79,7 @@ def best_so_far(sweep: "Sweep") -> str:
         return ""
     pick = min if sweep.spec.objective[0].startswith("val/loss") else max
     value, cell = pick(values, key=lambda item: item[0])
-    return f"; best {value:.4f} ({cell})"
+    return f"best {value:.4f} ({cell})"
 
 
 def summary(sweep: "Sweep") -> int:
