@@ -32,8 +32,9 @@ def plain_loss(
             continue
         scaled = group / step
         if ratios is not None:
-            scaled = torch.where(scaled > high, torch.full_like(scaled, high), scaled)
-            scaled = torch.where(scaled < -high, torch.full_like(scaled, -high), scaled)
+            # Decided: up to 1e-4 of a step beyond the range is inside, so that no ulp of w / s decides a gradient.
+            scaled = torch.where(scaled > high + 1e-4, torch.full_like(scaled, high), scaled)
+            scaled = torch.where(scaled < -high - 1e-4, torch.full_like(scaled, -high), scaled)
         quantized = step * (scaled + (torch.round(scaled) - scaled).detach())
         total = total + (quantized * quantized - group * group).sum()
     return strength * total / weight.numel()
