@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from harness.errors import UserError, unknown
 
@@ -125,6 +126,8 @@ class QuantMatMul(Slotted):
         return result
 
 
+#: What a subclass may not replace: the quantized forward would lose it.
+_FORWARDS = ("forward", "_conv_forward")
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
 
@@ -134,10 +137,11 @@ def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
         if isinstance(layer, quantized):
             return type(layer)
         if isinstance(layer, plain):
-            if type(layer).forward is not plain.forward:
+            own_forward = any(getattr(type(layer), f, None) is not getattr(plain, f, None) for f in _FORWARDS)
+            if own_forward or is_parametrized(layer):
                 raise UserError(
-                    f"layer {name!r}: {type(layer).__name__} computes its own forward, which a quantizer cannot enter; "
-                    "exclude it by name"
+                    f"layer {name!r}: {type(layer).__name__} computes its own forward or weight, which a quantizer "
+                    "cannot enter; exclude it by name"
                 )
             return quantized
     return None

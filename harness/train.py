@@ -137,7 +137,13 @@ def _finish_epoch(session: Session, steps: int) -> dict[str, Any]:
 def validate(session: Session) -> dict[str, float]:
     """Validation metrics of the weights as they are; keeps them when they are the best so far."""
     progress = session.progress
-    metrics = schema.as_metrics(session.evaluator.rows(session.model, session.config.phase, "val"))
+    rows = session.evaluator.rows(session.model, session.config.phase, "val")
+    for row in rows:
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(
+                f"the validation loss (bits: {row['bits']}) became {row['loss']} in epoch {progress.epoch}"
+            )
+    metrics = schema.as_metrics(rows)
     metrics[schema.MONITOR] = monitored = metrics[schema.accuracy("val", session.config.monitored_bits)]
     eligible = progress.epoch >= first_eligible_epoch(session.config.train, session.methods)
     if eligible and monitored > progress.best_value:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from harness.calibration import Calibration
 from harness.knobs import Knobs, QuantizerKnobs
 from harness.layers import QuantLayer, Unfilled, attach, weight_layers
-from harness.quantization import WeightQuantizer, make_quantizer
+from harness.quantization import WeightQuantizer, levels, make_quantizer
+from harness.schema import FLOAT
 
 Bits = int | Literal["float"]
 ScalePolicy = Literal["keep_step", "keep_range", "recalibrate"]
@@ -150,7 +151,7 @@ def round_to_nearest(
             continue
         weight = layer.weight_transform(layer.weight)
         layer_bits = bits[name] if isinstance(bits, Mapping) else bits
-        if isinstance(layer_bits, int):
+        if layer_bits != FLOAT:
             weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerKnobs())(weight)
         set_deployed(layer, weight)
     return model
@@ -158,14 +159,17 @@ def round_to_nearest(
 
 def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
     """Give a layer the weight it is deployed with and empty its weight slots; for `Method.deploy`."""
-    layer.weight.data = weight.detach().clone()
+    # A parameter of its own: what shares the trained one (a tied layer, an embedding) must keep it as it is.
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
     layer.deployed = True
 
 
 def _deploy_quantizer(
-    layer: QuantLayer, weight: Tensor, bits: int, scale: ScalePolicy, quantizer: QuantizerKnobs
+    layer: QuantLayer, weight: Tensor, bits: Bits, scale: ScalePolicy, quantizer: QuantizerKnobs
 ) -> WeightQuantizer:
+    levels(bits)  # type: ignore[arg-type]  # refuses what is no bit-width
+    assert isinstance(bits, int)
     own = layer.weight_quantizer
     if isinstance(own, WeightQuantizer) and (scale != "recalibrate" or bits == own.bits):
         return own.at_bits(bits, "keep_range" if scale == "keep_range" else "keep_step")

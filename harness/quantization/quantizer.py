@@ -107,6 +107,14 @@ class ClippedQuantizer(MaxAbsQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         return WeightQuantizer.forward(self, weight)
 
+    def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
+        if bits == self.bits:
+            return self
+        other = type(self)(bits, self.per_channel)
+        factor = 1.0 if scale == "keep_range" else other.levels.high / self.levels.high
+        other.ratio = self.ratio * factor
+        return other
+
 
 class LSQQuantizer(WeightQuantizer):
     """Learned step size (Esser et al. 2020, arXiv 1902.08153, equations 1 to 3).

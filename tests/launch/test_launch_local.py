@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_run_that_fails_is_retried_named_and_does_not_stop_the_others(tmp_path
     )
     status, output = launch(sweep, tmp_path / "runs", "--cluster", "debug")
     assert status == 1, output
-    assert "TrainingError: the training loss became" in output
+    assert re.search(r"TrainingError: the \w+ loss .*became (nan|inf) in epoch", output)
     assert "no trial completed" in output
     done = records(tmp_path / "runs").values()
     assert [record["config"]["methods"][0]["name"] for record in done] == ["ste"] * 4

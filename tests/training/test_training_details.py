@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -436,18 +437,17 @@ def test_zero_epochs_evaluate_the_network_as_it_came(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_fails_the_run(tmp_path: Path) -> None:
     wanted = config("none", train__optimizer="sgd", train__learning_rate=1000.0, train__epochs=30)
-    with pytest.raises(TrainingError, match="the training loss became nan"):
+    with pytest.raises(TrainingError, match="loss .*became nan in epoch"):
         run(wanted, tmp_path)
     status = read_json(tmp_path / "status.json")
     assert status["state"] == "failed"
     assert status["failures"] == 1
-    assert status["reason"].startswith("TrainingError: the training loss became nan in epoch ")
+    assert re.match(r"TrainingError: the \w+ loss .*became nan in epoch \d", status["reason"])
     assert "Traceback (most recent call last)" in status["traceback"]
     assert "in train" in status["traceback"]
     assert not (tmp_path / "record.json").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="a ValueError about JSON names no cause: see the report")
 def test_weights_that_break_at_the_last_step_name_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last loss is finite, the weights after it are not: no record, and a reason that can be understood."""
 
