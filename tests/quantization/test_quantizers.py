@@ -343,6 +343,20 @@ def test_another_bit_width_keeps_the_kind_of_levels() -> None:
     assert LSQQuantizer(3, kind="full").fit(normal(3, 3)).at_bits(5, "keep_step").levels == (-16, 15)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_clipped_range_or_its_step_is_kept_too(per_channel: bool) -> None:
+    weight = normal(5, 400)
+    quantizer = ClippedQuantizer(3, per_channel).fit(weight)
+    assert float(quantizer.ratio.max()) < 1
+    for bits in (2, 4, 8):
+        same_step, same_range = quantizer.at_bits(bits, "keep_step"), quantizer.at_bits(bits, "keep_range")
+        assert same_step.levels == same_range.levels == levels(bits)
+        # a few more roundings of fp32
+        torch.testing.assert_close(same_step.step(weight), quantizer.step(weight), rtol=4e-7, atol=0)
+        ends = same_range.step(weight) * same_range.levels.high
+        torch.testing.assert_close(ends, quantizer.step(weight) * 3, rtol=4e-7, atol=0)
+
+
 def test_max_abs_has_learned_nothing() -> None:
     weight = normal(5, 40)
     for scale in ("keep_step", "keep_range"):

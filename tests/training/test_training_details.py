@@ -19,7 +19,9 @@ from harness.build import build, choose_device, choose_precision, make_optimizer
 from harness.config import RunConfig, RuntimeKnobs, TrainKnobs, complete
 from harness.data.base import Split, order
 from harness.errors import UserError
+from harness.layers import weight_layers
 from harness.methods.base import Context, Method, Step
+from harness.oscillation import OscillationTracker
 from harness.record import RunDirectory, read_json
 from harness.run import run
 from harness.seeding import sub_seed
@@ -239,6 +241,35 @@ def test_hooks_are_called_in_order() -> None:
     assert all(step.model is session.model for step in spy.steps)
 
 
+def test_the_tracker_sees_every_step_once_the_weights_are_final() -> None:
+    class Restores(Spy):
+        """Puts weights on a coarse grid after the step; its own tracker is told right then."""
+
+        def after_step(self, step: Step) -> None:
+            with torch.no_grad():
+                for layer in weight_layers(session.model).values():
+                    layer.weight.copy_((layer.weight * 50).round() / 50)
+            own.update()
+
+    session = build(config("none", train__learning_rate=0.02))
+    own = OscillationTracker(session.model, 3)
+    session.methods.append(Restores())
+    lines: list[dict[str, Any]] = []
+    train(session, lines.append)
+    assert lines[0][schema.FLIPS_PER_WEIGHT] > 0
+    for name, layer in own.state_dict().items():
+        for key in ("code", "direction", "frequency"):
+            assert torch.equal(session.tracker.state_dict()[name][key], layer[key])
+
+
+def test_lsqs_steps_stay_positive() -> None:
+    session = build(config([{"name": "lsq", "step_learning_rate": 100.0}], train__learning_rate=0.1))
+    train(session, lambda metrics: None)
+    steps = [tensor for name, tensor in session.model.state_dict().items() if name.endswith("learned_step")]
+    assert len(steps) == 5
+    assert min(float(step) for step in steps) == pytest.approx(1e-5), "else the floor was never reached"
+
+
 def test_gradients_are_clipped_with_what_methods_added() -> None:
     class Pushy(Spy):
         def after_backward(self, step: Step) -> Tensor | float:
@@ -437,7 +468,7 @@ def test_zero_epochs_evaluate_the_network_as_it_came(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_fails_the_run(tmp_path: Path) -> None:
     wanted = config("none", train__optimizer="sgd", train__learning_rate=1000.0, train__epochs=30)
-    with pytest.raises(TrainingError, match="loss .*became nan in epoch"):
+    with pytest.raises(TrainingError, match=r"loss .*became nan in epoch"):
         run(wanted, tmp_path)
     status = read_json(tmp_path / "status.json")
     assert status["state"] == "failed"

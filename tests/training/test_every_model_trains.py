@@ -1,0 +1,70 @@
+"""Every model through a whole run on real image files: data, method, loop, evaluation at each bit-width, record."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.config import complete
+from harness.run import run
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp5": {"name": "mlp5", "width": 32},
+    "resnet18": {"name": "resnet18", "width": 16},
+    "resnet18 with torchvision's stem": {"name": "resnet18", "width": 16, "small_stem": False},
+    "vit_tiny": {"name": "vit_tiny", "width": 48, "depth": 2},
+    "tiny_vit": {"name": "tiny_vit", "drop_path": 0.1},
+    "timm": {"name": "timm:resnet10t"},
+}
+#: The running statistics of Tiny ViT's many batch norms need more steps than its weights.
+EPOCHS = {"tiny_vit": 6}
+CLASSES = ("dark", "light")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise around a dark or a light grey, 32 x 32: a few steps must tell them apart."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 64), ("test", 16)):
+        for level, name in zip((80, 170), CLASSES, strict=True):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(generator.normal(level, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["oscillation", "lsq"])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_whole_run(
+    model: str, method: str, precision: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(images / "cache"))
+    config = complete(
+        {
+            "methods": method,
+            "target_bit": 4,
+            "model": MODELS[model],
+            "data": {
+                "name": "image_folder",
+                "root": str(images),
+                "val_fraction": 0.2,
+                "augment": {"crop_padding": 2, "flip": True},
+            },
+            "train": {"epochs": EPOCHS.get(model, 3), "batch_size": 16, "learning_rate": 1e-3, "precision": precision},
+            "deploy": {"bits": [2, 4, 8], "scale": "keep_range"},
+            "runtime": {"wandb": "off", "device": "cpu"},
+        }
+    )
+    record = run(config, tmp_path)
+    rows = {row["bits"]: row for row in record["rows"] if row["split"] == "test"}
+    assert list(rows) == [2, 4, 8, "float"]
+    assert all(row["n"] == 32 for row in rows.values())
+    assert record["resolved"]["precision"] == precision
+    assert rows["float"]["accuracy"] > 0.9, rows
+    assert rows[8]["accuracy"] > 0.8, rows
