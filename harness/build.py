@@ -1,5 +1,6 @@
 """From a configuration to a session: everything a run is made of, drawn from the configuration's seeds."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -81,6 +82,8 @@ def choose_device(runtime: RuntimeKnobs) -> torch.device:
         raise UserError(f"runtime.device: {wanted!r}: there are {torch.cuda.device_count()} CUDA devices")
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
+    if runtime.deterministic:  # cuBLAS reads this when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(runtime.deterministic)
     return device
 

@@ -26,7 +26,7 @@ class OscillationTracker:
 
     bits: 2 to 8. momentum: of the frequency's moving average, in (0, 1). threshold: the frequency above which a
     weight counts as oscillating. Memory: 4 bytes a weight (int8 code and direction, fp16 frequency, which at the
-    default momentum stops rising at 0.95 and falling at 3e-6).
+    default momentum stops rising at 0.97 and falling at 3e-6). Raises UserError where there is nothing to watch.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class OscillationTracker:
             name: _Watch(layer, make_quantizer(knobs, bits).fit(layer.weight), momentum)
             for name, layer in weight_layers(model, exclude).items()
         }
+        if not self._watches:
+            raise UserError("the tracker finds no linear or convolution layer in this model")
 
     @torch.no_grad()
     def update(self) -> None:
@@ -129,7 +131,7 @@ class _Watch:
         reversal = (change * self.direction).clamp_(max=0).neg_()
         self.flips += change.count_nonzero()
         self.oscillations += reversal.count_nonzero()
-        self.frequency.mul_(1 - self.momentum).add_(reversal.to(torch.float16), alpha=self.momentum)
+        self.frequency.lerp_(reversal.to(torch.float16), self.momentum)  # one rounding, not two
         self.direction = self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
         self.code = code
 

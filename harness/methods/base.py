@@ -140,8 +140,8 @@ def round_to_nearest(
 
     bits: 2 to 8 or "float" (the latent weights themselves), or one per layer name. A layer with a quantizer of
     its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its range, or recalibrate,
-    that is round with the default quantizer (`quantizer`) fitted to the latent weights. Raises UserError for
-    impossible bits.
+    that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers that are deployed
+    already stay as they are, so round a copy. Raises UserError for impossible bits.
     """
     layers = weight_layers(model, exclude)
     attach(model, exclude)

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.calibration import Calibration
+from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
 from harness.layers import weight_layers
 from harness.methods.base import Method, MethodConfig, Step
@@ -89,6 +90,8 @@ class OscillationRegularizer:
             for weight in weights.values()  # by identity: a shared weight counts once
             if weight.requires_grad
         ]
+        if not self._pairs:
+            raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
