@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     slurm = profile.read(options.profile)
     cells = sweep.expand(spec)
     from harness import dry_run
-    from harness.study import check_algorithms
+    from harness.algorithms import check_algorithms
 
     check_algorithms(spec)
     dry_run.check_stacks(cells, spec.tune.seed)

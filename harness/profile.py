@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from harness import yaml_file
-from harness.config import explain
 from harness.errors import UserError
+from harness.explain import explain
 from harness.knobs import Knobs
 
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from harness import objective, overrides, registry, schema, yaml_file
-from harness.config import MethodStack, RunConfig, complete, explain, listed
+from harness.config import MethodStack, RunConfig, complete, listed
 from harness.errors import UserError, unknown
+from harness.explain import explain
 from harness.knobs import Knobs
 from harness.search import STATIC_SAMPLERS, Dimension, Space, corners
 

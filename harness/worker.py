@@ -137,12 +137,13 @@ class Worker(Checkpointable):
 def _reporter(sweep: "Sweep", claim: "Claim") -> Callable[[dict[str, Any]], None]:
     """Tells the pruner each epoch's value; does nothing without a pruner."""
     from harness import study
+    from harness.algorithms import make_pruner
     from harness.schema import EPOCH
     from harness.train import Pruned
 
     if claim.phase != "tune" or sweep.spec.pruner.name == "none":
         return lambda metrics: None
-    claim.study.pruner = study.make_pruner(sweep.spec)
+    claim.study.pruner = make_pruner(sweep.spec)
 
     def report(metrics: dict[str, Any]) -> None:
         claim.trial.report(study.values_of(sweep, claim.config, metrics)[0], metrics[EPOCH])

@@ -15,7 +15,9 @@ HARNESS = Path(harness.__file__).parent
 
 #: The floor of every module; a package's holds for all of its modules.
 FLOORS = {
-    **dict.fromkeys(("errors", "registry", "knobs", "seeding", "schema", "yaml_file", "record", "quantization"), 0),
+    **dict.fromkeys(
+        ("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record", "quantization"), 0
+    ),
     **dict.fromkeys(("layers", "attention", "data"), 1),
     **dict.fromkeys(("models", "oscillation", "calibration"), 2),
     "methods": 3,
@@ -23,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
     "train": 6,
     **dict.fromkeys(("build", "run"), 7),
-    **dict.fromkeys(("study", "plan", "worker"), 8),
+    **dict.fromkeys(("algorithms", "study", "plan", "worker"), 8),
     **dict.fromkeys(("launch", "dry_run", "progress", "profile"), 9),
 }
 
@@ -31,15 +33,15 @@ FLOORS = {
 SERVICES = {
     "wandb": {"tracking"},
     "submitit": {"launch", "worker", "dry_run"},
-    "optuna": {"study", "plan"},
+    "optuna": {"algorithms", "study", "plan"},
 }
 
 #: Modules that must not bring torch in when they are imported.
 TORCH_FREE = (
-    *("errors", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
+    *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
     *("config", "search", "objective", "overrides", "sweep", "tracking", "run"),
-    *("study", "plan", "worker", "launch", "dry_run", "progress", "profile"),
+    *("algorithms", "study", "plan", "worker", "launch", "dry_run", "progress", "profile"),
 )
 
 

@@ -1,0 +1,92 @@
+"""What the tests in test_config_*.py share."""
+
+import json
+from typing import Any
+
+from harness.config import DeployKnobs, RunConfig, RuntimeKnobs, TrainKnobs, complete
+from harness.knobs import Knobs, QuantizerKnobs
+
+RAW: dict[str, Any] = {
+    "seed": 3,
+    "target_bit": 3,
+    "methods": ["ste"],
+    "model": {"name": "mlp5"},
+    "data": {"name": "digits"},
+    "deploy": {"scale": "recalibrate"},
+}
+
+
+#: The name of that run. It may change only together with what the run computes (and then say so in the commit):
+#: every finished run on every disk is found by it.
+GOLDEN = "f935d7ef9278"
+
+
+def run_id(**changes: Any) -> str:
+    """The run_id of RAW with dotted keys set (`train__epochs`, `ste__scale_gradient`: two underscores for the dot)."""
+    raw = json.loads(json.dumps(RAW))
+    raw["methods"] = [{"name": name} for name in raw["methods"]]
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = raw
+        for section in sections:
+            methods = {entry["name"]: entry for entry in raw["methods"]}
+            place = methods[section] if section in methods else place.setdefault(section, {})
+        place[last] = value
+    return complete(raw).run_id()
+
+
+#: Of every field of these sections, a value other than its default.
+OTHER: dict[type[Knobs], dict[str, Any]] = {
+    TrainKnobs: {
+        "epochs": 41,
+        "batch_size": 129,
+        "optimizer": "sgd",
+        "learning_rate": 2e-3,
+        "weight_decay": 0.1,
+        "momentum": 0.8,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "patience": 9,
+        "clip_norm": 1.0,
+        "label_smoothing": 0.1,
+        "precision": "bf16",
+    },
+    QuantizerKnobs: {"granularity": "channel", "range": "mse"},
+    DeployKnobs: {"bits": (2,), "scale": "keep_step", "methods": ("lsq",)},
+    RuntimeKnobs: {
+        "device": "cpu",
+        "threads": 3,
+        "deterministic": True,
+        "eval_batch_size": 3,
+        "checkpoint_every_s": 1.0,
+        "wandb": "off",
+        "wandb_project": "x",
+    },
+    RunConfig: {
+        "phase": "tune",
+        "seed": 4,
+        "target_bit": 4,
+        "watch_bit": 4,
+        "methods": [{"name": "lsq"}],
+        "model": {"name": "mlp5", "width": 9},
+        "data": {"name": "digits", "normalize": "standardize"},
+        "train": {"epochs": 1},
+        "quantizer": {"range": "mse", "granularity": "channel"},
+        "exclude": ["layer1"],
+        "deploy": {"scale": "keep_range"},
+        "runtime": {"threads": 2},
+    },
+}
+
+
+SECTIONS = {TrainKnobs: "train", QuantizerKnobs: "quantizer", DeployKnobs: "deploy", RuntimeKnobs: "runtime"}
+
+
+FREE = {"deploy__bits", "deploy__methods", "runtime", *(f"runtime__{name}" for name in OTHER[RuntimeKnobs])}
+
+
+FIELDS = [
+    (f"{SECTIONS[section]}__{name}" if section in SECTIONS else name, value)
+    for section, values in OTHER.items()
+    for name, value in values.items()
+]

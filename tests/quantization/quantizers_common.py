@@ -1,0 +1,40 @@
+"""What the tests in test_quantizers_*.py share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.quantization import (
+    ClippedQuantizer,
+    LSQQuantizer,
+    MaxAbsQuantizer,
+    WeightQuantizer,
+)
+
+BITS = range(2, 9)
+
+
+QUANTIZERS: list[Callable[[int], WeightQuantizer]] = [
+    MaxAbsQuantizer,
+    ClippedQuantizer,
+    LSQQuantizer,
+    lambda bits: MaxAbsQuantizer(bits, per_channel=True),
+    lambda bits: ClippedQuantizer(bits, per_channel=True),
+    lambda bits: LSQQuantizer(bits, per_channel=True),
+    lambda bits: LSQQuantizer(bits, kind="full"),
+]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Gradients
+
+
+def backward(quantizer: WeightQuantizer, weight: Tensor, upstream: Tensor) -> Tensor:
+    leaf = weight.clone().requires_grad_()
+    (quantizer(leaf) * upstream).sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad

@@ -1,0 +1,88 @@
+"""What the tests in test_studies_*.py share."""
+
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from harness import plan, study
+from harness.record import read_json
+from harness.study import Claim, Sweep
+from harness.sweep import SweepSpec
+
+RATE = {"low": 1e-4, "high": 1e-2, "log": True}
+
+
+RAW: dict[str, Any] = {
+    "name": "s",
+    "base": {
+        "data": {"name": "digits"},
+        "model": {"name": "mlp5", "width": 8},
+        "train": {"epochs": 1},
+        "deploy": {"bits": [2, 3], "scale": "recalibrate"},
+    },
+    "cells": [{"methods": "ste", "grid": {"target_bit": [2, 3]}, "search": {"train.learning_rate": RATE}}],
+    "tune": {"trials": 3},
+    "final": {"seeds": [0, 1]},
+    "sampler": "random",
+}
+
+
+TWO = "ste,target_bit=2"
+
+
+THREE = "ste,target_bit=3"
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    return {**deepcopy(RAW), **changes}
+
+
+def open_sweep(root: Path, **changes: Any) -> Sweep:
+    return study.open_sweep(SweepSpec.model_validate(raw(**changes)), root)
+
+
+def record(accuracy: float, loss: float = 1.0, **by_bits: float) -> dict[str, Any]:
+    """What a run would have recorded: the same accuracy at all bits, or `w2=0.5`."""
+    return {
+        "rows": [
+            {
+                "split": "val",
+                "deploy": "rtn",
+                "bits": bits,
+                "accuracy": by_bits.get(f"w{bits}", accuracy),
+                "loss": loss,
+            }
+            for bits in (2, 3, "float")
+        ]
+    }
+
+
+def claims(sweep: Sweep, worker: str = "w") -> list[Claim]:
+    """All that can be claimed now."""
+    found = []
+    while (claim := study.claim(sweep, worker)) is not None:
+        found.append(claim)
+    return found
+
+
+def finish_tuning(sweep: Sweep, values: Callable[[Claim], dict[str, Any]]) -> None:
+    plan.top_up(sweep)
+    for claim in claims(sweep):
+        assert claim.phase == "tune"
+        study.tell(sweep, claim, values(claim))
+    plan.top_up(sweep)
+
+
+def states(sweep: Sweep, cell: str) -> Counter[str]:
+    return Counter(trial.state.name for trial in sweep.studies[cell].get_trials(deepcopy=False))
+
+
+def final_runs(sweep: Sweep) -> list[tuple[str, int, str]]:
+    trials = sweep.finals.get_trials(deepcopy=False)
+    return [tuple(trial.user_attrs[key] for key in ("cell", "seed", "run_id")) for trial in trials]  # type: ignore[misc]
+
+
+def cells(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    return {cell["id"]: cell for cell in read_json(sweep.folder / "cells.json")["cells"]}

@@ -1,0 +1,169 @@
+"""Layers with slots: attaching changes nothing, slots take part where the formula says, mistakes are refused."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from layers_common import Recording, images, network
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness import LSQQuantizer, MaxAbsQuantizer, attach, registry
+from harness.errors import UserError
+from harness.layers import SLOTS, QuantConv2d, QuantLinear, weight_layers
+from harness.models import build_model
+
+# Attaching
+
+
+def test_attaching_changes_neither_names_nor_objects() -> None:
+    model = network()
+    reference = copy.deepcopy(model)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    layers = attach(model)
+    assert list(layers) == ["0", "4", "5.1"]
+    assert list(model.state_dict()) == list(reference.state_dict())
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name]
+    for name, module in modules.items():
+        assert model.get_submodule(name) is module
+    assert isinstance(model[0], QuantConv2d)
+    assert isinstance(model[0], nn.Conv2d)
+    assert isinstance(model[4], QuantLinear)
+    assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_empty_slots_are_bit_identical_also_after_a_step() -> None:
+    plain, slotted = network(), network()
+    attach(slotted)
+    for model in (plain, slotted):
+        model(images()).square().sum().backward()
+        torch.optim.Adam(model.parameters(), 0.01).step()
+    for (name, one), (_, other) in zip(plain.named_parameters(), slotted.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert torch.equal(plain(images()), slotted(images()))
+    for dtype in (torch.float64, torch.bfloat16):
+        assert torch.equal(plain.to(dtype)(images().to(dtype)), slotted.to(dtype)(images().to(dtype)))
+
+
+def test_a_float_state_dict_loads_unchanged() -> None:
+    trained = network()
+    with torch.no_grad():
+        trained[4].weight.add_(1)
+    fresh = network()
+    attach(fresh, weight_quantizer=lambda layer: MaxAbsQuantizer(3))
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh[4].weight, trained[4].weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "tiny_vit"])
+def test_models_of_the_harness_stay_bit_identical(name: str) -> None:
+    config = registry.load("model", name).Config(name=name)
+    model = build_model(config, (3, 32, 32), 10, seed=0).eval()
+    batch = torch.rand(2, 3, 32, 32)
+    before = model(batch)
+    assert len(attach(model)) > 10
+    assert torch.equal(model(batch), before)
+
+
+def test_one_quantizer_a_layer() -> None:
+    layers = attach(network(), weight_quantizer=lambda layer: MaxAbsQuantizer(3))
+    assert len({id(layer.weight_quantizer) for layer in layers.values()}) == 3
+
+
+def test_attaching_twice_keeps_what_is_there() -> None:
+    model = network()
+    first = attach(model, weight_quantizer=lambda layer: MaxAbsQuantizer(3))
+    quantizers = [layer.weight_quantizer for layer in first.values()]
+    second = attach(model, input_quantizer=lambda layer: nn.Tanh())
+    assert [layer.weight_quantizer for layer in second.values()] == quantizers
+
+
+def test_a_taken_slot_is_refused() -> None:
+    model = network()
+    attach(model, weight_quantizer=lambda layer: MaxAbsQuantizer(3))
+    with pytest.raises(UserError, match=r"weight_quantizer already holds MaxAbsQuantizer.*LSQQuantizer"):
+        attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))
+    with pytest.raises(UserError, match=r"unknown slot 'weight_quantiser'; did you mean 'weight_quantizer'"):
+        attach(model, weight_quantiser=lambda layer: LSQQuantizer(3))
+
+
+def test_exclusions_are_globs() -> None:
+    model = network()
+    assert list(weight_layers(model, ["5.*"])) == ["0", "4"]
+    assert list(weight_layers(model, ["0", "?"])) == ["5.1"]
+    assert list(weight_layers(model, ["[45]*"])) == ["0"]
+    attach(model, exclude=["4"], weight_quantizer=lambda layer: MaxAbsQuantizer(2))
+    assert type(model[4]) is nn.Linear
+    model(images())
+    assert len(model[0].quantized_weight().unique()) == 3
+    with pytest.raises(UserError, match=r"unknown layer in exclude '5\.2'; did you mean '5\.1'"):
+        weight_layers(model, ["5.2"])
+
+
+def test_torchs_attention_is_refused() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "head": nn.Linear(4, 2)})
+    with pytest.raises(UserError, match=r"'attention'.*exclude 'attention\*'"):
+        attach(model)
+    assert list(attach(model, ["attention*"])) == ["head"]
+
+
+def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.weight * 2)
+
+    class Renamed(nn.Linear):
+        pass
+
+    with pytest.raises(UserError, match=r"'0': Scaled computes its own forward or weight"):
+        attach(nn.Sequential(Scaled(2, 2)))
+    assert list(attach(nn.Sequential(Scaled(2, 2), Renamed(2, 2)), ["0"])) == ["1"]
+
+
+def test_a_convolution_with_a_conv_forward_of_its_own_is_refused() -> None:
+    class Standardized(nn.Conv2d):
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, weight - weight.mean(), bias)
+
+    with pytest.raises(UserError):
+        attach(nn.Sequential(Standardized(2, 2, 1)))
+
+
+def test_a_parametrized_layer_is_refused_or_kept() -> None:
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+    batch = torch.randn(2, 3)
+    before = model(batch)
+    try:
+        attach(model)
+    except UserError:
+        return
+    assert torch.equal(model(batch), before)
+
+
+# The formula
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d])
+def test_slots_stand_where_the_formula_says(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3) if kind is nn.Linear else nn.Conv2d(4, 3, 2, stride=2)
+    x = torch.randn(2, 4) if kind is nn.Linear else torch.randn(2, 4, 6, 6)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()  # type: ignore[union-attr]
+    calls: list[tuple[str, torch.dtype]] = []
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "weight_transform": lambda w: w + 1,
+        "weight_quantizer": lambda w: w * 2,
+        "input_quantizer": lambda x: x - 3,
+        "grad_quantizer": lambda y: y * y,
+    }
+    model = nn.Sequential(layer)
+    attach(model, **{slot: lambda layer, slot=slot: Recording(slot, functions[slot], calls) for slot in SLOTS})
+    inner = functional.linear if kind is nn.Linear else lambda *args: functional.conv2d(*args, stride=2)
+    expected = inner(x - 3, (weight + 1) * 2, bias) ** 2
+    assert torch.equal(model(x), expected)
+    names = [name for name, _ in calls]
+    assert sorted(names) == sorted(SLOTS), "each once"
+    assert names.index("weight_transform") < names.index("weight_quantizer") < names.index("grad_quantizer")
+    assert list(functions) == list(SLOTS)

@@ -1,0 +1,185 @@
+"""The loop's own rules: learning rates, patience, selection, clipping, batches, parameter groups, failures."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_details_common import config, same
+
+from harness import schema
+from harness.build import build, choose_device, choose_precision, make_optimizer
+from harness.config import RuntimeKnobs, TrainKnobs, complete
+from harness.errors import UserError
+from harness.methods.base import Method, Step
+from harness.record import RunDirectory, read_json
+from harness.run import run
+from harness.train import (
+    Stopped,
+    TrainingError,
+    train,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_optimizers(name: Any, kind: type) -> None:
+    optimizer = make_optimizer(TrainKnobs(optimizer=name, momentum=0.7), nn.Linear(2, 2), [])
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0].get("momentum", 0.7) == 0.7
+
+
+def test_lsqs_steps_learn_at_their_own_rate_and_do_not_decay() -> None:
+    session = build(config([{"name": "lsq", "step_learning_rate": 0.01}], train__weight_decay=0.1))
+    groups = {group["lr"]: group for group in session.optimizer.param_groups}
+    steps = groups[1e-3 * 0.01]
+    assert steps["weight_decay"] == 0
+    assert len(steps["params"]) == 5
+    assert all(parameter.shape == () for parameter in steps["params"])
+    assert groups[1e-3]["weight_decay"] == 0.1
+
+
+def test_device_and_precision() -> None:
+    assert choose_device(RuntimeKnobs(device="cpu")) == torch.device("cpu")
+    assert choose_precision("fp32", torch.device("cpu")) == "fp32"
+    assert choose_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
+            choose_device(RuntimeKnobs(device="cuda"))
+
+
+def test_bf16_trains_and_is_evaluated_in_fp32() -> None:
+    session = build(config("lsq", train__precision="bf16"))
+    plain = build(config("lsq"))
+    assert session.precision == "bf16"
+    lines: list[dict[str, Any]] = []
+    train(session, lines.append)
+    train(plain, lambda metrics: None)
+    assert all(math.isfinite(line[schema.TRAIN_LOSS]) for line in lines)
+    assert all(parameter.dtype == torch.float32 for parameter in session.model.parameters())
+    assert not same(session.model.state_dict(), plain.model.state_dict())
+
+
+# Whole runs
+
+
+def test_rows_of_a_record(tmp_path: Path) -> None:
+    record = run(config("ste"), tmp_path)
+    assert record == read_json(tmp_path / "record.json")
+    expected = [(split, bits) for split in ("val", "test") for bits in (2, 3, 8, "float")]
+    assert [(row["split"], row["bits"]) for row in record["rows"]] == expected
+    for row in record["rows"]:
+        assert tuple(row) == schema.ROW == ("phase", "split", "deploy", "scale", "bits", "accuracy", "loss", "n")
+        assert (row["phase"], row["deploy"], row["scale"]) == ("final", "rtn", "recalibrate")
+        assert 0 <= row["accuracy"] <= 1
+        assert row["loss"] > 0
+        assert row["n"] == (397 if row["split"] == "test" else 200)
+        assert row["accuracy"] * row["n"] == pytest.approx(round(row["accuracy"] * row["n"]), abs=1e-9)
+    assert {"git", "numerics_version", "packages", "device", "wall_time_s", "data_digest"} <= set(record["provenance"])
+    assert record["epochs"] == 2
+    assert not (tmp_path / "checkpoint.pt").exists()
+    status = read_json(tmp_path / "status.json")
+    assert (status["state"], status["attempt"], status["failures"]) == ("done", 1, 0)
+    assert [line["epoch"] for line in RunDirectory(tmp_path).read_metrics()] == [1, 2]
+    assert complete(record["config"]).run_id() == record["run_id"]
+
+
+def test_a_tuning_run_never_reads_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.data.base import Dataset
+
+    read: list[int] = []
+    normalized = Dataset.normalized
+
+    def watched(self: Dataset, images: Tensor) -> Tensor:
+        read.append(images.untyped_storage().data_ptr())
+        assert images.untyped_storage().data_ptr() != self.test.images.untyped_storage().data_ptr()
+        return normalized(self, images)
+
+    monkeypatch.setattr(Dataset, "normalized", watched)
+    record = run(config("ste", phase="tune"), tmp_path)
+    assert read
+    assert {(row["phase"], row["split"]) for row in record["rows"]} == {("tune", "val")}
+    assert not any(key.startswith("test/") for line in RunDirectory(tmp_path).read_metrics() for key in line)
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    first = run(config("ste"), tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run(config("ste"), tmp_path, epoch_done=lambda metrics: pytest.fail("trained again")) == first
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
+    run(config("ste"), tmp_path)
+    record = (tmp_path / "record.json").read_bytes()
+    with pytest.raises(UserError, match="directory of its own"):
+        run(config("ste", seed=1), tmp_path)
+    assert (tmp_path / "record.json").read_bytes() == record
+    run(config("ste", runtime__eval_batch_size=7), tmp_path)  # the runtime is no part of a run's identity
+
+
+def test_zero_epochs_evaluate_the_network_as_it_came(tmp_path: Path) -> None:
+    wanted = config("ste", train__epochs=0)
+    record = run(wanted, tmp_path)
+    session = build(wanted)
+    assert (record["epochs"], record["best_epoch"], len(record["rows"])) == (0, 0, 8)
+    assert record["rows"][4:] == session.evaluator.rows(session.model, "final", "test")
+
+
+def test_a_loss_that_is_no_number_fails_the_run(tmp_path: Path) -> None:
+    wanted = config("none", train__optimizer="sgd", train__learning_rate=1000.0, train__epochs=30)
+    with pytest.raises(TrainingError, match=r"loss .*became nan in epoch"):
+        run(wanted, tmp_path)
+    status = read_json(tmp_path / "status.json")
+    assert status["state"] == "failed"
+    assert status["failures"] == 1
+    assert re.match(r"TrainingError: the \w+ loss .*became nan in epoch \d", status["reason"])
+    assert "Traceback (most recent call last)" in status["traceback"]
+    assert "in train" in status["traceback"]
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_weights_that_break_at_the_last_step_name_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last loss is finite, the weights after it are not: no record, and a reason that can be understood."""
+
+    def breaks(self: Method, step: Step) -> None:
+        for parameter in step.model.parameters():
+            parameter.data.fill_(math.nan)
+
+    monkeypatch.setattr("harness.methods.none.FloatTraining.after_step", breaks)
+    with pytest.raises((TrainingError, ValueError)) as error:
+        run(config("none", train__epochs=1, train__batch_size=1000), tmp_path)
+    assert not (tmp_path / "record.json").exists()
+    assert isinstance(error.value, TrainingError), repr(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_a_truncated_checkpoint_starts_over(tmp_path: Path, keep: int, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = config("ste")
+    whole = run(wanted, tmp_path / "whole")
+    left = iter([False] * 4 + [True])
+    with pytest.raises(Stopped):
+        run(wanted, tmp_path / "torn", asked_to_stop=lambda: next(left))
+    path = tmp_path / "torn/checkpoint.pt"
+    content = path.read_bytes()
+    assert len(content) > 5000
+    path.write_bytes(content[:keep])
+    assert run(wanted, tmp_path / "torn")["rows"] == whole["rows"]
+    assert "starting over" in capsys.readouterr().out
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "torn")]
+    assert lines[0] == lines[1]
+
+
+def test_checkpoints_load_as_plain_data(tmp_path: Path) -> None:
+    left = iter([False] * 4 + [True])
+    with pytest.raises(Stopped):
+        run(config("lsq"), tmp_path, asked_to_stop=lambda: next(left))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 1)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "cancelled"
+    assert not list(tmp_path.glob(".*")), "nothing is left of what was written aside"

@@ -1,0 +1,186 @@
+"""The loop's own rules: learning rates, patience, selection, clipping, batches, parameter groups, failures."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from training_details_common import Spy, config, same
+
+from harness import schema
+from harness.build import build, make_optimizer
+from harness.config import TrainKnobs
+from harness.data.base import Split, order
+from harness.layers import weight_layers
+from harness.methods.base import Context, Method, Step
+from harness.oscillation import OscillationTracker
+from harness.run import run
+from harness.seeding import sub_seed
+from harness.train import (
+    steps_an_epoch,
+    train,
+)
+
+
+def test_the_best_checkpoint_is_what_is_deployed_and_tested(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    wanted = config("ste", train__epochs=6, train__learning_rate=0.05)  # so fast that accuracy goes up and down
+    lines: list[dict[str, Any]] = []
+    record = run(wanted, tmp_path, lines.append)
+    values = [line[schema.MONITOR] for line in lines]
+    assert values == [line["val/acc_w3"] for line in lines]
+    best = record["best_epoch"]
+    assert 1 <= best < 6, "else the last checkpoint would be the best one"
+    assert values[best - 1] == max(values) == record["monitor"]
+    session = build(wanted)
+    session.model.load_state_dict(load_file(tmp_path / "best.safetensors"))
+    rows = [row for split in ("val", "test") for row in session.evaluator.rows(session.model, "final", split)]  # type: ignore[arg-type]
+    assert rows == record["rows"]
+    value = next(row["accuracy"] for row in rows if row["bits"] == 3 and row["split"] == "val")
+    assert value == record["monitor"]
+
+
+def test_a_float_run_is_selected_by_float_accuracy() -> None:
+    wanted = config("none", target_bit=None, watch_bit=3)
+    lines: list[dict[str, Any]] = []
+    train(build(wanted), lines.append)
+    assert all(line[schema.MONITOR] == line["val/acc_float"] for line in lines)
+    assert "val/acc_w3" not in lines[0], "2, 8 and float are evaluated"
+
+
+# Steps
+
+
+def test_hooks_are_called_in_order() -> None:
+    session, spy = build(config("none")), Spy()
+    session.methods.append(spy)
+    train(session, lambda metrics: None)
+    assert spy.calls == ["start", "penalty", "backward", "step"] * 6
+    assert [step.index for step in spy.steps] == list(range(6))
+    assert {step.total for step in spy.steps} == {6}
+    assert all(step.model is session.model for step in spy.steps)
+
+
+def test_the_tracker_sees_every_step_once_the_weights_are_final() -> None:
+    class Restores(Spy):
+        """Puts weights on a coarse grid after the step; its own tracker is told right then."""
+
+        def after_step(self, step: Step) -> None:
+            with torch.no_grad():
+                for layer in weight_layers(session.model).values():
+                    layer.weight.copy_((layer.weight * 50).round() / 50)
+            own.update()
+
+    session = build(config("none", train__learning_rate=0.02))
+    own = OscillationTracker(session.model, 3)
+    session.methods.append(Restores())
+    lines: list[dict[str, Any]] = []
+    train(session, lines.append)
+    assert lines[0][schema.FLIPS_PER_WEIGHT] > 0
+    for name, layer in own.state_dict().items():
+        for key in ("code", "direction", "frequency"):
+            assert torch.equal(session.tracker.state_dict()[name][key], layer[key])
+
+
+def test_lsqs_steps_stay_positive() -> None:
+    session = build(config([{"name": "lsq", "step_learning_rate": 100.0}], train__learning_rate=0.1))
+    train(session, lambda metrics: None)
+    steps = [tensor for name, tensor in session.model.state_dict().items() if name.endswith("learned_step")]
+    assert len(steps) == 5
+    assert min(float(step) for step in steps) == pytest.approx(1e-5), "else the floor was never reached"
+
+
+def test_gradients_are_clipped_with_what_methods_added() -> None:
+    class Pushy(Spy):
+        def after_backward(self, step: Step) -> Tensor | float:
+            for parameter in step.model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.add_(100.0)
+            return torch.tensor(5.0)
+
+    session, spy = build(config("none", train__clip_norm=0.5)), Pushy()
+    session.methods.append(spy)
+    lines: list[dict[str, Any]] = []
+    train(session, lines.append)
+    assert spy.norms == pytest.approx([0.5] * 6, rel=1e-4)  # torch adds 1e-6 to the norm it divides by
+    assert lines[0][schema.TRAIN_PENALTY] == 5.0
+    free, spy = build(config("none")), Pushy()
+    free.methods.append(spy)
+    train(free, lambda metrics: None)
+    assert min(spy.norms) > 100
+
+
+@pytest.mark.parametrize(("count", "batch", "steps"), [(121, 40, 3), (122, 40, 4), (120, 40, 3), (1, 40, 1), (3, 1, 3)])
+def test_a_last_batch_of_one_is_left_out(count: int, batch: int, steps: int) -> None:
+    wanted = config("none", train__batch_size=batch, train__epochs=1)
+    session = build(wanted)
+    split = session.dataset.train
+    some = Split(split.images[:1].expand(count, -1, -1, -1), split.labels[:1].expand(count))
+    session.dataset = replace(session.dataset, train=some)
+    assert steps_an_epoch(wanted, session.dataset) == steps
+    spy = Spy()
+    session.methods.append(spy)
+    train(session, lambda metrics: None)
+    assert len(spy.steps) == steps
+
+
+def test_label_smoothing_and_the_plain_loop_by_hand() -> None:
+    """The loop is what a reader would write: same order, loss and Adam, so the same weights to the last bit."""
+    wanted = config("none", train__label_smoothing=0.2, train__weight_decay=0.01, train__epochs=1)
+    session = build(wanted)
+    model, data = copy.deepcopy(session.model), session.dataset
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=0.01, fused=True)
+    losses = []
+    for indices in order(len(data.train), wanted.seed, 0, "cpu").split(40):
+        if len(indices) > 1:
+            inputs, labels = data.train_batch(indices)
+            loss = functional.cross_entropy(model(inputs), labels, label_smoothing=0.2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    lines: list[dict[str, Any]] = []
+    train(session, lines.append)
+    assert same(session.model.state_dict(), model.state_dict())
+    assert lines[0][schema.TRAIN_LOSS] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+
+
+def test_order_differs_between_epochs_and_seeds_only() -> None:
+    assert torch.equal(order(50, 1, 2, "cpu"), order(50, 1, 2, "cpu"))
+    assert not torch.equal(order(50, 1, 2, "cpu"), order(50, 1, 3, "cpu"))
+    assert not torch.equal(order(50, 1, 2, "cpu"), order(50, 2, 2, "cpu"))
+    assert sorted(order(50, 1, 2, "cpu").tolist()) == list(range(50))
+    assert sub_seed(1, "order", 2) != sub_seed(1, "augment", 2)
+
+
+# Parameter groups
+
+
+class Options(Method):
+    def __init__(self, options: dict[str, dict[str, float]]) -> None:
+        super().__init__(None, Context())
+        self.options = options
+
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+        return self.options.get(name, {})
+
+
+def test_a_parameter_group_for_each_set_of_options() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    methods = [
+        Options({"0.weight": {"lr": 0.5}, "1.weight": {"weight_decay": 0.0}}),
+        Options({"0.weight": {"weight_decay": 0.0}}),
+    ]
+    optimizer = make_optimizer(TrainKnobs(learning_rate=0.2, weight_decay=0.1), model, methods)
+    assert {(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups} == {
+        (0.1, 0.0, 1),
+        (0.2, 0.0, 1),
+        (0.2, 0.1, 2),
+    }
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
