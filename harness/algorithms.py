@@ -9,6 +9,8 @@ from harness.errors import UserError
 from harness.seeding import sub_seed
 from harness.sweep import SweepSpec
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial says nothing that progress does not
+
 
 def make_sampler(spec: SweepSpec, study_name: str, number: int) -> optuna.samplers.BaseSampler:
     """The sampler for one trial, seeded by study and trial number: two workers never repeat a draw."""

@@ -31,8 +31,6 @@ from harness.sweep import Cell, SweepSpec, changed_keys, expand, plain
 
 FINALS = "finals"
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 class _KernelLock(JournalFileOpenLock):
     """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s)."""
