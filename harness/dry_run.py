@@ -1,5 +1,6 @@
 """What a launch checks before anything starts, and what `--dry-run` shows of it."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def sbatch_text(spec: SweepSpec, profile: Profile, workers: int, root: Path) -> 
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = root.resolve() / spec.name / "logs"
-    command = f"{sys.executable} -u -m submitit.core._submit {folder}"
+    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     parameters = profile.submitit_parameters(workers)
     return _make_sbatch_string(command, folder, job_name=spec.name, map_count=workers, **parameters)
 

@@ -1,6 +1,6 @@
 """Pydantic's mistakes in words a user can act on."""
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +23,9 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
             legal = _legal_keys(model, item["loc"][:-1])
             lines.append(f"{prefix}{place}: unknown key{nearest(item['loc'][-1], legal)} (legal: {', '.join(legal)})")
         elif item["type"] == "missing":
-            lines.append(f"{prefix}{place}: missing")
+            lines.append(f"{prefix}{place}: missing{_legal_values(model, item['loc'])}")
+        elif item["type"] == "tuple_type":
+            lines.append(f"{prefix}{place}: {_shown(item['input'])}: write a list, such as [{item['input']}]")
         elif place:
             lines.append(f"{prefix}{place}: {_shown(item['input'])}: {message}")
         else:
@@ -44,6 +46,17 @@ def _legal_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
         # A place in a list, or a key of a mapping such as `search`, leads no further down.
         models = [found for field in fields for found in _models_in(field.annotation)] if fields else models
     return sorted({name for found in models for name in found.model_fields})
+
+
+def _legal_values(model: type[BaseModel], path: tuple[Any, ...]) -> str:
+    """` (legal: a, b)` for a field that takes one of a few words."""
+    for part in path[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = _models_in(field.annotation) if field else []
+        model = inner[0] if inner else model
+    field = model.model_fields.get(str(path[-1]))
+    words = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+    return f" (legal: {', '.join(map(str, words))})" if words else ""
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -7,6 +7,7 @@ Idempotent: it creates or loads the studies, counts what is missing and starts t
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,15 +35,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_positive, metavar="N", help="at once; default: one a GPU, or a CPU core")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
-    parser.add_argument("--detach", action="store_true", help="return once the workers are submitted")
+    parser.add_argument("--detach", action="store_true", help="go on in the background, independent of this terminal")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a key of the file")
     return parser
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdigit() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return number
 
 
@@ -66,8 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
     dry_run.check_data(spec, cells)
     if options.cluster == "slurm" and shutil.which("sbatch") is None:
         raise UserError("--cluster slurm: sbatch is not on this machine; log in to the cluster, or use --cluster local")
-    if options.detach and options.cluster == "local":
-        return _detach(options)
     dry_run.prepare_data(spec, cells)
     return _launch(spec, options, workers, slurm)
 
@@ -82,6 +81,8 @@ def _launch(spec: SweepSpec, options: argparse.Namespace, workers: int, slurm: p
     if not missing:
         print(f"{opened.folder}: complete, nothing to do")
         return progress.summary(opened)
+    if options.detach and options.cluster == "local":
+        return _detach(opened.folder / "launch.log")
     runtime = dict(spec.base.get("runtime", {}))
     print(tracking.explain_mode(tracking.wandb_mode(runtime.get("wandb", "auto"))))
     wanted = max(0, min(workers, missing) - len(plan.live_workers(opened)))
@@ -156,12 +157,20 @@ class Fleet:
         if self._cluster == "slurm":
             executor: Any = submitit.SlurmExecutor(folder=logs, max_num_timeout=1000)
             executor.update_parameters(job_name=self._opened.spec.name, **self._slurm.submitit_parameters(count))
-            with executor.batch():
-                self._jobs = [executor.submit(self.worker(slot)) for slot in range(count)]
+            try:
+                with executor.batch():
+                    self._jobs = [executor.submit(self.worker(slot)) for slot in range(count)]
+            except submitit.core.utils.FailedJobError as error:
+                raise UserError(f"--cluster slurm: sbatch refused the job: {_last_line(error)}") from None
             return
         executor = submitit.LocalExecutor(folder=logs)
         executor.update_parameters(timeout_min=LOCAL_LIMIT_MIN)
-        self._jobs += [executor.submit(self.worker(len(self._jobs) + slot)) for slot in range(count)]
+        # Submitit's controllers share our terminal; Ctrl-C is for us, who then ask the workers to stop.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._jobs += [executor.submit(self.worker(len(self._jobs) + slot)) for slot in range(count)]
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def replace_dead(self, left: int) -> None:
         """Start workers in place of those that ended while work is left. Raises UserError when none gets anywhere."""
@@ -189,6 +198,13 @@ class Fleet:
         while self._jobs and time.monotonic() < end:
             self._jobs, _ = _partition(self._jobs)
             time.sleep(0.1)
+
+
+def _last_line(error: Exception) -> str:
+    """What sbatch said, without Submitit's traceback around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if "sbatch" in line or "slurm" in line.lower()]
+    return (said or lines or ["no reason given"])[-1]
 
 
 def _partition(jobs: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -219,10 +235,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _detach(options: argparse.Namespace) -> int:
+def _detach(log: Path) -> int:
     """Carry the launch on in a session of its own, which survives this terminal."""
-    log = options.root / "launch.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     kept = [argument for argument in sys.argv[1:] if argument != "--detach"]
     with open(log, "a", encoding="utf-8") as file:
         process = subprocess.Popen(

@@ -128,6 +128,18 @@ class QuantMatMul(Slotted):
 
 #: What a subclass may not replace: the quantized forward would lose it.
 _FORWARDS = ("forward", "_conv_forward")
+#: Refused rather than left in float without a word. Embeddings and norms stay float, as in the paper.
+_REFUSED = (
+    nn.MultiheadAttention,  # reads the weights of its layers past their forward
+    nn.Conv1d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.Bilinear,
+)
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
 
@@ -161,9 +173,10 @@ def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
         matched |= hits
         if hits:
             continue
-        if isinstance(layer, nn.MultiheadAttention):
+        if isinstance(layer, _REFUSED):
             raise UserError(
-                f"layer {name!r}: torch's MultiheadAttention reads its weights past any layer; exclude '{name}*'"
+                f"layer {name!r}: weights of {type(layer).__name__} cannot be quantized; exclude '{name}*' to leave "
+                "them in float"
             )
         if _quantized_type(name, layer) is not None:
             found[name] = layer

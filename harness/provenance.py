@@ -47,9 +47,10 @@ def code_version() -> dict[str, Any]:
         sha = _git(here, "rev-parse", "HEAD")
         diff = _git(here, "diff", "HEAD", "--", ".")
         untracked = _git(here, "ls-files", "--others", "--exclude-standard", "--", ".")
+        contents = "".join((here / name).read_text(errors="replace") for name in untracked.splitlines())
     except (OSError, subprocess.CalledProcessError):
         return {}
-    changed = diff + untracked
+    changed = diff + untracked + contents
     return {
         "sha": sha,
         "dirty": bool(changed),

@@ -167,3 +167,11 @@ def test_slots_stand_where_the_formula_says(kind: type[nn.Module]) -> None:
     assert sorted(names) == sorted(SLOTS), "each once"
     assert names.index("weight_transform") < names.index("weight_quantizer") < names.index("grad_quantizer")
     assert list(functions) == list(SLOTS)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(2, 2, 1), nn.ConvTranspose2d(2, 2, 1), nn.GRU(2, 2), nn.Bilinear(2, 2, 2)])
+def test_a_layer_whose_weights_would_stay_float_is_refused_until_excluded(layer: nn.Module) -> None:
+    model = nn.ModuleDict({"odd": layer, "linear": nn.Linear(2, 2)})
+    with pytest.raises(UserError, match=rf"'odd': weights of {type(layer).__name__} cannot be quantized; exclude 'odd"):
+        attach(model)
+    assert list(attach(model, ["odd*"])) == ["linear"]

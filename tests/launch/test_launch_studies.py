@@ -102,3 +102,15 @@ def test_a_detached_launch_returns_and_the_sweep_finishes_by_itself(tmp_path: Pa
 def test_other_objectives(tmp_path: Path, objective: str) -> None:
     cells = run(tmp_path, "--set", f"objective={objective}")
     assert 0 < cells["ste"]["chosen"]["value"] < 10
+
+
+def test_a_detached_launch_refuses_before_it_detaches(tmp_path: Path) -> None:
+    sweep, root = write_sweep(tmp_path, 1), tmp_path / "runs"
+    short = ("--set", "tune.trials=1", "--set", "final.seeds=[0]")
+    assert main([str(sweep), "--root", str(root), *SHORT, *short]) == 0
+    status, output = launch(sweep, root, "--detach", "--set", "train.epochs=9", *short)
+    assert status == 2
+    assert "base.train.epochs" in output
+    status, output = launch(sweep, root, "--detach", "--set", "data.train_fraction=0.2", *short)
+    assert status == 0, output
+    assert "complete, nothing to do" in output
