@@ -139,8 +139,7 @@ class Fleet:
         name = f"{self._stamp}-{self._started}"
         self._started += 1
         return Worker(
-            spec=sweep.plain(self._opened.spec),
-            root=str(self._opened.folder.parent.resolve()),
+            folder=str(self._opened.folder.resolve()),
             name=name,
             threads=None if self._cluster == "slurm" else max(1, _cores() // self._slots),
             gpus=gpus[slot % len(gpus)] if gpus else None,

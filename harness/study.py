@@ -67,6 +67,12 @@ class Claim:
     run_id: str
 
 
+def load_sweep(folder: Path) -> "Sweep":
+    """The sweep that a launch made in a folder, as large as it has grown by now."""
+    spec = SweepSpec.model_validate(read_json(folder / "sweep.json"))
+    return Sweep(spec, expand(spec), folder)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep on disk: `<root>/<name>/`."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from harness.record import Heartbeat, RunDirectory
-from harness.sweep import SweepSpec
 
 if TYPE_CHECKING:
     from harness.study import Claim, Sweep
@@ -25,12 +24,12 @@ IDLE_S = 0.5
 class Worker(Checkpointable):
     """What a job runs. Pickled by Submitit, so it holds plain values only.
 
+    folder: the sweep's, whose sweep.json is read when the worker starts: the sweep may have grown meanwhile.
     gpus: the CUDA devices to bind to, None to leave the environment as it is (Slurm binds its own).
     threads: CPU threads of a run. keep_signals: for tests and `debug`, which own their process.
     """
 
-    spec: dict[str, Any]
-    root: str
+    folder: str
     name: str
     threads: int | None = None
     gpus: str | None = None
@@ -44,9 +43,9 @@ class Worker(Checkpointable):
         if self.threads is not None:  # before torch is imported, which reads it once
             os.environ["OMP_NUM_THREADS"] = str(self.threads)
         requeue = None if self.keep_signals else self._listen()
-        from harness.study import open_sweep
+        from harness.study import load_sweep
 
-        sweep = open_sweep(SweepSpec.model_validate(self.spec), Path(self.root))
+        sweep = load_sweep(Path(self.folder))
         files = RunDirectory(sweep.folder / "workers" / self.name)
         with Heartbeat(files, _job_id()) as beat:
             finished = self._work(sweep)
@@ -57,7 +56,7 @@ class Worker(Checkpointable):
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """What Submitit submits again after preemption or at the time limit: the same worker."""
-        again = Worker(self.spec, self.root, self.name, self.threads, self.gpus, self.keep_signals)
+        again = Worker(self.folder, self.name, self.threads, self.gpus, self.keep_signals)
         return DelayedSubmission(again)
 
     def _work(self, sweep: "Sweep") -> int:
