@@ -59,8 +59,8 @@ def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int) 
     correct: Tensor | int = 0
     loss: Tensor | float = 0.0
     for start in range(0, len(split), batch_size):
-        labels = split.labels[start : start + batch_size]
-        logits = model(dataset.normalized(split.images[start : start + batch_size])).float()
+        inputs, labels = dataset.batch(split, slice(start, start + batch_size))
+        logits = model(inputs).float()
         correct = correct + (logits.argmax(dim=1) == labels).sum()
         loss = loss + functional.cross_entropy(logits, labels, reduction="sum").double()
     return float(correct) / len(split), float(loss) / len(split), len(split)

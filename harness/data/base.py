@@ -1,7 +1,6 @@
 """What a data set is: knobs, the decoded images, and the tensors on the device that a run trains on."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -118,12 +117,6 @@ class Dataset:
         if generator is not None and self.augment.active:
             images = augment_images(images, self.augment, generator)
         return self.normalized(images), self.train.labels[indices]
-
-    def evaluation_batches(self, split: SplitName, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples of a split once, in stored order, in batches of `size`; the last one may be smaller."""
-        samples: Split = getattr(self, split)
-        for start in range(0, len(samples), size):
-            yield self.batch(samples, slice(start, start + size))
 
 
 def order(count: int, seed: int, epoch: int, device: torch.device | str) -> Tensor:

@@ -90,7 +90,8 @@ def test_all_changed_keys_are_named(cli: Cli) -> None:
 )
 def test_a_sweep_may_grow(cli: Cli, edits: Edits) -> None:
     study.open_sweep(sweep.read(cli.file(BASE)), cli.root)
-    study.open_sweep(sweep.read(cli.file(edited(edits))), cli.root)
+    grown = study.open_sweep(sweep.read(cli.file(edited(edits))), cli.root)
+    assert study.load_sweep(grown.folder).spec == grown.spec
 
 
 # Files that a sweep names

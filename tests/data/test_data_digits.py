@@ -145,13 +145,6 @@ def test_a_generator_is_untouched_where_augmentation_is_off(data: Dataset) -> No
     assert torch.equal(before, generator.get_state())
 
 
-def test_evaluation_goes_through_every_sample_in_order(data: Dataset) -> None:
-    batches = list(data.evaluation_batches("test", 100))
-    assert [len(labels) for _, labels in batches] == [100, 100, 100, 97]
-    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), data.normalized(data.test.images))
-    assert torch.equal(torch.cat([labels for _, labels in batches]), data.test.labels)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_order_of_an_epoch(device: str) -> None:
     first = order(50, seed=1, epoch=0, device=device)
