@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from harness.data._knobs import Augment, DataConfig
 from harness.seeding import sub_seed
 
 __all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "order"]
-
-SplitName = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True, eq=False)
