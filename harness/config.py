@@ -93,7 +93,7 @@ class RuntimeKnobs(Knobs):
     threads: int | None = Field(None, ge=1, description="CPU threads; None: this worker's share of the cores")
     deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
     eval_batch_size: int = Field(1024, ge=1)
-    checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints, at epoch ends")
+    checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")
     wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: offline without a key")
     wandb_project: str = "oscillation-harness"
 

@@ -74,7 +74,7 @@ def show(spec: SweepSpec, cells: Sequence[Cell], cluster: str, workers: int, pro
         print(f"  {cell.id:<{width}}  {spec.tune.trials} trials, searching {searched}; {len(spec.final.seeds)} seeds")
     print(f"{len(cells)} cells, {trials} trials, {finals} finals: {trials + finals} runs")
     count = min(workers, trials + finals)
-    print(f"{count} workers, cluster {cluster}")
+    print(f"{count} workers, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":
         print("job array that would be submitted:\n")
         print(sbatch_text(spec, profile, count, root))
@@ -90,8 +90,10 @@ def sbatch_text(spec: SweepSpec, profile: Profile, workers: int, root: Path) -> 
 
     folder = root.resolve() / spec.name / "logs"
     command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
-    parameters = profile.submitit_parameters(workers)
-    return _make_sbatch_string(command, folder, job_name=spec.name, map_count=workers, **parameters)
+    tasks = profile.workers_a_job(spec.runs_per_gpu)
+    jobs = -(-workers // tasks)
+    parameters = profile.submitit_parameters(jobs, tasks)
+    return _make_sbatch_string(command, folder, job_name=spec.name, map_count=jobs, **parameters)
 
 
 def _shown(dimension: Choices | Range) -> str:

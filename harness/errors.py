@@ -1,14 +1,31 @@
-"""Errors a user can mend, and how a command line reports them."""
+"""Errors a user can mend and how a command line reports them; the ways in which a run may end early."""
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 
 class UserError(ValueError):
-    """Something the user wrote or left out. The message names field, value and what is legal."""
+    """Something the user wrote or left out. The message names field, value and what is legal, but no password."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(masked(str(message)))
+
+
+class Stopped(Exception):
+    """Somebody asked a run to stop; its checkpoint is written."""
+
+
+class Pruned(Exception):
+    """The study's pruner gave a trial up."""
+
+
+def masked(text: str) -> str:
+    """A text with the passwords of URLs replaced: `postgresql://user:***@host`."""
+    return re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
 
 
 def nearest(value: object, legal: Iterable[object]) -> str:

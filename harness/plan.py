@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,29 +10,36 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from harness.record import RunDirectory, is_alive, read_json, write_json
+from harness import roster
+from harness.record import read_json, write_json
 from harness.search import STATIC_SAMPLERS, draw
 from harness.seeding import sub_seed
-from harness.study import Sweep, put_back
+from harness.study import Sweep, current, put_back
 from harness.sweep import Cell
 
-#: A claim whose worker has not yet said who it is counts as alive this long.
-UNSIGNED_CLAIM_S = 30.0
+#: A claim whose worker has not yet said who it is counts as alive this long: a moment, but clocks may differ.
+UNSIGNED_CLAIM_S = 300.0
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def top_up(sweep: Sweep) -> None:
     """Create the trials that are missing, put back those of dead workers, choose where tuning is over.
 
-    Idempotent; any process may call it at any time.
+    Idempotent; any process may call it at any time. Choosing imports torch.
     """
     with sweep.lock():
         reap(sweep)
         for cell in sweep.cells:
             study = sweep.studies[cell.id]
-            for index in range(len(study.get_trials(deepcopy=False)), sweep.spec.tune.trials):
+            for index in range(len(current(study.get_trials(deepcopy=False))), sweep.spec.tune.trials):
                 study.enqueue_trial(_known_params(sweep, cell, index))
         _choose(sweep)
+
+
+def is_tuned(sweep: Sweep, cell: Cell) -> bool:
+    """Whether nothing of a cell's tuning is left to run, so that `top_up` has something to choose."""
+    trials = sweep.studies[cell.id].get_trials(deepcopy=False)
+    return all(trial.state in _FINISHED for trial in trials)
 
 
 def _known_params(sweep: Sweep, cell: Cell, index: int) -> dict[str, Any]:
@@ -43,16 +50,33 @@ def _known_params(sweep: Sweep, cell: Cell, index: int) -> dict[str, Any]:
     return draw(cell.search, sampler, sub_seed(sweep.spec.tune.seed, "sampler", cell.id), index)
 
 
-def reap(sweep: Sweep) -> int:
-    """Put back the RUNNING trials of workers that are no more; returns how many. Hold the lock."""
-    workers = live_workers(sweep)
+def reap(sweep: Sweep, of: str | None = None) -> int:
+    """Put back the RUNNING trials of workers that are no more; returns how many. Hold the lock.
+
+    of: a worker that has just started and so holds nothing yet, whatever it held before it was requeued.
+    """
+    workers = [] if of else roster.living(sweep.folder)
     count = 0
-    for study in (*sweep.studies.values(), sweep.finals):
+    for study in sweep.all_studies():
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not _has_worker(trial, workers):
-                put_back(sweep, trial)
+            if trial.user_attrs.get("worker") == of if of else not _has_worker(trial, workers):
+                _lose(sweep, trial)
                 count += 1
     return count
+
+
+def _lose(sweep: Sweep, trial: FrozenTrial) -> None:
+    """Let the trial of a worker that died wait again, unless it has cost too many workers already."""
+    lost = trial.user_attrs.get("lost", 0) + 1
+    sweep.storage.set_trial_user_attr(trial._trial_id, "lost", lost)
+    if lost <= sweep.spec.max_lost:
+        put_back(sweep, trial)
+        return
+    reason = f"{lost} workers died during this run (killed, out of memory, node lost); the last was " + str(
+        trial.user_attrs.get("worker")
+    )
+    sweep.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+    sweep.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def _has_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
@@ -63,22 +87,9 @@ def _has_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
     return bool(workers) and time.time() - started.timestamp() < UNSIGNED_CLAIM_S
 
 
-def live_workers(sweep: Sweep) -> list[str]:
-    """The names of the workers that are alive."""
-    statuses = {path.name: read_json(RunDirectory(path).status) for path in (sweep.folder / "workers").glob("*")}
-    return [name for name, status in sorted(statuses.items()) if status and _works(status)]
-
-
-def _works(status: dict[str, Any]) -> bool:
-    return status["state"] == "running" and is_alive(status)
-
-
 def _choose(sweep: Sweep) -> None:
     """Write cells.json anew from the studies, and enqueue the finals it names, once each."""
-    queued = {
-        (trial.user_attrs["cell"], trial.user_attrs["seed"], trial.user_attrs["run_id"])
-        for trial in sweep.finals.get_trials(deepcopy=False)
-    }
+    queued = {_final_key(trial) for trial in sweep.finals.get_trials(deepcopy=False)}
     before = read_json(sweep.folder / "cells.json") or {"cells": []}
     earlier = {cell["id"]: cell for cell in before["cells"]}
     entries = []
@@ -96,8 +107,16 @@ def _choose(sweep: Sweep) -> None:
 
 
 def _cell_entry(sweep: Sweep, cell: Cell, earlier: dict[str, Any] | None) -> dict[str, Any]:
-    trials = sweep.studies[cell.id].get_trials(deepcopy=False)
+    trials = current(sweep.studies[cell.id].get_trials(deepcopy=False))
     over = len(trials) >= sweep.spec.tune.trials and all(trial.state in _FINISHED for trial in trials)
+    news = {
+        "trials": sum(trial.state in _FINISHED for trial in trials),
+        "seeds": list(sweep.spec.final.seeds),
+        "failed": [trial.user_attrs.get("run_id") for trial in trials if trial.state == TrialState.FAIL],
+    }
+    settled = earlier is not None and (earlier["chosen"] is not None or not over)
+    if earlier is not None and settled and all(earlier[key] == value for key, value in news.items()):
+        return earlier  # naming finals takes milliseconds a run, for nothing
     # A sweep that grew keeps its choice until the new trials are in.
     chosen = _best(sweep, cell, trials) if over else (earlier or {}).get("chosen")
     finals = {}
@@ -110,11 +129,9 @@ def _cell_entry(sweep: Sweep, cell: Cell, earlier: dict[str, Any] | None) -> dic
         "grid": dict(cell.grid),
         "set": dict(cell.set),
         "search": sorted(cell.search),
-        "trials": len([trial for trial in trials if trial.state in _FINISHED]),
-        "seeds": list(sweep.spec.final.seeds),
         "chosen": chosen,
         "finals": finals,
-        "failed": [trial.user_attrs.get("run_id") for trial in trials if trial.state == TrialState.FAIL],
+        **news,
     }
 
 
@@ -131,12 +148,12 @@ def _best(sweep: Sweep, cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
     best = min(front, key=lambda trial: (sign * trial.values[0], trial.number))
     value = best.values if len(best.values) > 1 else best.values[0]
-    return {"trial": best.number, "params": best.params, "value": value, "run_id": best.user_attrs["run_id"]}
+    return {"trial": best.number, "params": best.params, "value": value, "run_id": best.user_attrs.get("run_id")}
 
 
 @dataclass
 class Counts:
-    """How far one phase of a sweep is."""
+    """How far one phase of a sweep, or of a cell, is."""
 
     total: int = 0
     done: int = 0
@@ -150,32 +167,56 @@ class Counts:
         """Runs that still need a worker, or have one."""
         return self.total - self.done - self.failed - self.pruned
 
+    @property
+    def waiting(self) -> int:
+        """Runs that still need a worker."""
+        return self.left - self.running
+
+    def add(self, trials: Iterable[FrozenTrial], label: str) -> None:
+        """Count trials; `label` names their cell where they do not."""
+        for trial in trials:
+            self.done += trial.state == TrialState.COMPLETE
+            self.running += trial.state == TrialState.RUNNING
+            self.pruned += trial.state == TrialState.PRUNED
+            if trial.state == TrialState.FAIL:
+                self.failed += 1
+                name, reason = trial.user_attrs.get("run_id", "?"), trial.user_attrs.get("reason", "unknown")
+                self.failures.append(f"{trial.user_attrs.get('cell', label)}: run {name}: {reason}")
+
 
 def count(sweep: Sweep) -> dict[str, Counts]:
     """Counts of the phases "tune" and "final"; finals that cannot be named yet are part of their total."""
     tune, final = Counts(total=len(sweep.cells) * sweep.spec.tune.trials), Counts()
     for cell in sweep.cells:
-        _add(tune, sweep.studies[cell.id].get_trials(deepcopy=False), cell.id)
-    cells = (read_json(sweep.folder / "cells.json") or {"cells": []})["cells"]
-    current = {(cell["id"], int(seed), run_id) for cell in cells for seed, run_id in cell["finals"].items()}
-    trials = [
-        trial
-        for trial in sweep.finals.get_trials(deepcopy=False)
-        if (trial.user_attrs["cell"], trial.user_attrs["seed"], trial.user_attrs["run_id"]) in current
-    ]
-    lost = [cell["id"] for cell in cells if cell["chosen"] is None and cell["trials"] >= sweep.spec.tune.trials]
+        tune.add(current(sweep.studies[cell.id].get_trials(deepcopy=False)), cell.id)
+    cells = chosen_cells(sweep)
+    lost = [cell["id"] for cell in cells if is_lost(sweep, cell)]
     tune.failures += [f"{cell}: no trial completed, so there is nothing to choose from" for cell in lost]
     final.total = (len(sweep.cells) - len(lost)) * len(sweep.spec.final.seeds)
-    _add(final, trials, "final")
+    final.add(current_finals(sweep, cells), "final")
     return {"tune": tune, "final": final}
 
 
-def _add(counts: Counts, trials: Sequence[FrozenTrial], label: str) -> None:
-    for trial in trials:
-        counts.done += trial.state == TrialState.COMPLETE
-        counts.running += trial.state == TrialState.RUNNING
-        counts.pruned += trial.state == TrialState.PRUNED
-        if trial.state == TrialState.FAIL:
-            counts.failed += 1
-            name, reason = trial.user_attrs.get("run_id", "?"), trial.user_attrs.get("reason", "unknown")
-            counts.failures.append(f"{trial.user_attrs.get('cell', label)}: run {name}: {reason}")
+def left(sweep: Sweep) -> int:
+    """Runs that still need a worker, or have one, in both phases."""
+    return sum(phase.left for phase in count(sweep).values())
+
+
+def chosen_cells(sweep: Sweep) -> list[dict[str, Any]]:
+    """The entries of cells.json; none before the first `top_up`, or when it was damaged."""
+    return list((read_json(sweep.folder / "cells.json") or {"cells": []})["cells"])
+
+
+def is_lost(sweep: Sweep, entry: Mapping[str, Any]) -> bool:
+    """Whether a cell was tuned and nothing completed: it will have no finals."""
+    return entry["chosen"] is None and entry["trials"] >= sweep.spec.tune.trials
+
+
+def current_finals(sweep: Sweep, cells: Sequence[Mapping[str, Any]]) -> list[FrozenTrial]:
+    """The final trials that cells.json names; a choice may have changed after the sweep grew."""
+    named = {(cell["id"], int(seed), run_id) for cell in cells for seed, run_id in cell["finals"].items()}
+    return [trial for trial in current(sweep.finals.get_trials(deepcopy=False)) if _final_key(trial) in named]
+
+
+def _final_key(trial: FrozenTrial) -> tuple[str, int, str]:
+    return trial.user_attrs["cell"], trial.user_attrs["seed"], trial.user_attrs["run_id"]

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness import yaml_file
 from harness.errors import UserError
@@ -13,17 +13,18 @@ from harness.knobs import Knobs
 
 
 class Profile(Knobs):
-    """A job's resources. One job is one worker; workers of a launch form one job array."""
+    """A job's resources. A job holds one worker a GPU, or `runs_per_gpu`; the jobs of a launch form one array."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     time: str = Field("04:00:00", description="days-hours:minutes:seconds, hours:minutes:seconds, or minutes")
-    gpus: int = Field(1, ge=0, le=16, description="per worker")
+    gpus: int = Field(1, ge=0, le=16, description="of a job; each is a worker's own unless runs_per_gpu says more")
+    runs_per_gpu: int | None = Field(None, ge=1, le=64, description="workers that share a GPU; None: the sweep's")
     cpus: int = Field(8, ge=1, le=1024, description="per worker")
-    memory_gb: int = Field(32, ge=1, le=100_000)
-    array_parallelism: int = Field(256, ge=1, description="workers that may run at once")
+    memory_gb: int = Field(32, ge=1, le=100_000, description="of a job")
+    array_parallelism: int = Field(256, ge=1, description="jobs that may run at once")
     signal_delay_s: int = Field(90, ge=1, description="warning before the time limit, to write checkpoints")
     setup: tuple[str, ...] = Field((), description="shell lines before the worker, e.g. module load")
     sbatch: dict[str, Any] = Field(default_factory=dict, description="other sbatch options, without dashes")
@@ -36,8 +37,18 @@ class Profile(Knobs):
             raise ValueError("a job needs some time (legal: 1 minute or more)")
         return text
 
-    def submitit_parameters(self, workers: int) -> dict[str, Any]:
-        """The keyword arguments of Submitit's Slurm executor."""
+    @model_validator(mode="after")
+    def _shares_a_gpu(self) -> Self:
+        if self.gpus == 0 and (self.runs_per_gpu or 1) > 1:
+            raise ValueError(f"runs_per_gpu: {self.runs_per_gpu} runs share no GPU where gpus is 0")
+        return self
+
+    def workers_a_job(self, runs_per_gpu: int) -> int:
+        """Workers in one job. runs_per_gpu: the sweep's, for a profile that does not say."""
+        return self.gpus * (self.runs_per_gpu or runs_per_gpu) or 1
+
+    def submitit_parameters(self, jobs: int, tasks: int = 1) -> dict[str, Any]:
+        """The keyword arguments of Submitit's Slurm executor, for an array of jobs of so many workers each."""
         named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint")}
         return {
             **{key: value for key, value in named.items() if value is not None},
@@ -46,8 +57,8 @@ class Profile(Knobs):
             "cpus_per_task": self.cpus,
             "mem": f"{self.memory_gb}GB",
             "nodes": 1,
-            "ntasks_per_node": 1,
-            "array_parallelism": min(self.array_parallelism, workers),
+            "ntasks_per_node": tasks,
+            "array_parallelism": min(self.array_parallelism, jobs),
             "signal_delay_s": self.signal_delay_s,
             "setup": list(self.setup),
             "additional_parameters": dict(self.sbatch),

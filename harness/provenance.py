@@ -1,9 +1,7 @@
 """What a record says about where its numbers come from. Nothing secret."""
 
-import hashlib
 import platform
 import resource
-import subprocess
 import sys
 import time
 from functools import cache
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness import NUMERICS_VERSION
+from harness.source import code_version
 
 if TYPE_CHECKING:
     from harness.train import Session
@@ -37,30 +36,6 @@ def describe(session: "Session", started: float) -> dict[str, Any]:
         "peak_memory_bytes": peak_kib * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(session.device) if cuda else 0,
     }
-
-
-@cache
-def code_version() -> dict[str, Any]:
-    """The git commit of this code, whether it was changed since, and a hash of the change; {} without git."""
-    here = Path(__file__).resolve().parent
-    try:
-        sha = _git(here, "rev-parse", "HEAD")
-        diff = _git(here, "diff", "HEAD", "--", ".")
-        untracked = _git(here, "ls-files", "--others", "--exclude-standard", "--", ".")
-        contents = "".join((here / name).read_text(errors="replace") for name in untracked.splitlines())
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    changed = diff + untracked + contents
-    return {
-        "sha": sha,
-        "dirty": bool(changed),
-        "diff_hash": hashlib.sha256(changed.encode()).hexdigest()[:12] if changed else None,
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
 
 
 @cache

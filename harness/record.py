@@ -6,13 +6,16 @@ Every file that another process may read is written aside, flushed to disk and r
 """
 
 import json
+import math
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +96,15 @@ class Heartbeat:
     """Keeps status.json of a run that is under way, and its heartbeat time, up to date.
 
     Use as a context: `with Heartbeat(directory) as beat: ...; beat.state = "done"`. An exception that leaves the
-    block makes the state "failed", with its reason and traceback, unless the state was set before.
+    block makes the state "failed", with its reason and traceback, unless the state was set before. `each_beat` is
+    called every few seconds by the thread that beats.
     """
 
-    def __init__(self, directory: RunDirectory, job_id: str | None = None) -> None:
+    def __init__(
+        self, directory: RunDirectory, job_id: str | None = None, each_beat: Callable[[], None] = lambda: None
+    ) -> None:
         earlier = read_json(directory.status) or {}
-        self._directory = directory
+        self._directory, self._each_beat = directory, each_beat
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self.state = "running"
@@ -128,32 +134,85 @@ class Heartbeat:
             self.fields["failures"] += 1
         elif error is not None:
             self.state = "cancelled"
-        self.write()
+        self._write_if_possible()
 
     def write(self) -> None:
         """Write status.json now."""
         with self._lock:
             write_json(self._directory.status, {"state": self.state, **self.fields, "heartbeat": time.time()})
 
+    def note(self, **fields: Any) -> None:
+        """Add to what status.json says, and write it."""
+        self.fields |= fields
+        self._write_if_possible()
+
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_EVERY_S):
-            try:
-                self.write()
-            except OSError:
-                continue  # a full or absent disk shows where results are written; a beat may be missed
+            self._write_if_possible()
+            self._each_beat()
+
+    def _write_if_possible(self) -> None:
+        """A full or absent disk shows where results are written, with its own error; a beat may be missed."""
+        try:
+            self.write()
+        except OSError as error:
+            print(f"{self._directory.status}: {error}", file=sys.stderr, flush=True)
 
 
 def process_identity() -> dict[str, Any]:
     """What tells this process from any other, also from a later one with its pid."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": _start_time(os.getpid())}
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "pid_started": _start_time(pid)}
+
+
+def read_status(directory: RunDirectory, now: float | None = None) -> dict[str, Any] | None:
+    """status.json with `age_s`, the seconds since it was written; None when it is missing or not whole.
+
+    now: what `files_clock` said a moment ago, for readers of many.
+    """
+    try:
+        with open(directory.status, encoding="utf-8") as file:
+            status: dict[str, Any] = json.load(file)
+            # Nodes' clocks may differ by minutes: both times are the file system's, and the open file's, since
+            # network file systems serve a closed one's from a cache.
+            now = files_clock(directory.path) if now is None else now
+            return {**status, "age_s": now - os.fstat(file.fileno()).st_mtime}
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def files_clock(folder: Path) -> float:
+    """The time now by the clock of the file system that holds a folder; this machine's where nothing may be written."""
+    probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError:
+        return time.time()
 
 
 def is_alive(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a status still runs: asked on this host, else by its heartbeat."""
-    if status.get("host") == socket.gethostname():
+    """Whether the process that wrote a status still runs: asked on its own machine, else by its heartbeat.
+
+    Takes what `read_status` returns; without `age_s` there was no heartbeat.
+    """
+    if status.get("machine") == _machine():
         pid = int(status.get("pid", 0))
         return pid > 0 and _start_time(pid) is not None and _start_time(pid) == status.get("pid_started")
-    return time.time() - float(status.get("heartbeat", 0)) < STALE_AFTER_S
+    return float(status.get("age_s", math.inf)) < STALE_AFTER_S
+
+
+@cache
+def _machine() -> str:
+    """Where a pid means the same process: this host since it was started, and this process name space."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _start_time(pid: int) -> str | None:

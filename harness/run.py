@@ -6,20 +6,34 @@ Needs neither wandb nor optuna nor submitit.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import yaml_file
 from harness.config import RunConfig, complete, component
-from harness.errors import UserError, run_command
+from harness.errors import Pruned, Stopped, UserError, run_command
 from harness.record import Heartbeat, RunDirectory, read_json, write_json
 from harness.schema import as_metrics
+from harness.source import code_version
 
 if TYPE_CHECKING:  # imported on use: `--help` and a mistake in the file answer without torch
     from harness.train import Session
 
 EpochHook = Callable[[dict[str, Any]], None]
+#: The largest share of its time that a run may spend on writing checkpoints.
+CHECKPOINT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Around:
+    """What surrounds a run and decides none of its numbers. notes: for the record's provenance."""
+
+    tags: tuple[str, ...] = ()
+    keep_best: bool = True
+    job_id: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -27,24 +41,21 @@ def run(
     directory: Path,
     epoch_done: EpochHook = lambda metrics: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
-    tags: tuple[str, ...] = (),
-    keep_best: bool = True,
-    job_id: str | None = None,
+    around: Around = Around(),
 ) -> dict[str, Any]:
     """Carry out a run in its directory, or continue it, or return its record if it is there already.
 
     epoch_done gets each epoch's metrics and may raise Pruned. Raises Stopped once asked to stop (the checkpoint
     stands), UserError for a directory that belongs to another run, and whatever training raises.
     """
-    from harness.train import Pruned, Stopped
-
     files, run_id = RunDirectory(directory), config.run_id()
     _claim(files, config, run_id)
     if (record := read_json(files.record)) is not None:
         return dict(record)
-    with Heartbeat(files, job_id) as beat:
+    with Heartbeat(files, around.job_id) as beat:
+        notes = {**around.notes, "attempts": beat.fields["attempt"]}
         try:
-            record = _carry_out(config, run_id, files, epoch_done, asked_to_stop, tags, keep_best)
+            record = _carry_out(config, run_id, files, epoch_done, asked_to_stop, replace(around, notes=notes))
             beat.state = "done"
             return record
         except Stopped:
@@ -78,34 +89,38 @@ def _carry_out(
     files: RunDirectory,
     epoch_done: EpochHook,
     asked_to_stop: Callable[[], bool],
-    tags: tuple[str, ...],
-    keep_best: bool,
+    around: Around,
 ) -> dict[str, Any]:
     from harness import checkpoint
     from harness.build import build
     from harness.provenance import describe
     from harness.tracking import Mirror
-    from harness.train import Stopped, train, validate
+    from harness.train import train, validate
 
     started = time.time()
+    code_version()  # what is imported from here on; later edits of the files do not reach this run
     session = build(config)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
-    mirror = Mirror(config, run_id, files.path, tags)
+    mirror = Mirror(config, run_id, files.path, around.tags)
     saver = _Saver(config, session, files)
 
     def on_epoch(metrics: dict[str, Any]) -> None:
         files.append_metrics(metrics)
         mirror.log(metrics)
-        saver.epoch_done()
+        saver.save_if_due()
         epoch_done(metrics)
 
+    def between_steps() -> bool:
+        saver.save_if_due()
+        return asked_to_stop()
+
     try:
-        train(session, on_epoch, asked_to_stop)
+        train(session, on_epoch, between_steps)
         if not session.progress.best_state:
             validate(session)  # no training steps: the network as it came is the best there is
-        record = _record(session, run_id, describe(session, started))
-        if keep_best:
+        record = _record(session, run_id, {**describe(session, started), **around.notes})
+        if around.keep_best:
             checkpoint.save_weights(files.best, session.progress.best_state)
         write_json(files.record, record)
         files.checkpoint.unlink(missing_ok=True)
@@ -119,21 +134,24 @@ def _carry_out(
 
 
 class _Saver:
-    """Writes checkpoints at epoch ends, but not more often than the configuration says."""
+    """Writes checkpoints between steps, as often as the configuration says, but not at any cost."""
 
     def __init__(self, config: RunConfig, session: "Session", files: RunDirectory) -> None:
         self._session, self._files = session, files
-        self._every_s, self._last = config.runtime.checkpoint_every_s, time.monotonic()
+        self._every_s = config.runtime.checkpoint_every_s
+        self._due = time.monotonic() + self._every_s
 
-    def epoch_done(self) -> None:
-        if time.monotonic() - self._last >= self._every_s:
+    def save_if_due(self) -> None:
+        if time.monotonic() >= self._due:
             self.save()
 
     def save(self) -> None:
         from harness import checkpoint
 
+        begun = time.monotonic()
         checkpoint.save(self._files.checkpoint, self._session)
-        self._last = time.monotonic()
+        ended = time.monotonic()
+        self._due = ended + max(self._every_s, (ended - begun) / CHECKPOINT_SHARE)
 
 
 def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -165,13 +183,14 @@ def _main() -> None:
     from harness.data import prepare
 
     prepare(component("data set", config.data))
-    record = run(config, arguments.dir, epoch_done=lambda metrics: print(_line(metrics), flush=True))
+    record = run(config, arguments.dir, epoch_done=lambda metrics: print(line(metrics), flush=True))
     for row in record["rows"]:
         print(f"{row['split']:>5} {row['bits']:>5}  accuracy {100 * row['accuracy']:6.2f} %  loss {row['loss']:.4f}")
     print(f"record: {os.path.join(arguments.dir, 'record.json')}")
 
 
-def _line(metrics: dict[str, Any]) -> str:
+def line(metrics: dict[str, Any]) -> str:
+    """An epoch in one line, for a reader."""
     from harness import schema
 
     return (

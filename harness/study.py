@@ -7,8 +7,7 @@ reach a sampler. A trial whose worker died goes back to WAITING with its number 
 
 import json
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from harness import objective
 from harness.algorithms import make_sampler
@@ -27,32 +25,12 @@ from harness.errors import UserError
 from harness.record import RunDirectory, read_json, write_json
 from harness.schema import as_metrics
 from harness.search import Choices, Scalar, Space
+from harness.storage import open_storage, study_prefix
 from harness.sweep import Cell, SweepSpec, changed_keys, expand, plain
 
 FINALS = "finals"
-
-
-class _KernelLock(JournalFileOpenLock):
-    """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s)."""
-
-    def __init__(self, journal: Path) -> None:  # nothing of the base's own state is used
-        self._journal, self._lock = journal, FileLock(journal.with_suffix(".lock"))
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        self._drop_torn_line()
-        return True
-
-    def _drop_torn_line(self) -> None:
-        """Cut off what a full disk left of a last line; anything appended to it would make the journal unreadable."""
-        with open(self._journal, "rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            while size and (file.seek(size - 1), file.read(1))[1] != b"\n":
-                size -= 1
-            file.truncate(size)
-
-    def release(self) -> None:
-        self._lock.release()
+#: The user attribute of a trial that repeats a failed one: the other's number.
+RETRY_OF = "retry_of"
 
 
 @dataclass(frozen=True)
@@ -63,14 +41,29 @@ class Claim:
     trial: optuna.trial.Trial
     cell: Cell
     phase: str
-    config: RunConfig
-    run_id: str
+    params: Mapping[str, Any]
+    seed: int
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's configuration. Imports torch. Raises UserError for values that are legal one by one and clash."""
+        return self.cell.config(self.params, self.seed, self.phase)
+
+    @cached_property
+    def run_id(self) -> str:
+        """The run's name, which its trial is told as well."""
+        run_id = self.config.run_id()
+        self.trial.set_user_attr("run_id", run_id)
+        return run_id
 
 
 def load_sweep(folder: Path) -> "Sweep":
-    """The sweep that a launch made in a folder, as large as it has grown by now."""
-    spec = SweepSpec.model_validate(read_json(folder / "sweep.json"))
-    return Sweep(spec, expand(spec), folder)
+    """The sweep that a launch made in a folder, as large as it has grown by now. Raises UserError without one."""
+    raw = read_json(folder / "sweep.json")
+    if raw is None:
+        raise UserError(f"{folder} holds no sweep (no sweep.json that can be read); launch makes one")
+    spec = SweepSpec.model_validate(raw)
+    return Sweep(spec, expand(spec, checked=False), folder)
 
 
 @dataclass(frozen=True)
@@ -83,11 +76,8 @@ class Sweep:
 
     @cached_property
     def storage(self) -> optuna.storages.BaseStorage:
-        """The journal `study.log`."""
-        path = self.folder / "study.log"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
+        """The journal `study.log`, or the sweep's database."""
+        return open_storage(self.spec.storage, self.folder)
 
     @cached_property
     def studies(self) -> dict[str, optuna.Study]:
@@ -99,7 +89,12 @@ class Sweep:
         """The queue of final runs."""
         return self._study(FINALS, ("target",))
 
+    def all_studies(self) -> Iterable[optuna.Study]:
+        """The study of each cell, then the finals."""
+        return (*self.studies.values(), self.finals)
+
     def _study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
+        name = study_prefix(self.spec.storage, self.folder) + name
         try:  # loading writes nothing; creating always adds to the journal, even when the study is there
             return optuna.load_study(study_name=name, storage=self.storage)
         except KeyError:
@@ -129,14 +124,24 @@ def open_sweep(spec: SweepSpec, root: Path) -> Sweep:
         raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
     sweep = Sweep(spec, expand(spec), folder)
     with sweep.lock():
-        before = read_json(folder / "sweep.json")
+        before = _written(folder)
         if before is not None and (changed := changed_keys(before, plain(spec))):
             raise UserError(
                 f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
                 "final.seeds may grow; give the edited sweep a name (or --root) of its own"
             )
         write_json(folder / "sweep.json", plain(spec))
+        study_prefix(spec.storage, folder)  # made here, under the lock, once
     return sweep
+
+
+def _written(folder: Path) -> dict[str, Any] | None:
+    """The sweep a folder holds, with defaults for keys that an older version did not have."""
+    raw = read_json(folder / "sweep.json")
+    try:
+        return None if raw is None else plain(SweepSpec.model_validate(raw))
+    except ValidationError:  # written by a version whose files this one does not read: the keys will tell
+        return dict(raw)
 
 
 def claim(sweep: Sweep, worker: str) -> Claim | None:
@@ -149,41 +154,28 @@ def claim(sweep: Sweep, worker: str) -> Claim | None:
             waiting.append((len(trials) - len(open_trials), place, open_trials[0], cell))
     for _, _, frozen, cell in sorted(waiting, key=lambda item: item[:2]):
         study = sweep.studies[cell.id]
-        if (trial := _take(sweep, study, frozen, worker)) and (taken := _tuning_claim(sweep, study, trial, cell)):
-            return taken
+        if trial := _take(sweep, study, cell.id, frozen, worker):
+            params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
+            return Claim(study, trial, cell, "tune", params, sweep.spec.tune.seed)
     cells = {cell.id: cell for cell in sweep.cells}
     for frozen in sweep.finals.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        if trial := _take(sweep, sweep.finals, frozen, worker):
-            cell, attributes = cells[frozen.user_attrs["cell"]], frozen.user_attrs
-            config = cell.config(json.loads(attributes["params"]), attributes["seed"], "final")
-            return Claim(sweep.finals, trial, cell, "final", config, config.run_id())
+        if trial := _take(sweep, sweep.finals, FINALS, frozen, worker):
+            attributes = frozen.user_attrs
+            params = json.loads(attributes["params"])
+            return Claim(sweep.finals, trial, cells[attributes["cell"]], "final", params, attributes["seed"])
     return None
 
 
-def _take(sweep: Sweep, study: optuna.Study, frozen: FrozenTrial, worker: str) -> optuna.trial.Trial | None:
+def _take(sweep: Sweep, study: optuna.Study, name: str, frozen: FrozenTrial, worker: str) -> optuna.trial.Trial | None:
     """Make a WAITING trial ours; None when another worker was faster."""
     try:
         if not sweep.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
             return None
     except optuna.exceptions.UpdateFinishedTrialError:
         return None
-    study.sampler = make_sampler(sweep.spec, study.study_name, frozen.number)
-    trial = optuna.trial.Trial(study, frozen._trial_id)
-    trial.set_user_attr("worker", worker)
-    return trial
-
-
-def _tuning_claim(sweep: Sweep, study: optuna.Study, trial: optuna.trial.Trial, cell: Cell) -> Claim | None:
-    params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
-    try:
-        config = cell.config(params, sweep.spec.tune.seed, "tune")
-    except UserError as error:  # values that are legal one by one can clash
-        trial.set_user_attr("reason", str(error))
-        study.tell(trial.number, state=TrialState.FAIL)
-        return None
-    run_id = config.run_id()
-    trial.set_user_attr("run_id", run_id)
-    return Claim(study, trial, cell, "tune", config, run_id)
+    sweep.storage.set_trial_user_attr(frozen._trial_id, "worker", worker)
+    study.sampler = make_sampler(sweep.spec, name, frozen.number)
+    return optuna.trial.Trial(study, frozen._trial_id)
 
 
 def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
@@ -204,7 +196,13 @@ def values_of(sweep: Sweep, config: RunConfig, metrics: dict[str, float]) -> lis
 
 def tell(sweep: Sweep, claim: Claim, record: dict[str, Any]) -> None:
     """Finish a claimed trial with its record."""
+    assert claim.run_id  # the trial knows it from here on
     values = values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
+    tell_values(claim, values)
+
+
+def tell_values(claim: Claim, values: Sequence[float]) -> None:
+    """Finish a claimed trial with its objectives."""
     _end(claim, TrialState.COMPLETE, values)
 
 
@@ -213,12 +211,12 @@ def tell_pruned(claim: Claim) -> None:
     _end(claim, TrialState.PRUNED)
 
 
-def tell_failed(sweep: Sweep, claim: Claim, reason: str) -> None:
-    """Count a failure: the same trial once more while retries are left, else FAIL."""
+def tell_failed(sweep: Sweep, claim: Claim, reason: str, retry: bool = True) -> None:
+    """Count a failure: the same trial once more while retries are left (and make sense), else FAIL."""
     failures = claim.trial.user_attrs.get("failures", 0) + 1
     claim.trial.set_user_attr("failures", failures)
     claim.trial.set_user_attr("reason", reason)
-    if failures <= sweep.spec.max_retries:
+    if retry and failures <= sweep.spec.max_retries:
         put_back(sweep, claim.trial)
     else:
         _end(claim, TrialState.FAIL)
@@ -234,3 +232,10 @@ def _end(claim: Claim, state: TrialState, values: Sequence[float] | None = None)
 def put_back(sweep: Sweep, trial: optuna.trial.Trial | FrozenTrial) -> None:
     """Let a RUNNING trial wait again, with its number and parameters."""
     sweep.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that count: a failed one that was given another chance (`harness.retry`) does not."""
+    found = list(trials)
+    replaced = {trial.user_attrs.get(RETRY_OF) for trial in found}
+    return [trial for trial in found if trial.number not in replaced]

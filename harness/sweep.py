@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from harness import objective, overrides, registry, schema, yaml_file
 from harness.config import MethodStack, RunConfig, complete, listed
-from harness.errors import UserError, unknown
+from harness.errors import UserError, masked, unknown
 from harness.explain import explain
 from harness.knobs import Knobs
 from harness.search import STATIC_SAMPLERS, Dimension, Space, corners
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
+DATABASES = ("postgresql", "mysql", "sqlite")
 PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
 
 
@@ -76,8 +78,12 @@ class SweepSpec(Knobs):
     sampler: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="tpe")
     pruner: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="none")
     max_retries: int = Field(1, ge=0, le=100, description="of a run that fails by itself")
+    max_lost: int = Field(10, ge=0, le=1000, description="workers that may die during a run before it counts as failed")
     keep_best: Literal["finals", "all", "none"] = "finals"
-    workers: int | None = Field(None, ge=1, le=4096, description="None: one a GPU, or one a CPU core")
+    workers: int | None = Field(None, ge=1, le=4096, description="None: one a slot (GPU or CPU core); 8 on Slurm")
+    runs_per_gpu: int = Field(1, ge=1, le=64, description="runs that share a GPU; a profile's own comes first")
+    storage: str = Field("journal", description="of the queue: journal, or a database's URL without its password")
+    changed_code: Literal["warn", "refuse"] = Field("warn", description="workers whose code is not the launch's")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,6 +92,7 @@ class SweepSpec(Knobs):
                 raise unknown(kind, algorithm.name, legal)
         for name in self.objective:
             objective.check(name)
+        _check_storage(self.storage)
         if len(set(self.final.seeds)) < len(self.final.seeds):
             raise ValueError(f"final.seeds: {list(self.final.seeds)} names a seed twice")
         if self.tune.seed in self.final.seeds:
@@ -95,6 +102,21 @@ class SweepSpec(Knobs):
         if self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
             raise ValueError(f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}")
         return self
+
+
+def _check_storage(where: str) -> None:
+    """Refuse what is neither a journal nor a database's URL, and a password in it, which belongs in no file."""
+    if where == "journal":
+        return
+    scheme, separator, rest = where.partition("://")
+    if not separator or scheme.partition("+")[0] not in DATABASES:
+        legal = ("journal", *(f"{name}://..." for name in DATABASES))
+        raise ValueError(f"storage: {masked(where)!r} is no place for a queue (legal: {', '.join(legal)})")
+    if ":" in rest.rpartition("@")[0]:
+        raise ValueError(
+            f"storage: {masked(where)!r} holds a password, which belongs in no file: write it as user@host and put the "
+            "password in the environment as HARNESS_STORAGE_PASSWORD"
+        )
 
 
 @dataclass(frozen=True)
@@ -139,8 +161,11 @@ def assign(raw: dict[str, Any], key: str, value: Any) -> None:
     raw[parts[-1]] = value
 
 
-def expand(spec: SweepSpec) -> list[Cell]:
-    """The cells of a sweep, in file order. Raises UserError for cells that are illegal or the same."""
+def expand(spec: SweepSpec, checked: bool = True) -> list[Cell]:
+    """The cells of a sweep, in file order. Raises UserError for cells that are illegal or the same.
+
+    Checking every cell's settings imports torch; a sweep that was launched has been checked.
+    """
     cells: list[Cell] = []
     for knobs in spec.cells:
         grid = {**spec.grid, **knobs.grid}
@@ -148,11 +173,10 @@ def expand(spec: SweepSpec) -> list[Cell]:
             cells.append(_cell(spec, knobs, dict(zip(grid, point, strict=True))))
     if not cells:
         raise UserError("grid: an empty list of values leaves no run at all; name at least one value a key")
-    ids = [cell.id for cell in cells]
-    for cell_id in ids:
-        if ids.count(cell_id) > 1:
+    for cell_id, times in Counter(cell.id for cell in cells).items():
+        if times > 1:
             raise UserError(f"cells: two of them are {cell_id}; let grid or set tell them apart")
-    for cell in cells:
+    for cell in cells if checked else ():
         _check_cell(spec, cell)
     return cells
 
@@ -228,9 +252,13 @@ def _check_names(path: Path, spec: SweepSpec) -> None:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which a sweep differs from its earlier self, growth of targets left out.
 
-    Trials may rise and seeds may be added; workers, retries, the runtime section and data.root may change.
+    Trials may rise and seeds may be added; workers, retries, the runtime section and data.root may change. A key that
+    an older version did not write yet counts as its default.
     """
-    free = ("workers", "max_retries", "base.runtime", "base.data.root", "base.data.download")
+    free = (
+        *("workers", "runs_per_gpu", "max_retries", "max_lost", "changed_code"),
+        *("base.runtime", "base.data.root", "base.data.download"),
+    )
     flat_old, flat_new = _flat(old), _flat(new)
     changed = []
     for key in sorted({*flat_old, *flat_new}):

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness import schema
 from harness.config import RunConfig, TrainKnobs
 from harness.data.base import Dataset, order
+from harness.errors import Stopped
 from harness.evaluate import Evaluator
 from harness.methods.base import Method, Step
 from harness.oscillation import OscillationTracker
@@ -22,14 +23,6 @@ from harness.seeding import sub_seed
 
 class TrainingError(RuntimeError):
     """Training went where no result can come from, such as a loss that is not a number."""
-
-
-class Stopped(Exception):
-    """Somebody asked the run to stop; its checkpoint is written."""
-
-
-class Pruned(Exception):
-    """The study's pruner gave the trial up."""
 
 
 @dataclass

@@ -1,23 +1,26 @@
 """A worker: claims a run, carries it out, tells its value, until nothing is left or it is asked to stop."""
 
 import os
-import signal
-import time
+import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+from submitit import JobEnvironment
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from harness.record import Heartbeat, RunDirectory
+from harness import place, runlog, source
+from harness.errors import Pruned, Stopped, UserError
+from harness.record import Heartbeat, RunDirectory, read_json
+from harness.stopping import Stopping
 
 if TYPE_CHECKING:
     from harness.study import Claim, Sweep
 
-#: How often an idle worker looks for work that other workers may bring about.
-IDLE_S = 0.5
+#: How often an idle worker looks for work that other workers may bring about: at first, and after a while.
+IDLE_S = (0.5, 5.0)
 
 
 @dataclass
@@ -25,112 +28,181 @@ class Worker(Checkpointable):
     """What a job runs. Pickled by Submitit, so it holds plain values only.
 
     folder: the sweep's, whose sweep.json is read when the worker starts: the sweep may have grown meanwhile.
-    gpus: the CUDA devices to bind to, None to leave the environment as it is (Slurm binds its own).
-    threads: CPU threads of a run. keep_signals: for tests and `debug`, which own their process.
+    threads: CPU threads of a run, None to ask Slurm. slots: of a local worker, which works in the first free one.
+    runs_per_gpu: Slurm tasks that share a GPU. grace_s: seconds to write a checkpoint once Slurm asks for it.
+    keep_signals: for tests and `debug`, which own their process.
     """
 
     folder: str
     name: str
     threads: int | None = None
-    gpus: str | None = None
+    slots: tuple[str, ...] = ()
+    runs_per_gpu: int = 1
+    grace_s: float = 60.0
     keep_signals: bool = False
-    _asked: bool = field(default=False, init=False)
+    _beat: Heartbeat | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> int:
         """Work; returns how many runs were finished."""
-        if self.gpus is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
-        if self.threads is not None:  # before torch is imported, which reads it once
-            os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        requeue = None if self.keep_signals else self._listen()
-        from harness.study import load_sweep
-
-        sweep = load_sweep(Path(self.folder))
-        files = RunDirectory(sweep.folder / "workers" / self.name)
-        with Heartbeat(files, _job_id()) as beat:
-            finished = self._work(sweep)
-            beat.state = "done"
-        if requeue is not None:
-            requeue()
+        folder = Path(self.folder)
+        stopping = Stopping(folder, self.grace_s)
+        if not self.keep_signals:
+            stopping.listen()
+        stopping.look()  # it may have been cancelled while this worker waited in a queue
+        with place.take(folder, self.slots, self.runs_per_gpu) as where:
+            if self.threads is None:
+                self.threads = where.threads
+            if self.threads is not None:  # before torch is imported, which reads it once
+                os.environ["OMP_NUM_THREADS"] = str(self.threads)
+            files = RunDirectory(folder / "workers" / (self.name + where.suffix))
+            with Heartbeat(files, place.job_id(), stopping.look) as beat:
+                self._beat, stopping.beat = beat, beat
+                beat.note(**where.shown, threads=self.threads, log=_log_path(), run=None, finished=0)
+                finished = self._work(files.path.name, stopping) if where.free else 0
+                place.wait_for_siblings(folder, self.name, where)
+                beat.state = stopping.ending()
+        stopping.requeue()
         return finished
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """What Submitit submits again after preemption or at the time limit: the same worker."""
-        again = Worker(self.folder, self.name, self.threads, self.gpus, self.keep_signals)
+        again = replace(self)
+        again._beat = None
         return DelayedSubmission(again)
 
-    def _work(self, sweep: "Sweep") -> int:
-        from harness import plan, study
+    def perform(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> list[float]:
+        """Carry out a claimed run; returns its objectives, none for a final run."""
+        from harness import study
+        from harness.schema import as_metrics
 
-        finished = 0
-        while not self._asked:
-            claim = study.claim(sweep, self.name)
+        record = self._run(sweep, claim, stopping)
+        if claim.phase != "tune":
+            return [0.0]
+        return study.values_of(sweep, claim.config, as_metrics(record["rows"]))
+
+    def _work(self, name: str, stopping: Stopping) -> int:
+        from harness import plan, study
+        from harness.storage import patiently
+
+        sweep = study.load_sweep(Path(self.folder))
+        self._check_code(sweep)
+        with sweep.lock():
+            plan.reap(sweep, of=name)
+        finished, idle_s = 0, IDLE_S[0]
+        while not stopping.asked():
+            claim = patiently(lambda: study.claim(sweep, name), stopping.asked)
             if claim is not None:
-                finished += self._carry_out(sweep, claim)
+                finished, idle_s = finished + self._carry_out(sweep, claim, stopping), IDLE_S[0]
+                self._note(run=None, cell=None, trial=None, phase=None, finished=finished)
                 continue
-            plan.top_up(sweep)
-            counts = plan.count(sweep)
+            patiently(lambda: plan.top_up(sweep), stopping.asked)
             # Wait while trials that others run can still bring finals; not for finals that others run.
-            waiting = sum(phase.left - phase.running for phase in counts.values())
-            if waiting <= 0:
+            if sum(phase.waiting for phase in plan.count(sweep).values()) <= 0:
                 break
-            time.sleep(IDLE_S)
+            stopping.sleep(idle_s * random.uniform(0.8, 1.2))  # or all idle workers would come at once
+            idle_s = min(2 * idle_s, IDLE_S[1])
         return finished
 
-    def _carry_out(self, sweep: "Sweep", claim: "Claim") -> int:
+    def _note(self, **fields: Any) -> None:
+        if self._beat is not None:
+            self._beat.note(**fields)
+
+    def _check_code(self, sweep: "Sweep") -> None:
+        """Say so, or refuse, where this code is not the one that launched the sweep. Raises UserError."""
+        launched = (read_json(sweep.folder / "code.json") or {}).get("code", {})
+        mine = source.code_version()
+        self._note(code=source.named(mine), launched_with=None)
+        if not source.differs(mine, launched):
+            return
+        text = f"this worker's code is {source.named(mine)}; the sweep was launched with {source.named(launched)}"
+        if sweep.spec.changed_code == "refuse":
+            raise UserError(f"{text} (changed_code: refuse)")
+        print(text, flush=True)
+        self._note(launched_with=source.named(launched))
+
+    def _carry_out(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> int:
         from harness import plan, study
-        from harness.train import Pruned, Stopped
+        from harness.storage import patiently
 
         try:
-            record = self._run(sweep, claim)
+            end: Callable[[], None] = _told(claim, self.perform(sweep, claim, stopping))
         except Stopped:
             study.put_back(sweep, claim.trial)
             return 0
         except Pruned:
-            study.tell_pruned(claim)
+            end = lambda: study.tell_pruned(claim)  # noqa: E731
         except Exception as error:
-            print(f"run {claim.run_id} ({claim.cell.id}, {claim.phase}): {error}", flush=True)
-            study.tell_failed(sweep, claim, f"{type(error).__name__}: {error}")
-        else:
-            study.tell(sweep, claim, record)
-        plan.top_up(sweep)
+            if (full := place.disk_error(sweep.folder)) is not None:
+                study.put_back(sweep, claim.trial)
+                raise UserError(
+                    f"nothing more can be written to {sweep.folder} ({full}); mend that and launch again: what is "
+                    "finished stays, and the runs that were under way go on from their checkpoints"
+                ) from error
+            print(f"{claim.cell.id}, {claim.phase}: {type(error).__name__}: {error}", flush=True)
+            reason, retry = f"{type(error).__name__}: {error}", not isinstance(error, UserError)
+            end = lambda: study.tell_failed(sweep, claim, reason, retry)  # noqa: E731
+        patiently(end, stopping.asked)
+        if claim.phase == "tune" and plan.is_tuned(sweep, claim.cell):
+            patiently(lambda: plan.top_up(sweep), stopping.asked)
         return 1
 
-    def _run(self, sweep: "Sweep", claim: "Claim") -> dict[str, Any]:
-        from filelock import FileLock
+    def _run(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> dict[str, Any]:
+        from harness.run import Around, line, run
 
-        from harness.run import run
-
-        files = sweep.run_directory(claim.run_id)
+        config, run_id = claim.config, claim.run_id
+        files = sweep.run_directory(run_id)
         files.path.mkdir(parents=True, exist_ok=True)
-        config = claim.config
         if self.threads is not None and config.runtime.threads is None:
             runtime = config.runtime.model_copy(update={"threads": self.threads})
             config = config.model_copy(update={"runtime": runtime})
-        keep = {"all": True, "none": False, "finals": claim.phase == "final"}[sweep.spec.keep_best]
-        tags = (sweep.spec.name,)
-        # Two cells may name one run; the second waits here and then finds the record.
-        with FileLock(files.path / "run.lock"):
-            return run(config, files.path, _reporter(sweep, claim), lambda: self._asked, tags, keep, _job_id())
+        launched_with = self._beat.fields.get("launched_with") if self._beat else None
+        around = Around(
+            tags=(sweep.spec.name,),
+            keep_best={"all": True, "none": False, "finals": claim.phase == "final"}[sweep.spec.keep_best],
+            job_id=place.job_id(),
+            notes={"launched_with": launched_with} if launched_with else {},
+        )
+        report = _reporter(sweep, claim)
+        self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
+        heading = f"{claim.cell.id}, {claim.phase}, trial {claim.trial.number}, worker {self.name}, {place.named()}"
+        with _alone(files, stopping), runlog.logged(files.path, heading) as log:
 
-    def _listen(self) -> Callable[[], None]:
-        """Stop between two steps on SIGTERM, SIGINT and Submitit's SIGUSR2; the last one requeues afterwards."""
-        before = signal.getsignal(signal.SIGUSR2)
-        got: list[tuple[int, FrameType | None]] = []
+            def epoch_done(metrics: dict[str, Any]) -> None:
+                log.write(line(metrics) + "\n")
+                report(metrics)
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._asked = True
-            got.append((number, frame))
+            return run(config, files.path, epoch_done, stopping.asked, around)
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, ask)
 
-        def requeue() -> None:
-            preempted = [item for item in got if item[0] == signal.SIGUSR2]
-            if preempted and callable(before):
-                before(*preempted[0])
+def _log_path() -> str | None:
+    """The file that this process's standard error goes to; None outside of Submitit's jobs."""
+    return str(JobEnvironment().paths.stderr) if "SUBMITIT_FOLDER" in os.environ else None
 
-        return requeue
+
+def _told(claim: "Claim", values: list[float]) -> Callable[[], None]:
+    from harness import study
+
+    return lambda: study.tell_values(claim, values)
+
+
+class _alone:
+    """One process a run: two cells may name the same one, and the second waits here, then finds the record."""
+
+    def __init__(self, files: RunDirectory, stopping: Stopping) -> None:
+        self._lock, self._stopping = FileLock(files.path / "run.lock"), stopping
+
+    def __enter__(self) -> None:
+
+        while not self._stopping.asked():
+            try:
+                self._lock.acquire(timeout=1)
+                return
+            except Timeout:
+                continue
+        raise Stopped
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 def _reporter(sweep: "Sweep", claim: "Claim") -> Callable[[dict[str, Any]], None]:
@@ -138,7 +210,6 @@ def _reporter(sweep: "Sweep", claim: "Claim") -> Callable[[dict[str, Any]], None
     from harness import study
     from harness.algorithms import make_pruner
     from harness.schema import EPOCH
-    from harness.train import Pruned
 
     if claim.phase != "tune" or sweep.spec.pruner.name == "none":
         return lambda metrics: None
@@ -150,9 +221,3 @@ def _reporter(sweep: "Sweep", claim: "Claim") -> Callable[[dict[str, Any]], None
             raise Pruned
 
     return report
-
-
-def _job_id() -> str | None:
-    """The job this process runs in, as `squeue` names it."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")

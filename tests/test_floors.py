@@ -16,7 +16,11 @@ HARNESS = Path(harness.__file__).parent
 #: The floor of every module; a package's holds for all of its modules.
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record", "quantization"), 0
+        (
+            *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "quantization"),
+            *("record", "runlog", "source"),
+        ),
+        0,
     ),
     **dict.fromkeys(("layers", "attention", "data"), 1),
     **dict.fromkeys(("models", "oscillation", "calibration"), 2),
@@ -25,15 +29,16 @@ FLOORS = {
     **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
     "train": 6,
     **dict.fromkeys(("build", "run"), 7),
-    **dict.fromkeys(("algorithms", "study", "plan", "worker"), 8),
-    **dict.fromkeys(("launch", "dry_run", "progress", "profile"), 9),
+    **dict.fromkeys(("algorithms", "storage", "study", "roster", "plan", "place", "stopping", "worker"), 8),
+    **dict.fromkeys(("launch", "fleet", "dry_run", "progress", "profile", "locate"), 9),
+    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs"), 9),
 }
 
 #: Services that may be missing: who may import them, also inside a function.
 SERVICES = {
     "wandb": {"tracking"},
-    "submitit": {"launch", "worker", "dry_run"},
-    "optuna": {"algorithms", "study", "plan"},
+    "submitit": {"fleet", "worker", "dry_run"},
+    "optuna": {"algorithms", "storage", "study", "plan", "retry", "standing"},
 }
 
 #: Modules that must not bring torch in when they are imported.
@@ -41,7 +46,9 @@ TORCH_FREE = (
     *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
     *("config", "search", "objective", "overrides", "sweep", "tracking", "run"),
-    *("algorithms", "study", "plan", "worker", "launch", "dry_run", "progress", "profile"),
+    *("runlog", "source", "storage", "roster", "place", "stopping"),
+    *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
+    *("locate", "standing", "status", "cancel", "retry", "logs"),
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 from record_common import Crash
 
 from harness import record
-from harness.record import Heartbeat, RunDirectory, is_alive, read_json
+from harness.record import Heartbeat, RunDirectory, is_alive, read_json, read_status, write_json
 
 # status.json
 
@@ -119,7 +119,7 @@ def test_a_half_written_status_counts_as_none(tmp_path: Path) -> None:
 
 def test_this_process_is_alive() -> None:
     assert is_alive(record.process_identity())
-    assert is_alive({**record.process_identity(), "heartbeat": 0})  # asked on this host, however late its beat
+    assert is_alive({**record.process_identity(), "age_s": 1e9})  # asked on this machine, however late its beat
 
 
 def test_a_process_that_ended_is_not_alive() -> None:
@@ -127,12 +127,12 @@ def test_a_process_that_ended_is_not_alive() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     identity = json.loads(ended.stdout)
     assert identity["pid"] != os.getpid()
-    assert not is_alive({**identity, "heartbeat": time.time()})
+    assert not is_alive({**identity, "age_s": 0})
 
 
 def test_a_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = {"host": socket.gethostname(), "pid": child.pid, "pid_started": record._start_time(child.pid)}
+    identity = {**record.process_identity(), "pid": child.pid, "pid_started": record._start_time(child.pid)}
     assert is_alive(identity)
     child.kill()
     end = time.monotonic() + 5
@@ -149,13 +149,45 @@ def test_another_process_with_the_same_pid_is_not_the_same() -> None:
     assert not is_alive({**identity, "pid_started": None})
 
 
+def _elsewhere(files: RunDirectory, **changes: Any) -> None:
+    other = {**record.process_identity(), "machine": "elsewhere.example"}
+    write_json(files.status, {"state": "running", **other, **changes})
+
+
 @pytest.mark.parametrize(("age_s", "alive"), [(0, True), (50, True), (70, False), (1e9, False)])
-def test_on_another_host_the_heartbeat_decides(age_s: float, alive: bool) -> None:
-    other = {**record.process_identity(), "host": "elsewhere.example"}
-    assert is_alive({**other, "heartbeat": time.time() - age_s}) is alive
+def test_on_another_machine_the_heartbeat_decides(tmp_path: Path, age_s: float, alive: bool) -> None:
+    files = RunDirectory(tmp_path)
+    _elsewhere(files)
+    then = time.time() - age_s
+    os.utime(files.status, (then, then))
+    found = read_status(files)
+    assert found is not None
+    assert found["age_s"] == pytest.approx(age_s, abs=5)
+    assert is_alive(found) is alive
 
 
-@pytest.mark.parametrize("partial", [{}, {"host": socket.gethostname()}, {"host": socket.gethostname(), "pid": 0}])
+@pytest.mark.parametrize("skew_s", [-3600.0, 3600.0], ids=["an hour behind", "an hour ahead"])
+def test_a_clock_that_is_off_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skew_s: float) -> None:
+    # Both the writer's and the reader's clock: the file system's alone counts.
+    files = RunDirectory(tmp_path)
+    _elsewhere(files, heartbeat=time.time() + skew_s)
+    real = time.time
+    monkeypatch.setattr(record.time, "time", lambda: real() - skew_s)
+    found = read_status(files)
+    assert found is not None
+    assert is_alive(found)
+    os.utime(files.status, (real() - 100, real() - 100))
+    found = read_status(files)
+    assert found is not None
+    assert not is_alive(found)
+
+
+def test_where_nothing_may_be_written_this_machines_clock_serves(tmp_path: Path) -> None:
+    assert record.files_clock(tmp_path / "not there") == pytest.approx(time.time(), abs=5)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("partial", [{}, {"machine": record._machine()}, {"machine": record._machine(), "pid": 0}])
 def test_a_status_that_names_no_process_is_not_alive(partial: dict[str, Any]) -> None:
     assert not is_alive(partial)
 

@@ -1,5 +1,6 @@
 """The queue of work, on a real Optuna journal: nothing is run, records are made up."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ import pytest
 from optuna.trial import TrialState
 from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, record, states
 
-from harness import plan, study
+from harness import plan, roster, study
 from harness.record import Heartbeat, RunDirectory, process_identity, write_json
 from harness.study import Sweep
 
 
-def dead(sweep: Sweep, name: str, **changes: Any) -> None:
+def dead(sweep: Sweep, name: str, age_s: float = 0.0, **changes: Any) -> None:
     """The status of a worker whose pid now belongs to another process."""
     files = RunDirectory(sweep.folder / "workers" / name)
     files.path.mkdir(parents=True)
-    identity = {**process_identity(), "pid_started": "1", "heartbeat": time.time()}
+    identity = {**process_identity(), "pid_started": "1"}
     write_json(files.status, {"state": "running", **identity, **changes})
+    then = time.time() - age_s
+    os.utime(files.status, (then, then))
 
 
 def test_only_trials_of_dead_workers_are_put_back(tmp_path: Path) -> None:
@@ -26,15 +29,15 @@ def test_only_trials_of_dead_workers_are_put_back(tmp_path: Path) -> None:
     plan.top_up(sweep)
     dead(sweep, "dead")
     dead(sweep, "ended", pid_started=process_identity()["pid_started"], state="done")
-    dead(sweep, "far", host="elsewhere.example")
-    dead(sweep, "far and late", host="elsewhere.example", heartbeat=time.time() - 100)
+    dead(sweep, "far", machine="elsewhere.example")
+    dead(sweep, "far and late", 100.0, machine="elsewhere.example")
     with Heartbeat(RunDirectory(sweep.folder / "workers" / "alive")):
         taken = {}
         for name in ("dead", "alive", "ended", "far", "far and late", "never seen"):
             claim = study.claim(sweep, name)
             assert claim is not None
             taken[name] = (claim.cell.id, claim.trial.number)
-        assert plan.live_workers(sweep) == ["alive", "far"]
+        assert roster.living(sweep.folder) == ["alive", "far"]
         assert plan.reap(sweep) == 4
         assert plan.reap(sweep) == 0
     running = {

@@ -43,10 +43,10 @@ def test_a_claim_is_complete(tmp_path: Path) -> None:
     assert claim is not None
     assert claim.config.train.learning_rate == claim.trial.params["train.learning_rate"]
     assert (claim.config.seed, claim.config.phase, claim.config.target_bit) == (1000, "tune", 2)
+    assert claim.run_id == claim.config.run_id()
     trial = sweep.studies[TWO].trials[0]
     assert trial.state == TrialState.RUNNING
     assert trial.user_attrs == {"worker": "me", "run_id": claim.run_id}
-    assert claim.run_id == claim.config.run_id()
 
 
 def test_a_finished_sweep_offers_nothing(tmp_path: Path) -> None:

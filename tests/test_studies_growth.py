@@ -26,6 +26,8 @@ from harness import plan, study
 from harness.record import Heartbeat, RunDirectory
 from harness.search import draw
 from harness.seeding import sub_seed
+from harness.stopping import Stopping
+from harness.worker import Worker
 
 
 def test_without_tuning_the_finals_use_the_values_as_written(tmp_path: Path) -> None:
@@ -184,8 +186,11 @@ def test_values_that_clash_fail_their_trial_not_their_worker(tmp_path: Path) -> 
     broken = [
         study.Cell(cell.id, {**cell.raw, "target_bit": 40}, cell.grid, cell.set, cell.search) for cell in sweep.cells
     ]
-    assert study.claim(study.Sweep(sweep.spec, broken, sweep.folder), "w") is None
-    assert states(sweep, TWO) == {"FAIL": 1}
+    stopping, worker = Stopping(tmp_path, 1.0), Worker(str(sweep.folder), "w", keep_signals=True)
+    claim = study.claim(study.Sweep(sweep.spec, broken, sweep.folder), "w")
+    assert claim is not None
+    assert worker._carry_out(sweep, claim, stopping) == 1
+    assert states(sweep, TWO) == {"FAIL": 1}  # at once: trying again would not help
     assert "target_bit: 40" in sweep.studies[TWO].trials[0].user_attrs["reason"]
 
 

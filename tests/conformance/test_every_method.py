@@ -11,11 +11,12 @@ import torch
 from harness import registry
 from harness.build import build
 from harness.config import RunConfig, complete
+from harness.errors import Stopped
 from harness.layers import weight_layers
 from harness.methods import find
 from harness.run import run
 from harness.schema import FREQUENCY, TRAIN_LOSS
-from harness.train import Session, Stopped, train
+from harness.train import Session, train
 
 METHODS = registry.names("method")
 WITH_STRENGTH = [name for name in METHODS if "strength" in find(name).Config.model_fields]

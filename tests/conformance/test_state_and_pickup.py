@@ -21,9 +21,10 @@ from harness import checkpoint, registry
 from harness.build import build
 from harness.config import RunConfig, complete
 from harness.data.base import Dataset
+from harness.errors import Stopped
 from harness.layers import weight_layers
 from harness.methods import find
-from harness.train import Stopped, train
+from harness.train import train
 
 METHODS = registry.names("method")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -1,0 +1,193 @@
+"""The workers of a launch: how many are missing, and submitting them, here or to Slurm."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import submitit
+from filelock import FileLock
+
+from harness import plan, roster
+from harness.errors import UserError, unknown
+from harness.place import slot_names
+from harness.profile import Profile
+from harness.record import process_identity
+from harness.worker import Worker
+
+if TYPE_CHECKING:
+    from harness.study import Sweep
+
+#: Submitit's local jobs end after two minutes unless told otherwise; a sweep may take a month.
+LOCAL_LIMIT_MIN = 60 * 24 * 30
+#: How long Slurm's controller may take to answer.
+SLURM_TIMEOUT_S = 20.0
+
+
+class Fleet:
+    """The workers of one launch. workers: that may be present at once, those of other launches included."""
+
+    #: Workers that may die in a row, for each one wanted, without finishing a run, before the launch gives up.
+    PATIENCE = 5
+
+    def __init__(
+        self, opened: "Sweep", cluster: str, workers: int, profile: Profile, slots: tuple[str, ...] = ()
+    ) -> None:
+        self._opened, self._cluster, self._workers = opened, cluster, workers
+        self._profile, self._slots = profile, slots
+        self._jobs: list[Any] = []
+        self._mine: set[str] = set()
+        self._started, self._left, self._dead_before, self._missing_before = 0, -1, 0, 0
+        self._stamp = f"{int(time.time()):x}-{os.getpid():x}"
+
+    def worker(self, keep_signals: bool = False) -> Worker:
+        """The next worker; a local one takes its slot and its share of the CPU cores when it starts."""
+        name = f"{self._stamp}-{self._started}"
+        self._started += 1
+        slurm = self._cluster == "slurm"
+        return Worker(
+            folder=str(self._opened.folder.resolve()),
+            name=name,
+            threads=None if slurm else max(1, cores() // self._workers),
+            slots=() if slurm or keep_signals else self._slots,
+            runs_per_gpu=self._profile.runs_per_gpu or self._opened.spec.runs_per_gpu,
+            grace_s=max(1.0, 0.7 * self._profile.signal_delay_s),
+            keep_signals=keep_signals,
+        )
+
+    def fill(self) -> int:
+        """Submit the workers that are missing; returns how many. Two launches at once submit one set."""
+        with FileLock(self._opened.folder / "launch.lock"):
+            present = sum(member.present for member in roster.roster(self._opened.folder))
+            count = max(0, min(self._workers, plan.left(self._opened)) - present)
+            if count:
+                self._submit(count)
+            return count
+
+    def mend(self) -> None:
+        """Put back what dead workers held, and submit others. Raises UserError when none gets anywhere."""
+        for job in self._jobs:
+            job.poll()  # collects its exit status: a zombie would look alive
+        members, left = roster.roster(self._opened.folder), plan.left(self._opened)
+        missing = min(self._workers, left) - sum(member.present for member in members)
+        # A job that is being requeued is out of sight for a moment.
+        confirmed, self._missing_before = min(missing, self._missing_before), missing
+        dead = [member for member in members if member.name in self._mine and member.state in ("lost", "failed")]
+        if left != self._left:
+            self._left, self._dead_before = left, len(dead)
+        if len(dead) - self._dead_before > self.PATIENCE * self._workers:
+            raise UserError(_no_progress(dead))
+        if confirmed > 0:
+            plan.top_up(self._opened)
+            self.fill()
+
+    def stop(self, patience_s: float = 20.0) -> None:
+        """Ask this launch's local workers to stop and wait for them to have written their checkpoints."""
+        for job in self._jobs:
+            if job.poll() is None:
+                job.terminate()
+        end = time.monotonic() + patience_s
+        while any(job.poll() is None for job in self._jobs) and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def _submit(self, count: int) -> None:
+        if self._cluster == "slurm":
+            self._submit_array(count)
+            return
+        executor = submitit.LocalExecutor(folder=self._opened.folder / "logs")
+        executor.update_parameters(timeout_min=LOCAL_LIMIT_MIN)
+        # Submitit's controllers share our terminal; Ctrl-C is for us, who then ask the workers to stop.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            for _ in range(count):
+                worker = self.worker()
+                job = executor.submit(worker)
+                self._jobs.append(job._process)  # type: ignore[attr-defined]
+                self._register(worker.name, job, 0)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _submit_array(self, count: int) -> None:
+        tasks = self._profile.workers_a_job(self._opened.spec.runs_per_gpu)
+        jobs = -(-count // tasks)
+        executor: Any = submitit.SlurmExecutor(folder=self._opened.folder / "logs", max_num_timeout=100_000)
+        parameters = self._profile.submitit_parameters(jobs, tasks)
+        executor.update_parameters(job_name=self._opened.spec.name, **parameters)
+        workers = [self.worker() for _ in range(jobs)]
+        try:
+            with executor.batch():
+                submitted = [executor.submit(worker) for worker in workers]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"--cluster slurm: sbatch refused the job: {_last_line(error)}") from None
+        for worker, job in zip(workers, submitted, strict=True):
+            for rank in range(tasks):
+                self._register(worker.name + (f".{rank}" if tasks > 1 else ""), job, rank)
+
+    def _register(self, name: str, job: Any, rank: int) -> None:
+        log = submitit.core.utils.JobPaths(job.paths.folder, job.job_id, rank).stderr
+        self._mine.add(name)
+        roster.submit(
+            self._opened.folder,
+            name,
+            cluster=self._cluster,
+            job_id=job.job_id,
+            log=str(log),
+            submitted=time.time(),
+            by=process_identity(),
+        )
+
+
+def _no_progress(dead: list[roster.Member]) -> str:
+    last = dead[-1]
+    reason = f": {last.status['reason']}" if "reason" in last.status else ""
+    log = last.status.get("log") or last.submitted.get("log")
+    return f"{len(dead)} workers ended without finishing a run{reason}; the last log is {log}"
+
+
+def _last_line(error: Exception) -> str:
+    """What sbatch said, without Submitit's traceback around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if "sbatch" in line or "slurm" in line.lower()]
+    return (said or lines or ["no reason given"])[-1]
+
+
+def check_slurm(profile: Profile) -> None:
+    """Refuse to submit where Slurm cannot take it. Raises UserError saying what to do."""
+    if shutil.which("sbatch") is None:
+        raise UserError("--cluster slurm: sbatch is not on this machine; log in to the cluster, or use --cluster local")
+    try:
+        command = ["sinfo", "--noheader", "--format=%R"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        raise UserError(
+            f"--cluster slurm: Slurm's controller does not answer ({said}); `sinfo` shows when it is back, or use "
+            "--cluster local"
+        ) from None
+    partitions = sorted(set(answer.stdout.split()))
+    for name in (profile.partition or "").split(","):
+        if name and name not in partitions:
+            raise unknown("partition", name, partitions)
+
+
+def local_slots(gpus: list[str] | None, runs_per_gpu: int) -> tuple[str, ...]:
+    """The slots of this machine. gpus: those to use, None for all that are visible."""
+    return slot_names(visible_gpus() if gpus is None else gpus, runs_per_gpu, cores())
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that a local launch may use, without importing torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(index) for index, line in enumerate(answer.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

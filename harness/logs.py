@@ -1,0 +1,44 @@
+"""`python -m harness.logs RUN`: what a run printed, epoch by epoch, and why it failed."""
+
+import argparse
+import time
+from pathlib import Path
+
+from harness.errors import UserError, run_command
+from harness.locate import run_folder
+from harness.record import FINISHED, RunDirectory, read_status
+from harness.runlog import LOG
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m harness.logs", description="The log of a run.")
+    parser.add_argument("run", metavar="RUN", help="its id, the beginning of it, or its directory")
+    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
+    parser.add_argument("--lines", type=int, metavar="N", help="the last N lines only")
+    parser.add_argument("--follow", action="store_true", help="go on until the run is over")
+    options = parser.parse_args(arguments)
+    files = RunDirectory(run_folder(options.run, options.root))
+    path = files.path / LOG
+    if not path.exists():
+        raise UserError(f"{files.path}: no log (runs made by harness.run print to the terminal instead)")
+    with open(path, encoding="utf-8", errors="replace") as log:
+        lines = log.readlines()
+        print("".join(lines[-options.lines :] if options.lines else lines), end="", flush=True)
+        while options.follow and (read_status(files) or {}).get("state") not in FINISHED:
+            time.sleep(0.5)
+            print(log.read(), end="", flush=True)
+        print(log.read(), end="")
+    print(_end(files))
+    return 0
+
+
+def _end(files: RunDirectory) -> str:
+    status = read_status(files) or {}
+    text = f"--- {files.path.name}: {status.get('state', 'unknown')}, attempt {status.get('attempt', 0)}"
+    text += f" on {status.get('host')}" + (f", job {status['job_id']}" if status.get("job_id") else "")
+    return text + (f"\n{status['traceback']}" if "traceback" in status else "")
+
+
+if __name__ == "__main__":
+    run_command(main)

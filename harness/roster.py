@@ -1,0 +1,122 @@
+"""Who works on a sweep: what each worker says of itself, what its launch submitted, what Slurm's queue holds.
+
+    <sweep>/workers/<name>/status.json     written by the worker, every few seconds
+                           submitted.json  written by the launch: cluster, job id, log
+
+Slurm's accounting is never asked: many clusters have none.
+"""
+
+import getpass
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.record import RunDirectory, files_clock, is_alive, read_json, read_status, write_json
+
+#: A submitted local worker that has not said anything after this long never started.
+STARTING_S = 60.0
+#: How long `squeue` may take; a controller that is being restarted does not answer at all.
+QUEUE_TIMEOUT_S = 20.0
+#: Slurm's states of a job that is over, though the queue may still show it.
+_OVER = ("COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One worker. state: running | pending (submitted, requeued or starting) | done | cancelled | failed | lost."""
+
+    name: str
+    state: str
+    status: Mapping[str, Any]
+    submitted: Mapping[str, Any]
+
+    @property
+    def present(self) -> bool:
+        """Whether it works, or will without anybody's help."""
+        return self.state in ("running", "pending")
+
+    @property
+    def cluster(self) -> str:
+        """Where it was submitted to."""
+        return str(self.submitted.get("cluster", "local"))
+
+    @property
+    def job_id(self) -> str | None:
+        """Its job, as squeue names it."""
+        return self.status.get("job_id") or self.submitted.get("job_id")
+
+
+def submit(folder: Path, name: str, **fields: Any) -> None:
+    """Write down that a worker was submitted. Its own status is its own business."""
+    path = folder / "workers" / name
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "submitted.json", fields)
+
+
+def withdraw(folder: Path, name: str) -> None:
+    """Forget a submission that came to nothing."""
+    (folder / "workers" / name / "submitted.json").unlink(missing_ok=True)
+
+
+def living(folder: Path) -> list[str]:
+    """The names of the workers that run now, without asking Slurm."""
+    now = files_clock(folder)
+    statuses = {path.name: read_status(RunDirectory(path), now) for path in sorted((folder / "workers").glob("*"))}
+    return [name for name, status in statuses.items() if status and _runs(status)]
+
+
+def roster(folder: Path) -> list[Member]:
+    """All workers that a sweep ever had, in the order of their names."""
+    now = files_clock(folder)
+    paths = sorted(path for path in (folder / "workers").glob("*") if path.is_dir())
+    found = []
+    for path in paths:
+        submitted = read_json(path / "submitted.json") or {}
+        age = now - (path / "submitted.json").stat().st_mtime if submitted else STARTING_S
+        found.append((path.name, read_status(RunDirectory(path), now) or {}, submitted, age))
+    on_slurm = any(submitted.get("cluster") == "slurm" and not _ended(status) for _, status, submitted, _ in found)
+    queue = slurm_queue() if on_slurm else {}
+    return [
+        Member(name, _state(status, submitted, age, queue), status, submitted)
+        for name, status, submitted, age in found
+        if status or submitted
+    ]
+
+
+def _runs(status: Mapping[str, Any]) -> bool:
+    return status.get("state") == "running" and is_alive(status)
+
+
+def _ended(status: Mapping[str, Any]) -> bool:
+    return status.get("state") == "done"
+
+
+def _state(
+    status: Mapping[str, Any], submitted: Mapping[str, Any], age_s: float, queue: Mapping[str, str] | None
+) -> str:
+    if _runs(status):
+        return "running"
+    said = str(status.get("state", ""))
+    if submitted.get("cluster") == "slurm" and not _ended(status):
+        if queue is None:  # nobody knows; a worker too many would be worse than one missing for a while
+            return "lost" if said == "running" else said if said in ("cancelled", "failed") else "pending"
+        in_queue = queue.get(str(status.get("job_id") or submitted.get("job_id")))
+        if in_queue and (in_queue not in _OVER or said == "requeued"):
+            return "pending"
+    if said in ("done", "cancelled", "failed"):
+        return said
+    starting = not said and submitted.get("cluster") != "slurm" and age_s < STARTING_S
+    return "pending" if starting else "lost"
+
+
+def slurm_queue() -> dict[str, str] | None:
+    """The state of each of this user's jobs by `squeue`; None when Slurm does not answer."""
+    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = (line.strip().partition("|") for line in answer.stdout.splitlines())
+    return {job: state for job, separator, state in lines if separator}

@@ -1,0 +1,48 @@
+"""A run's own log: what Python prints while the run is under way, beside where it goes anyway."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import TextIOBase
+from pathlib import Path
+from typing import TextIO
+
+LOG = "log.txt"
+
+
+class _Copy(TextIOBase):
+    """Writes to a stream and to a log; a log that cannot be written is done without."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        _try_write(self._log, text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+@contextmanager
+def logged(folder: Path, heading: str) -> Iterator[TextIO]:
+    """Append what is printed in the block to `log.txt` in a folder, under a heading with the time.
+
+    Yields the log itself, for what is worth keeping but not printing.
+    """
+    with open(folder / LOG, "a", encoding="utf-8", buffering=1) as log:
+        _try_write(log, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {heading}\n")
+        with redirect_stdout(_Copy(sys.stdout, log)), redirect_stderr(_Copy(sys.stderr, log)):
+            yield log
+
+
+def _try_write(log: TextIO, text: str) -> None:
+    with suppress(OSError):  # a full disk: the run itself will say so
+        log.write(text)
