@@ -1,5 +1,6 @@
 """Checkpoints: all a run needs to go on as if it had never stopped. Loaded with weights_only=True."""
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,11 @@ def save(path: Path, session: "Session") -> None:
         "precision": session.precision,
         "rng": _rng_state(session.device),
     }
+    # In memory first: on a full disk torch's own file writer ends the process from a C++ destructor.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with written_aside(path) as aside:
-        torch.save(state, aside)
+        aside.write_bytes(buffer.getbuffer())
 
 
 def restore(path: Path, session: "Session") -> bool:

@@ -1,6 +1,7 @@
 """Errors a user can mend and how a command line reports them; the ways in which a run may end early."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -41,6 +42,10 @@ def unknown(kind: str, value: object, legal: Iterable[object]) -> UserError:
     return UserError(f"unknown {kind} {value!r}{nearest(value, names)} (legal: {', '.join(names)})")
 
 
+#: Errors that say enough by themselves: full, over quota, read-only, not allowed.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main`, then exit: 2 with one line for a UserError, 130 on Ctrl-C."""
     try:
@@ -52,6 +57,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader (head, less) went away; nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {error}; mend that and try again: what is finished stays", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

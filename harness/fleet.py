@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from harness import plan, roster
 from harness.errors import UserError, unknown
-from harness.place import slot_names
+from harness.place import check_disk, slot_names
 from harness.profile import Profile
 from harness.record import process_identity
 from harness.worker import Worker
@@ -39,7 +39,8 @@ class Fleet:
         self._profile, self._slots = profile, slots
         self._jobs: list[Any] = []
         self._mine: set[str] = set()
-        self._started, self._left, self._dead_before, self._missing_before = 0, -1, 0, 0
+        self._started, self._left, self._missing_before = 0, -1, 0
+        self._dead, self._dead_before = 0, 0  # workers of this launch that died: now, and when a run last ended
         self._stamp = f"{int(time.time()):x}-{os.getpid():x}"
 
     def worker(self, keep_signals: bool = False) -> Worker:
@@ -75,6 +76,9 @@ class Fleet:
         # A job that is being requeued is out of sight for a moment.
         confirmed, self._missing_before = min(missing, self._missing_before), missing
         dead = [member for member in members if member.name in self._mine and member.state in ("lost", "failed")]
+        if len(dead) > self._dead:
+            self._dead = len(dead)
+            check_disk(self._opened.folder)  # its workers could not even say that it is full
         if left != self._left:
             self._left, self._dead_before = left, len(dead)
         if len(dead) - self._dead_before > self.PATIENCE * self._workers:

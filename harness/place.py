@@ -4,6 +4,7 @@ A local slot is a GPU's share (`gpu2.0`) or a CPU's (`cpu0`), held through a fil
 started, by whatever launches, no two of a sweep share a slot, and a killed worker frees its own.
 """
 
+import errno
 import os
 import socket
 import time
@@ -15,9 +16,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from harness.errors import UserError
 from harness.record import RunDirectory, is_alive, read_status
 
-#: What `disk_error` tries to write: more than the rest of a block, less than matters.
+#: What `check_disk` tries to write: more than the rest of a block, less than matters.
 _PROBE_BYTES = 1 << 17
 
 
@@ -117,8 +119,26 @@ def _runs(status: Mapping[str, Any] | None) -> bool:
     return status is not None and status["state"] == "running" and is_alive(status)
 
 
-def disk_error(folder: Path) -> OSError | None:
-    """The error of writing a little to a folder, such as a full disk; None when that goes well."""
+def check_disk(folder: Path, failure: BaseException | None = None) -> None:
+    """Raises UserError when nothing more can be written to a sweep's folder, such as when the disk is full.
+
+    failure: what made somebody ask. It may tell more than a small file that still fits.
+    """
+    error = failure if _is_of_the_disk(failure) else _disk_error(folder)
+    if error is not None:
+        raise UserError(
+            f"nothing more can be written to {folder} ({error}); mend that and launch again: what is finished stays, "
+            "and the runs that were under way go on from their checkpoints"
+        ) from error
+
+
+def _is_of_the_disk(failure: BaseException | None) -> bool:
+    if isinstance(failure, OSError):
+        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return failure is not None and os.strerror(errno.ENOSPC) in str(failure)  # safetensors has errors of its own
+
+
+def _disk_error(folder: Path) -> OSError | None:
     probe = folder / f".probe.{socket.gethostname()}.{os.getpid()}"
     try:
         with open(probe, "wb") as file:

@@ -29,22 +29,26 @@ FINISHED = ("done", "failed", "pruned")
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well."""
+def written_aside(path: Path, flushed: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well.
+
+    flushed: whether the disk must have it first, so that not even a crash of the machine loses it.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
+        if flushed:
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, flushed: bool = True) -> None:
     """Write a JSON file atomically. Raises ValueError for NaN, which is not JSON."""
     text = json.dumps(value, indent=1, allow_nan=False)
-    with written_aside(path) as aside:
+    with written_aside(path, flushed) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -139,7 +143,8 @@ class Heartbeat:
     def write(self) -> None:
         """Write status.json now."""
         with self._lock:
-            write_json(self._directory.status, {"state": self.state, **self.fields, "heartbeat": time.time()})
+            status = {"state": self.state, **self.fields, "heartbeat": time.time()}
+            write_json(self._directory.status, status, flushed=False)  # soon written again, or of no more use
 
     def note(self, **fields: Any) -> None:
         """Add to what status.json says, and write it."""

@@ -102,7 +102,7 @@ def _carry_out(
     session = build(config)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
-    mirror = Mirror(config, run_id, files.path, around.tags)
+    mirror = Mirror(config, run_id, files.path, around.tags, files.read_metrics())
     saver = _Saver(config, session, files)
 
     def on_epoch(metrics: dict[str, Any]) -> None:
@@ -125,9 +125,10 @@ def _carry_out(
         write_json(files.record, record)
         files.checkpoint.unlink(missing_ok=True)
     except BaseException as error:
-        if isinstance(error, Stopped):
+        stopped = isinstance(error, Stopped)
+        if stopped:
             saver.save()
-        mirror.finish({}, failed=isinstance(error, Exception) and not isinstance(error, Stopped))
+        mirror.finish({}, failed=isinstance(error, Exception) and not stopped, stopped=stopped)
         raise
     mirror.finish({**as_metrics(record["rows"]), "best_epoch": record["best_epoch"]})
     return record

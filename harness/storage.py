@@ -4,8 +4,10 @@ The journal is right for anything one file system serves. A database takes over 
 (slurm/README.md). Its password comes from the environment and reaches no file.
 """
 
+import fcntl
 import importlib.util
 import os
+import random
 import time
 import uuid
 import warnings
@@ -18,8 +20,9 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from harness.errors import UserError
+from harness.errors import UserError, masked
 from harness.record import read_json, write_json
+from harness.stopping import STOP
 
 JOURNAL = "journal"
 #: How long a worker waits for a database that does not answer.
@@ -28,17 +31,32 @@ Result = TypeVar("Result")
 PASSWORD_VARIABLE = "HARNESS_STORAGE_PASSWORD"
 #: What to import, and what to install, for a URL that names no driver.
 _DRIVERS = {"postgresql": ("psycopg", "postgresql"), "mysql": ("pymysql", "mysql")}
+#: What a server says whom no waiting will make let us in, PostgreSQL and MySQL.
+_LOCKED_OUT = ("password", "does not exist", "Access denied", "Unknown database")
+#: How often two sweeps may meet while they make the tables of an empty database.
+_TABLE_ATTEMPTS = 5
 
 
 class _KernelLock(JournalFileOpenLock):
-    """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s)."""
+    """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s).
+
+    The kernel also wakes whoever is next. Trying again every few milliseconds, as file lock libraries do, leaves 64
+    workers no time to work.
+    """
 
     def __init__(self, journal: Path) -> None:  # nothing of the base's own state is used
-        self._journal, self._lock = journal, FileLock(journal.with_suffix(".lock"))
+        self._journal, self._path = journal, journal.with_suffix(".lock")
+        self._held: int | None = None
 
     def acquire(self) -> bool:
-        self._lock.acquire(poll_interval=0.01)
-        self._drop_torn_line()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._drop_torn_line()
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._held = descriptor
         return True
 
     def _drop_torn_line(self) -> None:
@@ -50,7 +68,9 @@ class _KernelLock(JournalFileOpenLock):
             file.truncate(size)
 
     def release(self) -> None:
-        self._lock.release()
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
 
 
 def open_storage(where: str, folder: Path) -> BaseStorage:
@@ -79,7 +99,10 @@ def study_prefix(where: str, folder: Path) -> str:
 def _database(where: str, folder: Path) -> BaseStorage:
     import sqlalchemy
 
-    url = sqlalchemy.make_url(where)
+    try:
+        url = sqlalchemy.make_url(where)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise UserError(f"storage: {where!r} is no database's URL: {error}") from None
     backend = url.get_backend_name()
     module, extra = _DRIVERS.get(backend, ("sqlite3", ""))
     if "+" not in url.drivername and backend in _DRIVERS:
@@ -91,17 +114,53 @@ def _database(where: str, folder: Path) -> BaseStorage:
     if password and backend in _DRIVERS:  # beside the URL, which error messages may show
         arguments["connect_args"] = {"password": password}
     try:
-        with FileLock(folder / "storage.lock"):  # two processes that make the tables at once fail both
-            storage = optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=arguments)
+        storage = _connect(url.render_as_string(hide_password=False), arguments, folder)
     except ImportError as error:
         raise UserError(f"storage: {where!r}: {error}") from None
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise UserError(
-            f"storage: {where!r} does not answer: {reason} (a password is read from ${PASSWORD_VARIABLE})"
-        ) from None
-    # Finished trials do not change, and are read from the server once.
-    return optuna.storages.get_storage(storage)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        hint = f"(a password is read from ${PASSWORD_VARIABLE})"
+        raise UserError(f"storage: {where!r} does not answer: {_reason(error)} {hint}") from None
+    except RuntimeError as error:  # the tables of another version of Optuna
+        raise UserError(f"storage: {where!r}: {_reason(error)}") from None
+    # Optuna keeps finished trials, which do not change, so that they are read from the server once.
+    return _patient(optuna.storages.get_storage(storage), folder)
+
+
+def _connect(url: str, arguments: dict[str, Any], folder: Path) -> BaseStorage:
+    """Connect, and make the tables where there are none."""
+
+    def attempt() -> BaseStorage:
+        with FileLock(folder / "storage.lock"):  # two processes that make the tables at once fail both
+            return optuna.storages.RDBStorage(url, engine_kwargs=dict(arguments))
+
+    def opened() -> BaseStorage:
+        for _ in range(_TABLE_ATTEMPTS):
+            try:
+                return attempt()
+            except Exception as error:
+                if "already exists" not in str(error):
+                    raise
+            time.sleep(random.uniform(0.2, 1.0))  # another sweep makes the tables, under the lock of its own folder
+        return attempt()
+
+    # A launch tells its user at once what is wrong; a worker starts where a launch has got through.
+    return patiently(opened, (folder / STOP).exists) if "SUBMITIT_FOLDER" in os.environ else opened()
+
+
+def _patient(storage: BaseStorage, folder: Path) -> BaseStorage:
+    """A storage whose every call waits for a database that does not answer.
+
+    Waiting further out is not enough: a claim that failed half-way and is made anew leaves its trial to nobody, an
+    error in the middle of a run counts as the run's own, and a launch that only looks would end.
+    """
+
+    def waiting(name: str) -> Callable[..., Any]:
+        method = getattr(storage, name)
+        return lambda self, *args, **kwargs: patiently(lambda: method(*args, **kwargs), (folder / STOP).exists)
+
+    methods = {name: waiting(name) for name in vars(BaseStorage) if not name.startswith("_")}
+    patient: BaseStorage = type("PatientStorage", (BaseStorage,), methods)()
+    return patient
 
 
 def patiently(action: Callable[[], Result], asked_to_stop: Callable[[], bool]) -> Result:
@@ -110,9 +169,25 @@ def patiently(action: Callable[[], Result], asked_to_stop: Callable[[], bool]) -
     while True:
         try:
             return action()
-        except optuna.exceptions.StorageInternalError as error:
-            if time.monotonic() > end or asked_to_stop():
+        except Exception as error:
+            if not _is_away(error) or time.monotonic() > end or asked_to_stop():
                 raise
-            print(f"storage: {error}; trying again in {wait_s:.0f} s", flush=True)
-        time.sleep(wait_s)
+            print(f"storage: {_reason(error)}; trying again in {wait_s:.0f} s", flush=True)
+        time.sleep(wait_s * random.uniform(0.8, 1.2))  # or all workers would come back at once
         wait_s = min(2 * wait_s, 30.0)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether waiting may help: not with a wrong password, nor with a value that the database does not take."""
+    import sqlalchemy
+
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    away = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+    return isinstance(cause, away) and not any(words in str(cause) for words in _LOCKED_OUT)
+
+
+def _reason(error: Exception) -> str:
+    """What the database said, in one line; Optuna's own words are about something else."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__  # type: ignore[assignment]
+    return masked(" ".join(str(error).split("\n")[0].split()))

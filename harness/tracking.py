@@ -1,17 +1,24 @@
 """The mirror of a run on Weights & Biases. The run directory is the truth; nothing here can stop a run.
 
-Without an account everything goes to offline files in the run directory, for `wandb sync` later.
+Without an account, or while W&B does not answer, everything goes to offline files in the run directory, for
+`wandb sync` later.
 """
 
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
 from harness import schema
 from harness.config import RunConfig
+
+#: How long a run waits at its start, and at its end, for a W&B that does not answer.
+START_PATIENCE_S, FINISH_PATIENCE_S = 30.0, 60.0
+#: After such a start, the next runs of this process do not even ask for this long.
+ASK_AGAIN_AFTER_S = 600.0
 
 
 def wandb_mode(wanted: str) -> str:
@@ -48,58 +55,133 @@ def group_of(config: RunConfig) -> str:
 
 
 class Mirror:
-    """One run on W&B; every failure of W&B is said once and then ignored."""
+    """One run on W&B; every failure of W&B is said once and then ignored.
 
-    def __init__(self, config: RunConfig, run_id: str, directory: Path, tags: tuple[str, ...] = ()) -> None:
+    However often a run is interrupted, W&B ends up with each epoch once: an epoch is a row, an online run asks the
+    server which epochs it has and sends the others, and an offline run holds all epochs from the first on, so that
+    it replaces what was there. `history` is what metrics.jsonl holds of the epochs that will not be repeated.
+    """
+
+    _ask_again = 0.0  # by time.monotonic(); of the process, for all of its runs
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        directory: Path,
+        tags: tuple[str, ...] = (),
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self._run: Any = None
+        self._config, self._run_id, self._directory, self._tags = config, run_id, directory, tags
+        #: The last epoch that the server had when the run began.
+        self._had_until = 0
         mode = wandb_mode(config.runtime.wandb)
-        if mode == "off":
-            return
-        self._try("start", lambda: self._start(config, run_id, directory, tags, mode))
+        if mode == "online":
+            self._start_online(history)
+        elif mode == "offline":
+            self._try("start", lambda: self._start("offline", history))
 
-    def _start(self, config: RunConfig, run_id: str, directory: Path, tags: tuple[str, ...], mode: str) -> None:
+    def _start_online(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Start online, or offline when W&B does not answer, or does not want us."""
+        try:
+            if time.monotonic() < Mirror._ask_again:
+                raise ConnectionError("it did not answer a few minutes ago")
+            self._start("online", history)
+        except Exception as error:
+            if not isinstance(error, ConnectionError):
+                Mirror._ask_again = time.monotonic() + ASK_AGAIN_AFTER_S
+            self._try("start", lambda: self._start("offline", history, again=True))
+            if self._run is not None:
+                later = f"wandb sync {self._directory}/wandb/offline-run-*"
+                _say(f"start failed ({_in_words(error)}); the run is mirrored offline (later: {later})")
+
+    def _start(self, mode: str, history: Sequence[Mapping[str, Any]], again: bool = False) -> None:
         import wandb
 
-        quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True)
+        if again and wandb.run is None:
+            wandb.teardown()  # a start that failed keeps the run's name in use
+        config, group = self._config, group_of(self._config)
         self._run = wandb.init(
             project=config.runtime.wandb_project,
-            id=run_id,
-            resume="allow",
-            name=f"{group_of(config)}/s{config.seed}",
-            group=group_of(config),
+            id=self._run_id,
+            resume="allow" if mode == "online" else None,  # offline: what is synced replaces what was there
+            name=f"{group}/s{config.seed}",
+            group=group,
             job_type=config.phase,
-            tags=[*tags, config.phase],
+            tags=[*self._tags, config.phase],
             config=config.model_dump(mode="json"),
-            dir=directory,
+            dir=self._directory,
             mode=mode,  # type: ignore[arg-type]
-            settings=quiet,
+            settings=_settings(),
         )
         self._run.define_metric(schema.EPOCH)
         for names, summary in (("val/*", "max"), ("osc/*", "last"), (schema.LAYER_PREFIX + "*", "last")):
             self._run.define_metric(names, step_metric=schema.EPOCH, summary=summary)
         self._run.define_metric("train/*", step_metric=schema.EPOCH)
+        self._had_until = int(self._run.summary.get(schema.EPOCH) or 0) if self._run.resumed else 0
+        for metrics in history:
+            self._log(metrics)
+
+    def _log(self, metrics: Mapping[str, Any]) -> None:
+        if metrics[schema.EPOCH] > self._had_until:  # else the run repeats, number by number, what the server has
+            self._run.log(dict(metrics))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Send the metrics of an epoch."""
         if self._run is not None:
-            self._try("log", lambda: self._run.log(dict(metrics)))
+            self._try("log", lambda: self._log(metrics))
 
-    def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
-        """Send final figures (`test/acc_w2`, `best_epoch`) and close the run."""
+    def finish(self, summary: Mapping[str, Any], failed: bool = False, stopped: bool = False) -> None:
+        """Send final figures (`test/acc_w2`, `best_epoch`) and close the run; stopped: it will go on another time."""
         run = self._run  # closed also when its summary failed: what was logged before must reach the disk
         if run is not None:
+            if stopped:  # with an exit code that is not 0, W&B then calls it preempted, not finished
+                self._try("mark", run.mark_preempting)
             self._try("summary", lambda: run.summary.update(dict(summary)))
-            self._try("finish", lambda: run.finish(exit_code=int(failed)))
+            self._try("finish", lambda: self._close(run, exit_code=int(failed or stopped)))
+
+    def _close(self, run: Any, exit_code: int) -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except TimeoutError:
+            Mirror._ask_again = time.monotonic() + ASK_AGAIN_AFTER_S
+            later = f"wandb sync --include-online {Path(run.dir).parent}"
+            _say(f"did not take the end of the run within {FINISH_PATIENCE_S:.0f} s (later: {later})")
+        else:
+            self._mark_earlier_copies(Path(run.dir).parent)
+
+    def _mark_earlier_copies(self, own: Path) -> None:
+        """Keep `wandb sync` from sending, after this whole copy of the run, the part that an earlier start left."""
+        for copy in self._directory.glob("wandb/offline-run-*/*.wandb"):
+            if copy.parent.name != own.name:
+                copy.with_suffix(".wandb.synced").touch()
 
     def _try(self, what: str, action: Any) -> None:
         try:
             action()
         except Exception as error:  # whatever a service does, the run goes on
-            print(
-                f"W&B: {what} failed ({type(error).__name__}: {error}); the run goes on without",
-                file=sys.stderr,
-            )
+            _say(f"{what} failed ({_in_words(error)}); the run goes on without")
             self._run = None
+
+
+def _settings() -> Any:
+    import wandb
+
+    wanted = {
+        **{"console": "off", "silent": True, "x_disable_stats": True, "disable_git": True},
+        **{"init_timeout": START_PATIENCE_S, "finish_timeout": FINISH_PATIENCE_S, "finish_timeout_raises": True},
+    }
+    known = wandb.Settings.model_fields  # older versions cannot bound the end of a run
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _say(what: str) -> None:
+    print(f"W&B: {what}", file=sys.stderr)
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _netrc_has_key() -> bool:

@@ -3,7 +3,9 @@
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,22 +127,22 @@ class Worker(Checkpointable):
         from harness.storage import patiently
 
         try:
-            end: Callable[[], None] = _told(claim, self.perform(sweep, claim, stopping))
+            end: Callable[[], None] = partial(study.tell_values, claim, self.perform(sweep, claim, stopping))
         except Stopped:
             study.put_back(sweep, claim.trial)
             return 0
         except Pruned:
-            end = lambda: study.tell_pruned(claim)  # noqa: E731
+            end = partial(study.tell_pruned, claim)
         except Exception as error:
-            if (full := place.disk_error(sweep.folder)) is not None:
-                study.put_back(sweep, claim.trial)
-                raise UserError(
-                    f"nothing more can be written to {sweep.folder} ({full}); mend that and launch again: what is "
-                    "finished stays, and the runs that were under way go on from their checkpoints"
-                ) from error
-            print(f"{claim.cell.id}, {claim.phase}: {type(error).__name__}: {error}", flush=True)
+            try:
+                place.check_disk(sweep.folder, error)
+            except UserError:
+                with suppress(OSError):  # if this cannot be written either, whoever looks next puts the trial back
+                    study.put_back(sweep, claim.trial)
+                raise
             reason, retry = f"{type(error).__name__}: {error}", not isinstance(error, UserError)
-            end = lambda: study.tell_failed(sweep, claim, reason, retry)  # noqa: E731
+            print(f"{claim.cell.id}, {claim.phase}: {reason}", flush=True)
+            end = partial(study.tell_failed, sweep, claim, reason, retry)
         patiently(end, stopping.asked)
         if claim.phase == "tune" and plan.is_tuned(sweep, claim.cell):
             patiently(lambda: plan.top_up(sweep), stopping.asked)
@@ -177,12 +179,6 @@ class Worker(Checkpointable):
 def _log_path() -> str | None:
     """The file that this process's standard error goes to; None outside of Submitit's jobs."""
     return str(JobEnvironment().paths.stderr) if "SUBMITIT_FOLDER" in os.environ else None
-
-
-def _told(claim: "Claim", values: list[float]) -> Callable[[], None]:
-    from harness import study
-
-    return lambda: study.tell_values(claim, values)
 
 
 class _alone:
