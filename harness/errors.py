@@ -26,7 +26,8 @@ class Pruned(Exception):
 
 def masked(text: str) -> str:
     """A text with the passwords of URLs replaced: `postgresql://user:***@host`."""
-    return re.sub(r"(://[^\s/:@]*):[^\s/]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^\s/:@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd)=)[^\s&'\"]*", r"\1***", text)
 
 
 def nearest(value: object, legal: Iterable[object]) -> str:

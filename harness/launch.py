@@ -127,7 +127,8 @@ def _launch(opened: "Sweep", options: argparse.Namespace, fleet: "Fleet") -> int
         return progress.summary(opened)
     submitted = fleet.fill()
     if options.cluster == "slurm":
-        print(f"{submitted} workers submitted for {missing} runs; results come to {opened.folder}", flush=True)
+        what = f"{submitted} workers submitted" if submitted else "enough workers are at it"
+        print(f"{what}, {missing} runs to go; results come to {opened.folder}", flush=True)
         if not options.wait:
             return 0
     return _follow(opened, fleet, options.cluster)
@@ -137,7 +138,8 @@ def _follow(opened: "Sweep", fleet: "Fleet", cluster: str) -> int:
     """Show progress until the sweep is complete, replacing workers that die while work is left."""
     from harness import plan, progress
 
-    look_every_s = 3.0 if cluster == "slurm" else 0.5  # Slurm is asked each time
+    # Slurm's controller, or a database, is asked each time.
+    look_every_s = 3.0 if cluster == "slurm" or opened.spec.storage != "journal" else 0.5
     try:
         with progress.Display() as display:
             while plan.left(opened):

@@ -163,15 +163,22 @@ def _patient(storage: BaseStorage, folder: Path) -> BaseStorage:
     return patient
 
 
+class StorageAway(UserError):
+    """A database has not answered for longer than anybody wants to wait."""
+
+
 def patiently(action: Callable[[], Result], asked_to_stop: Callable[[], bool]) -> Result:
-    """Do something with a storage, waiting for a database that does not answer for a while."""
+    """Do something with a storage, waiting for a database that does not answer for a while. Raises StorageAway."""
     end, wait_s = time.monotonic() + PATIENCE_S, 1.0
     while True:
         try:
             return action()
         except Exception as error:
-            if not _is_away(error) or time.monotonic() > end or asked_to_stop():
+            if not _is_away(error):
                 raise
+            if time.monotonic() > end or asked_to_stop():
+                text = f"storage: {_reason(error)}; launch again when it answers: what is finished stays"
+                raise StorageAway(text) from error
             print(f"storage: {_reason(error)}; trying again in {wait_s:.0f} s", flush=True)
         time.sleep(wait_s * random.uniform(0.8, 1.2))  # or all workers would come back at once
         wait_s = min(2 * wait_s, 30.0)

@@ -103,6 +103,11 @@ class Sweep:
                 storage=self.storage, study_name=name, directions=directions, load_if_exists=True
             )
 
+    def begun(self, cell: str) -> int:
+        """How many trials of a cell are running or over."""
+        study_id = self.studies[cell]._study_id
+        return self.storage.get_n_trials(study_id, state=tuple(set(TrialState) - {TrialState.WAITING}))
+
     def run_directory(self, run_id: str) -> RunDirectory:
         """Where a run lives."""
         return RunDirectory(self.folder / "runs" / run_id)
@@ -146,17 +151,13 @@ def _written(folder: Path) -> dict[str, Any] | None:
 
 def claim(sweep: Sweep, worker: str) -> Claim | None:
     """Take the next run: the least tuned cell first, then finals. None when nothing waits."""
-    waiting: list[tuple[int, int, FrozenTrial, Cell]] = []
-    for place, cell in enumerate(sweep.cells):
-        trials = sweep.studies[cell.id].get_trials(deepcopy=False)
-        open_trials = [trial for trial in trials if trial.state == TrialState.WAITING]
-        if open_trials:
-            waiting.append((len(trials) - len(open_trials), place, open_trials[0], cell))
-    for _, _, frozen, cell in sorted(waiting, key=lambda item: item[:2]):
+    begun = {cell.id: sweep.begun(cell.id) for cell in sweep.cells}
+    for cell in sorted(sweep.cells, key=lambda cell: begun[cell.id]):  # stable: in file order among equals
         study = sweep.studies[cell.id]
-        if trial := _take(sweep, study, cell.id, frozen, worker):
-            params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
-            return Claim(study, trial, cell, "tune", params, sweep.spec.tune.seed)
+        for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if trial := _take(sweep, study, cell.id, frozen, worker):
+                params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
+                return Claim(study, trial, cell, "tune", params, sweep.spec.tune.seed)
     cells = {cell.id: cell for cell in sweep.cells}
     for frozen in sweep.finals.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         if trial := _take(sweep, sweep.finals, FINALS, frozen, worker):
@@ -225,7 +226,8 @@ def tell_failed(sweep: Sweep, claim: Claim, reason: str, retry: bool = True) -> 
 def _end(claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> None:
     try:
         claim.study.tell(claim.trial.number, values, state=state, skip_if_finished=True)
-    except ValueError as error:  # taken for dead and put back meanwhile; whoever takes it finds the record
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
+        # Taken for dead and put back meanwhile; whoever takes it finds the record.
         print(f"trial {claim.trial.number} of {claim.study.study_name}: {error}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -112,7 +113,7 @@ def _check_storage(where: str) -> None:
     if not separator or scheme.partition("+")[0] not in DATABASES:
         legal = ("journal", *(f"{name}://..." for name in DATABASES))
         raise ValueError(f"storage: {masked(where)!r} is no place for a queue (legal: {', '.join(legal)})")
-    if ":" in rest.rpartition("@")[0]:
+    if ":" in rest.rpartition("@")[0] or re.search(r"[?&](password|passwd|passfile)=", rest):
         raise ValueError(
             f"storage: {masked(where)!r} holds a password, which belongs in no file: write it as user@host and put the "
             "password in the environment as HARNESS_STORAGE_PASSWORD"

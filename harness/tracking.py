@@ -74,7 +74,7 @@ class Mirror:
     ) -> None:
         self._run: Any = None
         self._config, self._run_id, self._directory, self._tags = config, run_id, directory, tags
-        #: The last epoch that the server had when the run began.
+        #: The last epoch that the server had when the run began; the rows' steps are 0, 1, ...
         self._had_until = 0
         mode = wandb_mode(config.runtime.wandb)
         if mode == "online":
@@ -84,12 +84,13 @@ class Mirror:
 
     def _start_online(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Start online, or offline when W&B does not answer, or does not want us."""
+        away = time.monotonic() < Mirror._ask_again
         try:
-            if time.monotonic() < Mirror._ask_again:
+            if away:
                 raise ConnectionError("it did not answer a few minutes ago")
             self._start("online", history)
         except Exception as error:
-            if not isinstance(error, ConnectionError):
+            if not away:
                 Mirror._ask_again = time.monotonic() + ASK_AGAIN_AFTER_S
             self._try("start", lambda: self._start("offline", history, again=True))
             if self._run is not None:
@@ -119,7 +120,8 @@ class Mirror:
         for names, summary in (("val/*", "max"), ("osc/*", "last"), (schema.LAYER_PREFIX + "*", "last")):
             self._run.define_metric(names, step_metric=schema.EPOCH, summary=summary)
         self._run.define_metric("train/*", step_metric=schema.EPOCH)
-        self._had_until = int(self._run.summary.get(schema.EPOCH) or 0) if self._run.resumed else 0
+        # W&B's own step, not the epoch in its summary: that one runs ahead of the rows that were sent.
+        self._had_until = 1 + int(self._run.summary.get("_step", -1)) if self._run.resumed else 0
         for metrics in history:
             self._log(metrics)
 
@@ -152,8 +154,8 @@ class Mirror:
             self._mark_earlier_copies(Path(run.dir).parent)
 
     def _mark_earlier_copies(self, own: Path) -> None:
-        """Keep `wandb sync` from sending, after this whole copy of the run, the part that an earlier start left."""
-        for copy in self._directory.glob("wandb/offline-run-*/*.wandb"):
+        """Keep `wandb sync` from sending, over this whole copy of the run, the part that an earlier start left."""
+        for copy in self._directory.glob("wandb/*run-*/*.wandb"):
             if copy.parent.name != own.name:
                 copy.with_suffix(".wandb.synced").touch()
 
@@ -168,10 +170,8 @@ class Mirror:
 def _settings() -> Any:
     import wandb
 
-    wanted = {
-        **{"console": "off", "silent": True, "x_disable_stats": True, "disable_git": True},
-        **{"init_timeout": START_PATIENCE_S, "finish_timeout": FINISH_PATIENCE_S, "finish_timeout_raises": True},
-    }
+    wanted: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "disable_git": True}
+    wanted |= {"init_timeout": START_PATIENCE_S, "finish_timeout": FINISH_PATIENCE_S, "finish_timeout_raises": True}
     known = wandb.Settings.model_fields  # older versions cannot bound the end of a run
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
 

@@ -84,7 +84,6 @@ class Worker(Checkpointable):
 
     def _work(self, name: str, stopping: Stopping) -> int:
         from harness import plan, study
-        from harness.storage import patiently
 
         sweep = study.load_sweep(Path(self.folder))
         self._check_code(sweep)
@@ -92,12 +91,12 @@ class Worker(Checkpointable):
             plan.reap(sweep, of=name)
         finished, idle_s = 0, IDLE_S[0]
         while not stopping.asked():
-            claim = patiently(lambda: study.claim(sweep, name), stopping.asked)
+            claim = study.claim(sweep, name)
             if claim is not None:
                 finished, idle_s = finished + self._carry_out(sweep, claim, stopping), IDLE_S[0]
                 self._note(run=None, cell=None, trial=None, phase=None, finished=finished)
                 continue
-            patiently(lambda: plan.top_up(sweep), stopping.asked)
+            plan.top_up(sweep)
             # Wait while trials that others run can still bring finals; not for finals that others run.
             if sum(phase.waiting for phase in plan.count(sweep).values()) <= 0:
                 break
@@ -124,7 +123,7 @@ class Worker(Checkpointable):
 
     def _carry_out(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> int:
         from harness import plan, study
-        from harness.storage import patiently
+        from harness.storage import StorageAway
 
         try:
             end: Callable[[], None] = partial(study.tell_values, claim, self.perform(sweep, claim, stopping))
@@ -133,6 +132,8 @@ class Worker(Checkpointable):
             return 0
         except Pruned:
             end = partial(study.tell_pruned, claim)
+        except StorageAway:
+            raise  # not the run's fault; whoever looks next puts its trial back
         except Exception as error:
             try:
                 place.check_disk(sweep.folder, error)
@@ -143,9 +144,9 @@ class Worker(Checkpointable):
             reason, retry = f"{type(error).__name__}: {error}", not isinstance(error, UserError)
             print(f"{claim.cell.id}, {claim.phase}: {reason}", flush=True)
             end = partial(study.tell_failed, sweep, claim, reason, retry)
-        patiently(end, stopping.asked)
+        end()
         if claim.phase == "tune" and plan.is_tuned(sweep, claim.cell):
-            patiently(lambda: plan.top_up(sweep), stopping.asked)
+            plan.top_up(sweep)
         return 1
 
     def _run(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> dict[str, Any]:

@@ -155,6 +155,8 @@ def test_an_offline_run_holds_every_metric(tmp_path: Path, capfd: pytest.Capture
 class Broken:
     """A run of which one thing fails."""
 
+    resumed, dir = False, "/nowhere/files"
+
     def __init__(self, what: str) -> None:
         self.what, self.calls = what, []  # type: tuple[str, list[str]]
         self.summary = SimpleNamespace(update=lambda values: self._do("summary"))
@@ -174,9 +176,10 @@ class Broken:
         self._do("finish")
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize("what", ["init", "define", "log", "summary", "finish", "nothing"])
 def test_a_mirror_never_raises(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    what: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import wandb
 
@@ -187,7 +190,8 @@ def test_a_mirror_never_raises(
         return run
 
     monkeypatch.setattr(wandb, "init", init)
-    mirror = Mirror(complete({**RAW, "runtime": {"wandb": "online"}}), "0" * 12, tmp_path)
+    monkeypatch.setattr(Mirror, "_ask_again", 0.0)
+    mirror = Mirror(complete({**RAW, "runtime": {"wandb": mode}}), "0" * 12, tmp_path)
     for epoch in (1, 2):
         mirror.log({schema.EPOCH: epoch})
     mirror.finish({"best_epoch": 1})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,11 @@ def start(sweep: Path, root: Path, *extra: str, **kwargs: Any) -> subprocess.Pop
 def launch(sweep: Path, root: Path, *extra: str, **kwargs: Any) -> tuple[int, str]:
     """Launch and wait; exit status and everything printed."""
     process = start(sweep, root, *extra, **kwargs)
-    output, _ = process.communicate(timeout=240)
+    try:
+        output, _ = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, output
 
 

@@ -10,20 +10,21 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 PROFILE = REPOSITORY / "slurm" / "test_cluster.yaml"
-#: One run, long enough to be interrupted in its middle: about 15 s on one core.
-ONE_RUN = """
+#: Epochs of the one run: half a minute on one core, so that it can be interrupted in its middle.
+EPOCHS = 400
+ONE_RUN = f"""
 name: one
 base:
-  data: {name: digits}
-  model: {name: mlp5, width: 32}
-  train: {epochs: 120, batch_size: 32}
-  deploy: {bits: [2, 4], scale: recalibrate}
-  runtime: {wandb: "offline", checkpoint_every_s: 5, threads: 1}
+  data: {{name: digits}}
+  model: {{name: mlp5, width: 32}}
+  train: {{epochs: {EPOCHS}, batch_size: 32}}
+  deploy: {{bits: [2, 4], scale: recalibrate}}
+  runtime: {{wandb: "offline", checkpoint_every_s: 5, threads: 1}}
 cells:
   - methods: oscillation
-    set: {target_bit: 2}
-tune: {trials: 0}
-final: {seeds: [0]}
+    set: {{target_bit: 2}}
+tune: {{trials: 0}}
+final: {{seeds: [0]}}
 """
 #: Eight runs of a few seconds.
 MANY_RUNS = """

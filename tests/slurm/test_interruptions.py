@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from slurm_sweep import ONE_RUN, epochs, launch, on_slurm, only_run, rows, status, write_profile
+from slurm_sweep import EPOCHS, ONE_RUN, epochs, launch, on_slurm, only_run, rows, status, write_profile
 from wandb_server import WandbServer
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def assert_as_if_nothing_had_happened(
         assert found[key] == undisturbed[key], key
     assert found["provenance"]["attempts"] >= attempts
     run = only_run(sweep)
-    assert epochs(run) == list(range(1, 121))
+    assert epochs(run) == list(range(1, EPOCHS + 1))
     fragments = list(run.glob("wandb/offline-run-*"))
     assert len(fragments) == found["provenance"]["attempts"]
     assert {path.name.rpartition("-")[2] for path in fragments} == {run.name}
-    assert [row["epoch"] for row in synced(run, cluster.env)] == list(range(1, 121))
+    assert [row["epoch"] for row in synced(run, cluster.env)] == list(range(1, EPOCHS + 1))
     cell = status(sweep, cluster.env)["cells"][0]
     assert (cell["total"], cell["done"], cell["waiting"], cell["running"]) == (1, 1, 0, 0)
 

@@ -1,0 +1,189 @@
+"""What a worker says, refuses and gives up: code identity, requests to stop, runs that kill their worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from tiny_sweep import REPOSITORY, launch, records, start, write_sweep
+
+from harness import place, plan, source, study
+from harness import sweep as sweeps
+from harness.errors import UserError
+from harness.launch import main
+from harness.record import RunDirectory, read_json, read_status, write_json
+from harness.stopping import STOP
+from harness.worker import Worker
+
+ONE_RUN = ("--set", "tune.trials=1", "--set", "final.seeds=[0]", "--set", "data.train_fraction=0.2")
+
+
+def opened(folder: Path, **replaced: str) -> study.Sweep:
+    """The tiny sweep with its trials waiting, not launched."""
+    sweep = study.open_sweep(sweeps.read(write_sweep(folder, 1, **replaced)), folder / "runs")
+    plan.top_up(sweep)
+    return sweep
+
+
+# Code
+
+
+def test_a_worker_with_other_code_says_so_in_its_status_and_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = write_sweep(tmp_path, 1)
+    command = [str(sweep), "--root", str(tmp_path / "runs"), "--cluster", "debug", *ONE_RUN]
+    assert main(command) == 0
+    kept = read_json(tmp_path / "runs/tiny/code.json")
+    assert kept == {"code": source.code_version(), "changes": []}
+    for record in records(tmp_path / "runs").values():
+        assert record["provenance"]["git"] == source.code_version()
+        assert "launched_with" not in record["provenance"]
+    write_json(tmp_path / "runs/tiny/code.json", {"code": {"source": "0ther"}, "changes": []})
+    capsys.readouterr()
+    before = records(tmp_path / "runs").keys()
+    assert main([*command, "--set", "final.seeds=[0, 1]"]) == 0
+    assert "was launched with files 0ther" in capsys.readouterr().err
+    added = [record for run, record in records(tmp_path / "runs").items() if run not in before]
+    assert added
+    assert all(record["provenance"]["launched_with"] == "files 0ther" for record in added)
+    statuses = [read_json(path) for path in (tmp_path / "runs/tiny/workers").glob("*/status.json")]
+    assert sorted(str(found["launched_with"]) for found in statuses) == ["None", "files 0ther"]
+
+
+def test_other_code_can_be_refused_by_launch_and_worker(tmp_path: Path) -> None:
+    sweep = opened(tmp_path)
+    command = [str(tmp_path / "tiny.yaml"), "--root", str(tmp_path / "runs"), "--set", "changed_code=refuse"]
+    write_json(sweep.folder / "code.json", {"code": {"source": "0ther"}, "changes": []})
+    with pytest.raises(UserError, match="changed_code: refuse"):
+        main([*command, "--set", "train.epochs=1", "--cluster", "debug"])
+    write_json(sweep.folder / "sweep.json", {**read_json(sweep.folder / "sweep.json"), "changed_code": "refuse"})
+    with pytest.raises(UserError, match=r"this worker.s code is .*; the sweep was launched with files 0ther"):
+        Worker(str(sweep.folder), "w", keep_signals=True)()
+    found = read_json(sweep.folder / "workers/w/status.json")
+    assert found["state"] == "failed"
+    assert "0ther" in found["reason"]
+    assert not records(tmp_path / "runs")
+
+
+# Ends
+
+
+def test_a_worker_starts_nothing_once_the_sweep_is_cancelled(tmp_path: Path) -> None:
+    sweep = opened(tmp_path)
+    write_json(sweep.folder / STOP, {})
+    assert Worker(str(sweep.folder), "w", keep_signals=True)() == 0
+    assert read_json(sweep.folder / "workers/w/status.json")["state"] == "cancelled"
+    assert plan.count(sweep)["tune"].running == 0
+    assert not (sweep.folder / "runs").exists()
+
+
+def test_a_request_to_stop_reaches_workers_through_the_file_alone(tmp_path: Path) -> None:
+    # As on a machine that the one who cancels cannot reach: no signal, only the shared folder.
+    sweep, root = write_sweep(tmp_path, 3000), tmp_path / "runs"
+    process = start(sweep, root, "--workers", "1")
+    deadline = time.monotonic() + 60
+    while not list(root.glob("tiny/runs/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    write_json(root / "tiny" / STOP, {})
+    (worker,) = (root / "tiny/workers").iterdir()
+    begun = time.monotonic()
+    while (read_status(RunDirectory(worker)) or {})["state"] == "running" and time.monotonic() - begun < 20:
+        time.sleep(0.1)
+    assert read_json(worker / "status.json")["state"] == "cancelled"
+    assert time.monotonic() - begun < 12
+    assert "cancelled by harness.cancel" in process.communicate(timeout=20)[0]
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from harness import stopping, worker
+stopping.TERM_GRACE_S = 1.0
+class Stuck(worker.Worker):
+    def perform(self, sweep, claim, stopping):
+        print("stuck", flush=True)
+        time.sleep(600)
+Stuck(sys.argv[1], "w")()
+"""
+
+
+def test_a_worker_in_which_no_step_ends_gives_up_in_time(tmp_path: Path) -> None:
+    sweep = opened(tmp_path)
+    command = [sys.executable, "-c", STUCK, str(sweep.folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stuck\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 10
+    assert process.returncode == 143
+    assert "giving up the work since the last checkpoint" in output
+    assert read_json(sweep.folder / "workers/w/status.json")["state"] == "cancelled"
+    assert plan.count(study.load_sweep(sweep.folder))["tune"].running == 1
+    with sweep.lock():
+        assert plan.reap(sweep) == 1
+    assert plan.count(study.load_sweep(sweep.folder))["tune"].running == 0
+
+
+# Trials that cost workers
+
+
+def test_a_run_that_keeps_killing_its_worker_fails_in_the_end(tmp_path: Path) -> None:
+    sweep = opened(tmp_path, **{"workers: 2": "max_lost: 2"})
+    (cell, *_) = sweep.cells
+    for attempt in range(3):
+        claim = study.claim(sweep, f"dies {attempt}")
+        while claim is not None and (claim.cell.id, claim.trial.number) != (cell.id, 0):
+            claim = study.claim(sweep, "other")
+        assert claim is not None
+        with sweep.lock():
+            plan.reap(sweep)
+    trial = sweep.studies[cell.id].get_trials(deepcopy=False)[0]
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"].startswith("3 workers died during this run")
+    assert trial.user_attrs["reason"].endswith("dies 2")
+
+
+def test_a_requeued_worker_first_frees_what_it_held_before(tmp_path: Path) -> None:
+    # Slurm requeues after a lost node under the same name: alive again, it would hold its old trial for ever.
+    sweep = opened(tmp_path)
+    claim = study.claim(sweep, "w")
+    other = study.claim(sweep, "another")
+    assert claim is not None
+    assert other is not None
+    with sweep.lock():
+        assert plan.reap(sweep, of="w") == 1
+    states = {(cell, trial.number): trial.state for cell in sweep.studies for trial in sweep.studies[cell].trials}
+    assert states[claim.cell.id, claim.trial.number] == TrialState.WAITING
+    assert states[other.cell.id, other.trial.number] == TrialState.RUNNING
+
+
+# Logs and disks
+
+
+def test_each_run_has_a_log_of_its_own(tmp_path: Path) -> None:
+    ended, output = launch(write_sweep(tmp_path, 3), tmp_path / "runs", "--cluster", "debug", *ONE_RUN)
+    assert ended == 0, output
+    for run, record in records(tmp_path / "runs").items():
+        log = (tmp_path / "runs/tiny/runs" / run / "log.txt").read_text()
+        assert log.startswith("--- 20")
+        assert record["config"]["methods"][0]["name"] in log.splitlines()[0]
+        assert log.count("epoch") == 3
+        assert "epoch    1" not in output  # epochs are for the run's log, not for the launch's terminal
+
+
+def test_a_disk_that_takes_no_more_is_an_error_of_its_own(tmp_path: Path) -> None:
+    place.check_disk(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="nothing more can be written to"):
+        place.check_disk(tmp_path / "not there")
+    full = OSError(28, os.strerror(28))
+    with pytest.raises(UserError, match="No space left on device"):
+        place.check_disk(tmp_path, full)
+    place.check_disk(tmp_path, ValueError("the run's own"))

@@ -1,0 +1,257 @@
+"""status, cancel, retry, logs: on a real queue; nothing is run, records are made up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies_common import THREE, TWO, claims, finish_tuning, open_sweep, record, states
+
+from harness import cancel, logs, plan, retry, source, status, study
+from harness.errors import UserError
+from harness.record import Heartbeat, RunDirectory, process_identity, write_json
+from harness.standing import standing
+from harness.stopping import STOP
+from harness.study import Sweep
+
+
+def by_cell(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    return {cell["id"]: cell for cell in standing(sweep)["cells"]}
+
+
+def fail_one(sweep: Sweep, reason: str = "ValueError: no") -> study.Claim:
+    """Claim a trial and let it fail for good."""
+    claim = study.claim(sweep, "w")
+    assert claim is not None
+    assert claim.run_id
+    study.tell_failed(sweep, claim, reason, retry=False)
+    return claim
+
+
+# status
+
+
+def test_status_counts_each_cell(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    with Heartbeat(RunDirectory(sweep.folder / "workers" / "w"), "job_7") as beat:
+        first, second, third = (study.claim(sweep, "w") for _ in range(3))
+        assert first
+        assert second
+        assert third
+        study.tell(sweep, first, record(0.7))
+        study.tell_pruned(third)
+        beat.note(gpu="2", slot="gpu2.0", run=second.run_id)
+        found = standing(sweep)
+        beat.state = "done"
+    cells = {cell["id"]: cell for cell in found["cells"]}
+    two, three = cells[TWO], cells[THREE]
+    keys = ("total", "waiting", "running", "done", "failed", "pruned")
+    assert [two[key] for key in keys] == [5, 3, 0, 1, 0, 1]
+    assert [three[key] for key in keys] == [5, 4, 1, 0, 0, 0]
+    assert (two["best"]["trial"], two["best"]["values"]) == (0, [0.7])
+    assert three["best"] is None
+    assert (found["state"], found["left"], found["runs"]) == ("running", 8, 10)
+    (worker,) = found["workers"]
+    assert (worker["state"], worker["gpu"], worker["run"]) == ("running", "2", second.run_id)
+    # One run took the mean time; one worker has eight more to do.
+    assert found["eta_s"] == pytest.approx(8 * two["mean_run_s"])
+
+
+def test_status_puts_back_what_dead_workers_held(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    study.claim(sweep, "never seen")
+    found = standing(sweep)
+    assert sum(cell["running"] for cell in found["cells"]) == 0
+    assert found["state"] == "stopped"
+    assert found["eta_s"] is None  # nobody works
+
+
+def test_status_knows_a_complete_sweep(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    finish_tuning(sweep, lambda claim: record(0.5))
+    for claim in claims(sweep):
+        study.tell(sweep, claim, {"rows": []})
+    found = standing(sweep)
+    assert (found["state"], found["left"], found["eta_s"]) == ("complete", 0, 0)
+
+
+def test_a_failure_is_shown_with_its_reason_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    claim = fail_one(sweep)
+    folder = sweep.run_directory(claim.run_id).path
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("epoch 1\n")
+    (failure,) = standing(sweep)["failures"]
+    assert failure["reason"] == "ValueError: no"
+    assert failure["log"] == str(folder / "log.txt")
+    assert status.main([str(sweep.folder)]) == 0
+    printed = capsys.readouterr().out
+    for part in (claim.run_id, "ValueError: no", "log.txt", TWO, THREE, "harness.retry"):
+        assert part in printed
+    assert status.main([str(sweep.folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failures"] == [failure]
+
+
+def test_status_needs_no_torch_and_names_what_is_there(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    code = "import sys; from harness.status import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code, str(sweep.folder)], capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    (tmp_path / "x.yaml").write_text("name: ss\n")
+    with pytest.raises(UserError, match=r"did you mean 's'\? \(launched there: s\)"):
+        status.main([str(tmp_path / "x.yaml"), "--root", str(tmp_path)])
+
+
+# cancel
+
+
+def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    assert study.claim(sweep, "busy") is not None
+    folder = sweep.folder / "workers" / "busy"
+    code = (
+        "import sys, time; from pathlib import Path; from harness.record import Heartbeat, RunDirectory\n"
+        "with Heartbeat(RunDirectory(Path(sys.argv[1]))): print('ready', flush=True); time.sleep(60)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "ready\n"
+    waiting = sweep.folder / "workers" / "waiting"
+    waiting.mkdir()
+    write_json(waiting / "submitted.json", {"cluster": "local", "job_id": "1"})
+    begun = time.monotonic()
+    # Our child would stay a zombie, which is as dead as it gets.
+    assert cancel.main([str(sweep.folder)]) == 0
+    assert worker.wait(10) == -signal.SIGTERM
+    assert time.monotonic() - begun < 10
+    assert "2 workers stopped; 10 runs are left" in capsys.readouterr().out
+    assert states(sweep, TWO) == {"WAITING": 3}
+    assert (sweep.folder / STOP).exists()
+    found = standing(sweep)
+    assert found["state"] == "cancelled"
+    assert {worker["name"]: worker["state"] for worker in found["workers"]}["waiting"] == "cancelled"
+
+
+def test_a_worker_that_does_not_stop_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    monkeypatch.setattr(cancel, "PATIENCE_S", 1.0)
+    files = RunDirectory(sweep.folder / "workers" / "far")
+    files.path.mkdir(parents=True)
+    write_json(files.status, {"state": "running", **process_identity(), "machine": "elsewhere", "host": "node9"})
+    assert cancel.main([str(sweep.folder)]) == 1
+    assert "worker far (node9, job None) still runs" in capsys.readouterr().err
+
+
+# retry
+
+
+def test_a_failed_trial_gets_another_chance_with_its_parameters(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path, tune={"trials": 1})
+    plan.top_up(sweep)
+    failed = fail_one(sweep)
+    plan.top_up(sweep)
+    assert by_cell(sweep)[TWO]["failed"] == 1
+    assert retry.main([str(sweep.folder)]) == 0
+    assert retry.main([str(sweep.folder)]) == 0  # nothing is left to repeat
+    cell = by_cell(sweep)[TWO]
+    assert (cell["total"], cell["failed"], cell["waiting"]) == (3, 0, 3)
+    again = next(claim for claim in claims(sweep) if claim.cell.id == TWO)
+    assert again.trial.number != failed.trial.number
+    assert (again.params, again.run_id) == (failed.params, failed.run_id)
+    study.tell(sweep, again, record(0.9))
+    plan.top_up(sweep)
+    assert by_cell(sweep)[TWO]["done"] == 1
+    assert {entry["id"]: entry for entry in plan.chosen_cells(sweep)}[TWO]["chosen"]["run_id"] == failed.run_id
+
+
+def test_a_failed_final_run_gets_another_chance(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    finish_tuning(sweep, lambda claim: record(0.5))
+    failed = fail_one(sweep)
+    assert failed.phase == "final"
+    assert retry.main([str(sweep.folder), failed.run_id[:6]]) == 0
+    finals = claims(sweep)
+    assert len(finals) == 4
+    assert [claim.run_id for claim in finals].count(failed.run_id) == 1
+    for claim in finals:
+        study.tell(sweep, claim, {"rows": []})
+    assert standing(sweep)["state"] == "complete"
+
+
+def test_only_failed_runs_can_be_retried(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    failed = fail_one(sweep)
+    with pytest.raises(UserError, match=f"run 'abc' is no failed run.*failed: {failed.run_id}"):
+        retry.main([str(sweep.folder), "abc"])
+    assert by_cell(sweep)[TWO]["failed"] == 1
+
+
+def test_changed_code_has_to_be_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = open_sweep(tmp_path)
+    plan.top_up(sweep)
+    failed = fail_one(sweep)
+    write_json(sweep.folder / "code.json", {"code": {"source": "other"}, "changes": []})
+    files = sweep.run_directory(failed.run_id)
+    files.path.mkdir(parents=True)
+    files.checkpoint.write_bytes(b"by the old code")
+    with pytest.raises(UserError, match="launched with files other: say what changed with --changed-code"):
+        retry.main([str(sweep.folder)])
+    assert files.checkpoint.exists()
+    assert retry.main([str(sweep.folder), "--changed-code", "the loss was wrong"]) == 0
+    assert not files.checkpoint.exists()  # what the old code left half done is not continued
+    code = json.loads((sweep.folder / "code.json").read_text())
+    assert code["code"] == source.code_version()
+    assert [(change["from"], change["why"]) for change in code["changes"]] == [
+        ({"source": "other"}, "the loss was wrong")
+    ]
+    trials = sweep.studies[TWO].get_trials(deepcopy=False)
+    assert trials[-1].user_attrs["changed_code"] == "the loss was wrong"
+
+
+# logs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that failed at its second attempt, and another."""
+    folder = tmp_path / "s/runs/abc123abc123"
+    folder.mkdir(parents=True)
+    (folder.parent / "abd456abd456").mkdir()
+    (folder / "log.txt").write_text("--- first\nepoch 1\n--- second\nepoch 2\n")
+    fields = {"attempt": 2, "host": "node3", "job_id": "5_1", "traceback": "Traceback: oh no"}
+    write_json(folder / "status.json", {"state": "failed", **fields})
+    return folder
+
+
+def test_logs_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert logs.main(["abc", "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("--- first\nepoch 1\n--- second\nepoch 2\n")
+    assert "abc123abc123: failed, attempt 2 on node3, job 5_1\nTraceback: oh no" in printed
+    assert logs.main([str(run), "--lines", "1", "--follow"]) == 0  # it is over, so there is nothing to wait for
+    assert capsys.readouterr().out.startswith("epoch 2\n---")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [("ab", "could be any of abc123abc123, abd456abd456"), ("x", "is not under")]
+)
+def test_a_run_that_is_not_clear(run: Path, tmp_path: Path, named: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        logs.main([named, "--root", str(tmp_path)])
+    with pytest.raises(UserError, match="no log"):
+        logs.main(["abd456", "--root", str(tmp_path)])
+    assert os.listdir(tmp_path) == ["s"]
