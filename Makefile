@@ -1,17 +1,19 @@
-# make demo | test | lint | bench: each creates .venv and installs what is missing first.
+# make demo | test | lint | bench | chaos: each creates .venv and installs what is missing first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOT ?= runs
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-slurm chaos lint format bench clean
 
 help:
 	@echo "make demo    a whole study on real data: tuning, final runs, table, figures (a few minutes)"
 	@echo "make test    the test suite (a few minutes)"
+	@echo "make test-slow, make test-slurm: the tests of minutes; those on a real Slurm (slurm-wlm and munge installed)"
+	@echo "make chaos   a sweep on a real Slurm while its workers are killed (five minutes)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   measured cost of the regularizer and the tracker, as ratios to a plain step"
+	@echo "make bench   measured cost of regularizer and tracker, as ratios to a plain step, and of the queue at scale"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +30,12 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m slow
 
+test-slurm: $(STAMP)
+	$(BIN)/python -m pytest tests/slurm -m slurm
+
+chaos: $(STAMP)
+	$(BIN)/python tests/slurm/chaos.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,6 +47,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/step_cost.py
+	$(BIN)/python tests/benchmarks/queue_cost.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Submitit's local jobs end after two minutes unless told otherwise; a sweep may take a month.
 LOCAL_LIMIT_MIN = 60 * 24 * 30
+#: Jobs of one array: Slurm's MaxArraySize is 1001 unless an administrator chose otherwise.
+ARRAY_SIZE = 1000
 #: How long Slurm's controller may take to answer.
 SLURM_TIMEOUT_S = 20.0
 
@@ -116,6 +118,10 @@ class Fleet:
     def _submit_array(self, count: int) -> None:
         tasks = self._profile.workers_a_job(self._opened.spec.runs_per_gpu)
         jobs = -(-count // tasks)
+        for start in range(0, jobs, ARRAY_SIZE):
+            self._submit_jobs(min(ARRAY_SIZE, jobs - start), tasks)
+
+    def _submit_jobs(self, jobs: int, tasks: int) -> None:
         executor: Any = submitit.SlurmExecutor(folder=self._opened.folder / "logs", max_num_timeout=100_000)
         parameters = self._profile.submitit_parameters(jobs, tasks)
         executor.update_parameters(job_name=self._opened.spec.name, **parameters)
