@@ -6,7 +6,7 @@
 Slurm's accounting is never asked: many clusters have none.
 """
 
-import getpass
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ def _state(
 
 def slurm_queue() -> dict[str, str] | None:
     """The state of each of this user's jobs by `squeue`; None when Slurm does not answer."""
-    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T"]
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError):
