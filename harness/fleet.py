@@ -31,8 +31,9 @@ SLURM_TIMEOUT_S = 20.0
 class Fleet:
     """The workers of one launch. workers: that may be present at once, those of other launches included."""
 
-    #: Workers that may die in a row, for each one wanted, without finishing a run, before the launch gives up.
-    PATIENCE = 5
+    #: Workers that may die in a row without finishing a run before the launch gives up: this many, or twice as many
+    #: as are wanted.
+    PATIENCE = 10
 
     def __init__(
         self, opened: "Sweep", cluster: str, workers: int, profile: Profile, slots: tuple[str, ...] = ()
@@ -83,7 +84,9 @@ class Fleet:
             check_disk(self._opened.folder)  # its workers could not even say that it is full
         if left != self._left:
             self._left, self._dead_before = left, len(dead)
-        if len(dead) - self._dead_before > self.PATIENCE * self._workers:
+        in_a_row = len(dead) - self._dead_before
+        refused = any(member.state == "failed" for member in dead) and not any(member.present for member in members)
+        if in_a_row > max(self.PATIENCE, 2 * self._workers) or (in_a_row > 1 and refused):
             raise UserError(_no_progress(dead))
         if confirmed > 0:
             plan.top_up(self._opened)

@@ -75,6 +75,12 @@ class RunDirectory:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
+    def flush_metrics(self) -> None:
+        """Have the epochs so far on the disk: a checkpoint that says they are over is about to be."""
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """The epochs in order; of an epoch written twice the last counts, and a torn line does not."""
         epochs: dict[int, dict[str, Any]] = {}

@@ -150,6 +150,7 @@ class _Saver:
         from harness import checkpoint
 
         begun = time.monotonic()
+        self._files.flush_metrics()
         checkpoint.save(self._files.checkpoint, self._session)
         ended = time.monotonic()
         self._due = ended + max(self._every_s, (ended - begun) / CHECKPOINT_SHARE)

@@ -92,7 +92,7 @@ def test_a_beat_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch
     files, failed = RunDirectory(tmp_path), threading.Event()
     write = record.write_json
 
-    def full(path: Path, value: Any) -> None:
+    def full(*arguments: Any, **keywords: Any) -> None:
         failed.set()
         raise OSError(28, "No space left on device")
 
