@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness import roster
+from harness.rebuild import rebuild
 from harness.record import read_json, write_json
 from harness.search import STATIC_SAMPLERS, draw
 from harness.seeding import sub_seed
@@ -28,6 +29,8 @@ def top_up(sweep: Sweep) -> None:
     Idempotent; any process may call it at any time. Choosing imports torch.
     """
     with sweep.lock():
+        if rebuild(sweep):
+            print(f"{sweep.folder}: the queue was gone; its finished trials are rebuilt from the records", flush=True)
         reap(sweep)
         for cell in sweep.cells:
             study = sweep.studies[cell.id]

@@ -80,9 +80,15 @@ def open_storage(where: str, folder: Path) -> BaseStorage:
     """
     if where == JOURNAL:
         path = folder / "study.log"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
+        except (ValueError, KeyError, AssertionError) as error:  # whatever a damaged line leads Optuna to
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}: {error}); move it away and launch again: the queue is "
+                "then rebuilt from the records, and no finished run is repeated"
+            ) from None
     return _database(where, folder)
 
 

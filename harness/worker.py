@@ -150,6 +150,7 @@ class Worker(Checkpointable):
         return 1
 
     def _run(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> dict[str, Any]:
+        from harness.rebuild import note_trial
         from harness.run import Around, line, run
 
         config, run_id = claim.config, claim.run_id
@@ -169,6 +170,7 @@ class Worker(Checkpointable):
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
         heading = f"{claim.cell.id}, {claim.phase}, trial {claim.trial.number}, worker {self.name}, {place.named()}"
         with _alone(files, stopping), runlog.logged(files.path, heading) as log:
+            note_trial(files, claim)
 
             def epoch_done(metrics: dict[str, Any]) -> None:
                 log.write(line(metrics) + "\n")

@@ -29,7 +29,7 @@ FLOORS = {
     **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
     "train": 6,
     **dict.fromkeys(("build", "run"), 7),
-    **dict.fromkeys(("algorithms", "storage", "study", "roster", "plan", "place", "stopping", "worker"), 8),
+    **dict.fromkeys(("algorithms", "storage", "study", "rebuild", "roster", "plan", "place", "stopping", "worker"), 8),
     **dict.fromkeys(("launch", "fleet", "dry_run", "progress", "profile", "locate"), 9),
     **dict.fromkeys(("standing", "status", "cancel", "retry", "logs"), 9),
 }
@@ -38,7 +38,7 @@ FLOORS = {
 SERVICES = {
     "wandb": {"tracking"},
     "submitit": {"fleet", "worker", "dry_run"},
-    "optuna": {"algorithms", "storage", "study", "plan", "retry", "standing"},
+    "optuna": {"algorithms", "storage", "study", "plan", "rebuild", "retry", "standing"},
 }
 
 #: Modules that must not bring torch in when they are imported.
@@ -46,7 +46,7 @@ TORCH_FREE = (
     *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
     *("config", "search", "objective", "overrides", "sweep", "tracking", "run"),
-    *("runlog", "source", "storage", "roster", "place", "stopping"),
+    *("runlog", "source", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs"),
 )
