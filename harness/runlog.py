@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import TextIOBase
 from pathlib import Path
@@ -32,15 +32,19 @@ class _Copy(TextIOBase):
 
 
 @contextmanager
-def logged(folder: Path, heading: str) -> Iterator[TextIO]:
+def logged(folder: Path, heading: str) -> Iterator[Callable[[str], None]]:
     """Append what is printed in the block to `log.txt` in a folder, under a heading with the time.
 
-    Yields the log itself, for what is worth keeping but not printing.
+    Yields what writes a line to the log alone, for what is worth keeping but not printing.
     """
-    with open(folder / LOG, "a", encoding="utf-8", buffering=1) as log:
+    log = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closing may fail too)
+    try:
         _try_write(log, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {heading}\n")
         with redirect_stdout(_Copy(sys.stdout, log)), redirect_stderr(_Copy(sys.stderr, log)):
-            yield log
+            yield lambda line: _try_write(log, line + "\n")
+    finally:
+        with suppress(OSError):
+            log.close()
 
 
 def _try_write(log: TextIO, text: str) -> None:

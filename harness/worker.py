@@ -169,11 +169,11 @@ class Worker(Checkpointable):
         report = _reporter(sweep, claim)
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
         heading = f"{claim.cell.id}, {claim.phase}, trial {claim.trial.number}, worker {self.name}, {place.named()}"
-        with _alone(files, stopping), runlog.logged(files.path, heading) as log:
+        with _alone(files, stopping), runlog.logged(files.path, heading) as note:
             note_trial(files, claim)
 
             def epoch_done(metrics: dict[str, Any]) -> None:
-                log.write(line(metrics) + "\n")
+                note(line(metrics))
                 report(metrics)
 
             return run(config, files.path, epoch_done, stopping.asked, around)
