@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.errors import UserError
-from harness.record import RunDirectory, is_alive, read_status
+from harness.record import RunDirectory, is_running, read_status
 
 #: What `check_disk` tries to write: more than the rest of a block, less than matters.
 _PROBE_BYTES = 1 << 17
@@ -111,12 +111,8 @@ def wait_for_siblings(folder: Path, name: str, where: Place) -> None:
     if where.rank or where.tasks == 1:
         return
     others = [RunDirectory(folder / "workers" / f"{name}.{rank}") for rank in range(1, where.tasks)]
-    while any(_runs(read_status(other)) for other in others):
+    while any(is_running(read_status(other)) for other in others):
         time.sleep(1)
-
-
-def _runs(status: Mapping[str, Any] | None) -> bool:
-    return status is not None and status["state"] == "running" and is_alive(status)
 
 
 def check_disk(folder: Path, failure: BaseException | None = None) -> None:

@@ -216,6 +216,11 @@ def is_alive(status: Mapping[str, Any]) -> bool:
     return float(status.get("age_s", math.inf)) < STALE_AFTER_S
 
 
+def is_running(status: Mapping[str, Any] | None) -> bool:
+    """Whether a status says that something is under way, and its process still lives."""
+    return status is not None and status.get("state") == "running" and is_alive(status)
+
+
 @cache
 def _machine() -> str:
     """Where a pid means the same process: this host since it was started, and this process name space."""

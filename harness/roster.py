@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.record import RunDirectory, files_clock, is_alive, read_json, read_status, write_json
+from harness.record import RunDirectory, files_clock, is_running, read_json, read_status, write_json
 
 #: A submitted local worker that has not said anything after this long never started.
 STARTING_S = 60.0
@@ -64,7 +64,7 @@ def living(folder: Path) -> list[str]:
     """The names of the workers that run now, without asking Slurm."""
     now = files_clock(folder)
     statuses = {path.name: read_status(RunDirectory(path), now) for path in sorted((folder / "workers").glob("*"))}
-    return [name for name, status in statuses.items() if status and _runs(status)]
+    return [name for name, status in statuses.items() if is_running(status)]
 
 
 def roster(folder: Path) -> list[Member]:
@@ -85,10 +85,6 @@ def roster(folder: Path) -> list[Member]:
     ]
 
 
-def _runs(status: Mapping[str, Any]) -> bool:
-    return status.get("state") == "running" and is_alive(status)
-
-
 def _ended(status: Mapping[str, Any]) -> bool:
     return status.get("state") == "done"
 
@@ -96,7 +92,7 @@ def _ended(status: Mapping[str, Any]) -> bool:
 def _state(
     status: Mapping[str, Any], submitted: Mapping[str, Any], age_s: float, queue: Mapping[str, str] | None
 ) -> str:
-    if _runs(status):
+    if is_running(status):
         return "running"
     said = str(status.get("state", ""))
     if submitted.get("cluster") == "slurm" and not _ended(status):

@@ -22,11 +22,12 @@ from harness import objective
 from harness.algorithms import make_sampler
 from harness.config import RunConfig
 from harness.errors import UserError
+from harness.growth import changed_keys
 from harness.record import RunDirectory, read_json, write_json
 from harness.schema import as_metrics
 from harness.search import Choices, Scalar, Space
 from harness.storage import open_storage, study_prefix
-from harness.sweep import Cell, SweepSpec, changed_keys, expand, plain
+from harness.sweep import Cell, SweepSpec, expand, plain
 
 FINALS = "finals"
 #: The user attribute of a trial that repeats a failed one: the other's number.

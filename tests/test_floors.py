@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("layers", "attention", "data"), 1),
     **dict.fromkeys(("models", "oscillation", "calibration"), 2),
     "methods": 3,
-    **dict.fromkeys(("config", "search", "objective", "overrides", "sweep"), 4),
+    **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),
     **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
     "train": 6,
     **dict.fromkeys(("build", "run"), 7),
@@ -45,7 +45,7 @@ SERVICES = {
 TORCH_FREE = (
     *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
-    *("config", "search", "objective", "overrides", "sweep", "tracking", "run"),
+    *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run"),
     *("runlog", "source", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs"),

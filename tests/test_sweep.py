@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import sweep
+from harness import growth, sweep
 from harness.errors import UserError
 
 RAW: dict[str, Any] = {
@@ -173,18 +173,18 @@ def test_changed_keys(path: str, value: Any, changed: list[str]) -> None:
         place = place[part]
     place[last] = value
     after = sweep.SweepSpec.model_validate(raw)
-    assert sweep.changed_keys(sweep.plain(spec()), sweep.plain(after)) == changed
+    assert growth.changed_keys(sweep.plain(spec()), sweep.plain(after)) == changed
 
 
 def test_only_whole_keys_are_free() -> None:
-    assert sweep.changed_keys({"base": {"data": {"root_x": 1}}}, {"base": {"data": {"root_x": 2}}}) == [
+    assert growth.changed_keys({"base": {"data": {"root_x": 1}}}, {"base": {"data": {"root_x": 2}}}) == [
         "base.data.root_x"
     ]
 
 
 def test_a_sweep_without_tuning_may_not_begin_to_tune() -> None:
     plain = sweep.plain(spec(tune={"trials": 0}))
-    assert sweep.changed_keys(plain, sweep.plain(spec())) == ["tune.trials"]
+    assert growth.changed_keys(plain, sweep.plain(spec())) == ["tune.trials"]
 
 
 def test_json_there_and_back() -> None:
