@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan.reap(sweep)
     print(f"{len(asked) - len(left)} workers stopped; {plan.left(sweep)} runs are left; launch again to go on")
     for member in left:
-        print(f"worker {member.name} ({member.status.get('host')}, job {member.job_id}) still runs", file=sys.stderr)
+        print(f"worker {member.name} ({member.host}, job {member.job_id}) still runs", file=sys.stderr)
     return 1 if left else 0
 
 

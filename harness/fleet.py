@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import submitit
@@ -29,7 +30,7 @@ SLURM_TIMEOUT_S = 20.0
 
 
 class Fleet:
-    """The workers of one launch. workers: that may be present at once, those of other launches included."""
+    """The workers of one launch. workers: present at once on Slurm, or on this machine, those of other launches too."""
 
     #: Workers that may die in a row without finishing a run before the launch gives up: this many, or twice as many
     #: as are wanted.
@@ -64,18 +65,23 @@ class Fleet:
     def fill(self) -> int:
         """Submit the workers that are missing; returns how many. Two launches at once submit one set."""
         with FileLock(self._opened.folder / "launch.lock"):
-            present = sum(member.present for member in roster.roster(self._opened.folder))
+            present = self._present(roster.roster(self._opened.folder))
             count = max(0, min(self._workers, plan.left(self._opened)) - present)
             if count:
                 self._submit(count)
             return count
+
+    def _present(self, members: list[roster.Member]) -> int:
+        """The workers that there are: all on Slurm, or those of this machine; other machines have slots of their own."""
+        here = [member for member in members if member.cluster == self._cluster and member.present]
+        return len(here) if self._cluster == "slurm" else sum(member.host == gethostname() for member in here)
 
     def mend(self) -> None:
         """Put back what dead workers held, and submit others. Raises UserError when none gets anywhere."""
         for job in self._jobs:
             job.poll()  # collects its exit status: a zombie would look alive
         members, left = roster.roster(self._opened.folder), plan.left(self._opened)
-        missing = min(self._workers, left) - sum(member.present for member in members)
+        missing = min(self._workers, left) - self._present(members)
         # A job that is being requeued is out of sight for a moment.
         confirmed, self._missing_before = min(missing, self._missing_before), missing
         dead = [member for member in members if member.name in self._mine and member.state in ("lost", "failed")]

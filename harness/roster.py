@@ -43,6 +43,11 @@ class Member:
         return str(self.submitted.get("cluster", "local"))
 
     @property
+    def host(self) -> str | None:
+        """The machine it works on; for one that has not started, the machine it was submitted from."""
+        return self.status.get("host") or self.submitted.get("by", {}).get("host")
+
+    @property
     def job_id(self) -> str | None:
         """Its job, as squeue names it."""
         return self.status.get("job_id") or self.submitted.get("job_id")

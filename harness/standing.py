@@ -121,13 +121,14 @@ def _best(sweep: Sweep, cell: Cell, trials: Sequence[FrozenTrial]) -> dict[str, 
 
 
 def _worker(member: roster.Member) -> dict[str, Any]:
-    keys = ("host", "slot", "gpu", "threads", "run", "cell", "attempt", "finished", "reason", "code", "launched_with")
+    keys = ("slot", "gpu", "threads", "run", "cell", "attempt", "finished", "reason", "code", "launched_with")
     age = member.status.get("age_s")
     return {
         "name": member.name,
         "state": member.state,
         "cluster": member.cluster,
         "job_id": member.job_id,
+        "host": member.host,
         **{key: member.status.get(key) for key in keys},
         "heartbeat_age_s": None if age is None else round(age, 1),
         "log": member.status.get("log") or member.submitted.get("log"),

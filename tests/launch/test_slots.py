@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from tiny_sweep import launch, records, start, write_sweep
 
-from harness import fleet, place
+from harness import fleet, place, plan, profile, roster, study
+from harness import sweep as sweeps
 from harness.launch import main
+from harness.record import RunDirectory, process_identity, write_json
 from harness.standing import standing
 from harness.study import load_sweep
 
@@ -114,3 +116,16 @@ def test_gpus_are_for_local_launches(tmp_path: Path) -> None:
     ended, output = launch(write_sweep(tmp_path), tmp_path / "runs", "--gpus", "0", "--cluster", "slurm")
     assert ended == 2
     assert "--gpus is for --cluster local, not slurm" in output
+
+
+def test_workers_of_another_machine_take_none_of_the_slots_here(tmp_path: Path) -> None:
+    # Two workstations that share a folder: launching on the second adds its own workers.
+    sweep = study.open_sweep(sweeps.read(write_sweep(tmp_path)), tmp_path / "runs")
+    plan.top_up(sweep)
+    far = RunDirectory(sweep.folder / "workers" / "far")
+    far.path.mkdir(parents=True)
+    write_json(far.status, {"state": "running", "machine": "elsewhere", "host": "node9"})
+    roster.submit(sweep.folder, "near", cluster="local", by=process_identity())
+    roster.submit(sweep.folder, "queued", cluster="slurm", job_id="1", by=process_identity())
+    members = roster.roster(sweep.folder)
+    assert fleet.Fleet(sweep, "local", 2, profile.Profile(), ("cpu0", "cpu1"))._present(members) == 1
