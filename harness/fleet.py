@@ -72,7 +72,7 @@ class Fleet:
             return count
 
     def _present(self, members: list[roster.Member]) -> int:
-        """The workers that there are: all on Slurm, or those of this machine; other machines have slots of their own."""
+        """The workers that there are: all on Slurm, or this machine's; other machines have slots of their own."""
         here = [member for member in members if member.cluster == self._cluster and member.present]
         return len(here) if self._cluster == "slurm" else sum(member.host == gethostname() for member in here)
 
