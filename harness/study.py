@@ -7,6 +7,7 @@ reach a sampler. A trial whose worker died goes back to WAITING with its number 
 
 import json
 import os
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,7 +156,9 @@ def claim(sweep: Sweep, worker: str) -> Claim | None:
     begun = {cell.id: sweep.begun(cell.id) for cell in sweep.cells}
     for cell in sorted(sweep.cells, key=lambda cell: begun[cell.id]):  # stable: in file order among equals
         study = sweep.studies[cell.id]
-        for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        # Whoever was too late for the first takes any other: all of them after the same one would be too late again.
+        for frozen in waiting[:1] + random.sample(waiting[1:], k=max(0, len(waiting) - 1)):
             if trial := _take(sweep, study, cell.id, frozen, worker):
                 params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
                 return Claim(study, trial, cell, "tune", params, sweep.spec.tune.seed)
