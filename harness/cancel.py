@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = sweep_folder(options.sweep, options.root)
     write_json(folder / STOP, {"when": time.time(), "by": process_identity()})
-    asked = [member for member in roster.roster(folder) if member.present]
+    members = roster.roster(folder)
+    silent = [member for member in members if member.present and member.why == roster.NO_ANSWER]
+    asked = [member for member in members if member.present and member not in silent]
     _ask(folder, asked)
     left = _wait(folder, asked)
     from harness import plan
@@ -36,10 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     sweep = load_sweep(folder)
     with sweep.lock():
         plan.reap(sweep)
-    print(f"{len(asked) - len(left)} workers stopped; {plan.left(sweep)} runs are left; launch again to go on")
+    runs = plan.left(sweep)
+    print(
+        f"{len(asked) - len(left)} workers stopped; "
+        + (f"{runs} runs are left; launch goes on" if runs else "complete")
+    )
+    if silent:
+        print(f"Slurm does not answer: {len(silent)} jobs, if they are there, stop when they see {folder / STOP}")
     for member in left:
         print(f"worker {member.name} ({member.host}, job {member.job_id}) still runs", file=sys.stderr)
-    return 1 if left else 0
+    return 1 if left or silent else 0
 
 
 def _ask(folder: Path, members: Sequence[Member]) -> None:

@@ -1,5 +1,6 @@
 """What a launch checks before anything starts, and what `--dry-run` shows of it."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,25 @@ def show(spec: SweepSpec, cells: Sequence[Cell], cluster: str, workers: int, pro
         check_data(spec, cells)
     except UserError as error:
         print(f"not yet runnable: {error}")
+
+
+def show_standing(spec: SweepSpec, root: Path) -> int:
+    """Print what is there already of a sweep; returns 2 when launching it would be refused."""
+    from harness import plan, roster, study
+
+    folder = root / spec.name
+    if not (folder / "sweep.json").exists():
+        return 0
+    try:
+        study.check_change(folder, spec)
+    except UserError as error:
+        print(f"would be refused: {error}")
+        return 2
+    there = study.load_sweep(folder)
+    left = plan.left(dataclasses.replace(there, spec=spec))
+    workers = len(roster.living(folder))
+    print(f"{folder}: {left} runs left, {workers} workers at it" if left else f"{folder}: complete, nothing to do")
+    return 0
 
 
 def sbatch_text(spec: SweepSpec, profile: Profile, workers: int, root: Path) -> str:

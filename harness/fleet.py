@@ -26,7 +26,7 @@ LOCAL_LIMIT_MIN = 60 * 24 * 30
 #: Jobs of one array: Slurm's MaxArraySize is 1001 unless an administrator chose otherwise.
 ARRAY_SIZE = 1000
 #: How long Slurm's controller may take to answer.
-SLURM_TIMEOUT_S = 20.0
+SLURM_TIMEOUT_S = 15.0
 
 
 class Fleet:
@@ -45,7 +45,7 @@ class Fleet:
         self._mine: set[str] = set()
         self._started, self._left, self._missing_before = 0, -1, 0
         self._dead, self._dead_before = 0, 0  # workers of this launch that died: now, and when a run last ended
-        self._stamp = f"{int(time.time()):x}-{os.getpid():x}"
+        self._stamp = f"{int(1000 * time.time()):x}-{os.getpid():x}"
 
     def worker(self, keep_signals: bool = False) -> Worker:
         """The next worker; a local one takes its slot and its share of the CPU cores when it starts."""
@@ -169,6 +169,7 @@ def _last_line(error: Exception) -> str:
     """What sbatch said, without Submitit's traceback around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if "sbatch" in line or "slurm" in line.lower()]
+    said = [line for line in said if "--help" not in line]  # sbatch's own advice hides what it is about
     return (said or lines or ["no reason given"])[-1]
 
 
@@ -180,7 +181,9 @@ def check_slurm(profile: Profile) -> None:
         command = ["sinfo", "--noheader", "--format=%R"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        written = getattr(error, "stderr", None) or str(error)
+        text = written.decode(errors="replace") if isinstance(written, bytes) else written
+        said = text.strip().splitlines()[-1]
         raise UserError(
             f"--cluster slurm: Slurm's controller does not answer ({said}); `sinfo` shows when it is back, or use "
             "--cluster local"

@@ -67,18 +67,25 @@ def main(arguments: list[str] | None = None) -> int:
     check_algorithms(spec)
     dry_run.check_stacks(cells, spec.tune.seed)
     slots = fleet.local_slots(options.gpus, spec.runs_per_gpu)
+    absent = set(options.gpus or ()) - set(fleet.visible_gpus())
+    if absent:
+        print(
+            f"--gpus: no CUDA device {', '.join(sorted(absent))} is seen here; runs bound to it use the CPU",
+            file=sys.stderr,
+        )
     workers = _workers(options, spec, slots)
     if options.dry_run:
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
-        return 0
+        return dry_run.show_standing(spec, options.root)
     dry_run.check_data(spec, cells)
     if options.cluster == "slurm":
         fleet.check_slurm(slurm)
     dry_run.prepare_data(spec, cells)
     from harness.study import open_sweep
 
-    opened = open_sweep(spec, options.root)
-    _note_code(opened)
+    opened = open_sweep(spec, options.root, _check_code)
+    if read_json(opened.folder / "code.json") is None:
+        write_json(opened.folder / "code.json", {"code": source.code_version(), "changes": []})
     return _launch(opened, options, fleet.Fleet(opened, options.cluster, workers, slurm, slots))
 
 
@@ -96,13 +103,10 @@ def _workers(options: argparse.Namespace, spec: SweepSpec, slots: tuple[str, ...
     return wanted
 
 
-def _note_code(opened: "Sweep") -> None:
-    """Keep which code launched the sweep; say so, or refuse, when this is another. Raises UserError."""
-    path, mine = opened.folder / "code.json", source.code_version()
-    launched = (read_json(path) or {}).get("code")
-    if launched is None:
-        write_json(path, {"code": mine, "changes": []})
-    elif source.differs(mine, launched):
+def _check_code(opened: "Sweep") -> None:
+    """Say so, or refuse, when this is not the code that launched the sweep. Raises UserError."""
+    mine, launched = source.code_version(), (read_json(opened.folder / "code.json") or {}).get("code", {})
+    if source.differs(mine, launched):
         text = f"the code is {source.named(mine)}, and {opened.folder} was launched with {source.named(launched)}"
         if opened.spec.changed_code == "refuse":
             raise UserError(f"{text} (changed_code: refuse); launch from that code, or give the sweep another name")
@@ -126,6 +130,8 @@ def _launch(opened: "Sweep", options: argparse.Namespace, fleet: "Fleet") -> int
         fleet.worker(keep_signals=True)()
         return progress.summary(opened)
     submitted = fleet.fill()
+    if options.cluster == "local" and not submitted:
+        print("the workers of another launch are at it; this one follows them", flush=True)
     if options.cluster == "slurm":
         what = f"{submitted} workers submitted" if submitted else "enough workers are at it"
         print(f"{what}, {missing} runs to go; results come to {opened.folder}", flush=True)

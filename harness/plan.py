@@ -122,8 +122,8 @@ def _cell_entry(sweep: Sweep, cell: Cell, earlier: dict[str, Any] | None) -> dic
         return earlier  # naming finals takes milliseconds a run, for nothing
     # A sweep that grew keeps its choice until the new trials are in.
     chosen = _best(sweep, cell, trials) if over else (earlier or {}).get("chosen")
-    finals = {}
-    if chosen is not None:
+    finals = {} if over or earlier is None else earlier["finals"]  # new seeds wait for the new choice
+    if over and chosen is not None:
         seeds = sweep.spec.final.seeds
         finals = {str(seed): cell.config(chosen["params"], seed, "final").run_id() for seed in seeds}
     return {

@@ -61,7 +61,8 @@ class Profile(Knobs):
             "array_parallelism": min(self.array_parallelism, jobs),
             "signal_delay_s": self.signal_delay_s,
             "setup": list(self.setup),
-            "additional_parameters": dict(self.sbatch),
+            # Clusters may forbid requeueing unless a job asks for it.
+            "additional_parameters": {**({} if "no-requeue" in self.sbatch else {"requeue": True}), **self.sbatch},
         }
 
 

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="ids; default: every failed run")
     parser.add_argument("--changed-code", metavar="WHY", help="the code was changed, and what for; they start over")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.changed_code is not None and not options.changed_code.strip():
+        raise UserError("--changed-code: say in a few words what changed")
     from harness import plan
     from harness.study import load_sweep
 

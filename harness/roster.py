@@ -18,7 +18,8 @@ from harness.record import RunDirectory, files_clock, is_running, read_json, rea
 #: A submitted local worker that has not said anything after this long never started.
 STARTING_S = 60.0
 #: How long `squeue` may take; a controller that is being restarted does not answer at all.
-QUEUE_TIMEOUT_S = 20.0
+QUEUE_TIMEOUT_S = 10.0
+NO_ANSWER = "Slurm does not answer"
 #: Slurm's states of a job that is over, though the queue may still show it.
 _OVER = ("COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 
@@ -31,6 +32,7 @@ class Member:
     state: str
     status: Mapping[str, Any]
     submitted: Mapping[str, Any]
+    why: str | None = None  # what Slurm says of a job that waits; or that Slurm says nothing
 
     @property
     def present(self) -> bool:
@@ -84,7 +86,7 @@ def roster(folder: Path) -> list[Member]:
     on_slurm = any(submitted.get("cluster") == "slurm" and not _ended(status) for _, status, submitted, _ in found)
     queue = slurm_queue() if on_slurm else {}
     return [
-        Member(name, _state(status, submitted, age, queue), status, submitted)
+        Member(name, _state(status, submitted, age, queue), status, submitted, _why(status, submitted, queue))
         for name, status, submitted, age in found
         if status or submitted
     ]
@@ -95,7 +97,7 @@ def _ended(status: Mapping[str, Any]) -> bool:
 
 
 def _state(
-    status: Mapping[str, Any], submitted: Mapping[str, Any], age_s: float, queue: Mapping[str, str] | None
+    status: Mapping[str, Any], submitted: Mapping[str, Any], age_s: float, queue: Mapping[str, tuple[str, str]] | None
 ) -> str:
     if is_running(status):
         return "running"
@@ -103,7 +105,7 @@ def _state(
     if submitted.get("cluster") == "slurm" and not _ended(status):
         if queue is None:  # nobody knows; a worker too many would be worse than one missing for a while
             return "lost" if said == "running" else said if said in ("cancelled", "failed") else "pending"
-        in_queue = queue.get(str(status.get("job_id") or submitted.get("job_id")))
+        in_queue, _ = queue.get(_job(status, submitted), ("", ""))
         if in_queue and (in_queue not in _OVER or said == "requeued"):
             return "pending"
     if said in ("done", "cancelled", "failed"):
@@ -112,12 +114,27 @@ def _state(
     return "pending" if starting else "lost"
 
 
-def slurm_queue() -> dict[str, str] | None:
-    """The state of each of this user's jobs by `squeue`; None when Slurm does not answer."""
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
+def _job(status: Mapping[str, Any], submitted: Mapping[str, Any]) -> str:
+    return str(status.get("job_id") or submitted.get("job_id"))
+
+
+def _why(
+    status: Mapping[str, Any], submitted: Mapping[str, Any], queue: Mapping[str, tuple[str, str]] | None
+) -> str | None:
+    if submitted.get("cluster") != "slurm" or _ended(status):
+        return None
+    if queue is None:
+        return None if status.get("state") in ("cancelled", "failed") else NO_ANSWER
+    state, reason = queue.get(_job(status, submitted), ("", ""))
+    return reason if state == "PENDING" else None
+
+
+def slurm_queue() -> dict[str, tuple[str, str]] | None:
+    """The state and reason of each of this user's jobs by `squeue`; None when Slurm does not answer."""
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError):
         return None
-    lines = (line.strip().partition("|") for line in answer.stdout.splitlines())
-    return {job: state for job, separator, state in lines if separator}
+    lines = (line.strip().split("|", 2) for line in answer.stdout.splitlines())
+    return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}

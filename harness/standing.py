@@ -1,5 +1,6 @@
 """How a sweep stands: its cells, workers and failures, as plain values. Reads the queue, not the runs."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -38,7 +39,7 @@ def standing(sweep: Sweep) -> dict[str, Any]:
     return {
         "sweep": sweep.spec.name,
         "folder": str(sweep.folder),
-        "state": _overall(sweep.folder, left, members),
+        "state": _overall(sweep.folder, left, members, cells),
         "objective": list(sweep.spec.objective),
         "storage": sweep.spec.storage,
         "runs": sum(cell["total"] for cell in cells),
@@ -58,9 +59,9 @@ def _reap(sweep: Sweep) -> None:
         pass
 
 
-def _overall(folder: Path, left: int, members: Sequence[roster.Member]) -> str:
+def _overall(folder: Path, left: int, members: Sequence[roster.Member], cells: Sequence[dict[str, Any]]) -> str:
     if not left:
-        return "complete"
+        return "failed" if cells and all(cell["nothing_to_choose"] for cell in cells) else "complete"
     states = {member.state for member in members}
     for state in ("running", "pending"):
         if state in states:
@@ -95,6 +96,7 @@ def _cell(
         "trials": tune.total,
         "finals_done": final.total - final.left,
         "finals": final.total,
+        "nothing_to_choose": lost,
         "best": _best(sweep, cell, tuning),
         "mean_run_s": mean_s,
         "eta_s": left * (mean_s or 0.0) / max(present, 1) if known else None,
@@ -121,18 +123,31 @@ def _best(sweep: Sweep, cell: Cell, trials: Sequence[FrozenTrial]) -> dict[str, 
 
 
 def _worker(member: roster.Member) -> dict[str, Any]:
-    keys = ("slot", "gpu", "threads", "run", "cell", "attempt", "finished", "reason", "code", "launched_with")
+    keys = ("pid", "slot", "gpu", "threads", "run", "cell", "attempt", "finished", "reason", "code", "launched_with")
     age = member.status.get("age_s")
     return {
         "name": member.name,
         "state": member.state,
+        "why": member.why,
         "cluster": member.cluster,
         "job_id": member.job_id,
         "host": member.host,
         **{key: member.status.get(key) for key in keys},
         "heartbeat_age_s": None if age is None else round(age, 1),
-        "log": member.status.get("log") or member.submitted.get("log"),
+        "log": (log := member.status.get("log") or member.submitted.get("log")),
+        "last_line": _last_line(log) if member.state in ("lost", "failed") else None,
     }
+
+
+def _last_line(log: str | None) -> str | None:
+    """The last thing a worker that died had to say."""
+    try:
+        with open(str(log), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return None
+    return next((line for line in reversed(lines) if line), None)
 
 
 def _failures(

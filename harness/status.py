@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections import Counter
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,11 +13,16 @@ from rich.text import Text
 
 from harness.errors import run_command
 from harness.locate import add_arguments, sweep_folder
+from harness.roster import NO_ANSWER
 
 #: Seconds between two looks with --watch.
 WATCH_EVERY_S = 3.0
 #: Workers that are gone are shown up to this many, the last ones first.
 GONE_SHOWN = 5
+#: Columns below which a terminal is narrow.
+WIDE = 130
+_COUNTS = ("waiting", "running", "done", "failed", "pruned")
+_HEADINGS = {"name": "worker", "gpu": "GPU", "finished": "runs done"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(standing(sweep), indent=1))
         return 0
     if not options.watch:
-        _console().print(shown(standing(sweep)))
+        console = _console()
+        console.print(shown(standing(sweep), console.width >= WIDE))
         return 0
     _watch(lambda: standing(load_sweep(folder)))
     return 0
@@ -45,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _watch(look: Any) -> None:
     console = _console()
     found = look()
-    with Live(shown(found), console=console, auto_refresh=False) as live:
-        while found["state"] != "complete":
+    with Live(shown(found, console.width >= WIDE), console=console, auto_refresh=False) as live:
+        while found["left"]:
             time.sleep(WATCH_EVERY_S)
             found = look()
-            live.update(shown(found), refresh=console.is_terminal)
+            live.update(shown(found, console.width >= WIDE), refresh=console.is_terminal)
 
 
 def _console() -> Console:
@@ -57,14 +64,17 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=160)  # piped output must not lose a column
 
 
-def shown(found: dict[str, Any]) -> Group:
-    """The report for a reader."""
+def shown(found: dict[str, Any], wide: bool = True) -> Group:
+    """The report for a reader; not wide: for a terminal of 80 columns."""
     head = f"{found['sweep']}: {found['state']}, {found['runs'] - found['left']} of {found['runs']} runs over"
     if found["left"]:
         head += f", {span(found['eta_s'])} left" if found["eta_s"] is not None else ""
-    parts: list[Any] = [Text(head, style="bold"), _cells(found["cells"])]
+    parts: list[Any] = [Text(head, style="bold"), _cells(found["cells"], wide)]
     if found["workers"]:
-        parts.append(_workers(found["workers"]))
+        parts += [_workers(found["workers"], wide), *_notes(found["workers"])]
+    for cell in found["cells"]:
+        if cell["nothing_to_choose"]:
+            parts.append(Text(f"failed: {cell['id']}: no trial completed, so there is nothing to choose from"))
     for failure in found["failures"]:
         parts.append(Text(f"failed: {failure['run']} ({failure['cell']}, {failure['phase']}): {failure['reason']}"))
         parts.append(Text(f"        log: {failure['log']}"))
@@ -75,31 +85,50 @@ def shown(found: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _cells(cells: list[dict[str, Any]]) -> Table:
-    columns = ("cell", "trials", "finals", "waiting", "running", "done", "failed", "pruned", "best", "ETA")
-    table = _table(columns)
+def _notes(workers: list[dict[str, Any]]) -> list[Text]:
+    """What does not fit a table: other code, a Slurm that does not answer, workers that died before their first run."""
+    notes = []
+    if any(worker["why"] == NO_ANSWER for worker in workers):
+        notes.append("Slurm does not answer: its workers are shown as they were last seen")
+    for worker in workers:
+        if worker["launched_with"]:
+            ran, launched = worker["code"], worker["launched_with"]
+            notes.append(f"{worker['name']} runs code {ran}; the sweep was launched with {launched}")
+    died = [worker for worker in workers if worker["state"] in ("lost", "failed") and not worker["finished"]]
+    for worker in died[-GONE_SHOWN:]:
+        said = worker["reason"] or worker["last_line"] or "it said nothing"
+        notes.append(f"{worker['name']} ended before its first run did: {said}")
+        notes.append(f"        log: {worker['log']}")
+    return [Text(note) for note in notes]
+
+
+def _cells(cells: list[dict[str, Any]], wide: bool) -> Table:
+    counts = [key for key in _COUNTS if wide or any(cell[key] for cell in cells)]
+    table = _table(("cell", "trials", "finals", *counts, "best", "ETA"))
     for cell in cells:
         best = "-" if cell["best"] is None else " ".join(f"{value:.4f}" for value in cell["best"]["values"])
-        counts = [str(cell[key]) for key in ("waiting", "running", "done", "failed", "pruned")]
         done = [f"{cell['trials_done']}/{cell['trials']}", f"{cell['finals_done']}/{cell['finals']}"]
         eta = "-" if cell["eta_s"] is None else span(cell["eta_s"])
-        table.add_row(cell["id"], *done, *counts, best, eta)
+        table.add_row(cell["id"], *done, *(str(cell[key]) for key in counts), best, eta)
     return table
 
 
-def _workers(workers: list[dict[str, Any]]) -> Table:
+def _workers(workers: list[dict[str, Any]], wide: bool) -> Table:
     here = [worker for worker in workers if worker["state"] in ("running", "pending")]
     gone = [worker for worker in workers if worker not in here]
-    table = _table(("worker", "state", "host", "job", "slot", "GPU", "run", "cell", "runs done", "seen"))
+    keys = ("name", "state", *(("host", "job", "slot", "gpu") if wide else ("job",)), "run", "finished", "seen")
+    table = _table(tuple(_HEADINGS.get(key, key) for key in keys))
     for worker in here + gone[-GONE_SHOWN:]:
-        age = "-" if worker["heartbeat_age_s"] is None else f"{span(worker['heartbeat_age_s'])} ago"
-        keys = ("name", "state", "host", "job_id", "slot", "gpu", "run", "cell", "finished")
-        table.add_row(*("-" if worker[key] is None else str(worker[key]) for key in keys), age)
-        if worker["launched_with"]:
-            note = f"  runs code {worker['code']}; the sweep was launched with {worker['launched_with']}"
-            table.add_row(note, *[""] * (len(keys)))
-    if len(gone) > GONE_SHOWN:
-        table.caption = f"and {len(gone) - GONE_SHOWN} workers that are gone"
+        age = worker["heartbeat_age_s"]
+        job = f"pid {worker['pid']}" if worker["cluster"] == "local" and worker["pid"] else worker["job_id"]
+        why = f" ({worker['why']})" if worker["state"] == "pending" and worker["why"] not in (None, NO_ANSWER) else ""
+        cells = {**worker, "job": job, "state": worker["state"] + why}
+        cells["seen"] = None if age is None else f"{span(age)} ago"
+        table.add_row(*("-" if cells[key] is None else str(cells[key]) for key in keys))
+    if earlier := Counter(worker["state"] for worker in gone[:-GONE_SHOWN]):
+        table.caption = f"and {earlier.total()} earlier ones: " + ", ".join(
+            f"{n} {state}" for state, n in earlier.items()
+        )
     return table
 
 
@@ -107,7 +136,8 @@ def _table(columns: tuple[str, ...]) -> Table:
     table = Table()
     for heading in columns:
         left = heading in ("cell", "worker", "state", "host", "job", "slot", "GPU", "run")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+        # A number or an id that is broken in two cannot be read, or copied.
+        table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading != "cell")
     return table
 
 

@@ -8,7 +8,7 @@ reach a sampler. A trial whose worker died goes back to WAITING with its number 
 import json
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from harness import objective
+from harness import objective, roster
 from harness.algorithms import make_sampler
 from harness.config import RunConfig
 from harness.errors import UserError
@@ -119,8 +119,11 @@ class Sweep:
         return FileLock(self.folder / "plan.lock")
 
 
-def open_sweep(spec: SweepSpec, root: Path) -> Sweep:
-    """Create or load a sweep. Raises UserError for an unusable root and for a sweep edited after it ran."""
+def open_sweep(spec: SweepSpec, root: Path, check: Callable[["Sweep"], None] = lambda sweep: None) -> Sweep:
+    """Create or load a sweep. Raises UserError for an unusable root and for a sweep edited after it ran.
+
+    check: raises what else speaks against it, before anything is written down.
+    """
     folder = root / spec.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,15 +134,30 @@ def open_sweep(spec: SweepSpec, root: Path) -> Sweep:
         raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
     sweep = Sweep(spec, expand(spec), folder)
     with sweep.lock():
-        before = _written(folder)
-        if before is not None and (changed := changed_keys(before, plain(spec))):
-            raise UserError(
-                f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
-                "final.seeds may grow; give the edited sweep a name (or --root) of its own"
-            )
+        check_change(folder, spec)
+        check(sweep)
+        assert sweep.storage  # a database that does not answer is refused now, not when the sweep has its name
         write_json(folder / "sweep.json", plain(spec))
         study_prefix(spec.storage, folder)  # made here, under the lock, once
     return sweep
+
+
+def check_change(folder: Path, spec: SweepSpec) -> None:
+    """Raises UserError for a sweep that is not the one its folder holds, perhaps grown."""
+    before, after = _written(folder), plain(spec)
+    if before is None:
+        return
+    changed = changed_keys(before, after)
+    if changed and set(changed) <= {"tune.trials", "final.seeds"}:
+        holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
+        raise UserError(f"{folder} has grown to {holds}, and a sweep cannot shrink; launch it with these")
+    if changed:
+        raise UserError(
+            f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
+            "final.seeds may grow; give the edited sweep a name (or --root) of its own"
+        )
+    if before["storage"] != after["storage"] and (workers := roster.living(folder)):
+        raise UserError(f"storage: {len(workers)} workers still use {before['storage']!r}; harness.cancel stops them")
 
 
 def _written(folder: Path) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def test_what_submitit_is_asked_for(tmp_path: Path) -> None:
         "array_parallelism": 6,
         "signal_delay_s": 90,
         "setup": ["module load x"],
-        "additional_parameters": {"nice": 3},
+        "additional_parameters": {"requeue": True, "nice": 3},
     }
 
 

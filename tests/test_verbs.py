@@ -134,7 +134,7 @@ def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: 
     assert cancel.main([str(sweep.folder)]) == 0
     assert worker.wait(10) == -signal.SIGTERM
     assert time.monotonic() - begun < 10
-    assert "2 workers stopped; 10 runs are left" in capsys.readouterr().out
+    assert "2 workers stopped; 10 runs are left; launch goes on" in capsys.readouterr().out
     assert states(sweep, TWO) == {"WAITING": 3}
     assert (sweep.folder / STOP).exists()
     found = standing(sweep)

@@ -53,8 +53,6 @@ CHANGES = {
     "sampler.name": {"sampler": "qmc"},
     "objective": {"objective": "mean"},
     "tune.seed": {"tune/seed": 1001},
-    "tune.trials": {"tune/trials": 1},
-    "final.seeds": {"final/seeds": [1]},
 }
 
 
@@ -65,6 +63,13 @@ def test_a_sweep_edited_after_it_ran_is_refused_and_the_key_named(cli: Cli, key:
     with pytest.raises(UserError, match=rf"differs in: {key}\. Only tune\.trials and final\.seeds may grow"):
         main([str(cli.file(edited(edits))), "--cluster", "debug", "--root", str(cli.root)])
     assert {path: path.read_bytes() for path in cli.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("edits", [{"tune/trials": 1}, {"final/seeds": [1]}], ids=["trials", "seeds"])
+def test_a_sweep_that_would_shrink_is_told_its_size(cli: Cli, edits: Edits) -> None:
+    study.open_sweep(sweep.read(cli.file(BASE)), cli.root)
+    with pytest.raises(UserError, match=r"has grown to tune\.trials \d+ and final\.seeds \[.*a sweep cannot shrink"):
+        main([str(cli.file(edited(edits))), "--cluster", "debug", "--root", str(cli.root)])
 
 
 def test_all_changed_keys_are_named(cli: Cli) -> None:

@@ -1,6 +1,7 @@
 """What a worker says, refuses and gives up: code identity, requests to stop, runs that kill their worker."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 from tiny_sweep import REPOSITORY, launch, records, start, write_sweep
 
-from harness import place, plan, source, study
+from harness import place, plan, roster, source, status, study
 from harness import sweep as sweeps
 from harness.errors import UserError
 from harness.launch import main
@@ -187,3 +188,54 @@ def test_a_disk_that_takes_no_more_is_an_error_of_its_own(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="No space left on device"):
         place.check_disk(tmp_path, full)
     place.check_disk(tmp_path, ValueError("the run's own"))
+
+
+# Launches that are refused
+
+
+def test_a_refused_launch_leaves_no_mark(tmp_path: Path) -> None:
+    # A database that is not there, corrected: the sweep has not got its name by the first attempt.
+    sweep = write_sweep(tmp_path, 1)
+    command = [str(sweep), "--root", str(tmp_path / "runs"), "--cluster", "debug", *ONE_RUN]
+    pytest.importorskip("psycopg")
+    with pytest.raises(UserError, match="does not answer"):
+        main([*command, "--set", "storage=postgresql://me@127.0.0.1:1/absent"])
+    assert not (tmp_path / "runs/tiny/sweep.json").exists()
+    assert main(command) == 0
+    # A growth that other code would carry out, refused: nothing has grown.
+    write_json(tmp_path / "runs/tiny/code.json", {"code": {"source": "0ther"}, "changes": []})
+    with pytest.raises(UserError, match="changed_code: refuse"):
+        main([*command, "--set", "final.seeds=[0, 1]", "--set", "changed_code=refuse"])
+    assert read_json(tmp_path / "runs/tiny/sweep.json")["final"]["seeds"] == [0]
+
+
+def test_a_dry_run_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = write_sweep(tmp_path, 1)
+    command = [str(sweep), "--root", str(tmp_path / "runs"), *ONE_RUN]
+    assert main([*command, "--cluster", "debug"]) == 0
+    capsys.readouterr()
+    for extra, status, said in (
+        ((), 0, "complete, nothing to do"),
+        (("--set", "final.seeds=[0, 1]"), 0, "2 runs left, 0 workers at it"),
+        (("--set", "train.epochs=7"), 2, "would be refused: .* differs in: base.train.epochs"),
+    ):
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+        assert main([*command, *extra, "--dry-run"]) == status
+        assert re.search(said, capsys.readouterr().out)
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}.keys() == before.keys()
+
+
+def test_a_worker_that_dies_at_its_start_is_shown_with_its_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = opened(tmp_path)
+    (sweep.folder / "logs").mkdir()
+    log = sweep.folder / "logs" / "5_0_log.err"
+    log.write_text("module: command not found\nslurmstepd: exit 3\n\n")
+    roster.submit(sweep.folder, "w", cluster="local", job_id="5", log=str(log))
+    submitted = sweep.folder / "workers/w/submitted.json"
+    os.utime(submitted, (time.time() - 100, time.time() - 100))
+    assert status.main([str(sweep.folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "w ended before its first run did: slurmstepd: exit 3" in printed
+    assert str(log) in printed.replace("\n", "")
