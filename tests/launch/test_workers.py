@@ -214,13 +214,13 @@ def test_a_dry_run_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixt
     command = [str(sweep), "--root", str(tmp_path / "runs"), *ONE_RUN]
     assert main([*command, "--cluster", "debug"]) == 0
     capsys.readouterr()
-    for extra, status, said in (
+    for extra, ended, said in (
         ((), 0, "complete, nothing to do"),
         (("--set", "final.seeds=[0, 1]"), 0, "2 runs left, 0 workers at it"),
         (("--set", "train.epochs=7"), 2, "would be refused: .* differs in: base.train.epochs"),
     ):
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
-        assert main([*command, *extra, "--dry-run"]) == status
+        assert main([*command, *extra, "--dry-run"]) == ended
         assert re.search(said, capsys.readouterr().out)
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}.keys() == before.keys()
 
