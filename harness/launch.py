@@ -67,13 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
     check_algorithms(spec)
     dry_run.check_stacks(cells, spec.tune.seed)
     slots = fleet.local_slots(options.gpus, spec.runs_per_gpu)
+    workers = _workers(options, spec, slots)
     absent = set(options.gpus or ()) - set(fleet.visible_gpus())
     if absent:
         print(
             f"--gpus: no CUDA device {', '.join(sorted(absent))} is seen here; runs bound to it use the CPU",
             file=sys.stderr,
         )
-    workers = _workers(options, spec, slots)
     if options.dry_run:
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
         return dry_run.show_standing(spec, options.root)
