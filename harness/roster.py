@@ -62,11 +62,6 @@ def submit(folder: Path, name: str, **fields: Any) -> None:
     write_json(path / "submitted.json", fields)
 
 
-def withdraw(folder: Path, name: str) -> None:
-    """Forget a submission that came to nothing."""
-    (folder / "workers" / name / "submitted.json").unlink(missing_ok=True)
-
-
 def living(folder: Path) -> list[str]:
     """The names of the workers that run now, without asking Slurm."""
     now = files_clock(folder)

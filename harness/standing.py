@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -53,7 +53,7 @@ def standing(sweep: Sweep) -> dict[str, Any]:
 
 def _reap(sweep: Sweep) -> None:
     try:
-        with FileLock(sweep.folder / "plan.lock", timeout=1):
+        with sweep.lock().acquire(timeout=1):
             plan.reap(sweep)
     except (Timeout, OSError):  # somebody else plans just now, or only reads are allowed here
         pass

@@ -220,8 +220,12 @@ def values_of(sweep: Sweep, config: RunConfig, metrics: dict[str, float]) -> lis
 def tell(sweep: Sweep, claim: Claim, record: dict[str, Any]) -> None:
     """Finish a claimed trial with its record."""
     assert claim.run_id  # the trial knows it from here on
-    values = values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
-    tell_values(claim, values)
+    tell_values(claim, objectives(sweep, claim, record))
+
+
+def objectives(sweep: Sweep, claim: Claim, record: dict[str, Any]) -> list[float]:
+    """What a record is worth to its study; test results never reach one, so a final run is worth 0."""
+    return values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
 
 
 def tell_values(claim: Claim, values: Sequence[float]) -> None:

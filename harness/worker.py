@@ -73,14 +73,10 @@ class Worker(Checkpointable):
         return DelayedSubmission(again)
 
     def perform(self, sweep: "Sweep", claim: "Claim", stopping: Stopping) -> list[float]:
-        """Carry out a claimed run; returns its objectives, none for a final run."""
+        """Carry out a claimed run; returns its objectives."""
         from harness import study
-        from harness.schema import as_metrics
 
-        record = self._run(sweep, claim, stopping)
-        if claim.phase != "tune":
-            return [0.0]
-        return study.values_of(sweep, claim.config, as_metrics(record["rows"]))
+        return study.objectives(sweep, claim, self._run(sweep, claim, stopping))
 
     def _work(self, name: str, stopping: Stopping) -> int:
         from harness import plan, study
@@ -191,7 +187,6 @@ class _alone:
         self._lock, self._stopping = FileLock(files.path / "run.lock"), stopping
 
     def __enter__(self) -> None:
-
         while not self._stopping.asked():
             try:
                 self._lock.acquire(timeout=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,8 +70,6 @@ def test_cancel_stops_all_workers_and_who_follows_them(cluster: Cluster, tmp_pat
     follower = start(tmp_path, ONE_RUN, cluster.env, "runs", *on_slurm("--workers", "1", "--wait"))
     sweep = tmp_path / "runs/one"
     cluster.wait_until(lambda: any(epochs(run) for run in sweep.glob("runs/*")), 60)
-    import sys
-
     cluster.run(sys.executable, "-m", "harness.cancel", sweep)
     output, _ = follower.communicate(timeout=20)
     assert follower.returncode == 130
