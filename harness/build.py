@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from harness import compilation
 from harness.calibration import Calibration
 from harness.config import RunConfig, RuntimeKnobs, TrainKnobs, component
 from harness.data import load_dataset
@@ -13,7 +14,7 @@ from harness.data.base import Dataset, order
 from harness.errors import UserError
 from harness.evaluate import Evaluator
 from harness.layers import attach
-from harness.methods import build_stack
+from harness.methods import build_stack, find
 from harness.methods.base import Context, Method
 from harness.models import build_model
 from harness.oscillation import OscillationTracker
@@ -27,32 +28,51 @@ def build(config: RunConfig) -> Session:
     dataset = load_dataset(component("data set", config.data), config.seed, device)
     knobs = component("model", config.model)
     model = build_model(knobs, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
     attach(model, config.exclude)
-    context, calibration = _context(config, dataset), _calibration(config, dataset)
+    steps = steps_an_epoch(config, dataset)
+    twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
+    how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
+    context, calibration = _context(config, steps, how), _calibration(config, dataset)
     methods = build_stack(config.methods, context)
     for method in methods:
         method.prepare(model, calibration)
     assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
-    deploys = ("rtn", *(name for name in config.deploy.methods if name != "rtn"))
-    batch_size = config.runtime.eval_batch_size
+    watched = (model, config.watch_bit, config.quantizer, config.exclude)
     session = Session(
         config=config,
         dataset=dataset,
         model=model,
+        forward=compilation.compiled(model, device) if how == "full" else model,
         methods=methods,
         optimizer=make_optimizer(config.train, model, methods),
-        tracker=OscillationTracker(model, config.watch_bit, config.quantizer, config.exclude),
-        evaluator=Evaluator(dataset, methods, context, calibration, config.evaluated_bits, deploys, batch_size),
+        tracker=OscillationTracker(*watched, fused=context.fused),
+        evaluator=_evaluator(config, dataset, methods, context, calibration),
         device=device,
         precision=choose_precision(config.train.precision, device),
+        compiled=how,
     )
     # Last, so that nothing above takes a part of what dropout and its like draw in training.
     torch.manual_seed(sub_seed(config.seed, "forward"))
     return session
 
 
-def _context(config: RunConfig, dataset: Dataset) -> Context:
-    steps = steps_an_epoch(config, dataset)
+def _evaluator(
+    config: RunConfig, dataset: Dataset, methods: list[Method], context: Context, calibration: Calibration
+) -> Evaluator:
+    return Evaluator(
+        dataset=dataset,
+        methods=methods,
+        context=context,
+        calibration=calibration,
+        bits=config.evaluated_bits,
+        deploys=("rtn", *(name for name in config.deploy.methods if name != "rtn")),
+        batch_size=config.runtime.eval_batch_size,
+        precision=config.deploy.precision,
+    )
+
+
+def _context(config: RunConfig, steps: int, how: compilation.Compiled) -> Context:
     return Context(
         target_bit=config.target_bit,
         total_steps=steps * config.train.epochs,
@@ -61,6 +81,7 @@ def _context(config: RunConfig, dataset: Dataset) -> Context:
         quantizer=config.quantizer,
         scale=config.deploy.scale,
         exclude=config.exclude,
+        fused={"off": False, "kernels": None, "full": True}[how],
     )
 
 

@@ -23,6 +23,7 @@ def save(path: Path, session: "Session") -> None:
         "tracker": session.tracker.state_dict(),
         "progress": session.progress.state_dict(),
         "precision": session.precision,
+        "compiled": session.compiled,
         "rng": _rng_state(session.device),
     }
     # In memory first: on a full disk torch's own file writer ends the process from a C++ destructor.
@@ -48,6 +49,9 @@ def restore(path: Path, session: "Session") -> bool:
     session.tracker.load_state_dict(state["tracker"])
     session.progress.load_state_dict(state["progress"])
     session.precision = state["precision"]
+    if state["compiled"] != session.compiled:
+        was = f"compiled: {state['compiled']}"
+        print(f"{path}: goes on with compiled: {session.compiled}, not {was}; last bits may differ", flush=True)
     _set_rng_state(state["rng"], session.device)
     return True
 

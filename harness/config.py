@@ -64,7 +64,7 @@ class TrainKnobs(Knobs):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "fp32", description="of the forward and backward pass; auto: bf16 where the device has units for it"
+        "auto", description="of the forward and backward pass; auto: bf16 where the device has units for it"
     )
 
 
@@ -76,6 +76,9 @@ class DeployKnobs(Knobs):
         description="what a learned step becomes at another bit-width"
     )
     methods: tuple[str, ...] = Field(("rtn",), min_length=1, json_schema_extra=NOT_IDENTITY)
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of evaluation passes", json_schema_extra=IDENTITY_IF_CHANGED
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -91,6 +94,9 @@ class RuntimeKnobs(Knobs):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: this worker's share of the cores")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="off: plain operations only, for debugging; auto: the network too where runs are long"
+    )
     deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
     eval_batch_size: int = Field(1024, ge=1)
     checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import data
-from harness.config import component
+from harness.config import RunConfig, component
 from harness.errors import UserError
 from harness.profile import Profile
 from harness.search import Choices, Range
@@ -34,7 +34,14 @@ def check_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:
 
 
 def check_stacks(cells: Sequence[Cell], seed: int) -> None:
-    """Refuse stacks whose methods want the same slot, by preparing one linear layer. Raises UserError."""
+    """Refuse stacks whose methods want the same slot. Imports torch where there are stacks. Raises UserError."""
+    for cell in cells:
+        if len(cell.raw["methods"]) > 1:
+            _check_stack(cell.id, cell.config(_first(cell), seed, "tune"))
+
+
+def _check_stack(cell_id: str, config: RunConfig) -> None:
+    """Let the methods of a stack prepare one linear layer, in turn."""
     import torch
 
     from harness.calibration import Calibration
@@ -42,20 +49,16 @@ def check_stacks(cells: Sequence[Cell], seed: int) -> None:
     from harness.methods import build_stack
     from harness.methods.base import Context
 
-    for cell in cells:
-        config = cell.config(_first(cell), seed, "tune")
-        if len(config.methods) < 2:
-            continue
-        layer = torch.nn.Linear(4, 4)
-        batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
-        try:
-            for method in build_stack(config.methods, Context(target_bit=config.target_bit or 2)):
-                method.prepare(torch.nn.Sequential(layer), Calibration(lambda index, batch=batch: batch))  # type: ignore[misc]
-        except SlotTakenError as error:
-            names = [entry["name"] for entry in config.methods]
-            raise UserError(f"cell {cell.id}: methods {names}: {error}") from None
-        except Exception:  # (a method may well want more than a layer; only clashes are looked for)
-            continue
+    layer = torch.nn.Linear(4, 4)
+    batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+    try:
+        for method in build_stack(config.methods, Context(target_bit=config.target_bit or 2)):
+            method.prepare(torch.nn.Sequential(layer), Calibration(lambda index: batch))
+    except SlotTakenError as error:
+        names = [entry["name"] for entry in config.methods]
+        raise UserError(f"cell {cell_id}: methods {names}: {error}") from None
+    except Exception:  # (a method may well want more than a layer; only clashes are looked for)
+        return
 
 
 def prepare_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:

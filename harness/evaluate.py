@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from harness import schema
@@ -27,13 +27,15 @@ class Evaluator:
     bits: tuple[Bits, ...]
     deploys: tuple[str, ...]
     batch_size: int
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def rows(self, model: nn.Module, phase: str, split: Literal["val", "test"]) -> list[dict[str, Any]]:
         """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats."""
+        cases = list(self._cases())
+        models = [self.deployed(model, bits, deploy) for deploy, bits in cases]
+        found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
-        for deploy, bits in self._cases():
-            deployed = self.deployed(model, bits, deploy)
-            accuracy, loss, n = evaluate(deployed, self.dataset, getattr(self.dataset, split), self.batch_size)
+        for (deploy, bits), (accuracy, loss, n) in zip(cases, found, strict=True):
             values = (phase, split, deploy, self.context.scale, bits, accuracy, loss, n)
             rows.append(dict(zip(schema.ROW, values, strict=True)))
         return rows
@@ -50,17 +52,24 @@ class Evaluator:
         return round_to_nearest(copy, bits, self.context.scale, self.context.quantizer, self.context.exclude)
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, dataset: Dataset, split: Split, batch_size: int) -> tuple[float, float, int]:
-    """Accuracy in [0, 1], mean cross-entropy in nats, and the number of images, in fp32.
+def evaluate(
+    model: nn.Module, dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
+) -> tuple[float, float, int]:
+    """Accuracy in [0, 1], mean cross-entropy in nats, and the number of images, of a model in evaluation mode."""
+    return evaluate_all([model], dataset, split, batch_size, precision)[0]
 
-    The model must be in evaluation mode.
-    """
-    correct: Tensor | int = 0
-    loss: Tensor | float = 0.0
+
+@torch.inference_mode()
+def evaluate_all(
+    models: Sequence[nn.Module], dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
+) -> list[tuple[float, float, int]]:
+    """As `evaluate`, of several models from one pass over the data; waits for the device once."""
+    sums = torch.zeros(len(models), 2, dtype=torch.float64, device=dataset.device)
     for start in range(0, len(split), batch_size):
         inputs, labels = dataset.batch(split, slice(start, start + batch_size))
-        logits = model(inputs).float()
-        correct = correct + (logits.argmax(dim=1) == labels).sum()
-        loss = loss + functional.cross_entropy(logits, labels, reduction="sum").double()
-    return float(correct) / len(split), float(loss) / len(split), len(split)
+        for model, (correct, loss) in zip(models, sums, strict=True):
+            with torch.autocast(dataset.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(inputs).float()
+            correct += (logits.argmax(dim=1) == labels).sum()
+            loss += functional.cross_entropy(logits, labels, reduction="sum").double()
+    return [(correct / len(split), loss / len(split), len(split)) for correct, loss in sums.tolist()]

@@ -5,17 +5,22 @@ A weight oscillates at step t when its integer code changes against the directio
 Trackers are updated after optimizer steps only, never by a forward pass, so evaluation cannot dilute them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from harness import schema
+from harness import native, schema
+from harness.compilation import compiled
 from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
 from harness.layers import QuantLayer, weight_layers
-from harness.quantization import WeightQuantizer, make_quantizer
+from harness.quantization import MaxAbsQuantizer, WeightQuantizer, make_quantizer
 from harness.quantization.grid import safe_step
+
+#: The averages are kept over a factor that falls by 1 - momentum a step, so a step touches only the weights that
+#: oscillate; below this they are multiplied out. A power of two, far from the largest fp16.
+SMALLEST_DECAY = 2.0**-8
 
 
 class OscillationTracker:
@@ -25,8 +30,9 @@ class OscillationTracker:
     that the default quantizer would give it at `bits`. Call `update()` after each optimizer step.
 
     bits: 2 to 8. momentum: of the frequency's moving average, in (0, 1). threshold: the frequency above which a
-    weight counts as oscillating. Memory: 4 bytes a weight (int8 code and direction, fp16 frequency, which at the
-    default momentum stops rising at 0.97 and falling at 3e-6). Raises UserError where there is nothing to watch.
+    weight counts as oscillating. Memory: 4 bytes a weight (int8 code and direction, fp16 frequency).
+    fused: False for plain tensor operations; None also uses the compiled pass of harness/native.c on the CPU, with
+    equal results; True also compiles the update on a GPU. Raises UserError where there is nothing to watch.
     """
 
     def __init__(
@@ -37,23 +43,36 @@ class OscillationTracker:
         exclude: Iterable[str] = (),
         momentum: float = 0.01,
         threshold: float = 0.02,
+        fused: bool | None = None,
     ) -> None:
         if not 0 < momentum < 1:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
         knobs = quantizer or QuantizerKnobs()
-        self.threshold = threshold
+        self.threshold, self._fused = threshold, fused is not False
+        self._momentum, self._decay = momentum, 1.0
         self._watches = {
-            name: _Watch(layer, make_quantizer(knobs, bits).fit(layer.weight), momentum)
+            name: _Watch(layer, make_quantizer(knobs, bits).fit(layer.weight))
             for name, layer in weight_layers(model, exclude).items()
         }
         if not self._watches:
             raise UserError("the tracker finds no linear or convolution layer in this model")
+        device = next(iter(self._watches.values())).code.device
+        self._advance_all = compiled(_advance_all, device) if fused and device.type == "cuda" else _advance_all
 
     @torch.no_grad()
     def update(self) -> None:
         """Compare the weights with those at the last update. No host synchronisation."""
-        for watch in self._watches.values():
-            watch.update()
+        watches = list(self._watches.values())
+        self._decay *= 1 - self._momentum
+        increment = self._momentum / self._decay
+        if self._fused:
+            watches = [watch for watch in watches if not watch.advance_natively(increment)]
+        if watches:
+            self._advance_all(watches, torch.tensor(increment))
+        if self._decay < SMALLEST_DECAY:
+            for watch in self._watches.values():
+                watch.frequency.mul_(self._decay)
+            self._decay = 1.0
 
     @torch.no_grad()
     def metrics(self, reset: bool = True) -> dict[str, float]:
@@ -63,7 +82,7 @@ class OscillationTracker:
         averages in [0, 1]; threshold distance is in steps, in [0, Q - 1/2]. reset: start a new period.
         """
         watches = self._watches.values()
-        sums = torch.stack([watch.summary(self.threshold) for watch in watches]).tolist()
+        sums = torch.stack([watch.summary(self.threshold, self._decay) for watch in watches]).tolist()
         weights = sum(watch.frequency.numel() for watch in watches)
         totals = [sum(column) / weights for column in zip(*sums, strict=True)]
         names = (
@@ -84,12 +103,13 @@ class OscillationTracker:
 
     def frequencies(self) -> dict[str, Tensor]:
         """Each layer's oscillation frequencies, fp16, in [0, 1], in the shape of its weight (a copy)."""
-        return {name: watch.frequency.clone() for name, watch in self._watches.items()}
+        return {name: watch.frequency * self._decay for name, watch in self._watches.items()}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All state, by layer name; tensors only."""
+        decay = torch.tensor(self._decay, dtype=torch.float64)
         return {
-            name: {field: getattr(watch, field).clone() for field in _Watch.STATE}
+            name: {"decay": decay, **{field: getattr(watch, field).clone() for field in _Watch.STATE}}
             for name, watch in self._watches.items()
         }
 
@@ -98,49 +118,85 @@ class OscillationTracker:
         for name, watch in self._watches.items():
             for field in _Watch.STATE:
                 getattr(watch, field).copy_(state[name][field])
+            self._decay = float(state[name]["decay"])  # one for all layers
 
 
 class _Watch:
-    """The codes, last directions and frequencies of one layer's weights."""
+    """The codes, last directions and frequencies (over the tracker's decay) of one layer's weights."""
 
     STATE = ("code", "direction", "frequency", "flips", "oscillations")
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, default: WeightQuantizer, momentum: float) -> None:
-        self.layer, self.momentum = layer, momentum
+    def __init__(self, layer: nn.Linear | nn.Conv2d, default: WeightQuantizer) -> None:
+        self.layer = layer
         # Kept out of the model: watching a layer must not change its state dict.
         self.default = default.to(layer.weight.device)
-        self.code = self._quantizer_and_weight(lambda quantizer, weight: quantizer.codes(weight))
+        self.code = self.codes()
         self.direction = torch.zeros_like(self.code)
         self.frequency = torch.zeros_like(self.code, dtype=torch.float16)
         self.flips = torch.zeros((), dtype=torch.int64, device=self.code.device)
         self.oscillations = torch.zeros_like(self.flips)
+        self._passes: dict[int, native.Passes] = {}
 
-    @torch.no_grad()
-    def _quantizer_and_weight(self, read: Callable[[WeightQuantizer, Tensor], Tensor]) -> Tensor:
+    def read(self) -> tuple[WeightQuantizer, Tensor]:
+        """The quantizer that decides the codes, and the weight that it sees."""
         if not isinstance(self.layer, QuantLayer):
-            return read(self.default, self.layer.weight)
+            return self.default, self.layer.weight
         own = self.layer.weight_quantizer
         weight = self.layer.weight_transform(self.layer.weight)
-        return read(own if isinstance(own, WeightQuantizer) else self.default, weight)
+        return (own if isinstance(own, WeightQuantizer) else self.default), weight
 
-    def update(self) -> None:
-        code = self._quantizer_and_weight(lambda quantizer, weight: quantizer.codes(weight))
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The weights' codes now, int8."""
+        quantizer, weight = self.read()
+        return quantizer.codes(weight)
+
+    def advance(self, increment: Tensor) -> None:
+        """Take the present codes in, by plain tensor operations. increment: of an oscillating weight's frequency."""
+        code = self.codes()
         # In int8 throughout, comparisons viewed as int8: no difference of two codes has to fit a byte, and on CPUs
         # everything but conversions from bool runs vectorised.
         change = (code > self.code).view(torch.int8) - (code < self.code).view(torch.int8)
         reversal = (change * self.direction).clamp_(max=0).neg_()
         self.flips += change.count_nonzero()
         self.oscillations += reversal.count_nonzero()
-        self.frequency.lerp_(reversal.to(torch.float16), self.momentum)  # one rounding, not two
-        self.direction = self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
-        self.code = code
+        self.frequency.copy_(self.frequency.float().addcmul_(reversal.float(), increment))  # one rounding, not two
+        self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
+        self.code.copy_(code)
 
-    def summary(self, threshold: float) -> Tensor:
+    def advance_natively(self, increment: float) -> bool:
+        """The same by the compiled pass; False, and nothing done, where it does not serve this layer."""
+        quantizer, weight = self.read()
+        if not native.serves(weight, self.code, self.direction, self.frequency):
+            return False
+        counters = (self.code, self.direction, self.frequency, self.flips, self.oscillations)
+        if type(quantizer).codes is not WeightQuantizer.codes or weight.dtype != torch.float32:
+            codes = quantizer.codes(weight)
+            if not native.serves(codes, self.code):
+                return False
+            native.track_codes(codes, counters, increment)
+            return True
+        groups = weight.shape[0] if quantizer.per_channel else 1
+        passes = self._passes.get(groups) or native.Passes(weight.numel(), groups)
+        self._passes[groups] = passes
+        if isinstance(quantizer, MaxAbsQuantizer):
+            step = quantizer.step_of(quantizer.shaped(passes.peaks(weight), weight))
+        else:
+            step = quantizer.step(weight)
+        passes.track(weight, step.flatten(), quantizer.levels, counters, increment)
+        return True
+
+    def summary(self, threshold: float, decay: float) -> Tensor:
         """(5,) sums over the weights: flips, oscillations, frequency, oscillating, threshold distance."""
-        frequency = self.frequency.float()
-        distance = self._quantizer_and_weight(_threshold_distance)
+        frequency = self.frequency.float() * decay
+        distance = _threshold_distance(*self.read())
         sums = (self.flips, self.oscillations, frequency.sum(), (frequency > threshold).sum(), distance.sum())
         return torch.stack([value.double() for value in sums])
+
+
+def _advance_all(watches: list[_Watch], increment: Tensor) -> None:
+    for watch in watches:
+        watch.advance(increment)
 
 
 def _threshold_distance(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
         "run_id": run_id,
         "phase": config.phase,
         "config": config.model_dump(mode="json"),
-        "resolved": {"device": str(session.device), "precision": session.precision},
+        "resolved": {"device": str(session.device), "precision": session.precision, "compiled": session.compiled},
         "provenance": provenance,
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,

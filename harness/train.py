@@ -1,7 +1,7 @@
 """THE LOOP. It names no method: what a method does stands in its hooks (harness/methods/base.py)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness import schema
+from harness.compilation import Compiled
 from harness.config import RunConfig, TrainKnobs
 from harness.data.base import Dataset, order
 from harness.errors import Stopped
@@ -48,18 +49,34 @@ class Progress:
 
 @dataclass
 class Session:
-    """A run in memory. Built by harness/run.py."""
+    """A run in memory, from `harness.build.build`. forward: the model, or its compiled version."""
 
     config: RunConfig
     dataset: Dataset
     model: nn.Module
+    forward: Callable[[Tensor], Tensor]
     methods: list[Method]
     optimizer: torch.optim.Optimizer
     tracker: OscillationTracker
     evaluator: Evaluator
     device: torch.device
     precision: str
+    compiled: Compiled
     progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.generator = torch.Generator(self.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `steps_an_epoch`."""
+        return steps_an_epoch(self.config, self.dataset)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training, were it not for patience."""
+        return self.config.train.epochs * self.steps_per_epoch
 
 
 def train(
@@ -72,45 +89,50 @@ def train(
     epoch_done gets the metrics of each epoch. Raises Stopped between two steps once asked to stop, and
     TrainingError when the loss is not finite.
     """
-    knobs, progress, model, methods = session.config.train, session.progress, session.model, session.methods
-    steps_per_epoch, seed = steps_an_epoch(session.config, session.dataset), session.config.seed
-    base_rates = [group["lr"] for group in _initial(session.optimizer)]
-    generator = torch.Generator(session.device)
-    while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, methods):
-        permutation = order(len(session.dataset.train), seed, progress.epoch, session.device)
-        model.train()
-        for indices in permutation.split(knobs.batch_size)[progress.step : steps_per_epoch]:
+    knobs, progress = session.config.train, session.progress
+    while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
+        permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
+        session.model.train()
+        for indices in permutation.split(knobs.batch_size)[progress.step : session.steps_per_epoch]:
             if asked_to_stop():
                 raise Stopped
-            step = Step(progress.epoch * steps_per_epoch + progress.step, knobs.epochs * steps_per_epoch, model)
-            for group, rate in zip(session.optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(step.index, step.total, steps_per_epoch, knobs)
-            for method in methods:
-                method.on_step_start(step)
-            inputs, labels = session.dataset.train_batch(
-                indices, generator.manual_seed(sub_seed(seed, "augment", step.index))
-            )
-            with _forward_context(session):
-                logits = model(inputs)
-            step.task_loss = functional.cross_entropy(logits.float(), labels, label_smoothing=knobs.label_smoothing)
-            penalty = sum((method.penalty(step) for method in methods), start=0.0)
-            session.optimizer.zero_grad()
-            (step.task_loss + penalty).backward()
-            penalty = penalty + sum((method.after_backward(step) for method in methods), start=0.0)
-            if knobs.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), knobs.clip_norm)
-            session.optimizer.step()
-            for method in methods:
-                method.after_step(step)
-            session.tracker.update()
-            _count(progress, step.task_loss.detach(), penalty)
-        epoch_done(_finish_epoch(session, steps_per_epoch))
+            step(session, indices)
+        epoch_done(_finish_epoch(session))
 
 
-def _finish_epoch(session: Session, steps: int) -> dict[str, Any]:
+def step(session: Session, indices: Tensor) -> None:
+    """One training step on the training images at `indices`, int64 (B,). The host never waits for the device."""
+    config, progress, model, methods = session.config, session.progress, session.model, session.methods
+    now = Step(progress.epoch * session.steps_per_epoch + progress.step, session.total_steps, model)
+    factor = learning_rate_factor(now.index, now.total, session.steps_per_epoch, config.train)
+    for group, rate in zip(session.optimizer.param_groups, session.base_rates, strict=True):
+        group["lr"] = rate * factor
+    for method in methods:
+        method.on_step_start(now)
+    generator = session.generator.manual_seed(sub_seed(config.seed, "augment", now.index))
+    inputs, labels = session.dataset.train_batch(indices, generator)
+    with forward_context(session):
+        # A last, smaller batch is no reason to compile for another shape.
+        logits = session.forward(inputs) if len(indices) == config.train.batch_size else model(inputs)
+    now.task_loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.train.label_smoothing)
+    penalty = sum((method.penalty(now) for method in methods), start=0.0)
+    session.optimizer.zero_grad()
+    (now.task_loss + penalty).backward()
+    penalty = penalty + sum((method.after_backward(now) for method in methods), start=0.0)
+    if config.train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+    session.optimizer.step()
+    for method in methods:
+        method.after_step(now)
+    session.tracker.update()
+    _count(progress, now.task_loss.detach(), penalty)
+
+
+def _finish_epoch(session: Session) -> dict[str, Any]:
     """Close an epoch: its metrics, and its weights if they are the best so far."""
     progress = session.progress
-    loss, penalty = (value / steps for value in progress.sums.tolist()) if progress.sums is not None else (0.0, 0.0)
+    sums = [0.0, 0.0] if progress.sums is None else progress.sums.tolist()
+    loss, penalty = (value / session.steps_per_epoch for value in sums)
     if not math.isfinite(loss):
         raise TrainingError(f"the training loss became {loss} in epoch {progress.epoch + 1}")
     progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, None
@@ -175,17 +197,15 @@ def learning_rate_factor(step: int, total: int, steps_per_epoch: int, knobs: Tra
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _initial(optimizer: torch.optim.Optimizer) -> Iterator[dict[str, Any]]:
-    """Parameter groups with the learning rate they were built with, also after a checkpoint was loaded."""
-    return ({"lr": group.setdefault("initial_lr", group["lr"])} for group in optimizer.param_groups)
+def forward_context(session: Session) -> AbstractContextManager[Any]:
+    """The precision of the forward pass, and plain attention where it is faster or a method differentiates twice.
 
-
-def _forward_context(session: Session) -> AbstractContextManager[Any]:
-    """The precision of the forward pass, and plain attention where a method differentiates twice."""
+    On CPUs the backward pass of fused attention takes half of a ViT's whole step (harness/compilation.py).
+    """
     stack = ExitStack()
     if session.precision == "bf16":
         stack.enter_context(torch.autocast(session.device.type, torch.bfloat16))
-    if any(method.needs_double_backward for method in session.methods):
+    if session.device.type == "cpu" or any(method.needs_double_backward for method in session.methods):
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     return stack
 

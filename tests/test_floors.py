@@ -18,11 +18,11 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "quantization"),
-            *("record", "runlog", "source"),
+            *("record", "runlog", "source", "cache", "native"),
         ),
         0,
     ),
-    **dict.fromkeys(("layers", "attention", "data"), 1),
+    **dict.fromkeys(("layers", "attention", "data", "compilation"), 1),
     **dict.fromkeys(("models", "oscillation", "calibration"), 2),
     "methods": 3,
     **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),
@@ -46,7 +46,7 @@ TORCH_FREE = (
     *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
     *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run"),
-    *("runlog", "source", "storage", "rebuild", "roster", "place", "stopping"),
+    *("runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs"),
 )

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import uuid
 import warnings
 from collections.abc import Callable
@@ -12,16 +11,11 @@ from typing import Any
 import PIL
 import torch
 
+from harness.cache import cache_folder
 from harness.data.base import Raw, Split
 
 #: Part of every key; goes up when the way images are decoded changes.
 VERSION = 1
-
-
-def cache_folder() -> Path:
-    """Where decoded data sets are kept. Files there may be deleted at any time."""
-    chosen = os.environ.get("HARNESS_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "oscillation-harness"
 
 
 def cached(name: str, fingerprint: str, resize: int | None, make: Callable[[], Raw]) -> Raw:

@@ -41,7 +41,8 @@ class Context:
     """What a method may know of its run.
 
     target_bit: 2 to 8, or None for plain float training. exclude: layer globs left in float.
-    seed: of the method's own random draws (torch.Generator().manual_seed(...)).
+    seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether closed forms may run
+    as compiled passes: False never, None on the CPU, True everywhere.
     """
 
     target_bit: int | None = None
@@ -51,6 +52,7 @@ class Context:
     quantizer: QuantizerKnobs = field(default_factory=QuantizerKnobs)
     scale: ScalePolicy = "recalibrate"
     exclude: tuple[str, ...] = ()
+    fused: bool | None = None
 
     def bits(self) -> int:
         """The target bit of a method that needs one (`Method.needs_target_bit`)."""

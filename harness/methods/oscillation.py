@@ -22,7 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from harness import native
 from harness.calibration import Calibration
+from harness.compilation import compiled
 from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
 from harness.layers import weight_layers
@@ -66,11 +68,54 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
     return value, gradient
 
 
+@torch.no_grad()
+def _add_all(
+    weights: list[Tensor], gradients: list[Tensor], quantizers: list[MaxAbsQuantizer], strength: float
+) -> list[Tensor]:
+    """Add each layer's dR/dw to its gradient, in place, by plain tensor operations; the layers' values."""
+    values = []
+    for weight, gradient, quantizer in zip(weights, gradients, quantizers, strict=True):
+        value, more = oscillation_penalty(weight, quantizer, strength)
+        gradient.add_(more)
+        values.append(value)
+    return values
+
+
+class _Layer:
+    """A weight, its quantizer, and what the native pass over it needs."""
+
+    def __init__(self, weight: Tensor, quantizer: MaxAbsQuantizer) -> None:
+        self.weight, self.quantizer = weight, quantizer
+        self._passes: native.Passes | None = None
+
+    def gradient(self) -> Tensor:
+        """The weight's gradient so far; zeros where the task's loss did not reach it."""
+        if self.weight.grad is None:
+            self.weight.grad = torch.zeros_like(self.weight)
+        return self.weight.grad
+
+    def add_natively(self, strength: float) -> Tensor | None:
+        """Add dR/dw to the gradient by the compiled pass; returns R, or None where it does not serve this layer."""
+        weight, gradient, quantizer = self.weight, self.gradient(), self.quantizer
+        alike = weight.dtype == gradient.dtype == torch.float32
+        if not alike or not native.serves(weight, gradient):
+            return None
+        if self._passes is None:
+            self._passes = native.Passes(weight.numel(), weight.shape[0] if quantizer.per_channel else 1)
+        peak = self._passes.peaks(weight)
+        step = quantizer.step_of(quantizer.shaped(peak, weight)).flatten()
+        factor = 2.0 * strength / weight.numel()
+        high = quantizer.levels.high if isinstance(quantizer, ClippedQuantizer) else -1
+        graph = quantizer.scale_gradient == "graph"
+        return self._passes.add_gradient(weight, gradient, peak, step, factor, high, graph)
+
+
 class OscillationRegularizer:
     """The regularizer for a training loop of one's own: call `add_gradient()` between backward and the step.
 
     model: any module; its linear and convolution layers are regularized, but for the `exclude` globs.
-    bits: the bit-width to prepare for, 2 to 8. strength: lambda, >= 0.
+    bits: the bit-width to prepare for, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations;
+    None also uses the compiled pass of harness/native.c on the CPU; True also compiles the pass on a GPU.
     """
 
     def __init__(
@@ -81,26 +126,35 @@ class OscillationRegularizer:
         quantizer: QuantizerKnobs | None = None,
         scale_gradient: Literal["graph", "detached"] = "graph",
         exclude: Iterable[str] = (),
+        fused: bool | None = None,
     ) -> None:
         self.strength = strength
         knobs = quantizer or QuantizerKnobs()
         weights = {id(layer.weight): layer.weight for layer in weight_layers(model, exclude).values()}
-        self._pairs = [
-            (weight, make_quantizer(knobs, bits, scale_gradient).to(weight.device).fit(weight))
+        self._layers = [
+            _Layer(weight, make_quantizer(knobs, bits, scale_gradient).to(weight.device).fit(weight))
             for weight in weights.values()  # by identity: a shared weight counts once
             if weight.requires_grad
         ]
-        if not self._pairs:
+        if not self._layers:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
+        self._fused = fused is not False
+        device = self._layers[0].weight.device
+        self._add_all = compiled(_add_all, device) if fused and device.type == "cuda" else _add_all
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
-        values = []
-        for weight, quantizer in self._pairs:
-            value, gradient = oscillation_penalty(weight, quantizer, self.strength)
-            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-            values.append(value)
+        values, plain = [], []
+        for layer in self._layers:
+            value = layer.add_natively(self.strength) if self._fused else None
+            if value is None:
+                plain.append(layer)
+            else:
+                values.append(value)
+        if plain:
+            weights, gradients = [layer.weight for layer in plain], [layer.gradient() for layer in plain]
+            values += self._add_all(weights, gradients, [layer.quantizer for layer in plain], self.strength)
         return torch.stack(values).sum()
 
 
@@ -128,6 +182,7 @@ class Oscillation(Method):
             self.context.quantizer,
             self.config.scale_gradient,
             self.context.exclude,
+            self.context.fused,
         )
 
     def after_backward(self, step: Step) -> Tensor | float:

@@ -1,21 +1,20 @@
 """Models: one file each, found by name; `build_model` builds one with its initial weights."""
 
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from typing import TYPE_CHECKING, Any
 
 from harness import registry
 from harness.models._weights import load_checkpoint
 from harness.models.base import ModelConfig
 from harness.seeding import sub_seed
 
+if TYPE_CHECKING:  # imported on use, here and in each model's file: knobs are checked without torch
+    from torch import Tensor, nn
+
 __all__ = ["ModelConfig", "build_model", "load_checkpoint", "resized_shape"]
 
 
-def build_model(config: ModelConfig, input_shape: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+def build_model(config: ModelConfig, input_shape: tuple[int, int, int], num_classes: int, seed: int) -> "nn.Module":
     """A model on the CPU, in training mode, that maps images (N, C, H, W) to logits (N, num_classes).
 
     input_shape: (C, H, W) of the data. The weights depend on (config, shapes, seed) alone, through the
@@ -23,6 +22,8 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int], num_clas
     does it, so that names in the state dict do not change.
     Raises UserError when the model does not fit the images, or the initial weights are missing or do not fit.
     """
+    import torch
+
     shape = resized_shape(config, input_shape)
     # Only the CPU generator: torch.manual_seed would reach, and fork_rng would start, every GPU.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -43,8 +44,10 @@ def resized_shape(config: ModelConfig, input_shape: tuple[int, int, int]) -> tup
     return channels, round(height * side / shorter), round(width * side / shorter)
 
 
-def _resize_images(model: nn.Module, args: tuple[Any, ...], size: tuple[int, int]) -> tuple[Any, ...]:
+def _resize_images(model: "nn.Module", args: tuple[Any, ...], size: tuple[int, int]) -> tuple[Any, ...]:
     """A forward_pre_hook, module-level so that it pickles: images (N, C, H, W) to (N, C, *size), bilinear."""
+    from torch.nn import functional
+
     images: Tensor = args[0]
     if images.shape[2:] != size:
         images = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,12 +1,12 @@
 """What the models taken from timm share. timm is imported inside: it takes seconds, and mlp5 must not pay."""
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, nearest
 from harness.models._weights import downloading, hub_offline_if_unreachable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: What timm's constructors and forward passes raise where images or arguments do not suit them.
 _BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -68,17 +68,19 @@ def _create_for_size(name: str, pretrained: bool, input_shape: tuple[int, int, i
     return model
 
 
-def _try_forward(model: nn.Module, input_shape: tuple[int, int, int], num_classes: int) -> None:
+def _try_forward(model: "nn.Module", input_shape: tuple[int, int, int], num_classes: int) -> None:
     """One image through the model: some are built for any size and fail later, or give no logits."""
+    import torch
+
     model.eval()
     with torch.no_grad():
         logits = model(torch.zeros(1, *input_shape))
     model.train()
-    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         raise ValueError(f"it returns no logits of shape (N, {num_classes})")
 
 
-def drop_bias_caches(model: nn.Module) -> None:
+def drop_bias_caches(model: "nn.Module") -> None:
     """Make attention with relative biases (TinyViT, LeViT) compute them anew in every forward pass.
 
     In eval mode timm keeps them from the first pass on: weights loaded or rounded afterwards would not count,
@@ -89,5 +91,5 @@ def drop_bias_caches(model: nn.Module) -> None:
             module.register_forward_hook(_drop_bias_cache)
 
 
-def _drop_bias_cache(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+def _drop_bias_cache(module: Any, args: tuple[Any, ...], output: "Tensor") -> None:
     module.attention_bias_cache.clear()

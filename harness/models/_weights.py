@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: Marks of keys that a quantizer slot adds to a layer: no part of a float model.
 SLOT_KEYS = ("_quantizer.", "weight_transform.")
@@ -27,7 +27,7 @@ _PROBE_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 30.0
 _NETWORK_PACKAGES = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
+def load_checkpoint(model: "nn.Module", path: Path) -> None:
     """Load a model's weights, in place, from .safetensors, .pt or .pth (never unpickling code).
 
     The file holds a state dict, or one under "state_dict" or "model". Keys of quantizer slots that the model
@@ -61,8 +61,11 @@ def _listing(kind: str, entries: list[str]) -> str:
     return f"{len(entries)} {kind} ({', '.join(entries[:_SHOWN])}{more})" if entries else ""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> "dict[str, Tensor]":
     """A file's tensors by key, on the CPU. Raises UserError when it cannot be read or holds no state dict."""
+    import torch
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
@@ -76,7 +79,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"checkpoint {path} holds no state dict (parameter names to tensors)")
     state = dict(content)
     for prefix in _WRAPPERS:
@@ -85,7 +88,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def drop_head(state: dict[str, Tensor], model: nn.Module, head: Iterable[str]) -> dict[str, Tensor]:
+def drop_head(state: "dict[str, Tensor]", model: "nn.Module", head: Iterable[str]) -> "dict[str, Tensor]":
     """Published weights with the classifier's replaced by the model's own where the classes differ."""
     own = model.state_dict()
     return {**state, **{key: own[key] for key in head if own[key].shape != state[key].shape}}

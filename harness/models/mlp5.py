@@ -3,13 +3,15 @@
 from collections import OrderedDict
 from itertools import pairwise
 from math import prod
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from harness.errors import UserError
 from harness.models.base import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Config(ModelConfig):
@@ -29,8 +31,10 @@ class Config(ModelConfig):
         return self
 
 
-def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
     """The model for images (N, C, H, W), with PyTorch's default initialisation."""
+    from torch import nn
+
     hidden = config.hidden if config.hidden is not None else (config.width,) * (config.depth - 1)
     sizes = (prod(input_shape), *hidden, num_classes)
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())

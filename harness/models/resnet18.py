@@ -1,13 +1,15 @@
 """ResNet-18 (He et al. 2016, arXiv 1512.03385), torchvision's, with a stem for small images."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from torch import nn
 
 from harness.errors import UserError
 from harness.models._weights import downloading, drop_head
 from harness.models.base import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Config(ModelConfig):
@@ -20,12 +22,13 @@ class Config(ModelConfig):
     width: int = Field(64, ge=1, le=512, description="channels of the first stage; later ones double them")
 
 
-def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
     """The model for images (N, C, H, W), C of any number from scratch, 3 for pretrained weights.
 
     At width 64 names and shapes of the state dict are torchvision's, but for the stem.
     Raises UserError when pretrained weights do not fit the knobs or cannot be had.
     """
+    from torch import nn
     from torchvision.models import resnet18
 
     config.check_pretrained(small_stem=False, width=64)
@@ -46,8 +49,10 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
     return model
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialise(model: "nn.Module") -> None:
     """Convolutions as torchvision's constructor initialises them; those put in its place had PyTorch's default."""
+    from torch import nn
+
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -55,6 +60,7 @@ def _initialise(model: nn.Module) -> None:
 
 def _set_width(model: Any, width: int, num_classes: int) -> None:
     """Rebuild torchvision's stages from another base width, which its constructor keeps at 64."""
+    from torch import nn
     from torchvision.models.resnet import BasicBlock
 
     model.inplanes = width
@@ -65,7 +71,7 @@ def _set_width(model: Any, width: int, num_classes: int) -> None:
     model.fc = nn.Linear(width << 3, num_classes)
 
 
-def _load_published(model: nn.Module) -> None:
+def _load_published(model: "nn.Module") -> None:
     """ImageNet-1k weights, in place; the classifier stays as initialised unless it has 1000 classes."""
     from torchvision.models import ResNet18_Weights
 

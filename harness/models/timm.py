@@ -1,11 +1,15 @@
 """Any model of timm: `name: timm:resnet34`, `timm:deit_tiny_patch16_224.fb_in1k`."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field, field_validator
-from torch import nn
 
 from harness.errors import UserError
 from harness.models._timm import check_name, create
 from harness.models.base import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _PREFIX = "timm:"
 
@@ -29,7 +33,7 @@ class Config(ModelConfig):
         return name
 
 
-def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
     """The model for images (N, C, H, W), built for that size where it takes one.
 
     Raises UserError for an unknown name, images it cannot work on, and weights that cannot be had.

@@ -1,14 +1,16 @@
 """TinyViT-5M (Wu et al. 2022, arXiv 2207.10666), timm's, with attention windows cut to small images."""
 
 from math import ceil, isqrt
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.models._timm import create
 from harness.models.base import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _TIMM_NAME = "tiny_vit_5m_224"
 #: Largest window of each stage, and by how much each stage's feature map is smaller than the image.
@@ -44,7 +46,7 @@ def windows(side: int) -> tuple[int, ...]:
     return tuple(ceil(size / ceil(size / largest)) for size, largest in zip(maps, _WINDOWS))
 
 
-def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
     """The model for square images (N, C, side, side), side at least 64; `build_model` enlarges smaller ones.
 
     Pretrained attention biases are cut to the windows: each offset keeps its own.
@@ -69,7 +71,7 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
     return model
 
 
-def _cut_biases(published: Tensor, own: Tensor) -> Tensor:
+def _cut_biases(published: "Tensor", own: "Tensor") -> "Tensor":
     """Attention biases (heads, window^2), one for each offset (down, right), to those of a smaller window."""
     if published.shape == own.shape:
         return published

@@ -1,13 +1,15 @@
 """ViT-Tiny (Dosovitskiy et al. 2021, arXiv 2010.11929; Tiny as in DeiT, 2012.12877), for any image size."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from harness.errors import UserError
 from harness.models._timm import create
 from harness.models.base import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Config(ModelConfig):
@@ -27,7 +29,7 @@ class Config(ModelConfig):
         return self
 
 
-def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
     """The model for square images (N, C, side, side), cut into patches of side // 8 pixels (at least 1).
 
     8x8 and 32x32 images both give 64 patches. Pretrained patch and position embeddings are resampled by timm.

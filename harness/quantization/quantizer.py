@@ -83,6 +83,10 @@ class MaxAbsQuantizer(WeightQuantizer):
         """The step that goes with max|w|, in its shape."""
         return peak / self.levels.high
 
+    def shaped(self, peaks: Tensor, weight: Tensor) -> Tensor:
+        """Peaks (G,) of a weight's groups in the shape that `max_abs` gives them."""
+        return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
+
     def forward(self, weight: Tensor) -> Tensor:
         """As the base, without its clamp, which an ulp beyond Q would give the largest weight gradient 0."""
         step = self.step(weight)

@@ -38,7 +38,7 @@ def config(method: str, device: str = "cpu", model: str = "mlp5", **knobs: Any) 
             "target_bit": 3,
             "model": MODELS[model],
             "data": {"name": "digits", "train_fraction": 0.1, "augment": {"crop_padding": 1, "flip": True}},
-            "train": {"epochs": 2, "batch_size": 40, "learning_rate": 1e-2, "clip_norm": 5.0},
+            "train": {"epochs": 2, "batch_size": 40, "learning_rate": 1e-2, "clip_norm": 5.0, "precision": "fp32"},
             "deploy": {"bits": [2, 3, 8], "scale": "recalibrate"},
             "runtime": {"device": device, "deterministic": device == "cuda", "wandb": "off", "threads": 1},
         }

@@ -182,7 +182,7 @@ def test_a_tied_weight_is_regularized_once_and_a_frozen_one_never() -> None:
     assert frozen.weight.grad is None
     assert first.weight.grad is not None
     _, once = oscillation_penalty(first.weight.detach(), MaxAbsQuantizer(3), 1.0)
-    assert torch.equal(first.weight.grad, once)
+    torch.testing.assert_close(first.weight.grad, once)  # the largest weight's share is summed in another order
 
 
 def test_excluded_layers_have_no_regularizer() -> None:

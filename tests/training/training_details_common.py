@@ -17,7 +17,7 @@ def config(method: str | list[dict[str, Any]] = "ste", **changes: Any) -> RunCon
         "target_bit": 3,
         "model": {"name": "mlp5", "width": 16},
         "data": {"name": "digits", "train_fraction": 0.1},
-        "train": {"epochs": 2, "batch_size": 40},
+        "train": {"epochs": 2, "batch_size": 40, "precision": "fp32"},
         "deploy": {"bits": [2, 8], "scale": "recalibrate"},
         "runtime": {"device": "cpu", "wandb": "off", "checkpoint_every_s": 0.0},
     }

@@ -1,0 +1,185 @@
+/* The two passes over all weights that a step makes on a CPU: the regularizer's gradient and the tracker's update.
+ *
+ * A weight is `groups` rows of `size` floats that share a step each. Work goes in blocks of BLOCK weights whose sums
+ * are added in order, in lanes of fixed number: results depend neither on the number of threads nor on how wide the
+ * vectors of the processor are. The arithmetic is harness/methods/oscillation.py's and harness/oscillation.py's, fp32.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 4096
+#define LANES 16
+/* Fewer blocks than this are not worth waking threads up for. */
+#define FEW 8
+
+static long blocks(long size) { return (size + BLOCK - 1) / BLOCK; }
+static long length(long size, long block) {
+    long left = size - block * BLOCK;
+    return left < BLOCK ? left : BLOCK;
+}
+
+static float block_peak(const float *restrict w, long n) {
+    float lane[LANES] = {0}, peak = 0;
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) {
+            float size = fabsf(w[i + j]);
+            lane[j] = size > lane[j] ? size : lane[j];
+        }
+    }
+    for (; i < n; i++) lane[0] = fabsf(w[i]) > lane[0] ? fabsf(w[i]) : lane[0];
+    for (int j = 0; j < LANES; j++) peak = lane[j] > peak ? lane[j] : peak;
+    return peak;
+}
+
+/* max|w| of each group. partial: scratch, one float a block. A NaN is passed over. */
+void peaks(const float *w, long groups, long size, float *partial, float *out) {
+    long per = blocks(size), all = groups * per;
+#pragma omp parallel for schedule(static) if (all >= FEW)
+    for (long b = 0; b < all; b++) partial[b] = block_peak(w + b / per * size + b % per * BLOCK, length(size, b % per));
+    for (long g = 0; g < groups; g++) {
+        out[g] = 0;
+        for (long b = g * per; b < (g + 1) * per; b++) out[g] = partial[b] > out[g] ? partial[b] : out[g];
+    }
+}
+
+typedef struct { double value, pull, ties; } Sums;
+
+/* Adds one weight's share: returns what goes through to its gradient, in steps. high < 0: no clipping. */
+static inline float through(float v, float high, float slack, float *value, float *pull) {
+    float k = rintf(v);
+    int within = high < 0 || fabsf(v) <= high + slack;
+    if (high >= 0) k = k > high ? high : k < -high ? -high : k;
+    float inside = within ? 1.0f : 0.0f;
+    *value += (k + v) * (k - v);
+    *pull += k * (k - v * inside);
+    return k * inside - v;
+}
+
+static Sums block_gradient(const float *restrict w, float *restrict grad, long n, float step, float factor, float peak,
+                           float high, float slack) {
+    float value[LANES] = {0}, pull[LANES] = {0}, ties[LANES] = {0};
+    Sums sums = {0, 0, 0};
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) {
+            ties[j] += fabsf(w[i + j]) == peak ? 1.0f : 0.0f;
+            grad[i + j] += through(w[i + j] / step, high, slack, &value[j], &pull[j]) * factor;
+        }
+    }
+    for (; i < n; i++) {
+        ties[0] += fabsf(w[i]) == peak ? 1.0f : 0.0f;
+        grad[i] += through(w[i] / step, high, slack, &value[0], &pull[0]) * factor;
+    }
+    for (int j = 0; j < LANES; j++) sums.value += value[j], sums.pull += pull[j], sums.ties += ties[j];
+    return sums;
+}
+
+/* The scale's share of the gradient: shared evenly by the weights that attain the peak. */
+static void add_to_largest(const float *w, float *grad, long size, const Sums *sums, float peak, double share) {
+    for (long b = 0; b < blocks(size); b++) {
+        if (sums[b].ties == 0) continue;
+        for (long i = b * BLOCK; i < b * BLOCK + length(size, b); i++)
+            if (fabsf(w[i]) == peak) grad[i] += (float)(w[i] > 0 ? share : -share);
+    }
+}
+
+/* Adds the gradient of factor / 2 * sum(q^2 - w^2) to `grad`; the sum itself, of each group, comes to `values`.
+ *
+ * high: the largest code where the range is clipped, negative where it is not. graph: whether the step, which is
+ * `ratio[g]` times the peak, takes part in the gradient. partial: scratch, one Sums a block.
+ */
+void add_gradient(const float *w, float *grad, long groups, long size, const float *peak, const float *step,
+                  float factor, float high, float slack, int graph, Sums *partial, double *values) {
+    long per = blocks(size), all = groups * per;
+#pragma omp parallel for schedule(static) if (all >= FEW)
+    for (long b = 0; b < all; b++) {
+        long g = b / per, at = g * size + b % per * BLOCK;
+        float s = step[g] > 0 ? step[g] : 1.0f, each = factor * step[g];
+        partial[b] = block_gradient(w + at, grad + at, length(size, b % per), s, each, peak[g], high, slack);
+    }
+    for (long g = 0; g < groups; g++) {
+        Sums sums = {0, 0, 0};
+        for (long b = g * per; b < (g + 1) * per; b++)
+            sums.value += partial[b].value, sums.pull += partial[b].pull, sums.ties += partial[b].ties;
+        values[g] = 0.5 * factor * sums.value * step[g] * step[g];
+        if (graph && peak[g] > 0)
+            add_to_largest(w + g * size, grad + g * size, size, partial + g * per, peak[g],
+                           (double)factor * step[g] / peak[g] * sums.pull * step[g] / sums.ties);
+    }
+}
+
+/* Halves that are never negative, by their bits: old compilers have no type for them. */
+static float from_half(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 13;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value * 0x1p112f;
+}
+static uint16_t to_half(float value) {
+    uint32_t bits;
+    value *= 0x1p-112f;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0xFFF + (bits >> 13 & 1)) >> 13);
+}
+
+typedef struct { long flips, oscillations; } Counts;
+
+/* Compares codes eight at a time; few change in a step. */
+static Counts block_changes(const int8_t *restrict now, int8_t *restrict code, int8_t *restrict direction,
+                            uint16_t *restrict frequency, long n, float increment) {
+    Counts counts = {0, 0};
+    for (long start = 0; start < n; start += 8) {
+        long end = start + 8 < n ? start + 8 : n;
+        if (end - start == 8 && !memcmp(now + start, code + start, 8)) continue;
+        for (long i = start; i < end; i++) {
+            if (now[i] == code[i]) continue;
+            int8_t change = now[i] > code[i] ? 1 : -1;
+            counts.flips++;
+            if (direction[i] == -change) {
+                counts.oscillations++;
+                frequency[i] = to_half(from_half(frequency[i]) + increment);
+            }
+            direction[i] = change;
+            code[i] = now[i];
+        }
+    }
+    return counts;
+}
+
+/* The tracker's update from codes that are there already. */
+void track_codes(const int8_t *now, long size, int8_t *code, int8_t *direction, uint16_t *frequency, float increment,
+                 int64_t *flips, int64_t *oscillations) {
+    long all = blocks(size), changed = 0, reversed = 0;
+#pragma omp parallel for schedule(static) reduction(+ : changed, reversed) if (all >= FEW)
+    for (long b = 0; b < all; b++) {
+        long at = b * BLOCK;
+        Counts counts = block_changes(now + at, code + at, direction + at, frequency + at, length(size, b), increment);
+        changed += counts.flips, reversed += counts.oscillations;
+    }
+    *flips += changed;
+    *oscillations += reversed;
+}
+
+/* The tracker's update from the weights: codes are round(w / step), clipped to low .. high. */
+void track(const float *w, long groups, long size, const float *step, float low, float high, int8_t *code,
+           int8_t *direction, uint16_t *frequency, float increment, int64_t *flips, int64_t *oscillations) {
+    long per = blocks(size), all = groups * per, changed = 0, reversed = 0;
+#pragma omp parallel for schedule(static) reduction(+ : changed, reversed) if (all >= FEW)
+    for (long b = 0; b < all; b++) {
+        long n = length(size, b % per), at = b / per * size + b % per * BLOCK;
+        float s = step[b / per] > 0 ? step[b / per] : 1.0f;
+        int8_t now[BLOCK];
+        for (long i = 0; i < n; i++) {
+            float k = rintf(w[at + i] / s);
+            now[i] = (int8_t)(int)(k < low ? low : k > high ? high : k);
+        }
+        Counts counts = block_changes(now, code + at, direction + at, frequency + at, n, increment);
+        changed += counts.flips, reversed += counts.oscillations;
+    }
+    *flips += changed;
+    *oscillations += reversed;
+}

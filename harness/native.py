@@ -1,0 +1,151 @@
+"""harness/native.c, compiled for this processor when it is first needed, and kept: less than a second, once.
+
+A compiler for the whole graph would do, but takes half a minute a process and three times the time a step. Without
+a C compiler everything works by plain tensor operations.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.cache import cache_folder
+from harness.quantization.rounding import BOUND_SLACK
+
+_SOURCE = Path(__file__).with_name("native.c")
+#: No option may change a result: no reassociation, no contraction to fused multiply-add.
+_OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
+#: Tried in turn: processors and compilers differ in what they take; without OpenMP there is one thread.
+_VARIANTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
+_BLOCK = 4096
+
+_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+_SIGNATURES = {
+    "peaks": (_P, _N, _N, _P, _P),
+    "add_gradient": (_P, _P, _N, _N, _P, _P, _F, _F, _F, _I, _P, _P),
+    "track": (_P, _N, _N, _P, _F, _F, _P, _P, _P, _F, _P, _P),
+    "track_codes": (_P, _N, _P, _P, _P, _F, _P, _P),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where there is no C compiler or nowhere to keep what it makes."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or ctypes.sizeof(ctypes.c_long) != 8:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        warnings.warn(f"plain tensor operations are used, several times slower: {error}", stacklevel=2)
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, None
+    return loaded
+
+
+def _compiled(compiler: str) -> Path:
+    """The shared library for this source, compiler and processor, made if it is not there."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    key = hashlib.sha256("\0".join((_SOURCE.read_text(), version, repr(_OPTIONS + _VARIANTS), _processor())).encode())
+    path = cache_folder() / f"native-{key.hexdigest()[:24]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:  # renamed: processes may race
+            _compile(compiler, Path(aside) / "native.so")
+            os.replace(Path(aside) / "native.so", path)
+    return path
+
+
+def _compile(compiler: str, path: Path) -> None:
+    for variant in _VARIANTS:
+        command = [compiler, *_OPTIONS, *variant, str(_SOURCE), "-o", str(path), "-lm"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if ended.returncode == 0:
+            return
+    raise RuntimeError(f"{compiler} cannot compile {_SOURCE.name}: {ended.stderr[-500:]}")
+
+
+def _processor() -> str:
+    """What decides which instructions may be used: a home folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return "\n".join((sys.platform, platform.machine(), platform.processor(), *flags))
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the passes can run on these: on the CPU, dense, all of one shape and order in memory."""
+    first = tensors[0]
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    alike = all(tensor.device.type == "cpu" and _order(tensor) == _order(first) for tensor in tensors)
+    return dense and alike and library() is not None
+
+
+def _order(tensor: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides, but for dimensions of size 1, whose stride means nothing."""
+    return [pair for pair in zip(tensor.shape, tensor.stride(), strict=True) if pair[0] != 1]
+
+
+class Passes:
+    """The passes over one weight, fp32 (O, ...): `groups` shares of equal size that have a step each.
+
+    The caller has asked `serves`. All tensors of groups are fp32 with `groups` elements.
+    """
+
+    def __init__(self, numel: int, groups: int) -> None:
+        found = library()
+        assert found is not None, "ask `serves` first"
+        self._call, self._groups, self._size = found, groups, numel // groups
+        self._scratch = torch.empty(3 * groups * -(-self._size // _BLOCK), dtype=torch.float64)
+        self._values = torch.empty(groups, dtype=torch.float64)
+
+    def peaks(self, weight: Tensor) -> Tensor:
+        """max|w| of each group, (groups,)."""
+        out = torch.empty(self._groups)
+        self._call.peaks(weight.data_ptr(), self._groups, self._size, self._scratch.data_ptr(), out.data_ptr())
+        return out
+
+    def add_gradient(
+        self, weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, factor: float, high: float, graph: bool
+    ) -> Tensor:
+        """Add the regularizer's gradient to `grad`, in place; returns its value, shape (), float64.
+
+        factor: 2 strength / n. high: the largest code of a clipped range, -1 without clipping.
+        """
+        self._call.add_gradient(
+            *(weight.data_ptr(), grad.data_ptr(), self._groups, self._size, peak.data_ptr(), step.data_ptr()),
+            *(factor, high, BOUND_SLACK, graph, self._scratch.data_ptr(), self._values.data_ptr()),
+        )
+        return self._values.sum()
+
+    def track(self, weight: Tensor, step: Tensor, levels: tuple[int, int], state: "Counters", increment: float) -> None:
+        """Bring codes, directions, frequencies and counts up to date with the weight."""
+        pointers = [tensor.data_ptr() for tensor in state]
+        sizes = (self._groups, self._size)
+        self._call.track(weight.data_ptr(), *sizes, step.data_ptr(), *levels, *pointers[:3], increment, *pointers[3:])
+
+
+#: code and direction (int8), frequency (fp16), all like the weight; flips and oscillations, int64 ().
+Counters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def track_codes(codes: Tensor, state: Counters, increment: float) -> None:
+    """As `Passes.track`, from int8 codes of any quantizer."""
+    found = library()
+    assert found is not None, "ask `serves` first"
+    pointers = [tensor.data_ptr() for tensor in state]
+    found.track_codes(codes.data_ptr(), codes.numel(), *pointers[:3], increment, *pointers[3:])

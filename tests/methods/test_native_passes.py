@@ -1,0 +1,193 @@
+"""The native passes over the weights against plain tensor operations and the plain loss."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from plain_oscillation_loss import plain_gradient
+from torch import Tensor, nn
+
+from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach, native
+from harness.knobs import QuantizerKnobs
+from harness.quantization import ClippedQuantizer, WeightQuantizer
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+
+KNOBS = [QuantizerKnobs(granularity=g, range=r) for g in ("tensor", "channel") for r in ("max", "mse")]
+
+
+def network(seed: int = 0, channels_last: bool = False) -> nn.Module:
+    """Small and odd sizes, and one large enough for several blocks and threads."""
+    torch.manual_seed(seed)
+    layers = (nn.Conv2d(3, 5, 3), nn.Conv2d(5, 7, 1), nn.Linear(1, 1, bias=False), nn.Linear(301, 170, bias=False))
+    model = nn.Sequential(*layers)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def weights(model: nn.Module) -> list[nn.Parameter]:
+    return [layer.weight for layer in model]  # type: ignore[misc, union-attr]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("bits", [2, 3, 6])
+def test_regularizer(bits: int, knobs: QuantizerKnobs, scale_gradient: str, channels_last: bool) -> None:
+    model = network(bits, channels_last)
+    regularizer = OscillationRegularizer(model, bits, 3.0, knobs, scale_gradient)  # type: ignore[arg-type]
+    assert all(layer.add_natively(0.0) is not None for layer in regularizer._layers), "the pass serves each layer"
+    for weight in weights(model):
+        weight.grad = torch.ones_like(weight)
+    value, total = float(regularizer.add_gradient()), 0.0
+    for weight, layer in zip(weights(model), regularizer._layers, strict=True):
+        ratios = layer.quantizer.ratio if isinstance(layer.quantizer, ClippedQuantizer) else None
+        options = {"per_channel": knobs.granularity == "channel", "ratios": ratios}
+        expected_value, expected = plain_gradient(
+            weight.detach(), bits, 3.0, detached=scale_gradient == "detached", **options
+        )
+        assert weight.grad is not None
+        # One is added, which rounds to 6e-8; the rest is what fp32 sums of differences of squares lose.
+        off = (weight.grad.double() - 1 - expected).norm()
+        assert off <= 1e-4 * expected.norm() + 2e-7 * weight.numel() ** 0.5
+        total += float(expected_value)
+    assert value == pytest.approx(total, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("channel", [False, True])
+def test_regularizer_on_ties_and_zeros(channel: bool) -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight.clamp_(-0.05, 0.05)  # type: ignore[operator, union-attr]
+        model[1].weight.zero_()  # type: ignore[operator, union-attr]
+        model[3].weight[3].zero_()  # type: ignore[index, union-attr]
+    knobs = QuantizerKnobs(granularity="channel" if channel else "tensor")
+    OscillationRegularizer(model, 2, 3.0, knobs).add_gradient()
+    for weight in weights(model):
+        assert weight.grad is not None
+        _, expected = plain_gradient(weight.detach().double(), 2, 3.0, per_channel=channel)
+        torch.testing.assert_close(weight.grad.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_threads_change_nothing(threads: None) -> None:
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        model = network()
+        value = OscillationRegularizer(model, 3, 3.0).add_gradient()
+        results.append([value.float(), *(weight.grad for weight in weights(model))])
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert torch.equal(one, same)  # type: ignore[arg-type]
+
+
+class Odd(WeightQuantizer):
+    """Codes of its own, which no step gives."""
+
+    def step(self, weight: Tensor) -> Tensor:
+        return weight.abs().mean()
+
+    def codes(self, weight: Tensor) -> Tensor:
+        return weight.sign().to(torch.int8)
+
+
+def pair(kind: str, channels_last: bool = False) -> tuple[nn.Module, OscillationTracker, OscillationTracker]:
+    """A network, a tracker by native passes, and one by plain operations."""
+    model = network(channels_last=channels_last)
+    knobs = KNOBS[int(kind)] if kind.isdigit() else None
+    if kind == "lsq":
+        attach(model, weight_quantizer=lambda layer: LSQQuantizer(3, kind="full").fit(layer.weight))
+    if kind == "odd":
+        attach(model, weight_quantizer=lambda layer: Odd(2))
+    if kind == "double":
+        model = model.double()
+    trackers = [OscillationTracker(model, 3, knobs, momentum=0.02, fused=fused) for fused in (None, False)]
+    return model, trackers[0], trackers[1]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", [*map(str, range(len(KNOBS))), "lsq", "odd", "double"])
+def test_tracker_to_the_last_bit(kind: str, channels_last: bool) -> None:
+    model, native_tracker, plain = pair(kind, channels_last)
+    watches = native_tracker._watches.values()
+    assert all(watch.advance_natively(0.0) for watch in watches), "the pass serves each layer"
+    generator = torch.Generator().manual_seed(1)
+    for step in range(600):  # the common factor is multiplied out twice
+        with torch.no_grad():
+            for weight in weights(model):
+                noise = torch.randn(weight.shape, generator=generator) * weight.std(correction=0).float()
+                weight.add_(noise * (0.02 if step % 3 else -0.02) * (1 + step % 5))
+        native_tracker.update()
+        plain.update()
+    for name, state in plain.state_dict().items():
+        for field, expected in state.items():
+            assert torch.equal(native_tracker.state_dict()[name][field], expected), (name, field)
+    assert native_tracker.metrics() == plain.metrics()
+    assert native_tracker.metrics()["osc/frequency"] > 0
+
+
+def test_a_transposed_weight_is_served_by_plain_operations() -> None:
+    model = nn.Sequential(nn.Linear(40, 30, bias=False))
+    model[0].weight.data = model[0].weight.detach().t().contiguous().t()
+    assert not native.serves(model[0].weight)
+    tracker = OscillationTracker(model, 3)
+    tracker.update()
+    OscillationRegularizer(model, 3, 3.0).add_gradient()
+    _, expected = plain_gradient(model[0].weight.detach().double(), 3, 3.0)
+    torch.testing.assert_close(model[0].weight.grad.double(), expected, rtol=1e-4, atol=1e-9)
+
+
+PROGRAM = """
+import torch, warnings
+from torch import nn
+from harness import OscillationRegularizer, OscillationTracker, native
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    there = native.library() is not None
+model = nn.Sequential(nn.Linear(4, 4))
+OscillationTracker(model, 3).update()
+print(there, bool(said), float(OscillationRegularizer(model, 3, 1.0).add_gradient()) != 0)
+"""
+
+
+def answer(tmp_path: Path, **environment: str) -> str:
+    """What a fresh process with an empty cache says of its library."""
+    variables = {**os.environ, "HARNESS_CACHE": str(tmp_path / "cache"), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True, timeout=120
+    ).stdout.strip()
+
+
+def test_it_is_compiled_once_and_kept(tmp_path: Path) -> None:
+    assert answer(tmp_path) == "True False True"
+    (kept,) = (tmp_path / "cache").iterdir()
+    made = kept.stat().st_mtime_ns
+    assert answer(tmp_path) == "True False True"
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()] == [made]
+
+
+def test_without_a_compiler_all_works_by_plain_operations(tmp_path: Path) -> None:
+    assert answer(tmp_path, PATH=str(tmp_path)) == "False False True"
+
+
+def test_a_compiler_that_fails_is_reported(tmp_path: Path) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert answer(tmp_path, CC=str(broken)) == "False True True"
+
+
+def test_nowhere_to_keep_it_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert answer(tmp_path) == "False True True"
