@@ -14,7 +14,7 @@ NUMERICS_VERSION = 2
 
 _LIBRARY = {
     "attach": "harness.layers",
-    "OscillationRegularizer": "harness.methods.oscillation",
+    "OscillationRegularizer": "harness.regularizer",
     "OscillationTracker": "harness.oscillation",
     "MaxAbsQuantizer": "harness.quantization",
     "LSQQuantizer": "harness.quantization",

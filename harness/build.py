@@ -33,7 +33,8 @@ def build(config: RunConfig) -> Session:
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
-    context, calibration = _context(config, steps, how), _calibration(config, dataset)
+    fused = False if twice else {"off": False, "kernels": None, "full": True}[how]
+    context, calibration = _context(config, steps, fused), _calibration(config, dataset)
     methods = build_stack(config.methods, context)
     for method in methods:
         method.prepare(model, calibration)
@@ -43,14 +44,14 @@ def build(config: RunConfig) -> Session:
         config=config,
         dataset=dataset,
         model=model,
-        forward=compilation.compiled(model, device) if how == "full" else model,
+        forward=compilation.CompiledNetwork(model, device) if how == "full" else model,
         methods=methods,
         optimizer=make_optimizer(config.train, model, methods),
         tracker=OscillationTracker(*watched, fused=context.fused),
         evaluator=_evaluator(config, dataset, methods, context, calibration),
         device=device,
         precision=choose_precision(config.train.precision, device),
-        compiled=how,
+        planned=how,
     )
     # Last, so that nothing above takes a part of what dropout and its like draw in training.
     torch.manual_seed(sub_seed(config.seed, "forward"))
@@ -72,7 +73,7 @@ def _evaluator(
     )
 
 
-def _context(config: RunConfig, steps: int, how: compilation.Compiled) -> Context:
+def _context(config: RunConfig, steps: int, fused: bool | None) -> Context:
     return Context(
         target_bit=config.target_bit,
         total_steps=steps * config.train.epochs,
@@ -81,7 +82,7 @@ def _context(config: RunConfig, steps: int, how: compilation.Compiled) -> Contex
         quantizer=config.quantizer,
         scale=config.deploy.scale,
         exclude=config.exclude,
-        fused={"off": False, "kernels": None, "full": True}[how],
+        fused=fused,
     )
 
 
@@ -105,7 +106,8 @@ def choose_device(runtime: RuntimeKnobs) -> torch.device:
         torch.set_num_threads(runtime.threads)
     if runtime.deterministic:  # cuBLAS reads this when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(runtime.deterministic)
+    if runtime.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports for a second
+        torch.use_deterministic_algorithms(runtime.deterministic)
     return device
 
 

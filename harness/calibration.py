@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,8 @@ class Calibration:
     draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device.
     """
 
-    draw: Callable[[int], tuple[Tensor, Tensor]]
+    draw: "Callable[[int], tuple[Tensor, Tensor]]"
 
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, count: int) -> "Iterator[tuple[Tensor, Tensor]]":
         """The first `count` batches."""
         return (self.draw(index) for index in range(count))

@@ -5,11 +5,12 @@ multiply-add), so whether it is compiled is decided by what a run is and what th
 """
 
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 #: off: plain operations only. kernels: the native passes over the weights. full: these, and the network compiled.
 Compiled = Literal["off", "kernels", "full"]
@@ -48,3 +49,31 @@ def compiled(function: _F, device: torch.device) -> _F:
     # On CPUs the patterns would bring back fused attention, whose backward pass takes half a ViT's step there.
     options: dict[str, Any] | None = {"pattern_matcher": False} if device.type == "cpu" else None
     return cast(_F, torch.compile(function, dynamic=False, options=options))
+
+
+class CompiledNetwork:
+    """A network to call in place of the model whose parameters it shares; the model itself where compiling fails.
+
+    Earlier networks of this process are forgotten: after a few, torch would stop compiling, and a run's last bits
+    would depend on which runs its worker had carried out before.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        torch.compiler.reset()
+        self._model, self._compiled, self._proven = model, compiled(model, device), False
+        self.failed = False
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self.failed:
+            return cast(Tensor, self._model(inputs))
+        try:
+            logits = cast(Tensor, self._compiled(inputs))
+        except Exception as error:  # many types, by torch version; an error of the model itself comes up again below
+            if self._proven:
+                raise
+            self.failed = True
+            first = str(error).strip().partition("\n")[0][:300]
+            warnings.warn(f"the network could not be compiled and runs plainly, slower: {first}", stacklevel=2)
+            return cast(Tensor, self._model(inputs))
+        self._proven = True
+        return logits

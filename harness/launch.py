@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import profile, source, sweep
+from harness import source
 from harness.errors import UserError, run_command
 from harness.record import read_json, write_json
 from harness.stopping import STOP
-from harness.sweep import SweepSpec
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported on use: `--help` answers without them
     from harness.fleet import Fleet
     from harness.study import Sweep
+    from harness.sweep import SweepSpec
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     for flag, value, cluster in (("--profile", options.profile, "slurm"), ("--gpus", options.gpus, "local")):
         if value is not None and options.cluster != cluster:
             raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
+    from harness import profile, sweep
+
     spec = sweep.read(options.sweep, options.set)
     slurm = profile.read(options.profile)
     cells = sweep.expand(spec)
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     return _launch(opened, options, fleet.Fleet(opened, options.cluster, workers, slurm, slots))
 
 
-def _workers(options: argparse.Namespace, spec: SweepSpec, slots: tuple[str, ...]) -> int:
+def _workers(options: argparse.Namespace, spec: "SweepSpec", slots: tuple[str, ...]) -> int:
     """How many workers may be present at once. Raises UserError for more than the storage bears."""
     wanted: int = options.workers or spec.workers or {"slurm": 8, "debug": 1}.get(options.cluster, len(slots))
     if options.cluster == "local" and wanted > len(slots):

@@ -12,6 +12,7 @@
 #define LANES 16
 /* Fewer blocks than this are not worth waking threads up for. */
 #define FEW 8
+#define ALWAYS static inline __attribute__((always_inline))
 
 static long blocks(long size) { return (size + BLOCK - 1) / BLOCK; }
 static long length(long size, long block) {
@@ -46,36 +47,43 @@ void peaks(const float *w, long groups, long size, float *partial, float *out) {
 }
 
 typedef struct { double value, pull, ties; } Sums;
+typedef struct { float value[LANES], pull[LANES], ties[LANES]; } Lanes;
 
-/* Adds one weight's share: returns what goes through to its gradient, in steps. high < 0: no clipping. */
-static inline float through(float v, float high, float slack, float *value, float *pull) {
-    float k = rintf(v);
-    int within = high < 0 || fabsf(v) <= high + slack;
-    if (high >= 0) k = k > high ? high : k < -high ? -high : k;
-    float inside = within ? 1.0f : 0.0f;
-    *value += (k + v) * (k - v);
-    *pull += k * (k - v * inside);
-    return k * inside - v;
+static Sums added(const Lanes *lanes) {
+    Sums sums = {0, 0, 0};
+    for (int j = 0; j < LANES; j++) sums.value += lanes->value[j], sums.pull += lanes->pull[j], sums.ties += lanes->ties[j];
+    return sums;
 }
 
-static Sums block_gradient(const float *restrict w, float *restrict grad, long n, float step, float factor, float peak,
+/* The code of v = w / step. high < 0: no clipping. */
+ALWAYS float code_of(float v, float high) {
+    float k = rintf(v);
+    return high < 0 ? k : k > high ? high : k < -high ? -high : k;
+}
+/* 1 where rounding passes a gradient on: within the range, or a little beyond. */
+ALWAYS float inside(float v, float high, float slack) { return high < 0 || fabsf(v) <= high + slack ? 1.0f : 0.0f; }
+
+/* One weight of the regularizer's gradient. */
+ALWAYS void regularize(const float *w, float *grad, Lanes *sums, int j, float step, float factor, float peak, float high,
+                       float slack) {
+    float v = w[j] / step, k = code_of(v, high), within = inside(v, high, slack);
+    sums->value[j] += (k + v) * (k - v);
+    sums->pull[j] += k * (k - v * within);
+    sums->ties[j] += fabsf(w[j]) == peak ? 1.0f : 0.0f;
+    grad[j] += (k * within - v) * factor;
+}
+
+/* `high` is a constant wherever this is inlined, so that what does not clip pays nothing for clipping. */
+ALWAYS Sums block_gradient(const float *restrict w, float *restrict grad, long n, float step, float factor, float peak,
                            float high, float slack) {
-    float value[LANES] = {0}, pull[LANES] = {0}, ties[LANES] = {0};
-    Sums sums = {0, 0, 0};
+    Lanes sums = {{0}, {0}, {0}};
     long i = 0;
     for (; i + LANES <= n; i += LANES) {
 #pragma omp simd
-        for (int j = 0; j < LANES; j++) {
-            ties[j] += fabsf(w[i + j]) == peak ? 1.0f : 0.0f;
-            grad[i + j] += through(w[i + j] / step, high, slack, &value[j], &pull[j]) * factor;
-        }
+        for (int j = 0; j < LANES; j++) regularize(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
     }
-    for (; i < n; i++) {
-        ties[0] += fabsf(w[i]) == peak ? 1.0f : 0.0f;
-        grad[i] += through(w[i] / step, high, slack, &value[0], &pull[0]) * factor;
-    }
-    for (int j = 0; j < LANES; j++) sums.value += value[j], sums.pull += pull[j], sums.ties += ties[j];
-    return sums;
+    for (int j = 0; j < n - i; j++) regularize(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
+    return added(&sums);
 }
 
 /* The scale's share of the gradient: shared evenly by the weights that attain the peak. */
@@ -99,7 +107,9 @@ void add_gradient(const float *w, float *grad, long groups, long size, const flo
     for (long b = 0; b < all; b++) {
         long g = b / per, at = g * size + b % per * BLOCK;
         float s = step[g] > 0 ? step[g] : 1.0f, each = factor * step[g];
-        partial[b] = block_gradient(w + at, grad + at, length(size, b % per), s, each, peak[g], high, slack);
+        long n = length(size, b % per);
+        partial[b] = high < 0 ? block_gradient(w + at, grad + at, n, s, each, peak[g], -1, slack)
+                              : block_gradient(w + at, grad + at, n, s, each, peak[g], high, slack);
     }
     for (long g = 0; g < groups; g++) {
         Sums sums = {0, 0, 0};
@@ -109,6 +119,63 @@ void add_gradient(const float *w, float *grad, long groups, long size, const flo
         if (graph && peak[g] > 0)
             add_to_largest(w + g * size, grad + g * size, size, partial + g * per, peak[g],
                            (double)factor * step[g] / peak[g] * sums.pull * step[g] / sums.ties);
+    }
+}
+
+/* Fake quantization: out = step * code. */
+void quantize(const float *w, float *out, long groups, long size, const float *step, float high) {
+    long per = blocks(size), all = groups * per;
+#pragma omp parallel for schedule(static) if (all >= FEW)
+    for (long b = 0; b < all; b++) {
+        long n = length(size, b % per), at = b / per * size + b % per * BLOCK;
+        float s = step[b / per], safe = s > 0 ? s : 1.0f;
+        for (long i = at; i < at + n; i++) out[i] = s * code_of(w[i] / safe, high);
+    }
+}
+
+/* One weight of its backward pass. */
+ALWAYS void hand_on(const float *w, const float *grad, float *out, Lanes *sums, int j, float step, float peak, float high,
+                    float slack) {
+    float v = w[j] / step, within = inside(v, high, slack);
+    sums->pull[j] += grad[j] * (code_of(v, high) - v * within);
+    sums->ties[j] += fabsf(w[j]) == peak ? 1.0f : 0.0f;
+    out[j] = grad[j] * within;
+}
+
+ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, float *restrict out, long n, float step,
+                           float peak, float high, float slack) {
+    Lanes sums = {{0}, {0}, {0}};
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+#pragma omp simd
+        for (int j = 0; j < LANES; j++) hand_on(w + i, grad + i, out + i, &sums, j, step, peak, high, slack);
+    }
+    for (int j = 0; j < n - i; j++) hand_on(w + i, grad + i, out + i, &sums, j, step, peak, high, slack);
+    return added(&sums);
+}
+
+/* The gradient `grad` of a fake-quantized weight, handed on to the weight itself; arguments as of add_gradient. */
+void quantize_backward(const float *w, const float *grad, float *out, long groups, long size, const float *peak,
+                       const float *step, float high, float slack, int graph, Sums *partial) {
+    long per = blocks(size), all = groups * per;
+#pragma omp parallel for schedule(static) if (all >= FEW)
+    for (long b = 0; b < all; b++) {
+        long g = b / per, at = g * size + b % per * BLOCK;
+        long n = length(size, b % per);
+        float s = step[g];
+        if (s == 0) { /* a constant 0, whatever the weights do next */
+            memset(out + at, 0, n * sizeof *out);
+            continue;
+        }
+        partial[b] = high < 0 ? block_backward(w + at, grad + at, out + at, n, s, peak[g], -1, slack)
+                              : block_backward(w + at, grad + at, out + at, n, s, peak[g], high, slack);
+    }
+    for (long g = 0; g < groups; g++) {
+        Sums sums = {0, 0, 0};
+        for (long b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
+        if (graph && peak[g] > 0)
+            add_to_largest(w + g * size, out + g * size, size, partial + g * per, peak[g],
+                           (double)step[g] / peak[g] * sums.pull / sums.ties);
     }
 }
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from harness.cache import cache_folder
-from harness.quantization.rounding import BOUND_SLACK
 
 _SOURCE = Path(__file__).with_name("native.c")
 #: No option may change a result: no reassociation, no contraction to fused multiply-add.
@@ -33,6 +32,8 @@ _P, _N, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
     "peaks": (_P, _N, _N, _P, _P),
     "add_gradient": (_P, _P, _N, _N, _P, _P, _F, _F, _F, _I, _P, _P),
+    "quantize": (_P, _P, _N, _N, _P, _F),
+    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, _I, _P),
     "track": (_P, _N, _N, _P, _F, _F, _P, _P, _P, _F, _P, _P),
     "track_codes": (_P, _N, _P, _P, _P, _F, _P, _P),
 }
@@ -100,52 +101,77 @@ def _order(tensor: Tensor) -> list[tuple[int, int]]:
     return [pair for pair in zip(tensor.shape, tensor.stride(), strict=True) if pair[0] != 1]
 
 
-class Passes:
-    """The passes over one weight, fp32 (O, ...): `groups` shares of equal size that have a step each.
-
-    The caller has asked `serves`. All tensors of groups are fp32 with `groups` elements.
-    """
-
-    def __init__(self, numel: int, groups: int) -> None:
-        found = library()
-        assert found is not None, "ask `serves` first"
-        self._call, self._groups, self._size = found, groups, numel // groups
-        self._scratch = torch.empty(3 * groups * -(-self._size // _BLOCK), dtype=torch.float64)
-        self._values = torch.empty(groups, dtype=torch.float64)
-
-    def peaks(self, weight: Tensor) -> Tensor:
-        """max|w| of each group, (groups,)."""
-        out = torch.empty(self._groups)
-        self._call.peaks(weight.data_ptr(), self._groups, self._size, self._scratch.data_ptr(), out.data_ptr())
-        return out
-
-    def add_gradient(
-        self, weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, factor: float, high: float, graph: bool
-    ) -> Tensor:
-        """Add the regularizer's gradient to `grad`, in place; returns its value, shape (), float64.
-
-        factor: 2 strength / n. high: the largest code of a clipped range, -1 without clipping.
-        """
-        self._call.add_gradient(
-            *(weight.data_ptr(), grad.data_ptr(), self._groups, self._size, peak.data_ptr(), step.data_ptr()),
-            *(factor, high, BOUND_SLACK, graph, self._scratch.data_ptr(), self._values.data_ptr()),
-        )
-        return self._values.sum()
-
-    def track(self, weight: Tensor, step: Tensor, levels: tuple[int, int], state: "Counters", increment: float) -> None:
-        """Bring codes, directions, frequencies and counts up to date with the weight."""
-        pointers = [tensor.data_ptr() for tensor in state]
-        sizes = (self._groups, self._size)
-        self._call.track(weight.data_ptr(), *sizes, step.data_ptr(), *levels, *pointers[:3], increment, *pointers[3:])
-
+# A weight, fp32 (O, ...), is `groups` shares of equal size that have a step each: 1, or O. Tensors `peak` and `step`
+# are fp32 with `groups` elements; what else is given is like the weight. Callers have asked `serves`. high: the
+# largest code of a clipped range, -1 without clipping; slack: how far beyond it, in steps, still counts as inside.
 
 #: code and direction (int8), frequency (fp16), all like the weight; flips and oscillations, int64 ().
 Counters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def track_codes(codes: Tensor, state: Counters, increment: float) -> None:
-    """As `Passes.track`, from int8 codes of any quantizer."""
+def peaks(weight: Tensor, groups: int) -> Tensor:
+    """max|w| of each group, (groups,)."""
+    out = torch.empty(groups)
+    _call("peaks", weight, *_sizes(weight, groups), _scratch(weight, groups), out)
+    return out
+
+
+def add_gradient(
+    weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, factor: float, high: float, slack: float, graph: bool
+) -> Tensor:
+    """Add the regularizer's gradient to `grad`, in place; returns its value, shape (), float64.
+
+    factor: 2 strength / n. graph: whether the step, a multiple of the peak, takes part in the gradient.
+    """
+    groups = step.numel()
+    values = torch.empty(groups, dtype=torch.float64)
+    scratch = _scratch(weight, groups)
+    _call(
+        "add_gradient", weight, grad, *_sizes(weight, groups), peak, step, factor, high, slack, graph, scratch, values
+    )
+    return values.sum()
+
+
+def quantize(weight: Tensor, step: Tensor, high: float) -> Tensor:
+    """The weight on the grid, `step * code`."""
+    out = torch.empty_like(weight)
+    _call("quantize", weight, out, *_sizes(weight, step.numel()), step, high)
+    return out
+
+
+def quantize_backward(
+    weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, high: float, slack: float, graph: bool
+) -> Tensor:
+    """The gradient of the weight from `grad`, that of the weight on the grid: straight-through, `graph` as above."""
+    out, groups = torch.empty_like(weight), step.numel()
+    sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
+    _call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, scratch)
+    return out
+
+
+def track(weight: Tensor, step: Tensor, levels: tuple[int, int], counters: Counters, increment: float) -> None:
+    """Bring codes, directions, frequencies and counts up to date with the weight, in place."""
+    code, direction, frequency, flips, oscillations = counters
+    sizes = _sizes(weight, step.numel())
+    _call("track", weight, *sizes, step, *levels, code, direction, frequency, increment, flips, oscillations)
+
+
+def track_codes(codes: Tensor, counters: Counters, increment: float) -> None:
+    """As `track`, from int8 codes of any quantizer."""
+    code, direction, frequency, flips, oscillations = counters
+    _call("track_codes", codes, codes.numel(), code, direction, frequency, increment, flips, oscillations)
+
+
+def _call(name: str, *arguments: Tensor | float) -> None:
     found = library()
     assert found is not None, "ask `serves` first"
-    pointers = [tensor.data_ptr() for tensor in state]
-    found.track_codes(codes.data_ptr(), codes.numel(), *pointers[:3], increment, *pointers[3:])
+    getattr(found, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+
+
+def _sizes(weight: Tensor, groups: int) -> tuple[int, int]:
+    return groups, weight.numel() // groups
+
+
+def _scratch(weight: Tensor, groups: int) -> Tensor:
+    """Three doubles a block of each group."""
+    return torch.empty(3 * groups * -(-weight.numel() // groups // _BLOCK), dtype=torch.float64)

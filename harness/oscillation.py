@@ -135,7 +135,6 @@ class _Watch:
         self.frequency = torch.zeros_like(self.code, dtype=torch.float16)
         self.flips = torch.zeros((), dtype=torch.int64, device=self.code.device)
         self.oscillations = torch.zeros_like(self.flips)
-        self._passes: dict[int, native.Passes] = {}
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer that decides the codes, and the weight that it sees."""
@@ -176,14 +175,11 @@ class _Watch:
                 return False
             native.track_codes(codes, counters, increment)
             return True
-        groups = weight.shape[0] if quantizer.per_channel else 1
-        passes = self._passes.get(groups) or native.Passes(weight.numel(), groups)
-        self._passes[groups] = passes
         if isinstance(quantizer, MaxAbsQuantizer):
-            step = quantizer.step_of(quantizer.shaped(passes.peaks(weight), weight))
+            step = quantizer.step_of(quantizer.peaks(weight))
         else:
             step = quantizer.step(weight)
-        passes.track(weight, step.flatten(), quantizer.levels, counters, increment)
+        native.track(weight, step.flatten(), quantizer.levels, counters, increment)
         return True
 
     def summary(self, threshold: float, decay: float) -> Tensor:

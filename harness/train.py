@@ -61,12 +61,17 @@ class Session:
     evaluator: Evaluator
     device: torch.device
     precision: str
-    compiled: Compiled
+    planned: Compiled
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(self.device)
+
+    @property
+    def compiled(self) -> Compiled:
+        """What is compiled, which is less than planned where compiling the network failed."""
+        return "kernels" if getattr(self.forward, "failed", False) else self.planned
 
     @property
     def steps_per_epoch(self) -> int:
@@ -212,6 +217,8 @@ def forward_context(session: Session) -> AbstractContextManager[Any]:
 
 def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:
     """Add a step to the epoch's sums, on the device, without waiting for it."""
-    pair = torch.stack([loss, torch.as_tensor(penalty, dtype=loss.dtype, device=loss.device).detach()]).double()
+    # A number is filled in on the device: copying it there would wait for all that is queued.
+    value = penalty.detach() if isinstance(penalty, Tensor) else loss.new_full((), penalty)
+    pair = torch.stack([loss.double(), value.double()])
     progress.sums = pair if progress.sums is None else progress.sums + pair
     progress.step += 1

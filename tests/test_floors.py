@@ -23,7 +23,7 @@ FLOORS = {
         0,
     ),
     **dict.fromkeys(("layers", "attention", "data", "compilation"), 1),
-    **dict.fromkeys(("models", "oscillation", "calibration"), 2),
+    **dict.fromkeys(("models", "oscillation", "regularizer", "calibration"), 2),
     "methods": 3,
     **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),
     **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
@@ -49,6 +49,8 @@ TORCH_FREE = (
     *("runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs"),
+    *("calibration", "models", "methods", "methods.base", "methods.none", "methods.ste", "methods.lsq"),
+    "methods.oscillation",
 )
 
 

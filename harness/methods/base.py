@@ -14,17 +14,19 @@ method.deploy(copy of the model, bits, calibration)   at each evaluation and bit
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from harness.calibration import Calibration
 from harness.knobs import Knobs, QuantizerKnobs
-from harness.layers import QuantLayer, Unfilled, attach, weight_layers
-from harness.quantization import WeightQuantizer, levels, make_quantizer
 from harness.schema import FLOAT
+
+if TYPE_CHECKING:  # imported on use: a method's knobs are checked without torch
+    from torch import Tensor, nn
+
+    from harness.calibration import Calibration
+    from harness.layers import QuantLayer
+    from harness.quantization import WeightQuantizer
 
 Bits = int | Literal["float"]
 ScalePolicy = Literal["keep_step", "keep_range", "recalibrate"]
@@ -66,8 +68,8 @@ class Step:
 
     index: int
     total: int
-    model: nn.Module
-    task_loss: Tensor | None = None
+    model: "nn.Module"
+    task_loss: "Tensor | None" = None
 
 
 class Method:
@@ -91,28 +93,28 @@ class Method:
         """Knobs under which four steps show the method's effect; used by the conformance tests."""
         return cls.Config(name=cls.__module__.rpartition(".")[2])
 
-    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
         """Fill slots, replace layers, set initial scales. Runs once, before the optimizer exists."""
 
-    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+    def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
         """Optimizer options (`lr` as a factor of the run's, `weight_decay`) of one parameter; {} for the run's."""
         return {}
 
     def on_step_start(self, step: Step) -> None:
         """Anneal, freeze, schedule."""
 
-    def penalty(self, step: Step) -> Tensor | float:
+    def penalty(self, step: Step) -> "Tensor | float":
         """A scalar added to the task loss; `step.task_loss` is there, with its graph."""
         return 0.0
 
-    def after_backward(self, step: Step) -> Tensor | float:
+    def after_backward(self, step: Step) -> "Tensor | float":
         """Change gradients. Returns the value of a penalty whose gradient it added, for the log."""
         return 0.0
 
     def after_step(self, step: Step) -> None:
         """Restore or project weights that the optimizer moved."""
 
-    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
+    def deploy(self, model: "nn.Module", bits: Bits, calibration: "Calibration") -> None:
         """Turn `model`, a copy, into what would be deployed at a bit-width.
 
         Layers it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
@@ -130,14 +132,13 @@ class Method:
         return {}
 
 
-@torch.no_grad()
 def round_to_nearest(
-    model: nn.Module,
+    model: "nn.Module",
     bits: Bits | Mapping[str, Bits],
     scale: ScalePolicy = "recalibrate",
     quantizer: QuantizerKnobs | None = None,
     exclude: tuple[str, ...] = (),
-) -> nn.Module:
+) -> "nn.Module":
     """Replace every weight by its quantized value, in place; slots are emptied. Returns the model.
 
     bits: 2 to 8 or "float" (the latent weights themselves), or one per layer name. A layer with a quantizer of
@@ -145,22 +146,31 @@ def round_to_nearest(
     that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers that are deployed
     already stay as they are, so round a copy. Raises UserError for impossible bits.
     """
+    import torch
+
+    from harness.layers import QuantLayer, attach, weight_layers
+
     layers = weight_layers(model, exclude)
     attach(model, exclude)
     for name, layer in layers.items():
         assert isinstance(layer, QuantLayer)
         if layer.deployed:
             continue
-        weight = layer.weight_transform(layer.weight)
-        layer_bits = bits[name] if isinstance(bits, Mapping) else bits
-        if layer_bits != FLOAT:
-            weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerKnobs())(weight)
-        set_deployed(layer, weight)
+        with torch.no_grad():
+            weight = layer.weight_transform(layer.weight)
+            layer_bits = bits[name] if isinstance(bits, Mapping) else bits
+            if layer_bits != FLOAT:
+                weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerKnobs())(weight)
+            set_deployed(layer, weight)
     return model
 
 
-def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
+def set_deployed(layer: "QuantLayer", weight: "Tensor") -> None:
     """Give a layer the weight it is deployed with and empty its weight slots; for `Method.deploy`."""
+    from torch import nn
+
+    from harness.layers import Unfilled
+
     # A parameter of its own: what shares the trained one (a tied layer, an embedding) must keep it as it is.
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
@@ -168,8 +178,10 @@ def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
 
 
 def _deploy_quantizer(
-    layer: QuantLayer, weight: Tensor, bits: Bits, scale: ScalePolicy, quantizer: QuantizerKnobs
-) -> WeightQuantizer:
+    layer: "QuantLayer", weight: "Tensor", bits: Bits, scale: ScalePolicy, quantizer: QuantizerKnobs
+) -> "WeightQuantizer":
+    from harness.quantization import WeightQuantizer, levels, make_quantizer
+
     levels(bits)  # type: ignore[arg-type]  # refuses what is no bit-width
     assert isinstance(bits, int)
     own = layer.weight_quantizer

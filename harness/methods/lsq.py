@@ -10,15 +10,17 @@ quantizes activations too and keeps the first and last layer at 8 bits); the sym
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import nn
 
-from harness.calibration import Calibration
-from harness.layers import QuantLayer, attach
 from harness.methods.base import Method, MethodConfig, Step
-from harness.quantization import LSQQuantizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.calibration import Calibration
+    from harness.layers import QuantLayer
 
 
 class LearnedStepSize(Method):
@@ -31,7 +33,10 @@ class LearnedStepSize(Method):
 
     config: Config
 
-    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
+        from harness.layers import attach
+        from harness.quantization import LSQQuantizer
+
         per_channel = self.context.quantizer.granularity == "channel"
         layers: dict[str, QuantLayer] = attach(
             model,
@@ -42,12 +47,14 @@ class LearnedStepSize(Method):
         )
         self._quantizers = [layer.weight_quantizer for layer in layers.values()]
 
-    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+    def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
         if name.endswith("weight_quantizer.learned_step"):
             return {"lr": self.config.step_learning_rate, "weight_decay": 0.0}
         return {}
 
     def after_step(self, step: Step) -> None:
+        from harness.quantization import LSQQuantizer
+
         for quantizer in self._quantizers:
             assert isinstance(quantizer, LSQQuantizer)
             quantizer.project()

@@ -7,15 +7,16 @@ Weights only, every linear and convolution layer, first and last included. Devia
 released code keeps the scale in the graph, and so does the default here.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import nn
 
-from harness.calibration import Calibration
-from harness.layers import attach
 from harness.methods.base import Method, MethodConfig
-from harness.quantization import make_quantizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.calibration import Calibration
 
 
 class StraightThrough(Method):
@@ -29,11 +30,14 @@ class StraightThrough(Method):
 
     config: Config
 
-    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
+        from harness.layers import attach
+        from harness.quantization import make_quantizer
+
         attach(
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: make_quantizer(
-                self.context.quantizer, self.context.bits(), self.config.scale_gradient
+                self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused is not False
             ).fit(layer.weight),
         )

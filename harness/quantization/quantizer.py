@@ -4,11 +4,12 @@ Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, 
 """
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from harness import native
 from harness.knobs import QuantizerKnobs
 from harness.quantization.grid import (
     Levels,
@@ -19,7 +20,7 @@ from harness.quantization.grid import (
     round_to_codes,
     safe_step,
 )
-from harness.quantization.rounding import clip, round_ste, scale_gradient
+from harness.quantization.rounding import BOUND_SLACK, clip, round_ste, scale_gradient
 
 #: Whether a step computed from the weights takes part in the gradient.
 ScaleGradient = Literal["graph", "detached"]
@@ -68,8 +69,11 @@ class WeightQuantizer(nn.Module):
 class MaxAbsQuantizer(WeightQuantizer):
     """The paper's quantizer: symmetric, `s = max|w| / Q`; 2 bits is ternary (arXiv 2502.00490, section 2).
 
-    scale_gradient: "graph" leaves s in the graph, as the paper's code does; "detached" cuts it out.
+    scale_gradient: "graph" leaves s in the graph, as the paper's code does; "detached" cuts it out. `fused` may be
+    set to False for plain tensor operations where a native pass (harness/native.c) would serve.
     """
+
+    fused: bool = True
 
     def __init__(self, bits: int, per_channel: bool = False, scale_gradient: ScaleGradient = "graph") -> None:
         super().__init__(bits, per_channel)
@@ -83,14 +87,57 @@ class MaxAbsQuantizer(WeightQuantizer):
         """The step that goes with max|w|, in its shape."""
         return peak / self.levels.high
 
-    def shaped(self, peaks: Tensor, weight: Tensor) -> Tensor:
-        """Peaks (G,) of a weight's groups in the shape that `max_abs` gives them."""
+    def peaks(self, weight: Tensor) -> Tensor:
+        """`max_abs` by a native pass; the caller has asked `native.serves`."""
+        peaks = native.peaks(weight, weight.shape[0] if self.per_channel else 1)
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
+    @property
+    def clipped_at(self) -> float:
+        """The largest code of a clipped range; -1 where every weight is inside."""
+        return -1.0
+
     def forward(self, weight: Tensor) -> Tensor:
-        """As the base, without its clamp, which an ulp beyond Q would give the largest weight gradient 0."""
+        if self.fused and weight.dtype == torch.float32 and not torch.compiler.is_compiling() and native.serves(weight):
+            result: Tensor = _FakeQuantize.apply(weight, self)
+            return result
+        return self.plain(weight)
+
+    def plain(self, weight: Tensor) -> Tensor:
+        """The weight on the grid by plain operations, without the base's clamp.
+
+        That one would give the largest weight gradient 0 where it is an ulp beyond Q.
+        """
         step = self.step(weight)
         return step * round_ste(weight / safe_step(step))
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """A max-abs quantizer's forward and backward pass, each one native pass over the weight."""
+
+    @staticmethod
+    def forward(weight: Tensor, quantizer: MaxAbsQuantizer) -> Tensor:
+        step = quantizer.step_of(quantizer.peaks(weight))
+        return native.quantize(weight, step.flatten(), quantizer.clipped_at)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        weight, ctx.quantizer = inputs
+        ctx.save_for_backward(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (weight,), quantizer = ctx.saved_tensors, ctx.quantizer
+        if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
+            (result,) = torch.autograd.grad(quantizer.plain(weight), weight, gradients[0], create_graph=True)
+            return result, None
+        gradient = gradients[0].float()
+        if not native.serves(weight, gradient):
+            gradient = torch.empty_like(weight).copy_(gradient)
+        peak = quantizer.peaks(weight)  # read again rather than kept: the copy of a model may share the quantizer
+        step, graph = quantizer.step_of(peak), quantizer.scale_gradient == "graph"
+        both = (peak.flatten(), step.flatten())
+        return native.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
 
 
 class ClippedQuantizer(MaxAbsQuantizer):
@@ -108,7 +155,11 @@ class ClippedQuantizer(MaxAbsQuantizer):
     def step_of(self, peak: Tensor) -> Tensor:
         return super().step_of(peak) * self.ratio
 
-    def forward(self, weight: Tensor) -> Tensor:
+    @property
+    def clipped_at(self) -> float:
+        return float(self.levels.high)
+
+    def plain(self, weight: Tensor) -> Tensor:
         return WeightQuantizer.forward(self, weight)
 
     def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
@@ -159,7 +210,11 @@ class LSQQuantizer(WeightQuantizer):
         return other
 
 
-def make_quantizer(knobs: QuantizerKnobs, bits: int, scale_gradient: ScaleGradient = "graph") -> MaxAbsQuantizer:
+def make_quantizer(
+    knobs: QuantizerKnobs, bits: int, scale_gradient: ScaleGradient = "graph", fused: bool = True
+) -> MaxAbsQuantizer:
     """The run's default quantizer at a bit-width: max-abs or clipped, per tensor or per channel."""
-    quantizer = ClippedQuantizer if knobs.range == "mse" else MaxAbsQuantizer
-    return quantizer(bits, knobs.granularity == "channel", scale_gradient)
+    kind = ClippedQuantizer if knobs.range == "mse" else MaxAbsQuantizer
+    quantizer = kind(bits, knobs.granularity == "channel", scale_gradient)
+    quantizer.fused = fused
+    return quantizer

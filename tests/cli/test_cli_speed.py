@@ -40,6 +40,12 @@ def test_help_imports_nothing_heavy(module: str, record_property: Record) -> Non
     assert imported(record_property, module, "--help") == (0, set())
 
 
+def test_help_of_a_launch_reads_no_schema() -> None:
+    code = "import sys, harness.launch; print(*(n for n in ('pydantic', 'yaml') if n in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "\n"
+
+
 MISTAKES = {
     "YAML": "name: [a\n",
     "duplicate key": "name: a\nname: b\n",
@@ -66,8 +72,15 @@ def test_a_mistake_in_the_file_of_one_run_imports_nothing_heavy(cli: Cli, record
     assert imported(record_property, "harness.run", file, "--dir", cli.root) == (2, set())
 
 
-def test_the_child_would_see_torch(cli: Cli, record_property: Record) -> None:
+def test_a_dry_run_imports_no_torch(cli: Cli, record_property: Record) -> None:
     status, names = imported(record_property, "harness.launch", cli.file(BASE), "--root", cli.root, "--dry-run")
+    assert status == 0
+    assert "torch" not in names
+
+
+def test_the_child_would_see_torch(cli: Cli, record_property: Record) -> None:
+    stack = cli.file(edited({"cells/0/methods": ["ste", "oscillation"]}))  # tried on a layer
+    status, names = imported(record_property, "harness.launch", stack, "--root", cli.root, "--dry-run")
     assert status == 0
     assert {"torch", "optuna"} <= names
 

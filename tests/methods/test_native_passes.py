@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach, native
 from harness.knobs import QuantizerKnobs
-from harness.quantization import ClippedQuantizer, WeightQuantizer
+from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, WeightQuantizer, make_quantizer
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -90,6 +90,50 @@ def test_threads_change_nothing(threads: None) -> None:
     for other in results[1:]:
         for one, same in zip(results[0], other, strict=True):
             assert torch.equal(one, same)  # type: ignore[arg-type]
+
+
+def quantizer_of(knobs: QuantizerKnobs, weight: Tensor, scale_gradient: str, fused: bool) -> MaxAbsQuantizer:
+    return make_quantizer(knobs, 3, scale_gradient, fused).fit(weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_fake_quantization(knobs: QuantizerKnobs, scale_gradient: str, channels_last: bool) -> None:
+    for weight in weights(network(3, channels_last)):
+        upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        results = []
+        for fused in (True, False):
+            quantized = quantizer_of(knobs, weight, scale_gradient, fused)(weight)
+            (gradient,) = torch.autograd.grad((quantized * upstream).sum(), weight)
+            results.append((quantized.detach(), gradient))
+        assert torch.equal(results[0][0], results[1][0]), "the same operations"
+        # Plain operations multiply by the step and divide by it again, and sum for the largest in another order.
+        torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-4 * float(upstream.norm()) / 100)
+
+
+def test_fake_quantization_of_zeros_and_of_another_layout() -> None:
+    weight = torch.zeros(3, 40).index_fill_(0, torch.tensor([1]), 2.0).requires_grad_()
+    for knobs in KNOBS:
+        quantizer = quantizer_of(knobs, weight, "graph", fused=True)
+        (gradient,) = torch.autograd.grad(quantizer(weight).sum(), weight)
+        (expected,) = torch.autograd.grad(quantizer.plain(weight).sum(), weight)
+        torch.testing.assert_close(gradient, expected)
+    weight, upstream = torch.randn(30, 40, requires_grad=True), torch.randn(40, 30).t()
+    quantizer = MaxAbsQuantizer(3)
+    (gradient,) = torch.autograd.grad(quantizer(weight), weight, upstream)
+    (expected,) = torch.autograd.grad(quantizer.plain(weight), weight, upstream)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_fake_quantization_can_be_differentiated_twice() -> None:
+    weight = torch.randn(6, 50, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    quantizer, second = MaxAbsQuantizer(3), []
+    for function in (quantizer, quantizer.plain):
+        (gradient,) = torch.autograd.grad(function(weight).pow(3).sum(), weight, create_graph=True)
+        second.append(torch.autograd.grad(gradient.square().sum(), weight)[0])
+    torch.testing.assert_close(*second)
+    assert float(second[0].norm()) > 0
 
 
 class Odd(WeightQuantizer):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from harness import OscillationRegularizer, registry
 from harness.knobs import QuantizerKnobs
 from harness.layers import weight_layers
-from harness.methods.oscillation import oscillation_penalty
 from harness.models import build_model
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer
+from harness.regularizer import oscillation_penalty
 
 BITS = range(2, 9)
 

@@ -211,6 +211,15 @@ def test_mlp5_imports_neither_timm_nor_torchvision() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_knobs_are_checked_without_torch() -> None:
+    code = (
+        "import sys; from harness import registry;"
+        "[registry.load('model', name) for name in registry.names('model')]; sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_model_file_describes_its_knobs() -> None:
     for name in registry.names("model"):
         module = registry.load("model", name)

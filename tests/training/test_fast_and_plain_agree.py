@@ -1,6 +1,7 @@
 """The fast path (native passes, compiled network, channels-last) against `compile: off`, for every method and model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from torch import Tensor
 from harness import compilation, registry, schema
 from harness.build import build
 from harness.config import RunConfig, complete
+from harness.errors import Stopped
 from harness.methods import find
-from harness.train import Session, train
+from harness.run import run
+from harness.train import Session, forward_context, train
 
 METHODS = registry.names("method")
 MODELS: dict[str, dict[str, Any]] = {
@@ -75,21 +78,37 @@ def test_native_passes_agree(method: str, model: str, device: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_network_agrees(method: str, model: str, device: str) -> None:
-    fast, fast_lines = trained(config(method, model, "on", device))
-    assert fast.compiled == ("kernels" if find(method).needs_double_backward else "full")
-    plain, plain_lines = trained(config(method, model, "off", device))
-    # All sums run in another order; a weight at a rounding threshold may then go to the other side.
-    assert distance(fast, plain) < 1e-2
-    assert fast_lines[-1][schema.TRAIN_LOSS] == pytest.approx(plain_lines[-1][schema.TRAIN_LOSS], rel=1e-3)
+    """In float64: in fp32 one activation at a ReLU's or a quantizer's threshold moves gradients by 2 % (seen)."""
+    session = build(config(method, model, "off", device))
+    network = session.model.train().double()
+    inputs, labels = session.dataset.train_batch(torch.arange(20, device=device))
+    buffers = {name: value.clone() for name, value in network.state_dict().items()}
+    results = []
+    compiled = compilation.CompiledNetwork(network, torch.device(device))
+    for forward in (network, compiled):
+        network.load_state_dict(buffers)
+        network.zero_grad()
+        with forward_context(session):
+            logits = forward(inputs.double())
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+        results.append({**gradients, **{k: v.clone() for k, v in network.state_dict().items()}, "logits": logits})
+    assert not compiled.failed
+    for name, expected in results[0].items():
+        # Relative in norm. timm computes some things in fp32 whatever it is given: 4e-8 seen.
+        off = (results[1][name].double() - expected.double()).norm()
+        assert off <= 1e-6 * expected.double().norm() + 1e-12, name
 
 
 @pytest.mark.slow
-def test_a_compiled_network_agrees_in_bf16() -> None:
-    fast, fast_lines = trained(config("oscillation", "resnet18", "on", "cpu", "bf16"))
-    plain, plain_lines = trained(config("oscillation", "resnet18", "off", "cpu", "bf16"))
-    # bf16 holds 8 bits; compiled code rounds less often in between.
-    assert fast_lines[-1][schema.TRAIN_LOSS] == pytest.approx(plain_lines[-1][schema.TRAIN_LOSS], rel=0.03)
-    assert distance(fast, plain) < 0.3
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_run_learns_alike(precision: str) -> None:
+    fast, fast_lines = trained(config("oscillation", "vit_tiny", "on", "cpu", precision))
+    assert fast.compiled == "full"
+    _, plain_lines = trained(config("oscillation", "vit_tiny", "off", "cpu", precision))
+    # bf16 holds 8 bits, and compiled code rounds less often in between.
+    limit = {"fp32": 1e-5, "bf16": 0.01}[precision]
+    assert fast_lines[-1][schema.TRAIN_LOSS] == pytest.approx(plain_lines[-1][schema.TRAIN_LOSS], rel=limit)
 
 
 def test_what_auto_comes_to() -> None:
@@ -102,3 +121,41 @@ def test_what_auto_comes_to() -> None:
     wanted = "full" if compilation.has_compiler(cpu) else "kernels"
     assert compilation.choose("auto", cpu, large, long, twice=False) == wanted
     assert compilation.choose("on", cpu, small, 1, twice=False) == wanted
+
+
+def test_a_network_that_cannot_be_compiled_runs_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object, device: torch.device) -> Callable[..., Tensor]:
+        def fail(inputs: Tensor) -> Tensor:
+            raise RuntimeError("no working compiler")
+
+        return fail
+
+    monkeypatch.setattr(compilation, "compiled", broken)
+    monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
+    session = build(config("ste", "mlp5", "on", "cpu"))
+    assert session.compiled == "full"
+    with pytest.warns(UserWarning, match="could not be compiled.*no working compiler"):
+        train(session, lambda metrics: None)
+    assert session.compiled == "kernels"
+    usual, _ = trained(config("ste", "mlp5", "auto", "cpu"))
+    for name, value in usual.model.state_dict().items():
+        assert torch.equal(session.model.state_dict()[name], value), name
+
+
+def test_an_error_of_the_model_itself_is_not_hidden() -> None:
+    network = compilation.CompiledNetwork(torch.nn.Linear(3, 2), torch.device("cpu"))
+    with pytest.warns(UserWarning, match="could not be compiled"), pytest.raises(RuntimeError, match="shapes"):
+        network(torch.zeros(2, 5))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    wanted = config("lsq", "resnet18", "on", "cpu")
+    whole = run(wanted, tmp_path / "whole")
+    left = iter([False] * 4)
+    with pytest.raises(Stopped):
+        run(wanted, tmp_path / "parts", asked_to_stop=lambda: next(left, True))
+    parts = run(wanted, tmp_path / "parts")
+    assert whole["resolved"]["compiled"] == "full"
+    assert parts["rows"] == whole["rows"]
+    assert (tmp_path / "parts/best.safetensors").read_bytes() == (tmp_path / "whole/best.safetensors").read_bytes()

@@ -22,6 +22,7 @@ from harness.oscillation import OscillationTracker
 from harness.run import run
 from harness.seeding import sub_seed
 from harness.train import (
+    step,
     steps_an_epoch,
     train,
 )
@@ -184,3 +185,22 @@ def test_a_parameter_group_for_each_set_of_options() -> None:
         (0.2, 0.1, 2),
     }
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("compile", ["off", "auto"])
+def test_a_step_never_waits_for_the_device(compile: str) -> None:
+    wanted = config(
+        [{"name": "oscillation"}],
+        runtime__device="cuda",
+        runtime__compile=compile,
+        data__augment={"crop_padding": 1, "flip": True},
+    )
+    session = build(wanted)
+    batches = order(len(session.dataset.train), 0, 0, "cuda").split(40)
+    step(session, batches[0])  # kernels are loaded, and memory is asked for, the first time
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(session, batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
