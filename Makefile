@@ -1,11 +1,11 @@
-# make demo | test | lint | bench | chaos: each creates .venv and installs what is missing first.
+# make demo | test | lint | bench | bench-gpu | chaos: each creates .venv and installs what is missing first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOT ?= runs
 
-.PHONY: help demo test test-slow test-slurm chaos lint format bench clean
+.PHONY: help demo test test-slow test-slurm chaos lint format bench bench-gpu clean
 
 help:
 	@echo "make demo    a whole study on real data: tuning, final runs, table, figures (a few minutes)"
@@ -13,7 +13,8 @@ help:
 	@echo "make test-slow, make test-slurm: the tests of minutes; those on a real Slurm (slurm-wlm and munge installed)"
 	@echo "make chaos   a sweep on a real Slurm while its workers are killed (five minutes)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   measured cost of regularizer and tracker, as ratios to a plain step, and of the queue at scale"
+	@echo "make bench   what everything costs, against its goals, on this machine's CPU (a quarter of an hour)"
+	@echo "make bench-gpu  the same for its GPU"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,8 +47,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/step_cost.py
-	$(BIN)/python tests/benchmarks/queue_cost.py
+	$(BIN)/python tests/benchmarks/bench.py --json $(ROOT)/bench.json --markdown $(ROOT)/bench.md
+
+bench-gpu: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench.py --device cuda --json $(ROOT)/bench-gpu.json --markdown $(ROOT)/bench-gpu.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -44,6 +44,7 @@ def restore(path: Path, session: "Session") -> bool:
         return False
     session.model.load_state_dict(state["model"])
     session.optimizer.load_state_dict(state["optimizer"])
+    _match_layouts(session.optimizer)
     for method, method_state in zip(session.methods, state["methods"], strict=True):
         method.load_state_dict(method_state)
     session.tracker.load_state_dict(state["tracker"])
@@ -54,6 +55,15 @@ def restore(path: Path, session: "Session") -> bool:
         print(f"{path}: goes on with compiled: {session.compiled}, not {was}; last bits may differ", flush=True)
     _set_rng_state(state["rng"], session.device)
     return True
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Averages in their parameters' order in memory: see harness/train.py on fused optimizers."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            alike = isinstance(value, Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:

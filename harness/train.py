@@ -124,6 +124,7 @@ def step(session: Session, indices: Tensor) -> None:
     session.optimizer.zero_grad()
     (now.task_loss + penalty).backward()
     penalty = penalty + sum((method.after_backward(now) for method in methods), start=0.0)
+    _match_layouts(model)
     if config.train.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
     session.optimizer.step()
@@ -213,6 +214,18 @@ def forward_context(session: Session) -> AbstractContextManager[Any]:
     if session.device.type == "cpu" or any(method.needs_double_backward for method in session.methods):
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     return stack
+
+
+def _match_layouts(model: nn.Module) -> None:
+    """Gradients in their parameters' order in memory, which autograd sees to, but a method may not have.
+
+    torch's fused optimizers walk both in order of memory on CPUs: with another layout, each weight would get the
+    gradient of another one, without a word (seen with torch 2.15).
+    """
+    for parameter in model.parameters():
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:

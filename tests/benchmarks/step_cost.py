@@ -1,86 +1,74 @@
-"""What the regularizer, the tracker and QAT cost: ratios to the plain float step, measured in one run.
+"""What regularizer, tracker and QAT cost: the time of a training step over that of a plain float step.
 
-    python tests/benchmarks/step_cost.py [--json FILE]
+    python tests/benchmarks/step_cost.py [--device cuda] [--tiny]
 
-Steps of all variants are timed in turn, so that a machine that slows down slows all alike; medians are compared.
+All steps are the product's own, at the same precision and settings, without augmentation.
 """
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
-import torch
-from torch.nn import functional
+from bench_common import Loop, compared, configure, in_turn, make_session, models, settings, untracked
+from bench_report import Clock, Row, figure
+from naive_oscillation import NaiveRegularizer, NaiveTracker
 
-from harness.config import component
-from harness.layers import attach
-from harness.methods.oscillation import OscillationRegularizer
-from harness.models import build_model
-from harness.oscillation import OscillationTracker
-from harness.quantization import MaxAbsQuantizer
+from harness.train import Session
 
-CASES = {
-    "mlp5, 32x32 images, batch 128": ({"name": "mlp5"}, 128, 60),
-    "resnet18 (quarter width), batch 32": ({"name": "resnet18", "width": 16}, 32, 12),
+#: Rounds that are timed, and the goals by variant; what stands below and has no goal is reported.
+CASES: dict[str, tuple[int, dict[str, float]]] = {
+    "resnet18": (10, {"regularizer + tracker": 1.05, "ste": 1.10}),
+    "vit_tiny": (12, {"regularizer + tracker": 1.05}),
+    "mlp5": (150, {"regularizer + tracker": 1.15}),
 }
 BITS = 3
+STRENGTH = 1.0
+PLAIN = "plain float step"
 
 
-def make_step(knobs: dict[str, object], batch: int, variant: str) -> Callable[[], None]:
-    """One training step of a variant: plain, regularizer, tracker, both, or ste."""
-    model = build_model(component("model", knobs), (3, 32, 32), 10, seed=0)
-    attach(model, **({"weight_quantizer": lambda layer: MaxAbsQuantizer(BITS)} if variant == "ste" else {}))
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    regularizer = OscillationRegularizer(model, BITS, strength=1.0)
-    tracker = OscillationTracker(model, BITS)
-    inputs, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+def variants(model: dict[str, Any], device: str, batch: int) -> dict[str, Session]:
+    """One session a variant. The plain step and QAT proper go without a tracker."""
 
-    def step() -> None:
-        optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), labels).backward()
-        if variant in ("regularizer", "both"):
-            regularizer.add_gradient()
-        optimizer.step()
-        if variant in ("tracker", "both"):
-            tracker.update()
+    def session(method: str) -> Session:
+        return make_session(configure(model, method, batch, augment=False, device=device))
 
-    return step
+    naive = session("none")
+    naive.methods = [NaiveRegularizer(naive.model, BITS, STRENGTH)]
+    naive.tracker = NaiveTracker(naive.model, BITS)  # type: ignore[assignment]
+    return {
+        "plain": untracked(session("none")),
+        "regularizer + tracker": session("oscillation"),
+        "naive regularizer + tracker": naive,
+        "ste": untracked(session("ste")),
+        "ste + tracker": session("ste"),
+    }
 
 
-def measure(knobs: dict[str, object], batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds a step of each variant."""
-    variants = ("plain", "regularizer", "tracker", "both", "ste")
-    steps = {variant: make_step(knobs, batch, variant) for variant in variants}
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for round_index in range(rounds + 3):
-        for variant, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_index >= 3:  # the first rounds warm caches and allocators up
-                times[variant].append(time.perf_counter() - start)
-    return {variant: statistics.median(values) for variant, values in times.items()}
+def case(name: str, device: str, tiny: bool) -> list[Row]:
+    """The rows of one network."""
+    clock = Clock()
+    rounds, goals = CASES[name]
+    sessions = variants(models(tiny)[name], device, 8 if tiny else 128)
+    loops: dict[str, Callable[[], object]] = {variant: Loop(session) for variant, session in sessions.items()}
+    # Many short steps in a row keep a GPU busy; one at a time would measure launches.
+    repeat = 1 if device == "cpu" else 10
+    times = in_turn(loops, 2 if tiny else rounds, warmup=1 if tiny else 3, device=device, repeat=repeat)
+    seconds = clock.lap() / (len(sessions) - 1)
+    rows = []
+    for variant in list(sessions)[1:]:
+        found = compared(times, variant, "plain")
+        measured = found.pop("ratio")
+        how = settings(sessions[variant])
+        what = f"{variant}, a step of {name}"
+        rows.append(figure(what, PLAIN, measured, goal=goals.get(variant), seconds=seconds, **found, **how))
+    return rows
 
 
-def main() -> None:
-    """Print the table, and write it as JSON when asked."""
-    parser = argparse.ArgumentParser(description="Cost of a training step, as ratios to the plain float step.")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    results = {}
-    print(f"{'case':<36}{'plain ms':>9}" + "".join(f"{name:>13}" for name in ("regularizer", "tracker", "both", "ste")))
-    for case, (knobs, batch, rounds) in CASES.items():
-        medians = measure(knobs, batch, rounds)
-        ratios = {name: medians[name] / medians["plain"] for name in ("regularizer", "tracker", "both", "ste")}
-        results[case] = {"plain_ms": 1e3 * medians["plain"], **ratios}
-        print(f"{case:<36}{1e3 * medians['plain']:9.2f}" + "".join(f"{value:12.2f}x" for value in ratios.values()))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(
-                {"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": results}, file, indent=1
-            )
+def measure(device: str = "cpu", tiny: bool = False) -> list[Row]:
+    """Rows of all networks."""
+    return [row for name in CASES for row in case(name, device, tiny)]
 
 
 if __name__ == "__main__":
-    main()
+    from bench import run_alone
+
+    run_alone("step_cost")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_details_common import Spy, config, same
 
-from harness import schema
+from harness import checkpoint, schema
 from harness.build import build, make_optimizer
 from harness.config import TrainKnobs
 from harness.data.base import Split, order
@@ -204,3 +204,31 @@ def test_a_step_never_waits_for_the_device(compile: str) -> None:
         step(session, batches[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_gradient_of_another_layout_reaches_the_right_weights(tmp_path: Path) -> None:
+    """torch's fused optimizers on CPUs mix weights up when layouts differ; the loop must not let them."""
+
+    class Relayout(Spy):
+        def after_backward(self, step: Step) -> Tensor | float:
+            for parameter in step.model.parameters():
+                if parameter.dim() == 4 and parameter.grad is not None:
+                    parameter.grad = parameter.grad.contiguous()
+            return 0.0
+
+    wanted = config("none", model={"name": "resnet18", "width": 4})
+    session, plain = build(wanted), build(wanted)
+    session.methods.append(Relayout())
+    train(session, lambda metrics: None)
+    train(plain, lambda metrics: None)
+    assert same(session.model.state_dict(), plain.model.state_dict())
+
+    checkpoint.save(tmp_path / "checkpoint.pt", plain)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for averages in state["optimizer"]["state"].values():
+        averages.update({name: value.contiguous() for name, value in averages.items()})
+    torch.save(state, tmp_path / "checkpoint.pt")  # as if written before weights were channels-last
+    restored = build(wanted)
+    assert checkpoint.restore(tmp_path / "checkpoint.pt", restored)
+    for parameter, averages in restored.optimizer.state.items():
+        assert averages["exp_avg"].stride() == parameter.stride()
