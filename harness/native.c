@@ -14,15 +14,15 @@
 #define FEW 8
 #define ALWAYS static inline __attribute__((always_inline))
 
-static long blocks(long size) { return (size + BLOCK - 1) / BLOCK; }
-static long length(long size, long block) {
-    long left = size - block * BLOCK;
+static int64_t blocks(int64_t size) { return (size + BLOCK - 1) / BLOCK; }
+static int64_t length(int64_t size, int64_t block) {
+    int64_t left = size - block * BLOCK;
     return left < BLOCK ? left : BLOCK;
 }
 
-static float block_peak(const float *restrict w, long n) {
+static float block_peak(const float *restrict w, int64_t n) {
     float lane[LANES] = {0}, peak = 0;
-    long i = 0;
+    int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
 #pragma omp simd
         for (int j = 0; j < LANES; j++) {
@@ -36,14 +36,41 @@ static float block_peak(const float *restrict w, long n) {
 }
 
 /* max|w| of each group. partial: scratch, one float a block. A NaN is passed over. */
-void peaks(const float *w, long groups, long size, float *partial, float *out) {
-    long per = blocks(size), all = groups * per;
+void peaks(const float *w, int64_t groups, int64_t size, float *partial, float *out) {
+    int64_t per = blocks(size), all = groups * per;
 #pragma omp parallel for schedule(static) if (all >= FEW)
-    for (long b = 0; b < all; b++) partial[b] = block_peak(w + b / per * size + b % per * BLOCK, length(size, b % per));
-    for (long g = 0; g < groups; g++) {
+    for (int64_t b = 0; b < all; b++)
+        partial[b] = block_peak(w + b / per * size + b % per * BLOCK, length(size, b % per));
+    for (int64_t g = 0; g < groups; g++) {
         out[g] = 0;
-        for (long b = g * per; b < (g + 1) * per; b++) out[g] = partial[b] > out[g] ? partial[b] : out[g];
+        for (int64_t b = g * per; b < (g + 1) * per; b++) out[g] = partial[b] > out[g] ? partial[b] : out[g];
     }
+}
+
+/* One weight and what belongs to it; harness/native.py has the same fields. low, high: the codes' range.
+ *
+ * ratio: of each group's step to max|w| / high, where the step is to be found; else `step` is given, or the codes
+ * themselves are. clipped: whether weights may lie outside the range. graph: whether the step takes part in the
+ * regularizer's gradient. scratch: three doubles a block. size 0: the layer is left out.
+ */
+typedef struct {
+    const float *w;
+    float *grad;
+    int8_t *code, *direction;
+    uint16_t *frequency;
+    int64_t *flips, *oscillations;
+    const int8_t *codes;
+    const float *ratio;
+    float *peak, *step;
+    void *scratch;
+    int64_t groups, size;
+    float low, high;
+    int32_t clipped, graph;
+} Layer;
+
+static void find_steps(const Layer *layer) {
+    peaks(layer->w, layer->groups, layer->size, layer->scratch, layer->peak);
+    for (int64_t g = 0; g < layer->groups; g++) layer->step[g] = layer->peak[g] / layer->high * layer->ratio[g];
 }
 
 typedef struct { double value, pull, ties; } Sums;
@@ -64,7 +91,7 @@ ALWAYS float code_of(float v, float high) {
 ALWAYS float inside(float v, float high, float slack) { return high < 0 || fabsf(v) <= high + slack ? 1.0f : 0.0f; }
 
 /* One weight of the regularizer's gradient. */
-ALWAYS void regularize(const float *w, float *grad, Lanes *sums, int j, float step, float factor, float peak, float high,
+ALWAYS void regularize_one(const float *w, float *grad, Lanes *sums, int j, float step, float factor, float peak, float high,
                        float slack) {
     float v = w[j] / step, k = code_of(v, high), within = inside(v, high, slack);
     sums->value[j] += (k + v) * (k - v);
@@ -74,62 +101,70 @@ ALWAYS void regularize(const float *w, float *grad, Lanes *sums, int j, float st
 }
 
 /* `high` is a constant wherever this is inlined, so that what does not clip pays nothing for clipping. */
-ALWAYS Sums block_gradient(const float *restrict w, float *restrict grad, long n, float step, float factor, float peak,
+ALWAYS Sums block_gradient(const float *restrict w, float *restrict grad, int64_t n, float step, float factor, float peak,
                            float high, float slack) {
     Lanes sums = {{0}, {0}, {0}};
-    long i = 0;
+    int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
 #pragma omp simd
-        for (int j = 0; j < LANES; j++) regularize(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
+        for (int j = 0; j < LANES; j++) regularize_one(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
     }
-    for (int j = 0; j < n - i; j++) regularize(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
+    for (int j = 0; j < n - i; j++) regularize_one(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
     return added(&sums);
 }
 
 /* The scale's share of the gradient: shared evenly by the weights that attain the peak. */
-static void add_to_largest(const float *w, float *grad, long size, const Sums *sums, float peak, double share) {
-    for (long b = 0; b < blocks(size); b++) {
+static void add_to_largest(const float *w, float *grad, int64_t size, const Sums *sums, float peak, double share) {
+    for (int64_t b = 0; b < blocks(size); b++) {
         if (sums[b].ties == 0) continue;
-        for (long i = b * BLOCK; i < b * BLOCK + length(size, b); i++)
+        for (int64_t i = b * BLOCK; i < b * BLOCK + length(size, b); i++)
             if (fabsf(w[i]) == peak) grad[i] += (float)(w[i] > 0 ? share : -share);
     }
 }
 
-/* Adds the gradient of factor / 2 * sum(q^2 - w^2) to `grad`; the sum itself, of each group, comes to `values`.
- *
- * high: the largest code where the range is clipped, negative where it is not. graph: whether the step, which is
- * `ratio[g]` times the peak, takes part in the gradient. partial: scratch, one Sums a block.
- */
-void add_gradient(const float *w, float *grad, long groups, long size, const float *peak, const float *step,
-                  float factor, float high, float slack, int graph, Sums *partial, double *values) {
-    long per = blocks(size), all = groups * per;
+/* Adds the gradient of strength * mean(q^2 - w^2) to one layer's; returns its value. */
+static double regularize_layer(const Layer *layer, double strength, float slack) {
+    int64_t size = layer->size, per = blocks(size), all = layer->groups * per;
+    float factor = (float)(2 * strength / (double)(layer->groups * size)), high = layer->clipped ? layer->high : -1;
+    const float *w = layer->w, *step = layer->step, *peak = layer->peak;
+    float *grad = layer->grad;
+    Sums *partial = layer->scratch;
+    find_steps(layer);
 #pragma omp parallel for schedule(static) if (all >= FEW)
-    for (long b = 0; b < all; b++) {
-        long g = b / per, at = g * size + b % per * BLOCK;
+    for (int64_t b = 0; b < all; b++) {
+        int64_t g = b / per, at = g * size + b % per * BLOCK, n = length(size, b % per);
         float s = step[g] > 0 ? step[g] : 1.0f, each = factor * step[g];
-        long n = length(size, b % per);
         partial[b] = high < 0 ? block_gradient(w + at, grad + at, n, s, each, peak[g], -1, slack)
                               : block_gradient(w + at, grad + at, n, s, each, peak[g], high, slack);
     }
-    for (long g = 0; g < groups; g++) {
+    double value = 0;
+    for (int64_t g = 0; g < layer->groups; g++) {
         Sums sums = {0, 0, 0};
-        for (long b = g * per; b < (g + 1) * per; b++)
+        for (int64_t b = g * per; b < (g + 1) * per; b++)
             sums.value += partial[b].value, sums.pull += partial[b].pull, sums.ties += partial[b].ties;
-        values[g] = 0.5 * factor * sums.value * step[g] * step[g];
-        if (graph && peak[g] > 0)
+        value += 0.5 * factor * sums.value * step[g] * step[g];
+        if (layer->graph && peak[g] > 0)
             add_to_largest(w + g * size, grad + g * size, size, partial + g * per, peak[g],
                            (double)factor * step[g] / peak[g] * sums.pull * step[g] / sums.ties);
     }
+    return value;
+}
+
+/* The regularizer, over all layers; its value comes to `value`. */
+void regularize(const Layer *layers, int64_t count, double strength, float slack, double *value) {
+    *value = 0;
+    for (int64_t l = 0; l < count; l++)
+        if (layers[l].size) *value += regularize_layer(layers + l, strength, slack);
 }
 
 /* Fake quantization: out = step * code. */
-void quantize(const float *w, float *out, long groups, long size, const float *step, float high) {
-    long per = blocks(size), all = groups * per;
+void quantize(const float *w, float *out, int64_t groups, int64_t size, const float *step, float high) {
+    int64_t per = blocks(size), all = groups * per;
 #pragma omp parallel for schedule(static) if (all >= FEW)
-    for (long b = 0; b < all; b++) {
-        long n = length(size, b % per), at = b / per * size + b % per * BLOCK;
+    for (int64_t b = 0; b < all; b++) {
+        int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
         float s = step[b / per], safe = s > 0 ? s : 1.0f;
-        for (long i = at; i < at + n; i++) out[i] = s * code_of(w[i] / safe, high);
+        for (int64_t i = at; i < at + n; i++) out[i] = s * code_of(w[i] / safe, high);
     }
 }
 
@@ -142,10 +177,10 @@ ALWAYS void hand_on(const float *w, const float *grad, float *out, Lanes *sums, 
     out[j] = grad[j] * within;
 }
 
-ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, float *restrict out, long n, float step,
+ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, float *restrict out, int64_t n, float step,
                            float peak, float high, float slack) {
     Lanes sums = {{0}, {0}, {0}};
-    long i = 0;
+    int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
 #pragma omp simd
         for (int j = 0; j < LANES; j++) hand_on(w + i, grad + i, out + i, &sums, j, step, peak, high, slack);
@@ -155,13 +190,13 @@ ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, 
 }
 
 /* The gradient `grad` of a fake-quantized weight, handed on to the weight itself; arguments as of add_gradient. */
-void quantize_backward(const float *w, const float *grad, float *out, long groups, long size, const float *peak,
+void quantize_backward(const float *w, const float *grad, float *out, int64_t groups, int64_t size, const float *peak,
                        const float *step, float high, float slack, int graph, Sums *partial) {
-    long per = blocks(size), all = groups * per;
+    int64_t per = blocks(size), all = groups * per;
 #pragma omp parallel for schedule(static) if (all >= FEW)
-    for (long b = 0; b < all; b++) {
-        long g = b / per, at = g * size + b % per * BLOCK;
-        long n = length(size, b % per);
+    for (int64_t b = 0; b < all; b++) {
+        int64_t g = b / per, at = g * size + b % per * BLOCK;
+        int64_t n = length(size, b % per);
         float s = step[g];
         if (s == 0) { /* a constant 0, whatever the weights do next */
             memset(out + at, 0, n * sizeof *out);
@@ -170,9 +205,9 @@ void quantize_backward(const float *w, const float *grad, float *out, long group
         partial[b] = high < 0 ? block_backward(w + at, grad + at, out + at, n, s, peak[g], -1, slack)
                               : block_backward(w + at, grad + at, out + at, n, s, peak[g], high, slack);
     }
-    for (long g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++) {
         Sums sums = {0, 0, 0};
-        for (long b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
+        for (int64_t b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
         if (graph && peak[g] > 0)
             add_to_largest(w + g * size, out + g * size, size, partial + g * per, peak[g],
                            (double)step[g] / peak[g] * sums.pull / sums.ties);
@@ -193,16 +228,16 @@ static uint16_t to_half(float value) {
     return (uint16_t)((bits + 0xFFF + (bits >> 13 & 1)) >> 13);
 }
 
-typedef struct { long flips, oscillations; } Counts;
+typedef struct { int64_t flips, oscillations; } Counts;
 
 /* Compares codes eight at a time; few change in a step. */
 static Counts block_changes(const int8_t *restrict now, int8_t *restrict code, int8_t *restrict direction,
-                            uint16_t *restrict frequency, long n, float increment) {
+                            uint16_t *restrict frequency, int64_t n, float increment) {
     Counts counts = {0, 0};
-    for (long start = 0; start < n; start += 8) {
-        long end = start + 8 < n ? start + 8 : n;
+    for (int64_t start = 0; start < n; start += 8) {
+        int64_t end = start + 8 < n ? start + 8 : n;
         if (end - start == 8 && !memcmp(now + start, code + start, 8)) continue;
-        for (long i = start; i < end; i++) {
+        for (int64_t i = start; i < end; i++) {
             if (now[i] == code[i]) continue;
             int8_t change = now[i] > code[i] ? 1 : -1;
             counts.flips++;
@@ -217,36 +252,32 @@ static Counts block_changes(const int8_t *restrict now, int8_t *restrict code, i
     return counts;
 }
 
-/* The tracker's update from codes that are there already. */
-void track_codes(const int8_t *now, long size, int8_t *code, int8_t *direction, uint16_t *frequency, float increment,
-                 int64_t *flips, int64_t *oscillations) {
-    long all = blocks(size), changed = 0, reversed = 0;
+/* A layer's update: its codes are round(w / step), clipped, unless they are there already. */
+static void track_layer(const Layer *layer, float increment) {
+    int64_t size = layer->size, per = blocks(size), all = layer->groups * per, changed = 0, reversed = 0;
+    float low = layer->low, high = layer->high;
+    if (!layer->codes && layer->ratio) find_steps(layer);
 #pragma omp parallel for schedule(static) reduction(+ : changed, reversed) if (all >= FEW)
-    for (long b = 0; b < all; b++) {
-        long at = b * BLOCK;
-        Counts counts = block_changes(now + at, code + at, direction + at, frequency + at, length(size, b), increment);
+    for (int64_t b = 0; b < all; b++) {
+        int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
+        int8_t made[BLOCK];
+        const int8_t *now = layer->codes ? layer->codes + at : made;
+        if (!layer->codes) {
+            float s = layer->step[b / per] > 0 ? layer->step[b / per] : 1.0f;
+            for (int64_t i = 0; i < n; i++) {
+                float k = rintf(layer->w[at + i] / s);
+                made[i] = (int8_t)(int)(k < low ? low : k > high ? high : k);
+            }
+        }
+        Counts counts = block_changes(now, layer->code + at, layer->direction + at, layer->frequency + at, n, increment);
         changed += counts.flips, reversed += counts.oscillations;
     }
-    *flips += changed;
-    *oscillations += reversed;
+    *layer->flips += changed;
+    *layer->oscillations += reversed;
 }
 
-/* The tracker's update from the weights: codes are round(w / step), clipped to low .. high. */
-void track(const float *w, long groups, long size, const float *step, float low, float high, int8_t *code,
-           int8_t *direction, uint16_t *frequency, float increment, int64_t *flips, int64_t *oscillations) {
-    long per = blocks(size), all = groups * per, changed = 0, reversed = 0;
-#pragma omp parallel for schedule(static) reduction(+ : changed, reversed) if (all >= FEW)
-    for (long b = 0; b < all; b++) {
-        long n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-        float s = step[b / per] > 0 ? step[b / per] : 1.0f;
-        int8_t now[BLOCK];
-        for (long i = 0; i < n; i++) {
-            float k = rintf(w[at + i] / s);
-            now[i] = (int8_t)(int)(k < low ? low : k > high ? high : k);
-        }
-        Counts counts = block_changes(now, code + at, direction + at, frequency + at, n, increment);
-        changed += counts.flips, reversed += counts.oscillations;
-    }
-    *flips += changed;
-    *oscillations += reversed;
+/* The tracker, over all layers. */
+void track(const Layer *layers, int64_t count, float increment) {
+    for (int64_t l = 0; l < count; l++)
+        if (layers[l].size) track_layer(layers + l, increment);
 }

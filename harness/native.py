@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -28,14 +29,27 @@ _OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
 _VARIANTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 _BLOCK = 4096
 
-_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class Layer(ctypes.Structure):
+    """One weight and what belongs to it: pointers and sizes, as harness/native.c says."""
+
+    _fields_ = (
+        *((name, _P) for name in ("w", "grad", "code", "direction", "frequency", "flips", "oscillations")),
+        *((name, _P) for name in ("codes", "ratio", "peak", "step", "scratch")),
+        *((name, _N) for name in ("groups", "size")),
+        *((name, _F) for name in ("low", "high")),
+        *((name, ctypes.c_int32) for name in ("clipped", "graph")),
+    )
+
+
 _SIGNATURES = {
     "peaks": (_P, _N, _N, _P, _P),
-    "add_gradient": (_P, _P, _N, _N, _P, _P, _F, _F, _F, _I, _P, _P),
+    "regularize": (_P, _N, ctypes.c_double, _F, _P),
     "quantize": (_P, _P, _N, _N, _P, _F),
-    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, _I, _P),
-    "track": (_P, _N, _N, _P, _F, _F, _P, _P, _P, _F, _P, _P),
-    "track_codes": (_P, _N, _P, _P, _P, _F, _P, _P),
+    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P),
+    "track": (_P, _N, _F),
 }
 
 
@@ -43,7 +57,7 @@ _SIGNATURES = {
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where there is no C compiler or nowhere to keep what it makes."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or ctypes.sizeof(ctypes.c_long) != 8:
+    if compiler is None:
         return None
     try:
         loaded = ctypes.CDLL(str(_compiled(compiler)))
@@ -105,31 +119,12 @@ def _order(tensor: Tensor) -> list[tuple[int, int]]:
 # are fp32 with `groups` elements; what else is given is like the weight. Callers have asked `serves`. high: the
 # largest code of a clipped range, -1 without clipping; slack: how far beyond it, in steps, still counts as inside.
 
-#: code and direction (int8), frequency (fp16), all like the weight; flips and oscillations, int64 ().
-Counters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 def peaks(weight: Tensor, groups: int) -> Tensor:
     """max|w| of each group, (groups,)."""
     out = torch.empty(groups)
     _call("peaks", weight, *_sizes(weight, groups), _scratch(weight, groups), out)
     return out
-
-
-def add_gradient(
-    weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, factor: float, high: float, slack: float, graph: bool
-) -> Tensor:
-    """Add the regularizer's gradient to `grad`, in place; returns its value, shape (), float64.
-
-    factor: 2 strength / n. graph: whether the step, a multiple of the peak, takes part in the gradient.
-    """
-    groups = step.numel()
-    values = torch.empty(groups, dtype=torch.float64)
-    scratch = _scratch(weight, groups)
-    _call(
-        "add_gradient", weight, grad, *_sizes(weight, groups), peak, step, factor, high, slack, graph, scratch, values
-    )
-    return values.sum()
 
 
 def quantize(weight: Tensor, step: Tensor, high: float) -> Tensor:
@@ -149,17 +144,32 @@ def quantize_backward(
     return out
 
 
-def track(weight: Tensor, step: Tensor, levels: tuple[int, int], counters: Counters, increment: float) -> None:
-    """Bring codes, directions, frequencies and counts up to date with the weight, in place."""
-    code, direction, frequency, flips, oscillations = counters
-    sizes = _sizes(weight, step.numel())
-    _call("track", weight, *sizes, step, *levels, code, direction, frequency, increment, flips, oscillations)
+class Table:
+    """Layers for one call over all of them: a pass then costs little more than reading the weights.
 
+    entries: whoever makes the call sets `w`, and what else it needs, before each: tensors may have moved. A layer of
+    size 0 is left out. rows: of each layer, fp32 (3, O), room for its groups' peaks, steps and ratios, which start
+    at 1.
+    """
 
-def track_codes(codes: Tensor, counters: Counters, increment: float) -> None:
-    """As `track`, from int8 codes of any quantizer."""
-    code, direction, frequency, flips, oscillations = counters
-    _call("track_codes", codes, codes.numel(), code, direction, frequency, increment, flips, oscillations)
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.entries = (Layer * len(weights))()
+        self.rows = [torch.ones(3, len(weight)) for weight in weights]
+        most = max(len(weight) + weight.numel() // _BLOCK + 1 for weight in weights)
+        self._scratch = torch.empty(3 * most, dtype=torch.float64)  # one after the other, the layers share it
+        for entry, rows in zip(self.entries, self.rows, strict=True):
+            entry.scratch = self._scratch.data_ptr()
+            entry.peak, entry.step, entry.ratio = (row.data_ptr() for row in rows)
+
+    def regularize(self, strength: float, slack: float) -> Tensor:
+        """Add the regularizer's gradient to each `grad`; returns its value, shape (), float64."""
+        value = torch.empty((), dtype=torch.float64)
+        _call("regularize", ctypes.addressof(self.entries), len(self.entries), strength, slack, value)
+        return value
+
+    def track(self, increment: float) -> None:
+        """Bring each layer's codes, directions, frequencies and counts up to date."""
+        _call("track", ctypes.addressof(self.entries), len(self.entries), increment)
 
 
 def _call(name: str, *arguments: Tensor | float) -> None:

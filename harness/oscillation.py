@@ -56,6 +56,7 @@ class OscillationTracker:
         }
         if not self._watches:
             raise UserError("the tracker finds no linear or convolution layer in this model")
+        self._table = native.Table([watch.code for watch in self._watches.values()])
         device = next(iter(self._watches.values())).code.device
         self._advance_all = compiled(_advance_all, device) if fused and device.type == "cuda" else _advance_all
 
@@ -65,8 +66,10 @@ class OscillationTracker:
         watches = list(self._watches.values())
         self._decay *= 1 - self._momentum
         increment = self._momentum / self._decay
-        if self._fused:
-            watches = [watch for watch in watches if not watch.advance_natively(increment)]
+        if self._fused and native.library() is not None:
+            places = zip(watches, self._table.entries, self._table.rows, strict=True)
+            watches = [watch for watch, entry, rows in places if not watch.enter(entry, rows)]
+            self._table.track(increment)
         if watches:
             self._advance_all(watches, torch.tensor(increment))
         if self._decay < SMALLEST_DECAY:
@@ -135,6 +138,8 @@ class _Watch:
         self.frequency = torch.zeros_like(self.code, dtype=torch.float16)
         self.flips = torch.zeros((), dtype=torch.int64, device=self.code.device)
         self.oscillations = torch.zeros_like(self.flips)
+        self._served: tuple[int, ...] | None = None  # the strides of a weight that the native pass serves
+        self._held: tuple[Tensor, ...] = ()  # what a native pass reads has to live until it has
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer that decides the codes, and the weight that it sees."""
@@ -163,23 +168,33 @@ class _Watch:
         self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
         self.code.copy_(code)
 
-    def advance_natively(self, increment: float) -> bool:
-        """The same by the compiled pass; False, and nothing done, where it does not serve this layer."""
+    def enter(self, entry: native.Layer, rows: Tensor) -> bool:
+        """Prepare the native pass over this layer; False where it does not serve, and the layer is left out."""
         quantizer, weight = self.read()
-        if not native.serves(weight, self.code, self.direction, self.frequency):
-            return False
-        counters = (self.code, self.direction, self.frequency, self.flips, self.oscillations)
+        entry.size = 0
+        if not (weight.is_cpu and weight.stride() == self._served):
+            if not native.serves(weight, self.code, self.direction, self.frequency):
+                return False
+            self._served = weight.stride()
+        entry.codes, entry.groups = None, 1
         if type(quantizer).codes is not WeightQuantizer.codes or weight.dtype != torch.float32:
             codes = quantizer.codes(weight)
             if not native.serves(codes, self.code):
                 return False
-            native.track_codes(codes, counters, increment)
-            return True
-        if isinstance(quantizer, MaxAbsQuantizer):
-            step = quantizer.step_of(quantizer.peaks(weight))
+            self._held, entry.codes = (weight, codes), codes.data_ptr()
         else:
-            step = quantizer.step(weight)
-        native.track(weight, step.flatten(), quantizer.levels, counters, increment)
+            entry.groups = weight.shape[0] if quantizer.per_channel else 1
+            entry.low, entry.high = quantizer.levels
+            if isinstance(quantizer, MaxAbsQuantizer):
+                self._held = (weight, quantizer.ratios(rows[2]))
+                entry.step, entry.ratio = rows[1].data_ptr(), self._held[1].data_ptr()
+            else:
+                self._held = (weight, quantizer.step(weight).flatten())
+                entry.step, entry.ratio = self._held[1].data_ptr(), None
+        entry.w, entry.size = weight.data_ptr(), weight.numel() // entry.groups
+        entry.code, entry.direction = self.code.data_ptr(), self.direction.data_ptr()
+        entry.frequency, entry.flips = self.frequency.data_ptr(), self.flips.data_ptr()
+        entry.oscillations = self.oscillations.data_ptr()
         return True
 
     def summary(self, threshold: float, decay: float) -> Tensor:

@@ -71,6 +71,8 @@ class _Layer:
 
     def __init__(self, weight: Tensor, quantizer: MaxAbsQuantizer) -> None:
         self.weight, self.quantizer = weight, quantizer
+        self._served: tuple[int, ...] | None = None  # the strides of a weight that the native pass serves
+        self._held = weight
 
     def gradient(self) -> Tensor:
         """The weight's gradient so far; zeros where the task's loss did not reach it."""
@@ -78,18 +80,23 @@ class _Layer:
             self.weight.grad = torch.zeros_like(self.weight)
         return self.weight.grad
 
-    def add_natively(self, strength: float) -> Tensor | None:
-        """Add dR/dw to the gradient by the compiled pass; returns R, or None where it does not serve this layer."""
+    def enter(self, entry: native.Layer, rows: Tensor) -> bool:
+        """Prepare the native pass over this layer; False where it does not serve, and the layer is left out."""
         weight, gradient, quantizer = self.weight, self.gradient(), self.quantizer
-        alike = weight.dtype == gradient.dtype == torch.float32
-        if not alike or not native.serves(weight, gradient):
-            return None
-        peak = quantizer.peaks(weight)
-        step = quantizer.step_of(peak)
-        factor, graph = 2.0 * strength / weight.numel(), quantizer.scale_gradient == "graph"
-        return native.add_gradient(
-            *(weight, gradient, peak.flatten(), step.flatten(), factor, quantizer.clipped_at, BOUND_SLACK, graph)
-        )
+        entry.size = 0
+        if weight.dtype != torch.float32 or gradient.dtype != torch.float32:
+            return False
+        if not (weight.is_cpu and weight.stride() == gradient.stride() == self._served):
+            if not native.serves(weight, gradient):
+                return False
+            self._served = weight.stride()
+        entry.groups = len(weight) if quantizer.per_channel else 1
+        entry.high, entry.clipped = quantizer.levels.high, quantizer.clipped_at > 0
+        entry.graph = quantizer.scale_gradient == "graph"
+        self._held = quantizer.ratios(rows[2])
+        entry.ratio = self._held.data_ptr()
+        entry.w, entry.grad, entry.size = weight.data_ptr(), gradient.data_ptr(), weight.numel() // entry.groups
+        return True
 
 
 class OscillationRegularizer:
@@ -121,20 +128,19 @@ class OscillationRegularizer:
         if not self._layers:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
         self._fused = fused is not False
+        self._table = native.Table([layer.weight for layer in self._layers])
         device = self._layers[0].weight.device
         self._add_all = compiled(_add_all, device) if fused and device.type == "cuda" else _add_all
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
-        values, plain = [], []
-        for layer in self._layers:
-            value = layer.add_natively(self.strength) if self._fused else None
-            if value is None:
-                plain.append(layer)
-            else:
-                values.append(value)
+        plain, values = self._layers, []
+        if self._fused and native.library() is not None:
+            places = zip(self._layers, self._table.entries, self._table.rows, strict=True)
+            plain = [layer for layer, entry, rows in places if not layer.enter(entry, rows)]
+            values.append(self._table.regularize(self.strength, BOUND_SLACK))
         if plain:
             weights, gradients = [layer.weight for layer in plain], [layer.gradient() for layer in plain]
             values += self._add_all(weights, gradients, [layer.quantizer for layer in plain], self.strength)
-        return torch.stack(values).sum()
+        return torch.stack([value.to(values[-1].device) for value in values]).sum()

@@ -92,6 +92,10 @@ class MaxAbsQuantizer(WeightQuantizer):
         peaks = native.peaks(weight, weight.shape[0] if self.per_channel else 1)
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
+    def ratios(self, ones: Tensor) -> Tensor:
+        """The part of max|w| that the range covers, fp32 (G,), of each group. ones: (O,), for a range not clipped."""
+        return ones
+
     @property
     def clipped_at(self) -> float:
         """The largest code of a clipped range; -1 where every weight is inside."""
@@ -154,6 +158,11 @@ class ClippedQuantizer(MaxAbsQuantizer):
 
     def step_of(self, peak: Tensor) -> Tensor:
         return super().step_of(peak) * self.ratio
+
+    def ratios(self, ones: Tensor) -> Tensor:
+        return (
+            self.ratio.flatten() if self.ratio.numel() == (len(ones) if self.per_channel else 1) else ones * self.ratio
+        )
 
     @property
     def clipped_at(self) -> float:

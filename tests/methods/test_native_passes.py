@@ -47,7 +47,8 @@ def threads() -> Iterator[None]:
 def test_regularizer(bits: int, knobs: QuantizerKnobs, scale_gradient: str, channels_last: bool) -> None:
     model = network(bits, channels_last)
     regularizer = OscillationRegularizer(model, bits, 3.0, knobs, scale_gradient)  # type: ignore[arg-type]
-    assert all(layer.add_natively(0.0) is not None for layer in regularizer._layers), "the pass serves each layer"
+    places = zip(regularizer._layers, regularizer._table.entries, regularizer._table.rows, strict=True)
+    assert all(layer.enter(entry, rows) for layer, entry, rows in places), "the pass serves each layer"
     for weight in weights(model):
         weight.grad = torch.ones_like(weight)
     value, total = float(regularizer.add_gradient()), 0.0
@@ -164,8 +165,9 @@ def pair(kind: str, channels_last: bool = False) -> tuple[nn.Module, Oscillation
 @pytest.mark.parametrize("kind", [*map(str, range(len(KNOBS))), "lsq", "odd", "double"])
 def test_tracker_to_the_last_bit(kind: str, channels_last: bool) -> None:
     model, native_tracker, plain = pair(kind, channels_last)
-    watches = native_tracker._watches.values()
-    assert all(watch.advance_natively(0.0) for watch in watches), "the pass serves each layer"
+    watches, table = native_tracker._watches.values(), native_tracker._table
+    places = zip(watches, table.entries, table.rows, strict=True)
+    assert all(watch.enter(entry, rows) for watch, entry, rows in places), "the pass serves each layer"
     generator = torch.Generator().manual_seed(1)
     for step in range(600):  # the common factor is multiplied out twice
         with torch.no_grad():
