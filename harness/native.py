@@ -148,18 +148,19 @@ class Table:
     """Layers for one call over all of them: a pass then costs little more than reading the weights.
 
     entries: whoever makes the call sets `w`, and what else it needs, before each: tensors may have moved. A layer of
-    size 0 is left out. rows: of each layer, fp32 (3, O), room for its groups' peaks, steps and ratios, which start
-    at 1.
+    size 0 is left out. rows: one for all layers, since they go one after the other: fp32 (3, most), room for the
+    groups' peaks, steps and ratios, which start at 1.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], per_channel: bool) -> None:
         self.entries = (Layer * len(weights))()
-        self.rows = [torch.ones(3, len(weight)) for weight in weights]
-        most = max(len(weight) + weight.numel() // _BLOCK + 1 for weight in weights)
-        self._scratch = torch.empty(3 * most, dtype=torch.float64)  # one after the other, the layers share it
-        for entry, rows in zip(self.entries, self.rows, strict=True):
+        most = max(len(weight) for weight in weights) if per_channel else 1
+        self.rows = torch.ones(3, most)
+        blocks = max(most + weight.numel() // _BLOCK + 1 for weight in weights)
+        self._scratch = torch.empty(3 * blocks, dtype=torch.float64)
+        for entry in self.entries:
             entry.scratch = self._scratch.data_ptr()
-            entry.peak, entry.step, entry.ratio = (row.data_ptr() for row in rows)
+            entry.peak, entry.step, entry.ratio = (row.data_ptr() for row in self.rows)
 
     def regularize(self, strength: float, slack: float) -> Tensor:
         """Add the regularizer's gradient to each `grad`; returns its value, shape (), float64."""

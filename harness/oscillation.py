@@ -56,7 +56,8 @@ class OscillationTracker:
         }
         if not self._watches:
             raise UserError("the tracker finds no linear or convolution layer in this model")
-        self._table = native.Table([watch.code for watch in self._watches.values()])
+        per_channel = any(watch.read()[0].per_channel for watch in self._watches.values())
+        self._table = native.Table([watch.code for watch in self._watches.values()], per_channel)
         device = next(iter(self._watches.values())).code.device
         self._advance_all = compiled(_advance_all, device) if fused and device.type == "cuda" else _advance_all
 
@@ -67,8 +68,8 @@ class OscillationTracker:
         self._decay *= 1 - self._momentum
         increment = self._momentum / self._decay
         if self._fused and native.library() is not None:
-            places = zip(watches, self._table.entries, self._table.rows, strict=True)
-            watches = [watch for watch, entry, rows in places if not watch.enter(entry, rows)]
+            places, rows = zip(watches, self._table.entries, strict=True), self._table.rows
+            watches = [watch for watch, entry in places if not watch.enter(entry, rows)]
             self._table.track(increment)
         if watches:
             self._advance_all(watches, torch.tensor(increment))
@@ -186,7 +187,9 @@ class _Watch:
             entry.groups = weight.shape[0] if quantizer.per_channel else 1
             entry.low, entry.high = quantizer.levels
             if isinstance(quantizer, MaxAbsQuantizer):
-                self._held = (weight, quantizer.ratios(rows[2]))
+                if entry.groups > rows.shape[1]:  # a quantizer filled in after the tracker was made
+                    return False
+                self._held = (weight, quantizer.ratios(rows[2, : entry.groups]))
                 entry.step, entry.ratio = rows[1].data_ptr(), self._held[1].data_ptr()
             else:
                 self._held = (weight, quantizer.step(weight).flatten())

@@ -93,7 +93,7 @@ class _Layer:
         entry.groups = len(weight) if quantizer.per_channel else 1
         entry.high, entry.clipped = quantizer.levels.high, quantizer.clipped_at > 0
         entry.graph = quantizer.scale_gradient == "graph"
-        self._held = quantizer.ratios(rows[2])
+        self._held = quantizer.ratios(rows[2, : entry.groups])
         entry.ratio = self._held.data_ptr()
         entry.w, entry.grad, entry.size = weight.data_ptr(), gradient.data_ptr(), weight.numel() // entry.groups
         return True
@@ -128,7 +128,7 @@ class OscillationRegularizer:
         if not self._layers:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
         self._fused = fused is not False
-        self._table = native.Table([layer.weight for layer in self._layers])
+        self._table = native.Table([layer.weight for layer in self._layers], knobs.granularity == "channel")
         device = self._layers[0].weight.device
         self._add_all = compiled(_add_all, device) if fused and device.type == "cuda" else _add_all
 
@@ -137,8 +137,8 @@ class OscillationRegularizer:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
         plain, values = self._layers, []
         if self._fused and native.library() is not None:
-            places = zip(self._layers, self._table.entries, self._table.rows, strict=True)
-            plain = [layer for layer, entry, rows in places if not layer.enter(entry, rows)]
+            places, rows = zip(self._layers, self._table.entries, strict=True), self._table.rows
+            plain = [layer for layer, entry in places if not layer.enter(entry, rows)]
             values.append(self._table.regularize(self.strength, BOUND_SLACK))
         if plain:
             weights, gradients = [layer.weight for layer in plain], [layer.gradient() for layer in plain]

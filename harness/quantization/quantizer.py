@@ -93,7 +93,7 @@ class MaxAbsQuantizer(WeightQuantizer):
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
     def ratios(self, ones: Tensor) -> Tensor:
-        """The part of max|w| that the range covers, fp32 (G,), of each group. ones: (O,), for a range not clipped."""
+        """The part of max|w| that the range covers, fp32 (G,), of each group, from as many ones."""
         return ones
 
     @property

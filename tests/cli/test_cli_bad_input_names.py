@@ -15,7 +15,7 @@ UNKNOWN_KEYS = {
     "base": ({"base/modle": {}}, ["base: unknown setting 'modle'; did you mean 'model'?", "legal: data, deploy"]),
     "base, seed": ({"base/seed": 3}, ["base: unknown setting 'seed'"]),
     "train": ({"base/train/epohs": 3}, ["train.epohs: unknown key; did you mean 'epochs'?", "batch_size"]),
-    "deploy": ({"base/deploy/bit": [2]}, ["deploy.bit: unknown key; did you mean 'bits'?", "methods, precision, scale"]),
+    "deploy": ({"base/deploy/bit": [2]}, ["deploy.bit: unknown key; did you mean 'bits'?", "precision, scale"]),
     "model": ({"base/model/widht": 3}, ["model 'mlp5': widht: unknown key; did you mean 'width'?", "legal: depth"]),
     "data": ({"base/data/normalise": "unit"}, ["'digits': normalise: unknown key; did you mean 'normalize'?"]),
     "augment": ({"base/data/augment": {"flipp": True}}, ["augment.flipp: unknown key; did you mean 'flip'?"]),

@@ -47,8 +47,8 @@ def threads() -> Iterator[None]:
 def test_regularizer(bits: int, knobs: QuantizerKnobs, scale_gradient: str, channels_last: bool) -> None:
     model = network(bits, channels_last)
     regularizer = OscillationRegularizer(model, bits, 3.0, knobs, scale_gradient)  # type: ignore[arg-type]
-    places = zip(regularizer._layers, regularizer._table.entries, regularizer._table.rows, strict=True)
-    assert all(layer.enter(entry, rows) for layer, entry, rows in places), "the pass serves each layer"
+    places, rows = zip(regularizer._layers, regularizer._table.entries, strict=True), regularizer._table.rows
+    assert all(layer.enter(entry, rows) for layer, entry in places), "the pass serves each layer"
     for weight in weights(model):
         weight.grad = torch.ones_like(weight)
     value, total = float(regularizer.add_gradient()), 0.0
@@ -166,8 +166,8 @@ def pair(kind: str, channels_last: bool = False) -> tuple[nn.Module, Oscillation
 def test_tracker_to_the_last_bit(kind: str, channels_last: bool) -> None:
     model, native_tracker, plain = pair(kind, channels_last)
     watches, table = native_tracker._watches.values(), native_tracker._table
-    places = zip(watches, table.entries, table.rows, strict=True)
-    assert all(watch.enter(entry, rows) for watch, entry, rows in places), "the pass serves each layer"
+    places = zip(watches, table.entries, strict=True)
+    assert all(watch.enter(entry, table.rows) for watch, entry in places), "the pass serves each layer"
     generator = torch.Generator().manual_seed(1)
     for step in range(600):  # the common factor is multiplied out twice
         with torch.no_grad():
