@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: How often an idle worker looks for work that other workers may bring about: at first, and after a while.
 IDLE_S = (0.5, 5.0)
-#: How often a thread looks before it sleeps, on shared cores: what libgomp takes where threads outnumber the cores.
-SHARED_SPIN_COUNT = "1000"
 
 
 @dataclass
@@ -56,8 +54,8 @@ class Worker(Checkpointable):
         with place.take(folder, self.slots, self.runs_per_gpu) as where:
             if self.threads is None:
                 self.threads = where.threads
-            if self.threads is not None:
-                _set_threads(self.threads, alone=where.slot is None)
+            if self.threads is not None:  # before torch is imported, which reads it once
+                os.environ["OMP_NUM_THREADS"] = str(self.threads)
             files = RunDirectory(folder / "workers" / (self.name + where.suffix))
             with Heartbeat(files, place.job_id(), stopping.look) as beat:
                 self._beat, stopping.beat = beat, beat
@@ -175,17 +173,6 @@ class Worker(Checkpointable):
                 report(metrics)
 
             return run(config, files.path, epoch_done, stopping.asked, around)
-
-
-def _set_threads(threads: int, alone: bool) -> None:
-    """Before torch is imported, which reads this once. alone: Slurm gave the cores to this worker and nobody else.
-
-    Threads that wait for each other keep their cores busy for milliseconds. Where anything else wants those cores,
-    every parallel loop then waits for the scheduler: 16 steps a second of a small network, not 200.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if not alone:
-        os.environ.setdefault("GOMP_SPINCOUNT", SHARED_SPIN_COUNT)
 
 
 def _log_path() -> str | None:

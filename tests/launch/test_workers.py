@@ -71,27 +71,6 @@ def test_other_code_can_be_refused_by_launch_and_worker(tmp_path: Path) -> None:
     assert not records(tmp_path / "runs")
 
 
-# Threads
-
-
-@pytest.mark.parametrize(
-    ("slots", "before", "after"), [(("cpu0",), None, "1000"), (("cpu0",), "7", "7"), ((), None, None)]
-)
-def test_threads_do_not_spin_on_shared_cores(
-    slots: tuple[str, ...], before: str | None, after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the cores are Slurm's, or the user chose, nothing is changed."""
-    for name, value in (("GOMP_SPINCOUNT", before), ("OMP_NUM_THREADS", None)):
-        monkeypatch.setenv(name, value or "")
-        if value is None:
-            monkeypatch.delenv(name)
-    sweep = opened(tmp_path)
-    write_json(sweep.folder / STOP, {})
-    assert Worker(str(sweep.folder), "w", threads=3, slots=slots, keep_signals=True)() == 0
-    assert os.environ["OMP_NUM_THREADS"] == "3"
-    assert os.environ.get("GOMP_SPINCOUNT") == after
-
-
 # Ends
 
 
