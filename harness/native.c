@@ -1,8 +1,9 @@
-/* The two passes over all weights that a step makes on a CPU: the regularizer's gradient and the tracker's update.
+/* The passes over all weights that a step makes on a CPU: regularizer, tracker, fake quantization.
  *
  * A weight is `groups` rows of `size` floats that share a step each. Work goes in blocks of BLOCK weights whose sums
  * are added in order, in lanes of fixed number: results depend neither on the number of threads nor on how wide the
- * vectors of the processor are. The arithmetic is harness/methods/oscillation.py's and harness/oscillation.py's, fp32.
+ * vectors of the processor are. The arithmetic, fp32, is that of harness/regularizer.py,
+ * harness/oscillation.py and harness/quantization.
  */
 #include <math.h>
 #include <stdint.h>
@@ -189,7 +190,7 @@ ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, 
     return added(&sums);
 }
 
-/* The gradient `grad` of a fake-quantized weight, handed on to the weight itself; arguments as of add_gradient. */
+/* The gradient `grad` of a fake-quantized weight, handed on to the weight itself. high < 0: no clipping. */
 void quantize_backward(const float *w, const float *grad, float *out, int64_t groups, int64_t size, const float *peak,
                        const float *step, float high, float slack, int graph, Sums *partial) {
     int64_t per = blocks(size), all = groups * per;
@@ -208,7 +209,7 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
     for (int64_t g = 0; g < groups; g++) {
         Sums sums = {0, 0, 0};
         for (int64_t b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
-        if (graph && peak[g] > 0)
+        if (graph && step[g] > 0) /* a step of 0 left no sums */
             add_to_largest(w + g * size, out + g * size, size, partial + g * per, peak[g],
                            (double)step[g] / peak[g] * sums.pull / sums.ties);
     }

@@ -1,7 +1,7 @@
 """harness/native.c, compiled for this processor when it is first needed, and kept: less than a second, once.
 
-A compiler for the whole graph would do, but takes half a minute a process and three times the time a step. Without
-a C compiler everything works by plain tensor operations.
+A compiler for the whole graph would do, but takes up to half a minute a process, and its passes three times as long.
+Without a C compiler everything works by plain tensor operations.
 """
 
 import ctypes
@@ -137,7 +137,10 @@ def quantize(weight: Tensor, step: Tensor, high: float) -> Tensor:
 def quantize_backward(
     weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, high: float, slack: float, graph: bool
 ) -> Tensor:
-    """The gradient of the weight from `grad`, that of the weight on the grid: straight-through, `graph` as above."""
+    """The gradient of the weight from `grad`, that of the weight on the grid: straight-through.
+
+    graph: whether the step, a multiple of the peak, takes part in the gradient.
+    """
     out, groups = torch.empty_like(weight), step.numel()
     sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
     _call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, scratch)

@@ -165,7 +165,7 @@ class _Watch:
         reversal = (change * self.direction).clamp_(max=0).neg_()
         self.flips += change.count_nonzero()
         self.oscillations += reversal.count_nonzero()
-        self.frequency.copy_(self.frequency.float().addcmul_(reversal.float(), increment))  # one rounding, not two
+        self.frequency.copy_(self.frequency.float() + reversal.float() * increment)  # one rounding, not two
         self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
         self.code.copy_(code)
 

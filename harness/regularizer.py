@@ -139,8 +139,9 @@ class OscillationRegularizer:
         if self._fused and native.library() is not None:
             places, rows = zip(self._layers, self._table.entries, strict=True), self._table.rows
             plain = [layer for layer, entry in places if not layer.enter(entry, rows)]
-            values.append(self._table.regularize(self.strength, BOUND_SLACK))
+            if len(plain) < len(self._layers):  # not on a GPU, where a value from here would be waited for
+                values.append(self._table.regularize(self.strength, BOUND_SLACK))
         if plain:
             weights, gradients = [layer.weight for layer in plain], [layer.gradient() for layer in plain]
             values += self._add_all(weights, gradients, [layer.quantizer for layer in plain], self.strength)
-        return torch.stack([value.to(values[-1].device) for value in values]).sum()
+        return torch.stack(values).sum()
