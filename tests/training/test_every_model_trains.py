@@ -66,5 +66,9 @@ def test_a_whole_run(
     assert list(rows) == [2, 4, 8, "float"]
     assert all(row["n"] == 32 for row in rows.values())
     assert record["resolved"]["precision"] == precision
-    assert rows["float"]["accuracy"] > 0.9, rows
-    assert rows[8]["accuracy"] > 0.8, rows
+    accuracy = {bits: row["accuracy"] for bits, row in rows.items()}
+    if method == "lsq":  # promises its own bit-width alone; the best epoch, the first of equals, is chosen there
+        assert accuracy[4] > 0.9, accuracy
+    else:
+        assert accuracy["float"] > 0.9, accuracy
+        assert accuracy[8] > 0.8, accuracy
