@@ -102,6 +102,7 @@ class RuntimeKnobs(Knobs):
     checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")
     wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: offline without a key")
     wandb_project: str = "oscillation-harness"
+    wandb_artifact: bool = Field(False, description="keep the deployed weights there too, where they are kept at all")
 
 
 class RunConfig(Knobs):

@@ -83,7 +83,8 @@ class OscillationTracker:
         """The figures of the updates since the last reset, by metric name (harness/schema.py).
 
         Flips (code changes) and oscillations are per weight and period; frequency is the mean of the moving
-        averages in [0, 1]; threshold distance is in steps, in [0, Q - 1/2]. reset: start a new period.
+        averages in [0, 1]; threshold distance is in steps, in [0, 1/2] but for clipped weights. reset: start
+        a new period.
         """
         watches = self._watches.values()
         sums = torch.stack([watch.summary(self.threshold, self._decay) for watch in watches]).tolist()
@@ -104,6 +105,12 @@ class OscillationTracker:
                 watch.flips.zero_()
                 watch.oscillations.zero_()
         return result
+
+    @torch.no_grad()
+    def threshold_histogram(self) -> list[int]:
+        """How many weights lie how far from their nearest decision threshold, by the bins of schema.THRESHOLD_EDGES."""
+        counts = torch.stack([_histogram(_threshold_distance(*watch.read())) for watch in self._watches.values()])
+        return [int(count) for count in counts.sum(0).tolist()]
 
     def frequencies(self) -> dict[str, Tensor]:
         """Each layer's oscillation frequencies, fp16, in [0, 1], in the shape of its weight (a copy)."""
@@ -211,6 +218,16 @@ class _Watch:
 def _advance_all(watches: list[_Watch], increment: Tensor) -> None:
     for watch in watches:
         watch.advance(increment)
+
+
+def _histogram(distance: Tensor) -> Tensor:
+    """Counts of distances in steps, int64 (bins,), by schema.THRESHOLD_EDGES; clipped weights in the last bin."""
+    edges, bins = schema.THRESHOLD_EDGES, len(schema.THRESHOLD_EDGES) - 1
+    # Zero and the largest weight are half a step away but for rounding, and not clipped.
+    clipped = distance > edges[-2] + 1e-3
+    bin_of = (distance * ((bins - 1) / edges[-2])).long().clamp_(max=bins - 2)
+    bin_of[clipped] = bins - 1
+    return torch.bincount(bin_of.flatten(), minlength=bins)
 
 
 def _threshold_distance(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:

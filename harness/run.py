@@ -28,12 +28,16 @@ CHECKPOINT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Around:
-    """What surrounds a run and decides none of its numbers. notes: for the record's provenance."""
+    """What surrounds a run and decides none of its numbers.
+
+    notes: for the record's provenance. labels: for W&B's copy of the configuration, by the names in harness/schema.py.
+    """
 
     tags: tuple[str, ...] = ()
     keep_best: bool = True
     job_id: str | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -102,7 +106,7 @@ def _carry_out(
     session = build(config)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
-    mirror = Mirror(config, run_id, files.path, around.tags, files.read_metrics())
+    mirror = Mirror(config, run_id, files.path, around.tags, files.read_metrics(), around.labels)
     saver = _Saver(config, session, files)
 
     def on_epoch(metrics: dict[str, Any]) -> None:
@@ -128,9 +132,9 @@ def _carry_out(
         stopped = isinstance(error, Stopped)
         if stopped:
             saver.save()
-        mirror.finish({}, failed=isinstance(error, Exception) and not stopped, stopped=stopped)
+        mirror.break_off(stopped)
         raise
-    mirror.finish({**as_metrics(record["rows"]), "best_epoch": record["best_epoch"]})
+    mirror.finish({**as_metrics(record["rows"]), "best_epoch": record["best_epoch"]}, record, files.best)
     return record
 
 
@@ -173,6 +177,10 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
         "best_epoch": progress.best_epoch,
         "monitor": progress.best_value,
         "rows": rows,
+        "threshold_histogram": {
+            "before": progress.first_histogram,
+            "after": session.tracker.threshold_histogram(),  # of the weights that are deployed
+        },
     }
 
 

@@ -4,12 +4,14 @@ Without an account, or while W&B does not answer, everything goes to offline fil
 `wandb sync` later.
 """
 
+import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from harness import schema
@@ -71,9 +73,11 @@ class Mirror:
         directory: Path,
         tags: tuple[str, ...] = (),
         history: Sequence[Mapping[str, Any]] = (),
+        labels: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._run: Any = None
-        self._config, self._run_id, self._directory, self._tags = config, run_id, directory, tags
+        self._config, self._run_id, self._directory = config, run_id, directory
+        self._tags, self._labels = tags, labels
         #: The last epoch that the server had when the run began; the rows' steps are 0, 1, ...
         self._had_until = 0
         mode = wandb_mode(config.runtime.wandb)
@@ -111,7 +115,7 @@ class Mirror:
             group=group,
             job_type=config.phase,
             tags=[*self._tags, config.phase],
-            config=config.model_dump(mode="json"),
+            config={**config.model_dump(mode="json"), **_described(config), **self._labels},
             dir=self._directory,
             mode=mode,  # type: ignore[arg-type]
             settings=_settings(),
@@ -127,21 +131,38 @@ class Mirror:
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         if metrics[schema.EPOCH] > self._had_until:  # else the run repeats, number by number, what the server has
-            self._run.log(dict(metrics))
+            self._run.log(_with_histograms(metrics))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Send the metrics of an epoch."""
         if self._run is not None:
             self._try("log", lambda: self._log(metrics))
 
-    def finish(self, summary: Mapping[str, Any], failed: bool = False, stopped: bool = False) -> None:
-        """Send final figures (`test/acc_w2`, `best_epoch`) and close the run; stopped: it will go on another time."""
+    def finish(self, summary: Mapping[str, Any], record: Mapping[str, Any], best: Path) -> None:
+        """Send final figures (`test/acc_w2`, `best_epoch`), the record, the weights when asked, and close the run."""
         run = self._run  # closed also when its summary failed: what was logged before must reach the disk
+        if run is not None:
+            # As text: W&B takes a dot in a key (of packages, of layers) for a level of its own.
+            text = json.dumps({key: value for key, value in record.items() if key != "config"})
+            self._try("summary", lambda: run.summary.update({**summary, schema.RECORD: text}))
+            if self._config.runtime.wandb_artifact and best.exists():
+                self._try("artifact", lambda: self._keep(run, best))
+            self._try("finish", lambda: self._close(run, exit_code=0))
+
+    def break_off(self, stopped: bool) -> None:
+        """Close a run that failed, or that was stopped and will go on another time."""
+        run = self._run
         if run is not None:
             if stopped:  # with an exit code that is not 0, W&B then calls it preempted, not finished
                 self._try("mark", run.mark_preempting)
-            self._try("summary", lambda: run.summary.update(dict(summary)))
-            self._try("finish", lambda: self._close(run, exit_code=int(failed or stopped)))
+            self._try("finish", lambda: self._close(run, exit_code=1))
+
+    def _keep(self, run: Any, best: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"best-{self._run_id}", "model", metadata={schema.METHOD: group_of(self._config)})
+        artifact.add_file(str(best), name=best.name)
+        run.log_artifact(artifact, aliases=["best"])
 
     def _close(self, run: Any, exit_code: int) -> None:
         try:
@@ -165,6 +186,27 @@ class Mirror:
         except Exception as error:  # whatever a service does, the run goes on
             _say(f"{what} failed ({_in_words(error)}); the run goes on without")
             self._run = None
+
+
+def _described(config: RunConfig) -> dict[str, Any]:
+    """What W&B can sort and filter by, which it cannot by what stands in a list."""
+    knobs = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
+    return {schema.METHOD: "+".join(knobs), schema.KNOBS: {name: own for name, own in knobs.items() if own}}
+
+
+def _with_histograms(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An epoch's metrics in W&B's form: counts and edges, never the weights."""
+    import numpy as np
+    import wandb
+
+    logged = dict(metrics)
+    if schema.THRESHOLD_HISTOGRAM in logged:
+        counts = np.asarray(logged[schema.THRESHOLD_HISTOGRAM])
+        logged[schema.THRESHOLD_HISTOGRAM] = wandb.Histogram(np_histogram=(counts, np.asarray(schema.THRESHOLD_EDGES)))
+    layers = [value for name, value in metrics.items() if name.startswith(schema.LAYER_PREFIX)]
+    if 0 < len(layers) <= wandb.Histogram.MAX_LENGTH:
+        logged[schema.LAYER_PROFILE] = wandb.Histogram(np_histogram=(np.asarray(layers), np.arange(len(layers) + 1)))
+    return logged
 
 
 def _settings() -> Any:

@@ -36,6 +36,7 @@ class Progress:
     best_value: float = -math.inf
     best_state: dict[str, Tensor] = field(default_factory=dict)
     sums: Tensor | None = None  # (2,) on the device: loss and penalty of the current epoch
+    first_histogram: list[int] = field(default_factory=list)  # the tracker's, before the first step
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
@@ -95,6 +96,8 @@ def train(
     TrainingError when the loss is not finite.
     """
     knobs, progress = session.config.train, session.progress
+    if (progress.epoch, progress.step) == (0, 0):
+        progress.first_histogram = session.tracker.threshold_histogram()
     while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
         permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
         session.model.train()
@@ -148,6 +151,7 @@ def _finish_epoch(session: Session) -> dict[str, Any]:
         schema.TRAIN_PENALTY: penalty,
         schema.LEARNING_RATE: session.optimizer.param_groups[0]["lr"],
         **session.tracker.metrics(),
+        schema.THRESHOLD_HISTOGRAM: session.tracker.threshold_histogram(),
         **validate(session),
     }
     for method in session.methods:

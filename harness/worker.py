@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from submitit import JobEnvironment
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from harness import place, runlog, source
+from harness import place, runlog, schema, source
 from harness.errors import Pruned, Stopped, UserError
 from harness.record import Heartbeat, RunDirectory, read_json
 from harness.stopping import Stopping
@@ -161,6 +161,7 @@ class Worker(Checkpointable):
             keep_best={"all": True, "none": False, "finals": claim.phase == "final"}[sweep.spec.keep_best],
             job_id=place.job_id(),
             notes={"launched_with": launched_with} if launched_with else {},
+            labels={schema.SWEEP: sweep.spec.name, schema.CELL: claim.cell.id, schema.TRIAL: claim.trial.number},
         )
         report = _reporter(sweep, claim)
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
@@ -203,14 +204,13 @@ def _reporter(sweep: "Sweep", claim: "Claim") -> Callable[[dict[str, Any]], None
     """Tells the pruner each epoch's value; does nothing without a pruner."""
     from harness import study
     from harness.algorithms import make_pruner
-    from harness.schema import EPOCH
 
     if claim.phase != "tune" or sweep.spec.pruner.name == "none":
         return lambda metrics: None
     claim.study.pruner = make_pruner(sweep.spec)
 
     def report(metrics: dict[str, Any]) -> None:
-        claim.trial.report(study.values_of(sweep, claim.config, metrics)[0], metrics[EPOCH])
+        claim.trial.report(study.values_of(sweep, claim.config, metrics)[0], metrics[schema.EPOCH])
         if claim.trial.should_prune():
             raise Pruned
 

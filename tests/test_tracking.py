@@ -140,7 +140,7 @@ def test_an_offline_run_holds_every_metric(tmp_path: Path, capfd: pytest.Capture
     mirror = Mirror(config, config.run_id(), tmp_path, ("sweep",))
     mirror.log(METRICS)
     mirror.log({**METRICS, schema.EPOCH: 2})
-    mirror.finish(SUMMARY)
+    mirror.finish(SUMMARY, {}, tmp_path / "best")
     assert capfd.readouterr().err == ""
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert folder.name.endswith(config.run_id())
@@ -194,7 +194,7 @@ def test_a_mirror_never_raises(
     mirror = Mirror(complete({**RAW, "runtime": {"wandb": mode}}), "0" * 12, tmp_path)
     for epoch in (1, 2):
         mirror.log({schema.EPOCH: epoch})
-    mirror.finish({"best_epoch": 1})
+    mirror.finish({"best_epoch": 1}, {}, tmp_path / "best")
     said = capsys.readouterr().err
     assert said.count("W&B: ") == (what != "nothing")  # once, or not at all
     assert ("no route to host" in said) == (what != "nothing")
@@ -207,9 +207,10 @@ def test_what_wandb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     told: dict[str, Any] = {}
     monkeypatch.setattr(wandb, "init", lambda **given: told.update(given) or Broken("nothing"))
     config = complete({**RAW, "runtime": {"wandb": "online", "wandb_project": "p"}})
-    Mirror(config, config.run_id(), tmp_path, ("sweep",))
+    Mirror(config, config.run_id(), tmp_path, ("sweep",), labels={schema.SWEEP: "mine", schema.CELL: "ste"})
     assert (told["id"], told["resume"], told["mode"], told["project"]) == (config.run_id(), "allow", "online", "p")
     assert (told["group"], told["name"], told["job_type"]) == ("mlp5/ste/w2", "mlp5/ste/w2/s3", "final")
     assert told["tags"] == ["sweep", "final"]
-    assert told["config"] == config.model_dump(mode="json")
+    own = {"method": "ste", "knobs": {"ste": {"scale_gradient": "graph"}}, "sweep": "mine", "cell": "ste"}
+    assert told["config"] == {**config.model_dump(mode="json"), **own}
     assert told["settings"].console == "off"  # nothing that a program prints is sent anywhere

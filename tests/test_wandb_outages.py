@@ -57,7 +57,7 @@ def test_the_next_run_does_not_ask(
     server.pause()
     for name in ("first", "second"):
         refused = server.refused
-        Mirror(config(), name, tmp_path / name).finish({})
+        Mirror(config(), name, tmp_path / name).finish({}, {}, tmp_path / "best")
         assert (server.refused == refused) == (name == "second")
     assert len(list(tmp_path.glob("*/wandb/offline-run-*"))) == 2
     assert capfd.readouterr().err.count("the run is mirrored offline") == 2

@@ -79,12 +79,20 @@ def assert_complete(server: WandbServer, wanted: RunConfig, directory: Path) -> 
     received = server.runs[wanted.run_id()]
     ours = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row[schema.EPOCH] for row in ours] == list(range(1, EPOCHS + 1))
-    assert [{key: row[key] for key in line} for row, line in zip(received.history, ours, strict=True)] == ours
+    for row, line in zip(received.history, ours, strict=True):
+        counts = line.pop(schema.THRESHOLD_HISTOGRAM)
+        edges = list(schema.THRESHOLD_EDGES)
+        assert row[schema.THRESHOLD_HISTOGRAM] == {"_type": "histogram", "values": counts, "bins": edges}
+        layers = [value for name, value in line.items() if name.startswith(schema.LAYER_PREFIX)]
+        assert row[schema.LAYER_PROFILE]["values"] == layers
+        assert {key: row[key] for key in line} == line
     record = json.loads((directory / "record.json").read_text())
     assert received.summary["best_epoch"] == record["best_epoch"]
     for name, value in schema.as_metrics(record["rows"]).items():
         if name.startswith("test/"):
             assert received.summary[name] == value
+    del record["config"]
+    assert json.loads(received.summary[schema.RECORD]) == record
     assert received.exit_code == 0
 
 

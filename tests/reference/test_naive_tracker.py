@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from torch import nn
 
 from harness import OscillationTracker, schema
 from harness.knobs import QuantizerKnobs
+from harness.layers import attach
+from harness.quantization import LSQQuantizer
 
 
 def follow(trajectories: Sequence[Sequence[int]], bits: int = 8, momentum: float = 0.01) -> OscillationTracker:
@@ -56,10 +59,24 @@ def test_threshold_distance(bits: int, knobs: QuantizerKnobs) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(20, 5).double()
     high = 2 ** (bits - 1) - 1
-    measured = OscillationTracker(nn.Sequential(layer), bits, knobs).metrics()[schema.THRESHOLD_DISTANCE]
+    tracker = OscillationTracker(nn.Sequential(layer), bits, knobs)
+    measured = tracker.metrics()[schema.THRESHOLD_DISTANCE]
     distances = []
     for row in layer.weight.detach():
         peak = (row if knobs.granularity == "channel" else layer.weight.detach()).abs().max()
         distances += [threshold_distance(float(value / (peak / high)), -high, high) for value in row]
     assert measured == pytest.approx(sum(distances) / len(distances), rel=1e-12)
-    assert 0 <= measured <= max(0.5, high - 0.5)
+    assert 0 <= measured <= 0.5
+    counts, edges = tracker.threshold_histogram(), list(schema.THRESHOLD_EDGES)
+    assert counts[-1] == 0  # max-abs steps clip nothing
+    assert counts[:-1] == numpy.histogram(numpy.minimum(distances, 0.5), edges[:-1])[0].tolist()
+
+
+def test_clipped_weights_have_a_bin_of_their_own() -> None:
+    """Ternary, step 1: 0 and the grid's ends are half a step away from a threshold, 0.99 almost, 1.7 beyond."""
+    model = nn.Sequential(nn.Linear(6, 1, bias=False))
+    attach(model, weight_quantizer=lambda _: LSQQuantizer(2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 1.0, -1.0, 0.98, 0.51, 1.7]]))
+    counts = OscillationTracker(model, 2).threshold_histogram()
+    assert {place: count for place, count in enumerate(counts) if count} == {0: 1, 19: 4, 20: 1}
