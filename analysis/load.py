@@ -1,67 +1,15 @@
-"""Read a sweep from disk: cells.json names the finals, and only those are opened."""
+"""Read a sweep from disk: cells.json names the finals, trials.json in a run's directory its tuning trials."""
 
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.records import read_record
+from analysis.sweep import Cell, Epochs, Failure, Final, Missing, Sweep, Trial, refuse_nothing
 from harness.errors import UserError, unknown
-from harness.schema import EPOCH, FLOAT, ROW
-
-_RECORD = {"run_id": str, "phase": str, "config": dict, "provenance": dict, "rows": list}
-_CONFIG = {"seed": int, "methods": list, "model": dict, "data": dict, "train": dict, "deploy": dict}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the sweep: a method stack at one grid point."""
-
-    id: str
-    methods: tuple[str, ...]
-    grid: dict[str, Any]
-    seeds: tuple[int, ...]
-    chosen: dict[str, Any] | None
-    finals: dict[int, str]
-    failed: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Final:
-    """One finished final run of a cell."""
-
-    cell: Cell
-    seed: int
-    run_id: str
-    record: dict[str, Any] = field(repr=False)
-    folder: Path
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.record["config"]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A seed of a cell that the sweep promises and the disk does not hold."""
-
-    cell: str
-    seed: int
-    reason: str
-
-
-@dataclass
-class Sweep:
-    """What analysis works on."""
-
-    name: str
-    folder: Path
-    cells: list[Cell]
-    finals: list[Final] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
-    corrupt: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+from harness.schema import EPOCH
 
 
 def sweep_names(root: Path) -> list[str]:
@@ -79,27 +27,32 @@ def load_sweep(root: Path, name: str) -> Sweep:
     if name not in names:
         raise unknown("sweep", name, names)
     folder = root / name
-    sweep = Sweep(name, folder, _read_cells(folder / "cells.json"))
+    cells, objective = _read_cells(folder / "cells.json")
+    sweep = Sweep(name, cells, _read_object(folder / "sweep.json"), objective)
     for cell in sweep.cells:
         for seed in cell.seeds:
-            _load_final(sweep, cell, seed)
-    if not sweep.finals:
-        raise UserError(f"sweep {name!r} has no finished finals yet ({_progress(sweep)}); nothing to draw")
+            _load_final(sweep, folder, cell, seed)
+    refuse_nothing(sweep)
+    _load_trials(sweep, folder)
     return sweep
 
 
-def _progress(sweep: Sweep) -> str:
-    tuned = sum(cell.chosen is not None for cell in sweep.cells)
-    corrupt = f", {len(sweep.corrupt)} corrupt records: {'; '.join(sweep.corrupt)}" if sweep.corrupt else ""
-    return f"{tuned} of {len(sweep.cells)} cells tuned{corrupt}"
-
-
-def _read_cells(path: Path) -> list[Cell]:
+def _read_cells(path: Path) -> tuple[list[Cell], tuple[str, ...]]:
+    """The cells, and what they were tuned for."""
     try:
-        cells = [_cell(raw) for raw in json.loads(path.read_text(encoding="utf-8"))["cells"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [_cell(raw) for raw in content["cells"]], tuple(content.get("objective") or ("target",))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"cannot read {path}: {type(error).__name__}: {error}") from error
-    return cells
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _cell(raw: dict[str, Any]) -> Cell:
@@ -114,15 +67,15 @@ def _cell(raw: dict[str, Any]) -> Cell:
     )
 
 
-def _load_final(sweep: Sweep, cell: Cell, seed: int) -> None:
+def _load_final(sweep: Sweep, folder: Path, cell: Cell, seed: int) -> None:
     """Add the final of `seed` to `sweep.finals`, or the reason why there is none to `sweep.missing`."""
     run_id = cell.finals.get(seed)
-    folder = sweep.folder / "runs" / str(run_id)
+    folder = folder / "runs" / str(run_id)
     failed = {str(value) for entry in cell.failed for value in _identifiers(entry)}
     if run_id is not None and (folder / "record.json").exists():
-        record, problem = _read_record(folder / "record.json", run_id, seed)
+        record, problem = read_record(folder / "record.json", run_id, "final", seed)
         if record is not None:
-            sweep.finals.append(Final(cell, seed, run_id, record, folder))
+            sweep.finals.append(Final(cell, seed, run_id, record, partial(read_metrics, folder)))
             return
         reason = "corrupt record"
         if (line := f"{folder / 'record.json'}: {problem}") not in sweep.corrupt:
@@ -141,52 +94,44 @@ def _identifiers(entry: Any) -> Iterable[Any]:
     return (entry.get("seed"), entry.get("run_id")) if isinstance(entry, dict) else (entry,)
 
 
-def _read_record(path: Path, run_id: str, seed: int) -> tuple[dict[str, Any] | None, str]:
+def _load_trials(sweep: Sweep, folder: Path) -> None:
+    """The tuning trials of the cells, and the runs that failed, from the run directories."""
+    cells = {cell.id: cell for cell in sweep.cells}
+    for path in sorted((folder / "runs").glob("*/trials.json")):
+        entries = [entry for entry in _read_list(path) if entry.get("cell") in cells]
+        _load_failure(sweep, path.parent, entries)
+        tuned = [entry for entry in entries if entry.get("phase") == "tune"]
+        if not tuned or not (path.parent / "record.json").exists():
+            continue
+        record, problem = read_record(path.parent / "record.json", path.parent.name, "tune")
+        if record is None:
+            sweep.corrupt.append(f"{path.parent / 'record.json'}: {problem}")
+            continue
+        for entry in tuned:
+            trial = Trial(cells[entry["cell"]], int(entry["trial"]), path.parent.name, dict(entry["params"]), record)
+            sweep.trials.append(trial)
+    places = {cell.id: place for place, cell in enumerate(sweep.cells)}
+    sweep.trials.sort(key=lambda trial: (places[trial.cell.id], trial.number))
+
+
+def _load_failure(sweep: Sweep, folder: Path, entries: list[dict[str, Any]]) -> None:
+    status = _read_object(folder / "status.json") or {}
+    if status.get("state") == "failed":
+        cells = tuple(dict.fromkeys(f"{entry['cell']}, {entry.get('phase')}" for entry in entries))
+        sweep.failures.append(Failure(folder.name, cells, str(status.get("reason") or "no reason given")))
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    """The trials that a run stands for; none where the file is damaged: the record then counts for no trial."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return None, f"unreadable ({error})"
-    problem = _problem(record, run_id, seed)
-    return (None, problem) if problem else (record, "")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return []
+    needed = ("cell", "trial", "params")
+    return [entry for entry in content if isinstance(entry, dict) and all(key in entry for key in needed)]
 
 
-def _problem(record: Any, run_id: str, seed: int) -> str:
-    """What is wrong with a record, or nothing."""
-    if not isinstance(record, dict):
-        return "not an object"
-    for fields, part, where in ((_RECORD, record, ""), (_CONFIG, record.get("config"), "config.")):
-        for name, kind in fields.items():
-            if not isinstance(part, dict) or not isinstance(part.get(name), kind):
-                return f"{where}{name} is not {kind.__name__}"
-    config = record["config"]
-    if (record["run_id"], record["phase"], config["seed"]) != (run_id, "final", seed):
-        found = f"{record['phase']} run {record['run_id']} with seed {config['seed']}"
-        return f"holds {found}, where cells.json names final run {run_id} with seed {seed}"
-    if "name" not in config["model"] or "name" not in config["data"]:
-        return "config.model or config.data has no name"
-    if not all(isinstance(method, dict) and "name" in method for method in config["methods"]):
-        return "config.methods holds an entry without a name"
-    return _rows_problem(record["rows"])
-
-
-def _rows_problem(rows: list[Any]) -> str:
-    seen = set()
-    for row in rows:
-        if not isinstance(row, dict) or not set(ROW) <= set(row):
-            return f"a row lacks some of {', '.join(ROW)}"
-        value = row["accuracy"]
-        if not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
-            return f"accuracy {value!r} is not in [0, 1]"
-        if row["bits"] != FLOAT and not isinstance(row["bits"], int):
-            return f"bits {row['bits']!r} is neither an integer nor {FLOAT!r}"
-        key = tuple(str(row[name]) for name in ("split", "deploy", "scale", "bits"))
-        if key in seen:
-            return f"two rows for {' '.join(key)}"
-        seen.add(key)
-    return "" if any(row["split"] == "test" for row in rows) else "no row of the test split"
-
-
-def read_metrics(folder: Path) -> tuple[dict[int, dict[str, Any]], list[str]]:
+def read_metrics(folder: Path) -> Epochs:
     """Epoch -> metrics of a run, and notes. Of an epoch that a resumed run wrote twice, the last counts."""
     path = folder / "metrics.jsonl"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Draw the figures and tables of a sweep: `python analysis/make_figures.py [--root runs] [--sweep NAME]`."""
+"""Draw the figures, tables, claims and report of a sweep: `python analysis/make_figures.py [--root runs]`."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING
 from harness.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from analysis.load import Sweep
+    from collections.abc import Sequence
+
+    from analysis.figures import FigureModule
     from analysis.series import Group
+    from analysis.sweep import Sweep
+
+#: Folder in the root for what is about all of its sweeps.
+OVERALL = "figures"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -27,22 +33,43 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="where to write (default: ROOT/SWEEP/figures; of several sweeps: OUT/SWEEP)"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--figure", action="append", default=[], metavar="NAME",
+        help="draw this figure only, may be repeated (default: all figures, tables, claims and the report)",
+    )  # fmt: skip
+    parser.add_argument("--venue", help="draw at a venue's widths (tueplots), such as neurips2024 (default: tmlr2023)")
+    parser.add_argument("--source", choices=("disk", "wandb"), default="disk", help="where to read (default: disk)")
+    parser.add_argument("--project", default="oscillation-harness", help="of W&B (default: oscillation-harness)")
+    parser.add_argument("--entity", help="of W&B (default: your own)")
+    options = parser.parse_args(arguments)
+    if options.source == "wandb" and not options.sweep:
+        parser.error("--source wandb needs --sweep NAME")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw everything; a sweep that cannot be drawn does not keep the others from it."""
     options = parse(arguments)
-    from analysis.load import load_sweep, sweep_names
+    from analysis import render, style
+    from analysis.series import make_groups
 
-    names = [options.sweep] if options.sweep else sweep_names(options.root)
+    modules = render.chosen_figures(options.figure)
+    if options.venue:
+        style.use_venue(options.venue)
+    names = [options.sweep] if options.sweep else _sweep_names(options)
+    drawn: list[Group] = []
     errors = []
     for name in names:
-        out = options.root / name / "figures"
-        if options.out:
-            out = options.out / name if len(names) > 1 else options.out
         try:
-            draw_sweep(load_sweep(options.root, name), out, _command(options, name))
+            sweep = _load(options, name)
+            groups = make_groups(sweep)
+            draw_sweep(options, sweep, groups, modules, several=len(names) > 1)
+            drawn += groups
+        except UserError as error:
+            errors.append(str(error))
+    if len(names) > 1 and drawn:
+        try:
+            draw_root(options, drawn, modules)
         except UserError as error:
             errors.append(str(error))
     if errors:
@@ -50,85 +77,84 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _command(options: argparse.Namespace, name: str) -> str:
-    """The command that draws this sweep again."""
-    words = ["python", "analysis/make_figures.py", "--root", str(options.root), "--sweep", name]
-    return shlex.join(words + (["--out", str(options.out)] if options.out else []))
+def _sweep_names(options: argparse.Namespace) -> list[str]:
+    from analysis.load import sweep_names
+
+    return sweep_names(options.root)
 
 
-def draw_sweep(sweep: "Sweep", out: Path, command: str) -> None:
-    """Write all tables and figures of a sweep into `out` and print the tables and the paths."""
-    from analysis.series import make_groups
+def _load(options: argparse.Namespace, name: str) -> "Sweep":
+    if options.source == "wandb":
+        from analysis.wandb_source import load_sweep as load_from_wandb
 
-    groups = make_groups(sweep)
-    out.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for group in groups:
-        suffix = group.file_suffix if len(groups) > 1 else ""
-        paths += write_table(group, out, suffix, command)
-        paths += write_figures(group, out, suffix, command)
-    print_gaps(sweep, [note for group in groups for note in group.notes])
-    print("written:")
-    for path in paths:
-        print(f"  {path}")
+        return load_from_wandb(options.entity, options.project, name)
+    from analysis.load import load_sweep
+
+    return load_sweep(options.root, name)
 
 
-def write_table(group: "Group", out: Path, suffix: str, command: str) -> list[Path]:
-    """The cross-bit table in three forms, with its provenance; printed too."""
-    from analysis import provenance, tables
-
-    table = tables.make_table(group)
-    print(tables.to_text(table), end="\n\n")
-    stem = f"{tables.NAME}{suffix}"
-    return [
-        provenance.write_csv(out / f"{stem}.csv", table.frame),
-        provenance.write_text(out / f"{stem}.md", tables.to_markdown(table)),
-        provenance.write_text(out / f"{stem}.tex", tables.to_latex(table)),
-        provenance.write_json(out / f"{stem}.json", provenance.describe(group, command, table.frame, ())),
-    ]
-
-
-def write_figures(group: "Group", out: Path, suffix: str, command: str) -> list[Path]:
-    """Every figure found in analysis/figures, with its points and its provenance."""
-    import matplotlib.pyplot as plt
-
-    from analysis import provenance
-    from analysis.figures import NothingToDraw, find_figures
-
-    paths = []
-    for name, draw in find_figures().items():
-        try:
-            drawing = draw(group)
-        except NothingToDraw as reason:
-            print(f"{name}{suffix} not drawn: {reason}\n")
-            continue
-        content = provenance.describe(group, command, drawing.frame, drawing.notes)
-        subject = f"points sha256 {content['points_sha256']}"
-        paths += provenance.write_figure(out / f"{name}{suffix}", drawing.figure, subject)
-        plt.close(drawing.figure)
-        paths.append(provenance.write_csv(out / f"{name}{suffix}.csv", drawing.frame))
-        paths.append(provenance.write_json(out / f"{name}{suffix}.json", content))
-    return paths
+def _command(options: argparse.Namespace, name: str | None) -> str:
+    """The command that draws this again."""
+    words = ["python", "analysis/make_figures.py", "--root", str(options.root)]
+    words += ["--sweep", name] if name else []
+    for figure in options.figure:
+        words += ["--figure", figure]
+    for option in ("out", "venue", "entity"):
+        value = getattr(options, option)
+        words += [f"--{option}", str(value)] if value else []
+    if options.source == "wandb":
+        words += ["--source", "wandb", "--project", options.project]
+    return shlex.join(words)
 
 
-def print_gaps(sweep: "Sweep", notes: list[str]) -> None:
-    """Say what the figures lack."""
-    gaps: dict[tuple[str, str], list[int]] = {}
-    for missing in sweep.missing:
-        gaps.setdefault((missing.cell, missing.reason), []).append(missing.seed)
-    if gaps:
-        print(f"missing ({len(sweep.missing)} of {sum(len(cell.seeds) for cell in sweep.cells)} finals):")
-        for (cell, reason), seeds in gaps.items():
-            which = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(str(seed) for seed in seeds)
-            print(f"  {cell}: {which}: {reason}")
-    if sweep.corrupt:
-        print(f"skipped {len(sweep.corrupt)} corrupt records:")
-        for line in sweep.corrupt:
-            print(f"  {line}")
-    for note in dict.fromkeys(notes):
-        print(f"note: {note}")
-    if gaps or sweep.corrupt or notes:
-        print()
+def draw_sweep(
+    options: argparse.Namespace,
+    sweep: "Sweep",
+    groups: "Sequence[Group]",
+    modules: "Sequence[FigureModule]",
+    several: bool,
+) -> None:
+    """Make everything of one sweep in its folder, and print its tables, its gaps and what was written.
+
+    several: whether it is one of several sweeps, so that figures about all of them are made elsewhere.
+    """
+    from analysis import render, report
+    from analysis.figures import Scope
+    from analysis.output import output
+
+    modules = [module for module in modules if module.scope is not Scope.ROOT or not several]
+    if not modules:
+        return
+    folder = options.root / sweep.name / "figures"
+    if options.out:
+        folder = options.out / sweep.name if several else options.out
+    complete, command = not options.figure, _command(options, sweep.name)
+    with output(folder, complete) as made:
+        sections = render.draw_sweep(groups, made, command, modules, complete)
+        render.refuse_undrawn([module.name for module in modules if options.figure], sections)
+        if complete:
+            render.write_frames(sweep, groups, made)
+            made.text("report.html", report.report(sweep, sections, command, made))
+    render.print_sections(sections)
+    render.print_gaps(sweep, [note for group in groups for note in group.notes])
+    render.print_files(folder, made.names)
+
+
+def draw_root(options: argparse.Namespace, groups: "Sequence[Group]", modules: "Sequence[FigureModule]") -> None:
+    """Make what is about all sweeps of the root."""
+    from analysis import render
+    from analysis.figures import Scope
+    from analysis.output import output
+
+    modules = [module for module in modules if module.scope is Scope.ROOT]
+    if not modules:
+        return
+    folder = (options.out or options.root) / OVERALL
+    with output(folder, not options.figure) as made:
+        section = render.draw_root(groups, made, _command(options, None), modules)
+        render.refuse_undrawn([module.name for module in modules if options.figure], [section])
+    render.print_sections([section])
+    render.print_files(folder, made.names)
 
 
 if __name__ == "__main__":

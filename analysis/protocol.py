@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from analysis.load import Cell, Final, flatten
+from analysis.load import flatten
+from analysis.sweep import Cell, Final
 from harness.errors import UserError
 
 _SHOWN = 5

@@ -1,74 +1,68 @@
-"""Write results so that each can be traced and made again: same records, same bytes."""
+"""Where the numbers of a figure or table come from."""
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.series import Group
+from analysis.sweep import Final, Trial
 
-_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "seaborn")
+PACKAGES = ("matplotlib", "numpy", "optuna", "pandas", "scipy", "seaborn", "tueplots")
 
 
-def describe(group: Group, command: str, frame: pd.DataFrame, notes: Iterable[str]) -> dict[str, Any]:
-    """Where the numbers of a figure come from. No date: a second run must write the same bytes."""
-    finals = group.finals
-    provenances = [final.record["provenance"] for final in finals]
+def describe(groups: Sequence[Group], command: str, frame: pd.DataFrame, notes: Iterable[str]) -> dict[str, Any]:
+    """Provenance of the points in `frame`. No date: a second run must write the same bytes.
+
+    A frame with a column `run_id` names its runs itself; any other is made of the finals of all series.
+    """
+    runs: list[Final | Trial] = []
+    for group in groups:
+        runs += [*group.finals, *group.trials]
+    if "run_id" in frame:
+        named = set(frame["run_id"])
+        runs = [run for run in runs if run.run_id in named]
+        of_runs: dict[str, Any] = {"run_ids": sorted(named)}
+    else:
+        runs = [run for run in runs if isinstance(run, Final)]
+        of_runs = {"groups": [_of_group(group) for group in groups]}
+    sweeps = {group.sweep: group for group in groups}  # what is missing is a sweep's, the same in all its groups
+    return {
+        "command": command,
+        "points_sha256": digest(frame),
+        **of_runs,
+        **of_records([run.record for run in runs]),
+        "packages_of_the_analysis": {name: version(name) for name in PACKAGES},
+        "missing": [vars(missing) for group in sweeps.values() for missing in group.missing],
+        "corrupt_records": [line for group in sweeps.values() for line in group.corrupt],
+        "notes": [*(note for group in groups for note in group.notes), *notes],
+    }
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """A hash of the points."""
+    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
+
+
+def _of_group(group: Group) -> dict[str, Any]:
+    runs = {one.label: {str(final.seed): final.run_id for final in one.finals} for one in group.series}
+    return {"sweep": group.sweep, "model": group.model, "data": group.data, "runs": runs}
+
+
+def of_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Code, numerics, data and packages of the runs."""
+    provenances = [record["provenance"] for record in records]
     packages: dict[str, set[str]] = {}
     for provenance in provenances:
         for name, number in (provenance.get("packages") or {}).items():
             packages.setdefault(name, set()).add(str(number))
     commits = {json.dumps(provenance.get("git"), sort_keys=True) for provenance in provenances}
     return {
-        "sweep": group.sweep,
-        "model": group.model,
-        "data": group.data,
-        "command": command,
-        "points_sha256": hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest(),
-        "runs": {one.label: {str(final.seed): final.run_id for final in one.finals} for one in group.series},
         "git": [json.loads(commit) for commit in sorted(commits)],
         "numerics_versions": sorted({str(p.get("numerics_version")) for p in provenances}),
         "data_digests": sorted({str(p.get("data_digest")) for p in provenances}),
         "packages_of_the_runs": {name: sorted(found) for name, found in sorted(packages.items())},
-        "packages_of_the_analysis": {name: version(name) for name in _PACKAGES},
-        "missing": [vars(missing) for missing in group.missing],
-        "corrupt_records": list(group.corrupt),
-        "notes": [*group.notes, *notes],
     }
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write aside, then rename: a paper that is being built never sees half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-    return path
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> Path:
-    return write_text(path, frame.to_csv(index=False))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> Path:
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_figure(stem: Path, figure: Figure, subject: str) -> list[Path]:
-    """`stem`.pdf and .png, without the date that would make two runs differ."""
-    paths = []
-    for suffix, metadata in (
-        (".pdf", {"CreationDate": None, "Subject": subject}),
-        (".png", {"Description": subject}),
-    ):
-        path = stem.with_name(stem.name + suffix)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        figure.savefig(aside, format=suffix[1:], metadata=metadata)
-        aside.replace(path)
-        paths.append(path)
-    return paths

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.load import Cell, Final, Missing, Sweep
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.statistics import t_interval
+from analysis.sweep import Cell, Final, Missing, Sweep, Trial
 from harness.schema import FLOAT
 
 #: Grid keys that split a sweep into groups rather than into series.
@@ -59,6 +59,9 @@ class Group:
     missing: tuple[Missing, ...]
     corrupt: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    trials: tuple[Trial, ...] = field(default=(), repr=False)
+    objective: tuple[str, ...] = ("target",)
+    settings: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def title(self) -> str:
@@ -92,7 +95,13 @@ def make_groups(sweep: Sweep) -> list[Group]:
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
         series = _make_series(finals, notes)
-        groups.append(Group(sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes)))
+        groups.append(
+            Group(
+                sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
+                trials=tuple(trial for trial in sweep.trials if _group_key(trial) == (model, data)),
+                objective=sweep.objective, settings=sweep.settings,
+            )
+        )  # fmt: skip
     return groups
 
 
@@ -132,14 +141,14 @@ def _test_rows(final: Final) -> list[dict[str, Any]]:
     return [row for row in final.record["rows"] if row["split"] == "test"]
 
 
-def _group_key(final: Final) -> tuple[str, str]:
+def _group_key(run: Final | Trial) -> tuple[str, str]:
     def name(section: str) -> str:
         extras = [
             f" {key.removeprefix(section + '.')}={value}"
-            for key, value in final.cell.grid.items()
+            for key, value in run.cell.grid.items()
             if key.startswith(f"{section}.") and key != f"{section}.name"
         ]
-        return str(final.config[section]["name"]) + "".join(extras)
+        return str(run.config[section]["name"]) + "".join(extras)
 
     return name("model"), name("data")
 
@@ -162,10 +171,13 @@ def _make_series(finals: Sequence[Final], notes: list[str]) -> tuple[Series, ...
 
 def _trained(finals: Sequence[Final]) -> Series:
     config = finals[0].config
+    return Series(method_of(config), config.get("target_bit"), finals[0].cell, tuple(finals), "", "")
+
+
+def method_of(config: dict[str, Any]) -> str:
+    """`float`, `ste`, `lsq+oscillation`: the methods of a run as one word."""
     names = [method["name"] for method in config["methods"]] or ["none"]
-    target = config.get("target_bit")
-    method = FLOAT if names == ["none"] and target is None else "+".join(names)
-    return Series(method, target, finals[0].cell, tuple(finals), "", "")
+    return FLOAT if names == ["none"] and config.get("target_bit") is None else "+".join(names)
 
 
 def _share_runs(one: Series, other: Series) -> bool:

@@ -1,6 +1,7 @@
-"""One look for all figures: paper widths, fonts legible in print, marks told apart without colour."""
+"""One look for all figures: the venue's widths, fonts legible in print, marks told apart without colour."""
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -12,12 +13,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from tueplots import figsizes
 
+from harness.errors import unknown
 from harness.schema import FLOAT
 
-#: Inches; the column widths common to two-column venues.
-SINGLE_COLUMN, DOUBLE_COLUMN = 3.25, 6.75
-PANEL_COLUMNS = 4
+#: Inches; narrower panels have no room for four bit-widths and a label.
+_NARROWEST_PANEL = 1.55
+DEFAULT_VENUE = "tmlr2023"
 
 # Seaborn's colour-blind palette, light tones late. Its grey is left out (float training is dark grey); its
 # yellow and pink, too faint for a line on white, are darkened; a dark purple makes ten.
@@ -26,6 +29,47 @@ _COLOURS += ["#b3a800", "#49006a", "#c2185b"]
 _MARKERS = "os^DvPX<>p"
 _DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (7, 2))]
 _DASHES += [(0, (2.5, 1.2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 1.5, 2, 1.5))]
+
+
+#: What is drawn in one colour and marker whatever else a sweep holds, so that two papers' figures read alike.
+_FIXED = ("ste", "oscillation", "lsq")
+
+
+class Venue(NamedTuple):
+    """Widths in inches: of a figure beside text, and of one across the page."""
+
+    name: str
+    column: float
+    page: float
+
+
+_venue = Venue(DEFAULT_VENUE, 3.25, 6.5)
+
+
+def venues() -> list[str]:
+    """The names that `use_venue` takes: tueplots' venues."""
+    names = (name for name in dir(figsizes) if not name.startswith("_") and not name.startswith("beamer"))
+    return sorted({name.removesuffix("_full").removesuffix("_half") for name in names})
+
+
+def use_venue(name: str) -> None:
+    """Draw all following figures at a venue's widths. Raises UserError for one that tueplots does not know."""
+    global _venue
+    if name not in venues():
+        raise unknown("venue", name, venues())
+
+    def width(function: str) -> float:
+        return float(getattr(figsizes, function)()["figure.figsize"][0])
+
+    if hasattr(figsizes, f"{name}_full"):
+        _venue = Venue(name, width(f"{name}_half"), width(f"{name}_full"))
+    else:  # one column of text: two figures side by side
+        _venue = Venue(name, width(name) / 2, width(name))
+
+
+def venue() -> Venue:
+    """The venue that figures are drawn for."""
+    return _venue
 
 
 class Mark(NamedTuple):
@@ -55,67 +99,76 @@ def use_style() -> None:
 
 
 def marks(methods: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each method, in order of the sweep file. Ten differ in colour and marker."""
-    result = {}
-    for method in dict.fromkeys(methods):
-        if method == FLOAT:
-            result[method] = Mark("0.25", "h", (0, (1, 1)))
-            continue
-        i = sum(other != FLOAT for other in result)
+    """A mark for each method: the known ones their own, others in order of the sweep file. Ten differ."""
+    names = [method for method in dict.fromkeys(methods) if method != FLOAT]
+    places = {method: _FIXED.index(method) for method in names if method in _FIXED}
+    free = (i for i in count(0) if i not in places.values())
+    result = {FLOAT: Mark("0.25", "h", (0, (1, 1)))}
+    for method in names:
+        i = places[method] if method in places else next(free)
         result[method] = Mark(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
     return result
 
 
-def panel_columns(count: int) -> int:
-    """How many of `count` panels stand side by side: 5 as 3 and 2, not as 4 and 1."""
-    return -(-count // -(-count // PANEL_COLUMNS))
+def panel_columns(number: int) -> int:
+    """How many of `number` panels stand side by side: 5 as 3 and 2, not as 4 and 1."""
+    most = max(1, int(_venue.page / _NARROWEST_PANEL))
+    return -(-number // -(-number // most))
 
 
-def panels(count: int, rows_each: int, height: float, legend_entries: int) -> tuple[Figure, list[list[Axes]]]:
-    """`count` small multiples side by side, each of `rows_each` axes from top to bottom.
+def panels(
+    number: int, rows_each: int, height: float, legend_entries: int, shared: bool = True
+) -> tuple[Figure, list[list[Axes]]]:
+    """`number` small multiples side by side, each of `rows_each` axes from top to bottom.
 
-    A row of axes shares its y axis; more than `PANEL_COLUMNS` panels wrap.
+    shared: all axes share x, and a row of axes its y axis; more panels than fit a page's width wrap.
     """
-    columns = panel_columns(count)
-    wraps = -(-count // columns)
-    width = SINGLE_COLUMN if columns == 1 else DOUBLE_COLUMN
+    columns = panel_columns(number)
+    wraps = -(-number // columns)
+    width = _venue.column if columns == 1 else _venue.page
     legend_height = 0.32 + 0.16 * -(-legend_entries // 4)
     figure, grid = plt.subplots(
         wraps * rows_each, columns, squeeze=False,
         layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03),
-        figsize=(width, wraps * rows_each * height + legend_height), sharex=True,
+        figsize=(width, wraps * rows_each * height + legend_height), sharex=shared,
     )  # fmt: skip
     blocks = []
     for i in range(wraps * columns):
         rows = range(i // columns * rows_each, (i // columns + 1) * rows_each)
         axes = [grid[row][i % columns] for row in rows]
-        if i < count:
+        if i < number:
             blocks.append(axes)
         else:
             for unused in axes:
                 unused.set_visible(False)
-    for row in range(rows_each):
+    for row in range(rows_each if shared else 0):
         for axes in blocks[1:]:
             axes[row].sharey(blocks[0][row])
     for i, axes in enumerate(blocks):
         for axis in axes:
-            axis.tick_params(labelleft=i % columns == 0, labelbottom=axis is axes[-1])
+            if shared:
+                axis.tick_params(labelleft=i % columns == 0, labelbottom=axis is axes[-1])
     return figure, blocks
 
 
 def legend_above(
     figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str, counts: Iterable[int]
 ) -> None:
+    """A legend over all panels that says what the lines are: means over so many seeds."""
+    seeds = seeds_text(counts)
+    spread = "one seed, no interval" if seeds == "n = 1" else f"mean and 95% t interval over seeds ({seeds})"
+    legend_of(figure, handles, labels, f"{title}\n{spread}")
+
+
+def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
     """A legend over all panels that reads from left to right, line after line."""
     inches_each = 0.062 * max(len(label) for label in labels) + 0.55
     columns = max(1, min(int(figure.get_figwidth() / inches_each), len(labels), 6))
     columns = -(-len(labels) // -(-len(labels) // columns))  # as few as the same number of lines takes
     # Matplotlib fills column by column; reading goes line by line.
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
-    seeds = seeds_text(counts)
-    spread = "one seed, no interval" if seeds == "n = 1" else f"mean and 95% t interval over seeds ({seeds})"
     legend = figure.legend(
-        [handles[i] for i in order], [labels[i] for i in order], title=f"{title}\n{spread}", ncols=columns,
+        [handles[i] for i in order], [labels[i] for i in order], title=title, ncols=columns,
         loc="outside upper center", frameon=False, handlelength=3.2, columnspacing=1.4, borderaxespad=0.1,
     )  # fmt: skip
     legend.get_title().set_multialignment("center")

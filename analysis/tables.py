@@ -76,13 +76,13 @@ def _seeds(counts: Sequence[int], planned: int) -> str:
     return text if found == [planned] else f"{text}/{planned}"
 
 
-def _header(bits: str) -> str:
+def header(bits: str) -> str:
     return bits if bits == FLOAT else f"{bits} bits"
 
 
 def to_text(table: Table) -> str:
     """Aligned plain text for a terminal."""
-    lines = [["", "seeds", *(_header(b) for b in table.bits)]]
+    lines = [["", "seeds", *(header(b) for b in table.bits)]]
     for label, seeds, entries in table.rows:
         lines.append([label, seeds, *(_marked(entry, "[{}]", "{}*") for entry in entries)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -105,7 +105,7 @@ def to_markdown(table: Table) -> str:
     """A GitHub table."""
     lines = [
         f"**{table.title}**: test accuracy (%), mean ± half-width of the 95% t interval over seeds", "",
-        "| | seeds | " + " | ".join(_header(b) for b in table.bits) + " |",
+        "| | seeds | " + " | ".join(header(b) for b in table.bits) + " |",
         "|:--|--:|" + "--:|" * len(table.bits),
     ]  # fmt: skip
     for label, seeds, entries in table.rows:
@@ -124,7 +124,7 @@ def to_latex(table: Table) -> str:
         "% " + LEGEND.format(target="underlined", best="bold"),
         rf"\begin{{tabular}}{{lr{'r' * len(table.bits)}}}",
         r"\toprule",
-        " & ".join(["Method", "Seeds", *(_header(b) for b in table.bits)]) + r" \\",
+        " & ".join(["Method", "Seeds", *(header(b) for b in table.bits)]) + r" \\",
         r"\midrule",
     ]
     for label, seeds, entries in table.rows:

@@ -23,7 +23,7 @@ THRESHOLD_EDGES = tuple(i / 40 for i in range(22))
 LAYER_PREFIX = "osc_layers/"
 #: Frequency by layer, in the order of the network, as the counts of a histogram: W&B draws it as a heat map.
 LAYER_PROFILE = "osc/layer_profile"
-#: In W&B's summary of a finished run: its record.json but for the configuration, as text.
+#: In W&B's summary of a finished run: its record.json but for the configuration, and what sweep it is of, as text.
 RECORD = "record"
 
 FLOAT = "float"
@@ -77,6 +77,7 @@ def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[s
 #: What a run's configuration on W&B holds besides its own keys: the sweep's name, the cell's id and the trial's
 #: number, the methods as one word, and their knobs by method, since W&B finds nothing within a list.
 SWEEP, CELL, TRIAL, METHOD, KNOBS = "sweep", "cell", "trial", "method", "knobs"
+LABELS = (SWEEP, CELL, TRIAL)
 _SECTIONS = ("train", "model", "data", "deploy")
 
 

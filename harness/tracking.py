@@ -107,6 +107,7 @@ class Mirror:
         if again and wandb.run is None:
             wandb.teardown()  # a start that failed keeps the run's name in use
         config, group = self._config, group_of(self._config)
+        labels = {name: self._labels[name] for name in schema.LABELS if name in self._labels}
         self._run = wandb.init(
             project=config.runtime.wandb_project,
             id=self._run_id,
@@ -115,7 +116,7 @@ class Mirror:
             group=group,
             job_type=config.phase,
             tags=[*self._tags, config.phase],
-            config={**config.model_dump(mode="json"), **_described(config), **self._labels},
+            config={**config.model_dump(mode="json"), **_described(config), **labels},
             dir=self._directory,
             mode=mode,  # type: ignore[arg-type]
             settings=_settings(),
@@ -143,7 +144,7 @@ class Mirror:
         run = self._run  # closed also when its summary failed: what was logged before must reach the disk
         if run is not None:
             # As text: W&B takes a dot in a key (of packages, of layers) for a level of its own.
-            text = json.dumps({key: value for key, value in record.items() if key != "config"})
+            text = json.dumps({**{k: v for k, v in record.items() if k != "config"}, "labels": dict(self._labels)})
             self._try("summary", lambda: run.summary.update({**summary, schema.RECORD: text}))
             if self._config.runtime.wandb_artifact and best.exists():
                 self._try("artifact", lambda: self._keep(run, best))

@@ -161,7 +161,7 @@ class Worker(Checkpointable):
             keep_best={"all": True, "none": False, "finals": claim.phase == "final"}[sweep.spec.keep_best],
             job_id=place.job_id(),
             notes={"launched_with": launched_with} if launched_with else {},
-            labels={schema.SWEEP: sweep.spec.name, schema.CELL: claim.cell.id, schema.TRIAL: claim.trial.number},
+            labels=_labels(sweep, claim),
         )
         report = _reporter(sweep, claim)
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
@@ -174,6 +174,18 @@ class Worker(Checkpointable):
                 report(metrics)
 
             return run(config, files.path, epoch_done, stopping.asked, around)
+
+
+def _labels(sweep: "Sweep", claim: "Claim") -> dict[str, Any]:
+    """Where a run belongs, for W&B, which has neither cells.json nor the queue."""
+    return {
+        schema.SWEEP: sweep.spec.name,
+        schema.CELL: claim.cell.id,
+        schema.TRIAL: claim.trial.number,
+        "grid": dict(claim.cell.grid),
+        "params": dict(claim.params),
+        "objective": list(sweep.spec.objective),
+    }
 
 
 def _log_path() -> str | None:

@@ -31,12 +31,13 @@ FLOORS = {
     **dict.fromkeys(("build", "run"), 7),
     **dict.fromkeys(("algorithms", "storage", "study", "rebuild", "roster", "plan", "place", "stopping", "worker"), 8),
     **dict.fromkeys(("launch", "fleet", "dry_run", "progress", "profile", "locate"), 9),
-    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs"), 9),
+    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs", "dashboard"), 9),
 }
 
 #: Services that may be missing: who may import them, also inside a function.
 SERVICES = {
-    "wandb": {"tracking"},
+    "wandb": {"tracking", "dashboard"},
+    "wandb_workspaces": {"dashboard"},
     "submitit": {"fleet", "worker", "dry_run"},
     "optuna": {"algorithms", "storage", "study", "plan", "rebuild", "retry", "standing"},
 }
@@ -48,7 +49,7 @@ TORCH_FREE = (
     *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run"),
     *("runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
-    *("locate", "standing", "status", "cancel", "retry", "logs"),
+    *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard"),
     *("calibration", "models", "methods", "methods.base", "methods.none", "methods.ste", "methods.lsq"),
     "methods.oscillation",
 )

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import quote, unquote
 
 HOST, ENTITY, API_KEY = "127.0.0.1", "somebody", "0123456789abcdef" * 2 + "deadbeef"
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
@@ -102,13 +103,41 @@ class ReceivedRun:
         }
 
 
+@dataclass
+class ReceivedArtifact:
+    """One version of an artifact. Its manifest says which files there are; each file and the manifest are uploads."""
+
+    name: str
+    type: str
+    aliases: list[str]
+    metadata: dict[str, Any]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+    def upload(self, name: str, body: bytes) -> None:
+        """Take a file, or the manifest, which is the one without a name."""
+        if name:
+            self.files[name] = body
+        else:
+            self.manifest = json.loads(body)
+
+    def commit(self) -> None:
+        """The client says that all is there. It counts only when the manifest's files are."""
+        promised = {name: entry["size"] for name, entry in self.manifest["contents"].items()}
+        self.committed = promised == {name: len(body) for name, body in self.files.items()}
+
+
 class WandbServer:
     """A server on this machine, with what it received in memory. A context manager."""
 
     def __init__(self) -> None:
         self.runs: dict[str, ReceivedRun] = {}
+        self.projects: set[str] = set()
         #: Saved views (dashboards) by name: the variables of the last UpsertView2.
         self.views: dict[str, dict[str, Any]] = {}
+        #: Artifacts by id, in the order of their creation.
+        self.artifacts: dict[str, ReceivedArtifact] = {}
         #: How often each operation was asked for, and how often the server was away when asked.
         self.operations: dict[str, int] = {}
         self.refused = 0
@@ -172,13 +201,16 @@ class WandbServer:
                 run_id = path.split("/")[-2]
                 self.runs[run_id].stream(json.loads(body))
                 return 200, {"exitcode": None, "limits": {}}
-            return 200, {}  # uploads into storage, and telemetry
+            if path.startswith("/artifacts/"):
+                artifact_id, _, name = unquote(path).removeprefix("/artifacts/").partition("/")
+                self.artifacts[artifact_id].upload(name, body)
+            return 200, {}  # uploads of a run's own files, and telemetry
 
     def _graphql(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         self.operations[operation] = self.operations.get(operation, 0) + 1
         user = {"id": "user", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "admin": False}
         match operation:
-            case "Viewer":
+            case "Viewer" | "GetDefaultEntity":
                 return {"viewer": {**user, "teams": {"edges": []}}}
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
@@ -190,19 +222,57 @@ class WandbServer:
             case "UpsertBucket":
                 run = self.runs.setdefault(given["name"], ReceivedRun(given["name"]))
                 run.upsert(given)
+                self.projects.add(run.project)
                 return {"upsertBucket": {"bucket": run.bucket(), "inserted": run.upserts == 1}}
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in given["files"]]
                 return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
+            case "GetProjects":
+                own = {"entityName": given["entity"], "createdAt": "", "isBenchmark": False, "user": None}
+                edges = [{"node": {**own, "id": name, "name": name}} for name in sorted(self.projects)]
+                return {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": edges}}
+            case "CreateProject":
+                self.projects.add(given["input"]["name"])
+                return {"result": {"inserted": True}}
             case "UpsertView2":
                 name = given.get("name") or given.get("id") or "view"
                 self.views[name] = given
                 return {"upsertView": {"view": {**given, "id": name, "name": name}, "inserted": True}}
-            case "ArtifactType":  # tables are artifacts; this server has none yet
+        return self._artifact(operation, given)
+
+    def _artifact(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The operations of an artifact's upload, in their order."""
+        match operation:
+            case "ArtifactType":  # that the name is taken by another type matters to no test
                 return {"project": None}
-            case "CreateArtifact":  # "committed" says that its files are here already
-                return {"createArtifact": {"artifact": {"id": "artifact", "state": "COMMITTED"}}}
+            case "CreateArtifact":  # pending: its files are still wanted
+                asked, artifact_id = given["input"], f"artifact{len(self.artifacts)}"
+                aliases = [alias["alias"] for alias in asked["aliases"]]
+                metadata = json.loads(asked.get("metadata") or "{}")
+                name, kind = asked["artifactCollectionName"], asked["artifactTypeName"]
+                self.artifacts[artifact_id] = ReceivedArtifact(name, kind, aliases, metadata)
+                sequence = {"id": name, "latestArtifact": None}
+                artifact = {"id": artifact_id, "state": "PENDING", "artifactSequence": sequence}
+                return {"createArtifact": {"artifact": artifact}}
+            case "CreateArtifactManifest":  # asked twice: without a digest at first, then with it, for its upload
+                artifact_id = given["artifactID"]
+                manifest = {"id": artifact_id, "file": {"id": artifact_id, **self._upload(artifact_id, "")}}
+                return {"createArtifactManifest": {"artifactManifest": manifest}}
+            case "CreateArtifactFiles":
+                nodes = [
+                    {"artifact": {"id": file["artifactID"]}, **self._upload(file["artifactID"], file["name"])}
+                    for file in given["input"]["artifactFiles"]
+                ]
+                return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "CommitArtifact":
+                self.artifacts[given["artifactID"]].commit()
+                return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "digest"}}}
         return {}
+
+    def _upload(self, artifact_id: str, name: str) -> dict[str, Any]:
+        """Where a file of an artifact is to be put; no name: its manifest."""
+        url = f"{self.url}/artifacts/{artifact_id}/{quote(name)}"
+        return {"storagePath": f"{artifact_id}/{name}", "uploadUrl": url, "uploadHeaders": []}
 
 
 class _Listener(ThreadingHTTPServer):

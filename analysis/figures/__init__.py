@@ -1,14 +1,20 @@
-"""One figure a file: a module here with a `NAME` and a `draw(group) -> Drawing` is found and drawn."""
+"""One figure a file: a module here that has these names is found, drawn and put into the report.
+
+NAME     of the output files, and of `make_figures.py --figure NAME`
+ORDER    its place in the report
+SCOPE    what `draw` is given: a `Group`, a sequence of them, or nothing (see `Scope`)
+TITLE, CAPTION   for the report: a heading, and what a reader has to know to read the picture
+draw     returns a `Drawing`, or raises `NothingToDraw`
+"""
 
 import pkgutil
 from collections.abc import Callable
+from enum import Enum
 from importlib import import_module
 from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
-
-from analysis.series import Group
 
 
 class Drawing(NamedTuple):
@@ -20,11 +26,31 @@ class Drawing(NamedTuple):
 
 
 class NothingToDraw(Exception):
-    """The group holds nothing for this figure; the message says what is lacking."""
+    """There is nothing for this figure; the message says what is lacking."""
 
 
-def find_figures() -> dict[str, Callable[[Group], Drawing]]:
-    """Name of the output files -> `draw`, for every module in this folder."""
-    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+class Scope(Enum):
+    """What a figure is about."""
+
+    THEORY = "no records: `draw()`"
+    GROUP = "one model on one data set: `draw(group)`"
+    ROOT = "all sweeps of a root: `draw(groups)`"
+
+
+class FigureModule(NamedTuple):
+    """A module of this folder."""
+
+    name: str
+    order: int
+    scope: Scope
+    title: str
+    caption: str
+    draw: Callable[..., Drawing]
+
+
+def find_figures() -> list[FigureModule]:
+    """Every module in this folder, in order of the report."""
+    names = [info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")]
     modules = [import_module(f"{__name__}.{name}") for name in names]
-    return {module.NAME: module.draw for module in modules}
+    found = [FigureModule(m.NAME, m.ORDER, m.SCOPE, m.TITLE, m.CAPTION, m.draw) for m in modules]
+    return sorted(found, key=lambda figure: figure.order)

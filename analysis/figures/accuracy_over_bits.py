@@ -6,11 +6,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis import style
-from analysis.figures import Drawing
+from analysis.figures import Drawing, Scope
 from analysis.series import Group, summarize
 from harness.schema import FLOAT
 
-NAME = "accuracy_over_bits"
+NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
+TITLE = "Accuracy over deployment bit-widths"
+CAPTION = (
+    "Test accuracy of the final runs after rounding to each bit-width: mean over seeds and 95% Student-t interval (cut "
+    "at 0 and 100 %, without an end there), a panel for each target bit-width. Float training is the same in each."
+)
 
 # Where accuracies reach this high and spread this far, a linear axis squeezes what matters into a hair.
 _HIGH, _SPREAD = 90.0, 20.0
@@ -73,6 +78,8 @@ def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: style.Mark, coun
         linestyle=mark.linestyle, markeredgecolor="white", elinewidth=0.8, capsize=1.5, capthick=0.8,
         markersize=4.5 if count < _MANY else 4, linewidth=1.2 if count < _MANY else 0.9,
     )  # fmt: skip
+    for caps, possible in zip(container[1], (points["low"] > 0, points["high"] < 100)):
+        caps.set_ydata(np.where(possible, caps.get_ydata(), np.nan))  # an interval that is cut has no end to mark
     return container[0]  # in the legend the marker alone, without a bar over it
 
 

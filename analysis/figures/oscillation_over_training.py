@@ -10,13 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.figures import Drawing, NothingToDraw
-from analysis.load import Final, read_metrics
+from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.series import Group
 from analysis.statistics import t_interval
+from analysis.sweep import Final
 from harness.schema import FLOAT, FREQUENCY, OSCILLATING_FRACTION
 
-NAME = "oscillation_over_training"
+NAME, ORDER, SCOPE = "oscillation_over_training", 40, Scope.GROUP
+TITLE = "Oscillation over training"
+CAPTION = (
+    "How often a weight's code turns back: the mean frequency, and the share of weights above 0.02 a step, mean over "
+    "seeds and the range from the lowest seed to the highest. A column for each bit-width whose codes were watched."
+)
 
 _METRICS = {
     FREQUENCY: "Mean oscillation\nfrequency (1/step)",
@@ -27,7 +32,10 @@ _LINEAR_RATIO = 20.0
 
 
 def draw(group: Group) -> Drawing:
-    """Mean over seeds with its 95% Student-t band, as far as all seeds of a series have trained."""
+    """Mean and range over seeds, as far as all of a series have trained.
+
+    Not the t interval (it is in the points): at three seeds it often includes 0, which no logarithmic axis can show.
+    """
     style.use_style()
     frame, notes = _points(group)
     if frame.empty:
@@ -50,7 +58,8 @@ def draw(group: Group) -> Drawing:
         for label, axes in zip(_METRICS.values(), block):
             axes.set_ylabel(label)
     figure.supxlabel("Epoch", fontsize=8)
-    style.legend_above(figure, [handles[method] for method in methods], methods, group.title, frame["n"])
+    seeds = f"mean and range over seeds ({style.seeds_text(frame['n'])})"
+    style.legend_of(figure, [handles[method] for method in methods], methods, f"{group.title}\n{seeds}")
     return Drawing(figure, frame, tuple(notes))
 
 
@@ -76,7 +85,7 @@ def _curves(finals: Iterable[Final], notes: list[str]) -> dict[int, dict[int, di
     """Seed -> epoch -> metrics."""
     curves = {}
     for final in finals:
-        curves[final.seed], trouble = read_metrics(final.folder)
+        curves[final.seed], trouble = final.epochs()
         notes += trouble
     return curves
 
@@ -96,11 +105,9 @@ def _means(
         if len(values[epoch]) < len(curves):
             continue
         interval = t_interval(values[epoch])
-        low = max(interval.low, 0.0) if interval.n > 1 else math.nan
-        high = interval.high if interval.n > 1 else math.nan
         points.append(
             {"metric": metric, "epoch": epoch, "n": interval.n, "mean": interval.mean,
-             "half_width": interval.half_width, "low": low, "high": high}
+             "half_width": interval.half_width, "low": min(values[epoch]), "high": max(values[epoch])}
         )  # fmt: skip
     partial = sorted(epoch for epoch, found in values.items() if len(found) < len(curves))
     if partial:

@@ -1,6 +1,7 @@
-"""Put the repository root on the path: `analysis` is run from there, not installed."""
+"""Put the repository root on the path, since `analysis` is run from there, not installed; and the benchmarks' sweeps."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/benchmarks")]

@@ -1,8 +1,9 @@
 """Sweeps as the harness writes them, with made-up numbers of the measured kind."""
 
 import json
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ MEASURED: dict[tuple[str, int | None], tuple[tuple[float, float], ...]] = {
 _FREQUENCY = {"none": 2e-5, "ste": 8e-3, "oscillation": 2e-3}
 
 
-def make_run(method: str, target: int | None, seed: int, accuracies: Iterable[float], **config: Any) -> dict[str, Any]:
-    """The record of a final; accuracies in % for BITS."""
+def make_run(
+    method: str, target: int | None, seed: int, accuracies: Iterable[float], tag: str = "", **config: Any
+) -> dict[str, Any]:
+    """The record of a final; accuracies in % for BITS. `tag` tells runs apart that have all else in common."""
     rows = [
         {"phase": "final", "split": split, "deploy": "rtn", "scale": "recalibrate", "bits": bits,
          "accuracy": min(1.0, max(0.0, value / 100)), "loss": 0.1, "n": 397}
@@ -27,7 +30,7 @@ def make_run(method: str, target: int | None, seed: int, accuracies: Iterable[fl
         for bits, value in zip(BITS, accuracies)
     ]  # fmt: skip
     model = config.get("model", {"name": "mlp5", "width": 256})
-    run_id = f"{method}-{target}-{seed}-{model['name']}".replace("+", "_")
+    run_id = f"{method}-{target}-{seed}-{model['name']}{tag}".replace("+", "_")
     return {
         "run_id": run_id, "phase": "final", "epochs": 40, "best_epoch": 31, "monitor": 0.95, "rows": rows,
         "config": {
@@ -108,3 +111,107 @@ def quickstart(root: Path, name: str = "quickstart", **options: Any) -> SweepWri
     for method, target in MEASURED:
         sweep.add(method, target)
     return sweep
+
+
+#: Changes a sweep before it is written.
+Spoiler = Callable[[SweepWriter], object]
+#: Enough seeds for a clear verdict on all claims.
+SIX = tuple(range(6))
+#: What is added to the accuracies of a seed, in points: of seeds 0, 1, 2 the sd is 0.1.
+WOBBLE = (0.1, -0.1, 0.0, 0.2, -0.2, 0.0)
+
+
+def add_exactly(
+    sweep: SweepWriter,
+    method: str,
+    target: int | None,
+    numbers: Mapping[int, Sequence[float]],
+    frequency: float = 1e-3,
+    **options: Any,
+) -> None:
+    """A cell with these test accuracies (%, for BITS) by seed, and `frequency` times 1 + seed / 50 in the mean.
+
+    The last epoch's frequency is not known.
+    """
+    cell = sweep.add(method, target, [(0, 0)] * len(BITS), **options)
+    for seed in sweep.seeds:
+        run = sweep.run_of(cell, seed)
+        rows = [row for row in run["rows"] if row["split"] == "test"]
+        for row, value in zip(rows, numbers[seed], strict=True):
+            row["accuracy"] = value / 100
+        values = [frequency * (1 + seed / 50) * factor for factor in (0.5, 1.5)]
+        sweep.metrics[run["run_id"]] = [
+            {"epoch": i, "osc/frequency": value} for i, value in enumerate([*values, math.nan])
+        ]
+
+
+def near(*accuracies: float, seeds: Iterable[int] = SIX, sign: int = 1) -> dict[int, list[float]]:
+    """The same accuracies for every seed, but for the wobble."""
+    return {seed: [value + sign * WOBBLE[seed] for value in accuracies] for seed in seeds}
+
+
+def paper(root: Path, seeds: tuple[int, ...] = SIX) -> SweepWriter:
+    """A sweep in which all holds that the paper claims; not yet written."""
+    sweep = SweepWriter(root, seeds=seeds)
+    for bits in (2, 3):
+        options = {"grid": {"watch_bit": bits}, "watch_bit": bits, "tag": f"-watch{bits}"}
+        add_exactly(sweep, "none", None, near(20, 90, 97, 98, 98), 1e-5, **options)
+    add_exactly(sweep, "ste", 2, near(97, 93, 93, 93, 93), 8e-3)
+    add_exactly(sweep, "ste", 3, near(60, 97, 95, 95, 95), 8e-3)
+    for target, first in ((2, 94), (3, 90)):
+        numbers = {seed: [first, 97, 97.5, 97.5, 97.5 + WOBBLE[seed]] for seed in seeds}
+        add_exactly(sweep, "oscillation", target, numbers, 2e-3)
+    return sweep
+
+
+def refuted(root: Path) -> SweepWriter:
+    """A sweep in which nothing holds at 2 bits, nor what the paper claims of accuracy at 3; not yet written."""
+    sweep = SweepWriter(root, seeds=SIX)
+    add_exactly(sweep, "none", None, near(20, 90, 97, 98, 98), 1e-3, watch_bit=2)
+    add_exactly(sweep, "ste", 2, near(94, 98, 98, 98, 98), 8e-3)
+    add_exactly(sweep, "oscillation", 2, near(97, 95, 95, 95, 97, sign=-1), 8e-3)
+    add_exactly(sweep, "ste", 3, near(97, 97, 97, 97, 97), 8e-3)
+    add_exactly(sweep, "oscillation", 3, near(97, 95.5, 97, 97, 97, sign=-1), 8e-3)
+    return sweep
+
+
+def drop_cells(*cells: str) -> Spoiler:
+    return lambda sweep: [sweep.cells.pop(cell) for cell in cells]
+
+
+def keep_bits(cell: str, *bits: Any) -> Spoiler:
+    """Of the cell's results, leave those at these bit-widths."""
+
+    def spoil(sweep: SweepWriter) -> None:
+        for seed in sweep.seeds:
+            rows = sweep.run_of(cell, seed)["rows"]
+            rows[:] = [row for row in rows if row["bits"] in bits]
+
+    return spoil
+
+
+def drop_frequencies(sweep: SweepWriter, seeds: Iterable[int] = SIX) -> None:
+    """Of QAT for 2 bits."""
+    for seed in seeds:
+        run = sweep.run_of("ste-target_bit=2", seed)["run_id"]
+        sweep.metrics[run] = [
+            {"epoch": 1, "osc/frequency": None},
+            {"epoch": 2, "osc/frequency": math.nan},
+            {"epoch": 3},
+        ]
+
+
+def two_strengths(sweep: SweepWriter) -> None:
+    """Two cells of the regularizer for 3 bits."""
+    del sweep.cells["oscillation-target_bit=3"]
+    for strength in (1, 3):
+        grid = {"target_bit": 3, "strength": strength}
+        add_exactly(sweep, "oscillation", 3, near(90, 97, 97, 97, 97), grid=grid, tag=f"-{strength}")
+
+
+def measure_elsewhere(sweep: SweepWriter) -> None:
+    """QAT for 2 bits was watched at 4, and that for 3 bits deployed in another way."""
+    for seed in sweep.seeds:
+        sweep.run_of("ste-target_bit=2", seed)["config"]["watch_bit"] = 4
+        for row in sweep.run_of("ste-target_bit=3", seed)["rows"]:
+            row["deploy"] = "erq"

@@ -12,7 +12,7 @@ import pytest
 from synthetic_sweep import SweepWriter, quickstart
 
 from analysis import make_figures, tables
-from analysis.figures import NothingToDraw, find_figures
+from analysis.figures import Drawing, NothingToDraw, find_figures
 from analysis.load import load_sweep
 from analysis.series import Group, make_groups
 from harness.errors import UserError
@@ -24,6 +24,12 @@ SCRIPT = "analysis/make_figures.py"
 def only_group(root: Path, name: str = "quickstart") -> Group:
     (group,) = make_groups(load_sweep(root, name))
     return group
+
+
+def draw(name: str, group: Group) -> Drawing:
+    """A figure of a group."""
+    (module,) = [module for module in find_figures() if module.name == name]
+    return module.draw(group)
 
 
 def exact(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> SweepWriter:
@@ -92,12 +98,16 @@ def test_latex_is_balanced_booktabs(tmp_path: Path) -> None:
 
 
 def test_a_new_figure_is_one_new_file() -> None:
-    assert list(find_figures()) == ["accuracy_over_bits", "oscillation_over_training"]
+    files = {path.stem for path in (ROOT / "analysis/figures").glob("*.py")} - {"__init__"}
+    found = find_figures()
+    assert {module.name for module in found} == files
+    assert [module.order for module in found] == sorted({module.order for module in found})
+    assert all(module.title and module.caption.endswith(".") for module in found)
 
 
 def test_accuracy_figure_has_a_panel_a_target_and_float_in_each(tmp_path: Path) -> None:
     quickstart(tmp_path).write()
-    figure, frame, notes = find_figures()["accuracy_over_bits"](only_group(tmp_path))
+    figure, frame, notes = draw("accuracy_over_bits", only_group(tmp_path))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["Target: 2 bits (shaded)", "Target: 3 bits (shaded)"]
     assert [len(axes.containers) for axes in figure.axes] == [3, 3]
@@ -105,7 +115,7 @@ def test_accuracy_figure_has_a_panel_a_target_and_float_in_each(tmp_path: Path) 
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert set(texts) == {"ste", "oscillation", "float"}
     assert texts[-1] == "float"
-    assert figure.get_figwidth() == 6.75
+    assert figure.get_figwidth() == 6.5
     assert "logarithmic" in notes[0]
 
 
@@ -115,7 +125,7 @@ def test_a_bit_width_that_was_not_measured_breaks_the_line(tmp_path: Path) -> No
         rows = sweep.run_of("ste-target_bit=2", seed)["rows"]
         rows[:] = [row for row in rows if row["bits"] != 4]
     sweep.write()
-    figure, frame, _ = find_figures()["accuracy_over_bits"](only_group(tmp_path))
+    figure, frame, _ = draw("accuracy_over_bits", only_group(tmp_path))
     assert len(frame) == 24
     heights = [container[0].get_ydata() for container in figure.axes[0].containers]
     assert sum(pd.isna(height[2]) for height in heights) == 1
@@ -123,7 +133,7 @@ def test_a_bit_width_that_was_not_measured_breaks_the_line(tmp_path: Path) -> No
 
 def test_oscillation_stops_where_the_first_seed_stops(tmp_path: Path) -> None:
     sweep = quickstart(tmp_path).write()  # seeds train for 40, 37 and 34 epochs
-    _, frame, notes = find_figures()["oscillation_over_training"](only_group(tmp_path))
+    _, frame, notes = draw("oscillation_over_training", only_group(tmp_path))
     assert set(frame.groupby("series")["epoch"].max()) == {34}
     assert set(frame["n"]) == {3}
     assert any(note.startswith("ste@2: osc/frequency not drawn at 6 epochs (35 to 40)") for note in notes)
@@ -137,7 +147,7 @@ def test_a_run_without_metrics_is_noted_and_not_averaged_around(tmp_path: Path) 
     sweep = quickstart(tmp_path).write()
     folder = tmp_path / "quickstart/runs" / sweep.cells["ste-target_bit=2"]["finals"]["1"]
     (folder / "metrics.jsonl").unlink()
-    _, frame, notes = find_figures()["oscillation_over_training"](only_group(tmp_path))
+    _, frame, notes = draw("oscillation_over_training", only_group(tmp_path))
     assert "ste@2" not in set(frame["series"])
     assert any("no such file" in note for note in notes)
 
@@ -148,14 +158,14 @@ def test_zero_oscillation_everywhere_can_be_drawn_and_none_at_all_is_said(tmp_pa
         for line in lines:
             line.update({"osc/frequency": 0.0, "osc/oscillating_fraction": 0.0})
     sweep.write()
-    drawing = find_figures()["oscillation_over_training"](only_group(tmp_path))
+    drawing = draw("oscillation_over_training", only_group(tmp_path))
     drawing.figure.canvas.draw()
     assert set(drawing.frame["mean"]) == {0.0}
     for lines in sweep.metrics.values():
         lines[:] = [{"epoch": line["epoch"]} for line in lines]
     sweep.write()
     with pytest.raises(NothingToDraw, match="none of the finals reports any"):
-        find_figures()["oscillation_over_training"](only_group(tmp_path))
+        draw("oscillation_over_training", only_group(tmp_path))
 
 
 def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +179,11 @@ def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert "ste@2" in done.stdout
     assert "missing (1 of 15 finals):\n  ste-target_bit=2: seed 1: no final yet" in done.stdout
-    assert all(f"  {tmp_path / 'out' / name}\n" in done.stdout for name in first)
-    stems = {"cross_bit_table": "csv md tex json"}
-    stems |= dict.fromkeys(find_figures(), "pdf png csv json")
-    assert set(first) == {f"{stem}.{suffix}" for stem, ends in stems.items() for suffix in ends.split()}
+    stems = {"cross_bit_table": "csv,md,tex,json", "claims": "csv,md,tex,json"}
+    stems |= dict.fromkeys(("accuracy_over_bits", "oscillation_over_training", "univariate_model"), "pdf,png,csv,json")
+    assert all(f"  {stem}.{{{suffixes}}}\n" in done.stdout for stem, suffixes in stems.items())
+    whole = {"rows.csv", "report.html", "made.json"}
+    assert set(first) == whole | {f"{stem}.{suffix}" for stem, ends in stems.items() for suffix in ends.split(",")}
 
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     make_figures.main(arguments)
@@ -181,13 +192,22 @@ def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     assert b"CreationDate" not in pdf
     assert b"/Type3" not in pdf.replace(b" ", b"")
 
-    about = json.loads(first["accuracy_over_bits.json"])
+
+def test_where_the_numbers_come_from(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    del sweep.cells["ste-target_bit=2"]["finals"]["1"]
+    sweep.write()
+    make_figures.main(["--root", str(tmp_path), "--figure", "accuracy_over_bits"])
+    about = json.loads((tmp_path / "quickstart/figures/accuracy_over_bits.json").read_text())
     assert about["missing"] == [{"cell": "ste-target_bit=2", "seed": 1, "reason": "no final yet"}]
-    assert about["runs"]["ste@2"] == {"0": "ste-2-0-mlp5", "2": "ste-2-2-mlp5"}
+    (group,) = about["groups"]
+    assert (group["sweep"], group["model"], group["data"]) == ("quickstart", "mlp5", "digits")
+    assert group["runs"]["ste@2"] == {"0": "ste-2-0-mlp5", "2": "ste-2-2-mlp5"}
     assert about["git"] == [{"dirty": False, "sha": "afff6f3"}]
     assert about["numerics_versions"] == ["1"]
     assert about["packages_of_the_runs"] == {"torch": ["2.11.0"]}
     assert about["command"].startswith("python analysis/make_figures.py --root")
+    assert about["command"].endswith("--sweep quickstart --figure accuracy_over_bits")
 
 
 def test_every_sweep_is_drawn_and_one_bad_sweep_does_not_stop_the_others(

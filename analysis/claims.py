@@ -1,0 +1,241 @@
+"""The claims of Wenshøj, Pepin and Selvan (TMLR 2025) as tests on records: effect, interval and verdict of each."""
+
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from analysis import paired
+from analysis.paired import CONTRADICTED, QAT, REGULARIZER, SUPPORTED, UNDECIDED, Comparison, Lacking, Sides
+from analysis.series import Group
+from analysis.tables import escape_latex
+
+NAME = "claims"
+NOT_TESTED = "not tested"
+LEGEND = (
+    "Each effect is a mean over seeds with its 95 % t interval (unadjusted), on the test split. p: two-sided t test "
+    f"against the margin, by Holm over all {{count}} tests; below {paired.ALPHA:g} it decides."
+)
+#: Accuracy this many points (%) below is still "within"; any accuracy above is no contradiction.
+WITHIN = 1.0
+_WIDTH = 108
+_COLUMNS = ("trained", "effect", "95 % interval", "p (Holm)", "n", "test", "verdict")
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """A claim for one method at one target bit-width (None where the sweep has none to test it at)."""
+
+    method: str
+    target: int | None
+    statement: str
+    result: Comparison = field(default_factory=Comparison)
+    p_holm: float = math.nan
+    verdict: str = NOT_TESTED
+    #: Why there is no verdict or no test, and what a reader of the numbers should know.
+    reason: str = ""
+
+    @property
+    def verdict_and_reason(self) -> str:
+        return ": ".join(filter(None, (self.verdict, self.reason)))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """ "The effect is above the margin" (both in `unit`), and the tests of it."""
+
+    key: str
+    text: str
+    #: The claim at one target, with {method} and {bits}.
+    statement: str
+    effect: str
+    unit: str
+    margin: float
+    methods: tuple[str, ...]
+    #: The targets to test at, from those that the sweep has.
+    targets: Callable[[list[int]], list[int]] = field(repr=False)
+    sides: Callable[[Group, str, int], Sides] = field(repr=False)
+    #: The sweep and group that were tested.
+    title: str = ""
+    tests: tuple[ClaimTest, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Contradicted if one of the tests made is, supported if all of them are."""
+        found = {test.verdict for test in self.tests} - {NOT_TESTED}
+        if not found:
+            return NOT_TESTED
+        return CONTRADICTED if CONTRADICTED in found else SUPPORTED if found == {SUPPORTED} else UNDECIDED
+
+    @property
+    def head(self) -> str:
+        """`(b) supported (1 of 3 not tested)`."""
+        lacking = sum(test.verdict == NOT_TESTED for test in self.tests)
+        partly = f" ({lacking} of {len(self.tests)} not tested)" if 0 < lacking < len(self.tests) else ""
+        return f"({self.key}) {self.verdict}{partly}"
+
+    @property
+    def definition(self) -> str:
+        return f"Effect: {self.effect}, in {self.unit}; supported above {self.margin:g}."
+
+
+CLAIMS = (
+    Claim(
+        "a", "QAT and the regularizer oscillate far more than float training",
+        f"{{method}}@{{bits}} oscillates more than {paired.FAR_MORE:g} times as often as float training",
+        f"oscillation frequency, mean over epochs, less {paired.FAR_MORE:g} times that of float training",
+        "1/step", 0.0,
+        (QAT, REGULARIZER), lambda found: found, paired.frequency_sides,
+    ),
+    Claim(
+        "b", f"the regularizer is within {WITHIN:g} point of QAT (or above it) at targets of 3 bits and more",
+        f"{REGULARIZER}@{{bits}} is less than {WITHIN:g} point below {QAT}@{{bits}} at {{bits}} bits",
+        "accuracy of the regularizer less that of QAT at their target", "points", -WITHIN,
+        (REGULARIZER,), lambda found: [bits for bits in found if bits >= 3], paired.target_sides,
+    ),
+    Claim(
+        "c", "QAT beats the regularizer at ternary (2 bits)",
+        f"{QAT}@{{bits}} is above {REGULARIZER}@{{bits}} at {{bits}} bits",
+        "accuracy of QAT less that of the regularizer at their target", "points", 0.0,
+        (QAT,), lambda found: [2], paired.target_sides,
+    ),
+    Claim(
+        "d", f"above its target the regularizer stays within {WITHIN:g} point of its own float accuracy",
+        f"{REGULARIZER}@{{bits}} is less than {WITHIN:g} point below its float accuracy at every higher bit-width",
+        "lowest accuracy at the bit-widths above the target less float accuracy of the same run", "points", -WITHIN,
+        (REGULARIZER,), lambda found: found, paired.float_sides,
+    ),
+    Claim(
+        "e", "the regularizer beats QAT in mean accuracy over the other bit-widths, for targets 2 and 3",
+        f"{REGULARIZER}@{{bits}} is above {QAT}@{{bits}} in the mean over the other bit-widths",
+        "accuracy of the regularizer less that of QAT, mean over the integer bit-widths but the target", "points", 0.0,
+        (REGULARIZER,), lambda found: [2, 3], paired.other_sides,
+    ),
+)  # fmt: skip
+
+
+def make_claims(group: Group) -> list[Claim]:
+    """Claims (a) to (e) tested on a group, with p corrected by Holm over all of its tests."""
+    drafts = [(claim, test) for claim in CLAIMS for test in _tests(group, claim)]
+    adjusted = paired.holm([test.result.p for _, test in drafts])
+    count = sum(not math.isnan(p) for p in adjusted)
+    judged: dict[str, list[ClaimTest]] = {}
+    for (claim, test), p_holm in zip(drafts, adjusted):
+        judged.setdefault(claim.key, []).append(_judged(test, claim.margin, p_holm, count))
+    title = f"{group.sweep}: {group.title}"
+    return [replace(claim, title=title, tests=tuple(judged[claim.key])) for claim in CLAIMS]
+
+
+def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
+    """The tests of a claim before their verdict; one that cannot be made has no effect but a reason."""
+    found = sorted({one.target for one in group.series if one.method in paired.WORDS and one.target is not None})
+    targets = claim.targets(found)
+    for bits in targets:
+        for method in claim.methods:
+            test = ClaimTest(method, bits, claim.statement.format(method=method, bits=bits))
+            try:
+                first, second, remark = claim.sides(group, method, bits)
+            except Lacking as lacking:
+                yield replace(test, reason=str(lacking))
+                continue
+            yield replace(test, result=paired.compare(first, second, claim.margin), reason=remark)
+    if not targets:
+        only = f"QAT and regularizer for {', '.join(map(str, found))} bits only"
+        which = only if found else f"no {'finished ' if group.missing else ''}QAT and no regularizer"
+        yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
+
+
+def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimTest:
+    if math.isnan(test.result.effect):
+        return test
+    verdict, why = paired.decide(test.result, margin, p_holm, count)
+    return replace(test, p_holm=p_holm, verdict=verdict, reason="; ".join(filter(None, (why, test.reason))))
+
+
+def to_frame(claims: Iterable[Claim]) -> pd.DataFrame:
+    """One row a test; of one that could not be made, the reason and no numbers."""
+    rows = [
+        {
+            "claim": claim.key, "statement": test.statement, "target_bit": test.target, "method": test.method,
+            "n": test.result.n, "test": test.result.test, "effect": test.result.effect, "unit": claim.unit,
+            "low": test.result.low, "high": test.result.high, "margin": claim.margin, "p": test.result.p,
+            "p_holm": test.p_holm, "verdict": test.verdict, "reason": test.reason,
+        }
+        for claim in claims
+        for test in claim.tests
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame["target_bit"] = frame["target_bit"].astype("Int64")
+    return frame
+
+
+def _legend(claims: Iterable[Claim]) -> str:
+    return LEGEND.format(count=sum(not math.isnan(test.p_holm) for claim in claims for test in claim.tests))
+
+
+def _cells(claim: Claim, test: ClaimTest, last: str) -> list[str]:
+    """The texts of a row, under `_COLUMNS`; — for a number that there is not."""
+    result = test.result
+    style = "+.2f" if claim.unit == "points" else "+#.2g"
+    effect, low, high = ("—" if math.isnan(x) else f"{x:{style}}" for x in (result.effect, result.low, result.high))
+    p = "—" if math.isnan(test.p_holm) else "<0.0001" if test.p_holm < 1e-4 else f"{test.p_holm:.4f}"
+    label = "—" if test.target is None else f"{test.method}@{test.target}"
+    interval = "—" if low == "—" else f"[{low}, {high}]"
+    return [label, effect, interval, p, result.n, result.test or "—", last]
+
+
+def to_text(claims: list[Claim]) -> str:
+    """Plain text for a terminal: a claim's verdict on one line, then its tests, aligned over all claims."""
+    rows = {claim.key: [_cells(claim, test, test.verdict_and_reason) for test in claim.tests] for claim in claims}
+    every = [list(_COLUMNS), *(row for found in rows.values() for row in found)]
+    widths = [max(len(row[i]) for row in every) for i in range(len(_COLUMNS) - 1)]
+    lines = [f"{claims[0].title} - the paper's claims", "", *_aligned(list(_COLUMNS), widths), ""]
+    for claim in claims:
+        lines += textwrap.wrap(f"{claim.head}: {claim.text}", _WIDTH, subsequent_indent="    ")
+        lines += textwrap.wrap(claim.definition, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+        for row in rows[claim.key]:
+            lines += _aligned(row, widths)
+        lines.append("")
+    return "\n".join([*lines, *textwrap.wrap(_legend(claims), _WIDTH)])
+
+
+def _aligned(row: list[str], widths: list[int]) -> list[str]:
+    """A row as one line, and more for a reason too long for it."""
+    texts = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))]
+    start = "    " + "  ".join(texts) + "  "
+    return textwrap.wrap(start + row[-1], _WIDTH, subsequent_indent=" " * len(start))
+
+
+def to_markdown(claims: list[Claim]) -> str:
+    """A heading line and a GitHub table for each claim."""
+    lines = [f"**{claims[0].title}**: the paper's claims", ""]
+    for claim in claims:
+        lines += [f"**{claim.head}**: {claim.text}. {claim.definition}", ""]
+        lines += ["| " + " | ".join(_COLUMNS) + " |", "|:--|" + "--:|" * 4 + ":--|:--|"]
+        for test in claim.tests:
+            cells = [text.replace("|", r"\|") for text in _cells(claim, test, test.verdict_and_reason)]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join([*lines, _legend(claims), ""])
+
+
+def to_latex(claims: list[Claim]) -> str:
+    """A booktabs `tabular`, to be put unchanged into a paper; what is said on a row stands beside it as a comment."""
+    lines = [f"% {claims[0].title}: the paper's claims", f"% {_legend(claims)}"]
+    lines += [r"\begin{tabular}{lrrrrll}", r"\toprule", " & ".join(map(_latex, _COLUMNS)) + r" \\"]
+    for claim in claims:
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{escape_latex(f'{claim.head}: {claim.text}')}}} \\"]
+        lines.append(f"% {claim.definition}")
+        for test in claim.tests:
+            cells = [_latex(text) for text in _cells(claim, test, test.verdict)]
+            lines.append(" & ".join(cells) + r" \\" + (f" % {test.reason}" if test.reason else ""))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex(text: str) -> str:
+    """Text with signs as signs: a hyphen is no minus, and < is another character in TeX's own fonts."""
+    text = re.sub(r"(?<![A-Za-z0-9])-(?=\d)", "$-$", escape_latex(text))
+    return text.replace("—", "---").replace("<", "$<$")

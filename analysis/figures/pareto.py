@@ -1,0 +1,96 @@
+"""Accuracy at the target against the worst over all bit-widths: every tuning trial, and those that no other beats."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis import style
+from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.frames import trials_frame
+from analysis.series import Group
+from harness.schema import FLOAT
+
+NAME, ORDER, SCOPE = "pareto", 80, Scope.GROUP
+TITLE = "Accuracy at the target against the worst bit-width"
+CAPTION = (
+    "Validation accuracy of every tuning trial at the panel's target bit-width, and the lowest over all deployment "
+    "bit-widths, one seed. The grey line joins the trials that no other trial beats in both; larger marks are the "
+    "trials that the final runs use. Nothing can lie above the dotted diagonal: the target is one of the bit-widths."
+)
+
+
+def draw(group: Group) -> Drawing:
+    """A panel for each target; float training, which has none, is in all of them."""
+    style.use_style()
+    frame = _points(group)
+    targets = sorted(frame["panel"].unique())
+    methods = list(dict.fromkeys(frame["method"]))
+    methods = [name for name in methods if name != FLOAT] + [name for name in methods if name == FLOAT]
+    marks = style.marks([one.name for one in group.series] + methods)
+    figure, blocks = style.panels(len(targets), 1, 1.95, len(methods) + 1, shared=False)
+    for target, (axes,) in zip(targets, blocks):
+        panel = frame[frame["panel"] == target]
+        for method in methods:
+            _scatter(axes, panel[panel["method"] == method], marks[method])
+        _front(axes, panel[panel["on_front"]])
+        axes.set_title(f"Target: {target} bits")
+        axes.axline((50, 50), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
+        _limits(axes, panel)
+    for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
+        axes.set_ylabel("Worst over bit-widths,\nvalidation accuracy (%)")
+    figure.supxlabel("Validation accuracy at the target bit-width (%)", fontsize=8)
+    handles: list[Any] = [
+        Line2D([], [], linestyle="", marker=marks[name].marker, color=marks[name].color, markeredgecolor="white")
+        for name in methods
+    ]
+    handles.append(Line2D([], [], color="0.45", linewidth=0.9))
+    style.legend_of(figure, handles, [*methods, "Pareto front"], f"{group.title}: tuning trials, one seed each")
+    return Drawing(figure, frame, ())
+
+
+def _points(group: Group) -> pd.DataFrame:
+    trials = trials_frame(group)
+    targets = sorted(trials["target_bit"].dropna().unique())
+    parts = []
+    for target in targets:
+        width = f"w{target}"
+        own = trials[(trials["target_bit"] == target) | trials["target_bit"].isna()]
+        if width in own:
+            parts.append(own.assign(panel=int(target), at_target=own[width]))
+    kept = ["panel", "method", "target_bit", "trial", "run_id", "chosen", "at_target", "worst"]
+    frame = pd.concat(parts, ignore_index=True)[kept].dropna(subset=["at_target", "worst"]) if parts else pd.DataFrame()
+    if frame.empty:
+        raise NothingToDraw("no tuning trial has a target bit-width that its network was evaluated at")
+    frame["on_front"] = np.concatenate([undominated(own) for _, own in frame.groupby("panel", sort=False)])
+    return frame.reset_index(drop=True)
+
+
+def undominated(points: pd.DataFrame) -> np.ndarray:
+    """Whether no other point is at least as good in both `at_target` and `worst`, and better in one; bool (n,)."""
+    values = points[["at_target", "worst"]].to_numpy(float)
+    as_good = (values[None, :, :] >= values[:, None, :]).all(2)
+    better = (values[None, :, :] > values[:, None, :]).any(2)
+    return ~(as_good & better).any(1)
+
+
+def _scatter(axes: Axes, points: pd.DataFrame, mark: style.Mark) -> None:
+    for chosen, size, edge in ((False, 4.0, "white"), (True, 7.0, "black")):
+        own = points[points["chosen"] == chosen]
+        axes.plot(
+            own["at_target"], own["worst"], linestyle="", marker=mark.marker, color=mark.color, markersize=size,
+            markeredgecolor=edge, markeredgewidth=0.8 if chosen else 0.4, zorder=3 if chosen else 2.5,
+        )  # fmt: skip
+
+
+def _front(axes: Axes, points: pd.DataFrame) -> None:
+    ordered = points.sort_values(["at_target", "worst"], ascending=[True, False])
+    axes.step(ordered["at_target"], ordered["worst"], where="pre", color="0.45", linewidth=0.9, zorder=1)
+
+
+def _limits(axes: Axes, points: pd.DataFrame) -> None:
+    for values, setter in ((points["at_target"], axes.set_xlim), (points["worst"], axes.set_ylim)):
+        margin = 0.08 * (values.max() - values.min()) + 0.5
+        setter(values.min() - margin, min(values.max() + margin, 101))

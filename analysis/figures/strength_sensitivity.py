@@ -1,0 +1,83 @@
+"""What a method's strength does: validation accuracy of every tuning trial over the knob that was searched."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis import style
+from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.frames import PARAMETER, trials_frame
+from analysis.series import Group
+
+NAME, ORDER, SCOPE = "strength_sensitivity", 70, Scope.GROUP
+TITLE = "Sensitivity to the strength"
+CAPTION = (
+    "Validation accuracy of every tuning trial over the method's own searched knob, one seed: at the target "
+    "bit-width, and the mean over the other deployment bit-widths. The line marks the trial that the final runs use."
+)
+
+_CURVES = {"at_target": "at the target", "mean_of_others": "mean of the others"}
+#: From this ratio of the largest to the smallest value on, the axis is logarithmic.
+_LOG_RATIO = 8.0
+
+
+def draw(group: Group) -> Drawing:
+    """Points only: nothing is known between two trials."""
+    style.use_style()
+    frame = _points(group)
+    keys = list(frame.groupby(["parameter", "method", "target_bit"], sort=False, dropna=False).groups)
+    figure, blocks = style.panels(len(keys), 1, 1.75, 3, shared=False)
+    marks = style.marks(one.name for one in group.series)
+    for (parameter, method, target), (axes,) in zip(keys, blocks):
+        panel = frame[(frame["parameter"] == parameter) & (frame["method"] == method)]
+        panel = panel[panel["target_bit"].isna() if pd.isna(target) else panel["target_bit"] == target]
+        _scatter(axes, panel, marks.get(method, style.Mark("0.25", "o", "-")))
+        axes.set_title(method if pd.isna(target) else f"{method}@{target}")
+        axes.set_xlabel(parameter.rpartition(".")[2].replace("_", " "))
+    for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
+        axes.set_ylabel("Validation accuracy (%)")
+    handles: list[Any] = [
+        Line2D([], [], linestyle="", marker="o", color="0.25", markeredgecolor="white"),
+        Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color="0.25", markeredgewidth=0.8),
+        Line2D([], [], color="0.25", linestyle=(0, (4, 2)), linewidth=0.9),
+    ]
+    title = f"{group.title}: {len(frame)} tuning trials, one seed each"
+    style.legend_of(figure, handles, [*_CURVES.values(), "chosen trial"], title)
+    return Drawing(figure, frame, ())
+
+
+def _points(group: Group) -> pd.DataFrame:
+    """One line a trial and searched knob of a method of its own: `strength`, not `train.learning_rate`."""
+    trials = trials_frame(group)
+    parts = []
+    for column in (name for name in trials if name.startswith(PARAMETER)):
+        parameter = column.removeprefix(PARAMETER)
+        section = parameter.partition(".")[0]
+        own = trials[trials[column].notna() & trials["cell"].str.contains(section, regex=False)]
+        if section in ("train", "model", "data", "deploy", parameter) or len(own) < 2:
+            continue
+        values = pd.to_numeric(own[column], errors="coerce")
+        if values.nunique() < 2:
+            continue
+        kept = ["method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
+        parts.append(own.assign(parameter=parameter, value=values)[["parameter", "value", *kept]])
+    if not parts:
+        raise NothingToDraw("no cell searched a knob of its method in two trials or more")
+    return pd.concat(parts, ignore_index=True).sort_values(
+        ["parameter", "method", "target_bit", "value"], ignore_index=True, kind="stable"
+    )
+
+
+def _scatter(axes: Axes, panel: pd.DataFrame, mark: style.Mark) -> None:
+    for curve, filled in zip(_CURVES, (True, False)):
+        axes.plot(
+            panel["value"], panel[curve], linestyle="", marker=mark.marker, color=mark.color, markersize=4.5,
+            markerfacecolor=mark.color if filled else "none", markeredgecolor="white" if filled else mark.color,
+            markeredgewidth=0.4 if filled else 0.9,
+        )  # fmt: skip
+    for value in panel.loc[panel["chosen"], "value"]:
+        axes.axvline(value, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9, zorder=0)
+    if panel["value"].min() > 0 and panel["value"].max() / panel["value"].min() >= _LOG_RATIO:
+        axes.set_xscale("log")

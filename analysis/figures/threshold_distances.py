@@ -1,0 +1,141 @@
+"""Where weights lie between the grid points: their distance to the nearest decision threshold, before and after."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from analysis import style
+from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.series import Group, Series
+from analysis.statistics import t_interval
+from harness.schema import FLOAT, THRESHOLD_EDGES
+
+NAME, ORDER, SCOPE = "threshold_distances", 60, Scope.GROUP
+TITLE = "Distance of weights to decision thresholds"
+CAPTION = (
+    "Share of all weights by their distance to the nearest decision threshold, in steps of the quantizer at the "
+    "watched bit-width: 0 is on a threshold, 0.5 on a grid point. Before training, and as deployed (best epoch), mean "
+    "over seeds with 95% Student-t band."
+)
+
+#: Beyond half a step lie clipped weights only, in the last bin.
+_EDGES = np.asarray(THRESHOLD_EDGES[:-1])
+_LOG_RATIO = 8.0
+
+
+def draw(group: Group) -> Drawing:
+    """A panel for each watched bit-width; where methods begin with other steps, each beginning is drawn."""
+    style.use_style()
+    points, notes = _points(group)
+    if not points:
+        raise NothingToDraw("the records hold no histogram of threshold distances (runs of an older version)")
+    frame = pd.concat(points, ignore_index=True)
+    watched = sorted(frame["bits"].unique())
+    methods = sorted(frame["method"].unique(), key=lambda name: (name == FLOAT, _order(group, name)))
+    marks = style.marks(one.name for one in group.series)
+    figure, blocks = style.panels(len(watched), 1, 1.7, len(methods) + 1)
+    handles: dict[str, Any] = {}
+    for bits, (axes,) in zip(watched, blocks):
+        panel = frame[frame["bits"] == bits]
+        for before in _beginnings(panel):
+            handles["before training"] = axes.stairs(
+                before, _EDGES, baseline=1e-9, color="0.5", linewidth=0.9, fill=True, alpha=0.35, edgecolor="0.4"
+            )
+        for method in (name for name in methods if name in set(panel["method"])):
+            after = panel[(panel["method"] == method) & (panel["when"] == "after")]
+            handles[method] = _curve(axes, after, marks[method])
+        axes.set_title(f"Watched at {bits} bits")
+        axes.set_xlim(0, 0.5)
+    _scale_y(blocks[0][0], frame)
+    for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
+        axes.set_ylabel("Share of weights (%)")
+    figure.supxlabel("Distance to the nearest decision threshold (steps)", fontsize=8)
+    labels = ["before training", *methods]
+    style.legend_above(figure, [handles[label] for label in labels], labels, group.title, frame["n"])
+    return Drawing(figure, frame, tuple(notes))
+
+
+def _scale_y(axes: Axes, frame: pd.DataFrame) -> None:
+    """Logarithmic where one bin holds many times what another does."""
+    top, low = float(np.nanmax(frame[["mean", "high"]].to_numpy(float))), float(frame["mean"].min())
+    if low > 0 and top / low >= _LOG_RATIO:
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * low, 1.15 * top)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(0, 1.05 * top)
+
+
+def _order(group: Group, name: str) -> int:
+    return [one.name for one in group.series].index(name)
+
+
+def _points(group: Group) -> tuple[list[pd.DataFrame], list[str]]:
+    frames, notes = [], []
+    for one in group.series:
+        if not one.first:
+            continue
+        bits = one.finals[0].config.get("watch_bit") or one.target
+        counts = _counts(one)
+        if counts is None or bits is None:
+            notes.append(f"{one.training_label}: no histogram of threshold distances in its records, not drawn")
+            continue
+        for when, by_seed in counts.items():
+            frames.append(
+                _shares(by_seed).assign(series=one.training_label, method=one.name, bits=int(bits), when=when)
+            )
+            clipped = 100 * float(np.mean([seed[-1] / sum(seed) for seed in by_seed]))
+            if clipped > 0:
+                notes.append(f"{one.training_label}, {when}: {clipped:.2g} % of the weights are clipped and not drawn")
+    return frames, notes
+
+
+def _counts(one: Series) -> dict[str, list[list[int]]] | None:
+    """Counts before and after training, a list a seed; None where a seed has none."""
+    found: dict[str, list[list[int]]] = {"before": [], "after": []}
+    for final in one.finals:
+        histogram = final.record.get("threshold_histogram") or {}
+        for when, by_seed in found.items():
+            if len(histogram.get(when) or ()) != len(THRESHOLD_EDGES) - 1:
+                return None
+            by_seed.append(histogram[when])
+    return found
+
+
+def _shares(by_seed: Iterable[list[int]]) -> pd.DataFrame:
+    """Mean share of the weights in each bin, in %, with its interval."""
+    shares = [[100 * count / sum(counts) for count in counts[:-1]] for counts in by_seed]
+    lines = []
+    for place, values in enumerate(zip(*shares)):
+        interval = t_interval(values)
+        low, high = (max(interval.low, 0.0), interval.high) if interval.n > 1 else (np.nan, np.nan)
+        lines.append(
+            {"from": _EDGES[place], "to": _EDGES[place + 1], "n": interval.n, "mean": interval.mean,
+             "low": low, "high": high}
+        )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _beginnings(panel: pd.DataFrame) -> list[np.ndarray]:
+    """The distinct distributions before training; one where all methods begin alike."""
+    distinct: dict[bytes, np.ndarray] = {}
+    for _, own in panel[panel["when"] == "before"].groupby("series", sort=False):
+        values = own["mean"].to_numpy(float)
+        distinct[values.round(6).tobytes()] = values
+    return list(distinct.values())
+
+
+def _curve(axes: Axes, points: pd.DataFrame, mark: style.Mark) -> Any:
+    centres = (points["from"] + points["to"]) / 2
+    axes.fill_between(centres, points["low"], points["high"], color=mark.color, alpha=0.18, linewidth=0)
+    (line,) = axes.plot(
+        centres, points["mean"], color=mark.color, linestyle=mark.linestyle, marker=mark.marker,
+        markeredgecolor="white", markersize=3.2,
+    )  # fmt: skip
+    return line

@@ -1,0 +1,89 @@
+"""Files that appear all at once or not at all: a figure that fails halfway leaves the last good set as it was."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness.errors import UserError
+
+#: What the last complete set consisted of, so that what is no longer made does not lie about for ever.
+_MANIFEST = "made.json"
+
+
+class Output:
+    """A set of files that is being made in a folder of its own beside the one it will end up in."""
+
+    def __init__(self, staging: Path) -> None:
+        self.staging = staging
+        self.names: list[str] = []
+
+    def text(self, name: str, text: str) -> None:
+        """Add a text file."""
+        (self.staging / name).write_text(text, encoding="utf-8")
+        self.names.append(name)
+
+    def csv(self, name: str, frame: pd.DataFrame) -> None:
+        """Add a frame."""
+        self.text(name, frame.to_csv(index=False))
+
+    def json(self, name: str, content: Any) -> None:
+        """Add plain values."""
+        self.text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def figure(self, stem: str, figure: Figure, subject: str) -> None:
+        """Add `stem`.pdf and .png, without the date that would make two runs differ."""
+        for suffix, metadata in (
+            (".pdf", {"CreationDate": None, "Subject": subject}),
+            (".png", {"Description": subject}),
+        ):
+            figure.savefig(self.staging / (stem + suffix), format=suffix[1:], metadata=metadata)
+            self.names.append(stem + suffix)
+
+    def read(self, name: str) -> bytes:
+        """A file added before."""
+        return (self.staging / name).read_bytes()
+
+
+@contextmanager
+def output(folder: Path, complete: bool = True) -> Iterator[Output]:
+    """Files added in the block are put into `folder` when it ends well.
+
+    complete: the block makes all that belongs there, and what an earlier one made beyond that is removed.
+    Raises UserError where the folder cannot be made.
+    """
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made or written to: {error.strerror}") from error
+    try:
+        made = Output(staging)
+        yield made
+        folder.mkdir(exist_ok=True)
+        if complete:
+            made.json(_MANIFEST, sorted(made.names))
+            for name in _made_before(folder) - set(made.names):
+                (folder / name).unlink(missing_ok=True)
+        for name in made.names:
+            (staging / name).replace(folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _made_before(folder: Path) -> set[str]:
+    try:
+        names = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    # Names only: a path in a damaged manifest must not reach beyond the folder.
+    return {name for name in names if isinstance(name, str) and Path(name).name == name}

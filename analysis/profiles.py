@@ -1,0 +1,140 @@
+"""Methods over many tasks: scores, their interquartile mean, and the performance profile.
+
+Agarwal et al. 2021 (arXiv 2108.13264, sections 3 and 4). A task is one model on one data set deployed at one
+bit-width; a method has one score a task and seed. Scores of all tasks are pooled, and resampled task by task.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.series import Group, Series
+from harness.schema import FLOAT
+
+Floats = NDArray[np.float64]
+#: Task -> scores, shape (seeds,).
+Scores = Mapping[str, Floats]
+
+RESAMPLES, LEVEL = 2000, 0.95
+#: Of every method's generator, so that its interval depends neither on the day nor on what other methods there are.
+_SEED = 20250200490
+
+
+class Benchmark(NamedTuple):
+    """Method (training label) -> task -> scores, over tasks that all of the methods have in common.
+
+    relative: whether scores are shares of the group's float accuracy, or accuracies in %.
+    """
+
+    scores: dict[str, dict[str, Floats]]
+    relative: bool
+    notes: tuple[str, ...]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for own in self.scores.values() for task in own))
+
+    def seeds(self) -> list[int]:
+        """How many each method has of each task, zeros left out."""
+        return [len(values) for own in self.scores.values() for values in own.values()]
+
+
+def collect(groups: Sequence[Group]) -> Benchmark:
+    """The scores of the methods that every task has, at least one seed each; nothing is filled in for the others."""
+    float_accuracy = [_float_accuracy(group) for group in groups]
+    relative = None not in float_accuracy
+    notes = [] if relative else [_lacking(groups, float_accuracy)]
+    scores: dict[str, dict[str, Floats]] = {}
+    tasks: dict[str, None] = {}
+    for group, name, whole in zip(groups, _names(groups), float_accuracy):
+        divisor = whole if relative and whole else 0.01
+        for bits in (int(bits) for bits in group.bits() if bits != FLOAT):
+            task = f"{name}, {bits} bits"
+            tasks[task] = None
+            for one in group.series:
+                values = accuracies(one, bits) if one.first else []
+                if values:
+                    scores.setdefault(one.training_label, {})[task] = np.array(values) / divisor
+    complete = {method: own for method, own in scores.items() if len(own) == len(tasks)}
+    notes += [_left_out(method, own, list(tasks)) for method, own in scores.items() if method not in complete]
+    return Benchmark(complete, relative, tuple(notes))
+
+
+def accuracies(one: Series, bits: int | str) -> list[float]:
+    """Test accuracies in [0, 1] of a series at a bit-width, one for each seed that has it."""
+    wanted = ("test", str(bits), one.deploy, one.scale)
+    rows = [row for final in one.finals for row in final.record["rows"]]
+    return [row["accuracy"] for row in rows if (row["split"], str(row["bits"]), row["deploy"], row["scale"]) == wanted]
+
+
+def _float_accuracy(group: Group) -> float | None:
+    """Mean over seeds of the float accuracy of float training; None without exactly one such series.
+
+    Of several, which differ in some other knob, none is the reference more than the others.
+    """
+    found = [one for one in group.series if one.method == FLOAT and one.first]
+    values = accuracies(found[0], FLOAT) if len(found) == 1 else []
+    return float(np.mean(values)) or None if values else None
+
+
+def _lacking(groups: Sequence[Group], float_accuracy: Sequence[float | None]) -> str:
+    names = [name for name, value in zip(_names(groups), float_accuracy) if value is None]
+    return (
+        f"scores are accuracies in %: not exactly one series of float training to compare with for {'; '.join(names)}"
+    )
+
+
+def _left_out(method: str, own: Scores, tasks: Sequence[str]) -> str:
+    missing = [task for task in tasks if task not in own]
+    examples = "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else "")
+    return f"{method} left out: no seed in {len(missing)} of {len(tasks)} tasks ({examples})"
+
+
+def _names(groups: Sequence[Group]) -> list[str]:
+    """Titles, with the sweep where two groups share one."""
+    titles = [group.title for group in groups]
+    return [f"{group.title} ({group.sweep})" if titles.count(group.title) > 1 else group.title for group in groups]
+
+
+def interquartile_mean(scores: Floats) -> Floats:
+    """Mean of the middle half of the last axis: of n sorted scores, floor(n / 4) are cut at either end.
+
+    As scipy.stats.trim_mean(scores, 0.25), which the paper's code uses. (..., n) -> (...).
+    """
+    cut = scores.shape[-1] // 4
+    ordered = np.partition(scores, (cut, scores.shape[-1] - cut - 1), axis=-1)
+    return np.asarray(ordered[..., cut : scores.shape[-1] - cut].mean(axis=-1))
+
+
+def profile(scores: Floats, thresholds: Floats) -> Floats:
+    """Fraction of the scores (..., n) that are at least each of the ascending thresholds (T,), shape (..., T)."""
+    reached = np.searchsorted(thresholds, scores, side="right")  # how many of the thresholds each score reaches
+    rows = reached.reshape(-1, scores.shape[-1])
+    slots = len(thresholds) + 1
+    counts = np.bincount((rows + slots * np.arange(len(rows))[:, None]).ravel(), minlength=slots * len(rows))
+    above = counts.reshape(len(rows), slots)[:, ::-1].cumsum(axis=1)[:, ::-1]
+    return (above[:, 1:] / scores.shape[-1]).reshape(*scores.shape[:-1], len(thresholds))
+
+
+def resample(scores: Scores, number: int = RESAMPLES) -> Floats:
+    """`number` samples of the pooled scores, seeds drawn anew with replacement within each task.
+
+    Shape (number, scores); a task keeps its place and its number of seeds in each.
+    """
+    sizes = np.array([len(values) for values in scores.values()])
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    drawn = np.random.default_rng(_SEED).integers(0, np.repeat(sizes, sizes), size=(number, sizes.sum()))
+    return np.asarray(pooled(scores)[starts + drawn])
+
+
+def pooled(scores: Scores) -> Floats:
+    """All scores of a method, task after task, shape (scores,)."""
+    return np.concatenate(list(scores.values()))
+
+
+def interval(samples: Floats) -> tuple[Floats, Floats]:
+    """The 95% percentile interval over the first axis: low and high, in the shape of the rest."""
+    low, high = np.quantile(samples, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    return low, high

@@ -1,0 +1,187 @@
+"""Everything that is made of a sweep: tables, claims, figures with their points and provenance, and the report."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from analysis import claims, frames, provenance, tables
+from analysis.claims import Claim
+from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
+from analysis.output import Output
+from analysis.series import Group
+from analysis.sweep import Sweep
+from harness.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that was drawn."""
+
+    module: FigureModule
+    stem: str
+    notes: tuple[str, ...]
+
+
+@dataclass
+class Section:
+    """What the report shows of one group, or beside the groups."""
+
+    title: str
+    table: tables.Table | None = None
+    claims: list[Claim] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    #: Name of a figure -> why it was not drawn.
+    undrawn: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def chosen_figures(names: Sequence[str]) -> list[FigureModule]:
+    """The figures of these names, all for none. Raises UserError for an unknown one."""
+    found = find_figures()
+    legal = [module.name for module in found]
+    for name in names:
+        if name not in legal:
+            raise unknown("figure", name, legal)
+    return [module for module in found if not names or module.name in names]
+
+
+def draw_sweep(
+    groups: Sequence[Group], made: Output, command: str, modules: Sequence[FigureModule], tabulate: bool
+) -> list[Section]:
+    """Draw the figures of a sweep, and its tables and claims where `tabulate`, a section for each group."""
+    general, sections = Section("Theory"), []
+    for group in groups:
+        suffix = group.file_suffix if len(groups) > 1 else ""
+        section = Section(group.title, notes=group.notes)
+        if tabulate:
+            _tabulate(group, suffix, made, command, section)
+        for module in modules:
+            if module.scope is Scope.GROUP:
+                _draw(module, (group,), (group,), suffix, made, command, section)
+        sections.append(section)
+    for module in modules:
+        if module.scope is Scope.THEORY:
+            _draw(module, (), (), "", made, command, general)
+    overall = draw_root(groups, made, command, modules)
+    if len(groups) == 1 and tabulate:
+        overall.undrawn.clear()  # nobody expects a comparison of groups from one
+    return [*sections, *(section for section in (overall, general) if section.pictures or section.undrawn)]
+
+
+def draw_root(groups: Sequence[Group], made: Output, command: str, modules: Sequence[FigureModule]) -> Section:
+    """Draw the figures that are about all sweeps of a root."""
+    section = Section("all models and data sets")
+    for module in modules:
+        if module.scope is Scope.ROOT:
+            _draw(module, (groups,), groups, "", made, command, section)
+    return section
+
+
+def write_frames(sweep: Sweep, groups: Sequence[Group], made: Output) -> None:
+    """rows.csv and trials.csv: everything the figures are made of."""
+    made.csv("rows.csv", frames.rows_frame(sweep))
+    trials = [frames.trials_frame(group).assign(group=group.title) for group in groups if group.trials]
+    if trials:
+        import pandas as pd
+
+        made.csv("trials.csv", pd.concat(trials, ignore_index=True))
+
+
+def _draw(
+    module: FigureModule,
+    arguments: Iterable[Any],
+    groups: Sequence[Group],
+    suffix: str,
+    made: Output,
+    command: str,
+    section: Section,
+) -> None:
+    try:
+        drawing = module.draw(*arguments)
+    except NothingToDraw as reason:
+        section.undrawn[module.name] = str(reason)
+        return
+    stem = module.name + suffix
+    content = provenance.describe(groups, command, drawing.frame, drawing.notes)
+    made.figure(stem, drawing.figure, f"points sha256 {content['points_sha256']}")
+    plt.close(drawing.figure)
+    made.csv(f"{stem}.csv", drawing.frame)
+    made.json(f"{stem}.json", content)
+    section.pictures.append(Picture(module, stem, drawing.notes))
+
+
+def _tabulate(group: Group, suffix: str, made: Output, command: str, section: Section) -> None:
+    section.table = tables.make_table(group)
+    stem = tables.NAME + suffix
+    made.csv(f"{stem}.csv", section.table.frame)
+    made.text(f"{stem}.md", tables.to_markdown(section.table))
+    made.text(f"{stem}.tex", tables.to_latex(section.table))
+    made.json(f"{stem}.json", provenance.describe([group], command, section.table.frame, ()))
+    section.claims = claims.make_claims(group)
+    stem, frame = claims.NAME + suffix, claims.to_frame(section.claims)
+    made.csv(f"{stem}.csv", frame)
+    made.text(f"{stem}.md", claims.to_markdown(section.claims))
+    made.text(f"{stem}.tex", claims.to_latex(section.claims))
+    made.json(f"{stem}.json", provenance.describe([group], command, frame, ()))
+
+
+def refuse_undrawn(asked: Sequence[str], sections: Sequence[Section]) -> None:
+    """Raise UserError for a figure that was asked for by name and that nothing could be drawn of."""
+    for name in asked:
+        drawn = any(picture.module.name == name for section in sections for picture in section.pictures)
+        reasons = {section.undrawn[name]: None for section in sections if name in section.undrawn}
+        if not drawn:
+            raise UserError(f"--figure {name}: {'; '.join(reasons)}")
+
+
+def print_sections(sections: Iterable[Section]) -> None:
+    """Tables, claims and what was not drawn."""
+    for section in sections:
+        if section.table:
+            print(tables.to_text(section.table), end="\n\n")
+            print(claims.to_text(section.claims), end="\n\n")
+        for figure, reason in section.undrawn.items():
+            print(f"{figure} not drawn ({section.title}): {reason}\n")
+
+
+def print_gaps(sweep: Sweep, notes: Sequence[str]) -> None:
+    """Say what the figures lack."""
+    for line in gaps(sweep):
+        print(line)
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}")
+    if gaps(sweep) or notes:
+        print()
+
+
+def gaps(sweep: Sweep) -> list[str]:
+    """What a sweep lacks, in lines: finals that are not there, records that cannot be used, runs that failed."""
+    absent: dict[tuple[str, str], list[int]] = {}
+    for missing in sweep.missing:
+        absent.setdefault((missing.cell, missing.reason), []).append(missing.seed)
+    lines = []
+    if absent:
+        lines.append(f"missing ({len(sweep.missing)} of {sum(len(cell.seeds) for cell in sweep.cells)} finals):")
+    for (cell, reason), seeds in absent.items():
+        which = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(str(seed) for seed in seeds)
+        lines.append(f"  {cell}: {which}: {reason}")
+    if sweep.corrupt:
+        lines += [f"skipped {len(sweep.corrupt)} corrupt records:", *(f"  {line}" for line in sweep.corrupt)]
+    if sweep.failures:
+        lines.append(f"failed runs: {len(sweep.failures)}")
+        lines += [f"  {one.run_id} ({'; '.join(one.cells)}): {one.reason}" for one in sweep.failures]
+    return lines
+
+
+def print_files(folder: Path, names: Iterable[str]) -> None:
+    """What was written, a line for each stem."""
+    suffixes: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        suffixes.setdefault(stem, []).append(suffix)
+    print(f"written to {folder}:")
+    for stem, found in suffixes.items():
+        print(f"  {stem}.{found[0] if len(found) == 1 else '{' + ','.join(found) + '}'}")

@@ -1,0 +1,247 @@
+"""`python -m harness.dashboard SWEEP.yaml`: a saved view of a sweep's runs on Weights & Biases.
+
+Every key comes from harness/schema.py. The panels that compare methods group their runs by W&B's group, which is
+`model/method/w<bit>`. The view's own list of runs stays ungrouped: scatter plots follow that list, and would show a
+group as the one point of its means.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import schema
+from harness.errors import UserError, run_command
+
+if TYPE_CHECKING:  # imported on use: `--help` answers without them
+    from harness.search import Choices, Range
+    from harness.sweep import Cell, SweepSpec
+
+#: Runs that a panel shows at most; W&B's own 10 would be a part of a group, and of its mean.
+MOST_RUNS = 1000
+#: Panels side by side.
+COLUMNS = 3
+#: Where a run's summary holds its validation accuracy at the bit-width that it prepares for (float for `none`): under
+#: the way in which tracking.py has W&B sum it up. The other accuracies have no such suffix once a run has ended: those
+#: of its best epoch have then taken their place.
+AT_TARGET = f"{schema.MONITOR}.max"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.dashboard", description="Save a view of a sweep on W&B.")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="launched or not; or its folder")
+    parser.add_argument("--entity", metavar="E", help="user or team on W&B; default: that of the key")
+    parser.add_argument("--project", metavar="P", help="default: the sweep's runtime.wandb_project")
+    parser.add_argument("--phase", choices=("tune", "final"), help="only these runs, e.g. for means over final seeds")
+    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
+    parser.add_argument("--print", action="store_true", help="print what would be sent; needs no network and no key")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    _check_package()
+    facts = _facts(*_read(options.sweep, options.root))
+    project = options.project or facts.project
+    if options.print:
+        print(json.dumps(payload(_workspace(facts, options.entity or "", project, options.phase)), indent=1))
+        return 0
+    entity = _prepare(options.entity, project)
+    print(_save(_workspace(facts, entity, project, options.phase)))
+    return 0
+
+
+def _check_package() -> None:
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the package wandb-workspaces is not there; install it with "
+            "pip install 'oscillation-harness[dashboards]', in a clone: pip install -e .[dashboards]"
+        ) from None
+
+
+def _read(named: Path, root: Path) -> "tuple[SweepSpec, Sequence[Cell]]":
+    """A sweep as it was launched, else as its file has it. Raises UserError where launching the file would."""
+    from harness import dry_run, sweep
+    from harness.algorithms import check_algorithms
+    from harness.locate import sweep_folder
+    from harness.study import load_sweep
+
+    if not named.is_dir():
+        spec = sweep.read(named)
+        cells = sweep.expand(spec)
+        check_algorithms(spec)
+        dry_run.check_stacks(cells, spec.tune.seed)
+        if not (root / spec.name / "sweep.json").exists():
+            return spec, cells
+    launched = load_sweep(sweep_folder(named, root))  # it knows what --set replaced
+    return launched.spec, launched.cells
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a view depends on. bits: deployment bit-widths, ascending, then "float". parameters: scatter plots' x."""
+
+    name: str
+    project: str
+    bits: tuple[int | str, ...]
+    parameters: "Mapping[str, Choices | Range]"
+    runs: int
+
+
+def _facts(spec: "SweepSpec", cells: "Sequence[Cell]") -> Facts:
+    """What the view of a sweep depends on."""
+    from harness.search import corners
+
+    configs = [cell.config(point, spec.tune.seed, "tune") for cell in cells for point in corners(cell.search)]
+    bits = {bits for config in configs for bits in config.evaluated_bits if isinstance(bits, int)}
+    runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
+    return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), schema.FLOAT), _parameters(cells), runs)
+
+
+def _parameters(cells: "Sequence[Cell]") -> "dict[str, Choices | Range]":
+    """The searched parameters that are a method's strength; all that are numbers where there is none."""
+    searched = {name: space for cell in cells for name, space in cell.search.items()}
+    numeric = {name: space for name, space in searched.items() if _is_numeric(space)}
+    return {name: space for name, space in numeric.items() if name.endswith(".strength")} or numeric
+
+
+def _is_numeric(space: "Choices | Range") -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in space.points())
+
+
+def _workspace(facts: Facts, entity: str, project: str, phase: str | None) -> Any:
+    """The view, not yet saved."""
+    import wandb_workspaces.workspaces as ws
+
+    # By its tag, which every run has. (This package turns the configuration's key "sweep" into W&B's own "Sweep".)
+    wanted = [ws.Tags().isin([facts.name]), *([ws.Metric("JobType") == phase] if phase else [])]
+    most = min(max(facts.runs, 10), MOST_RUNS)
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"oscillation-harness: {facts.name}" + (f" ({phase} runs)" if phase else ""),
+        sections=[_section(name, panels) for name, panels in _panels(facts, most).items() if panels],
+        settings=ws.WorkspaceSettings(x_axis=schema.EPOCH, max_runs=most),
+        runset_settings=ws.RunsetSettings(filters=ws.And(*wanted)),
+    )
+
+
+def _section(name: str, panels: list[Any]) -> Any:
+    """A section that is open, and large enough to show its panels on one page."""
+    import wandb_workspaces.workspaces as ws
+
+    layout = ws.SectionLayoutSettings(columns=COLUMNS, rows=-(-len(panels) // COLUMNS))
+    return ws.Section(name=name, panels=panels, is_open=True, layout_settings=layout)
+
+
+def _panels(facts: Facts, most: int) -> dict[str, list[Any]]:
+    """The panels by section."""
+    import wandb_workspaces.reports.v2 as wr
+
+    # Means over the runs of a group, and the range from least to greatest.
+    grouped: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    grouped["max_runs_to_show"] = most
+
+    def curve(title: str, key: str) -> Any:
+        return wr.LinePlot(title=title, x=schema.EPOCH, y=[key], **grouped)
+
+    tests: list[Any] = [schema.accuracy("test", bits) for bits in facts.bits]
+    return {
+        "Oscillations over training": [
+            curve(key, key) for key in (schema.FREQUENCY, schema.OSCILLATING_FRACTION, schema.FLIPS_PER_WEIGHT)
+        ],
+        "Layers": _layers(grouped),
+        "Accuracy at each bit-width": [
+            *(curve(f"validation accuracy, deployed at: {bits}", schema.accuracy("val", bits)) for bits in facts.bits),
+            wr.BarPlot(title="test accuracy (final runs)", metrics=tests, max_bars_to_show=most, **grouped),
+        ],
+        "Strength and accuracy": _strengths(facts.parameters),
+        "Across bit-widths": [
+            curve("validation accuracy at the worst bit-width", schema.worst_accuracy("val")),
+            curve("validation accuracy, best less worst bit-width", schema.accuracy_spread("val")),
+            wr.ScatterPlot(
+                title="validation accuracy at the target and at the worst bit-width",
+                x=wr.SummaryMetric(AT_TARGET),
+                y=wr.SummaryMetric(schema.worst_accuracy("val")),
+            ),
+        ],
+    }
+
+
+def _layers(grouped: Mapping[str, Any]) -> list[Any]:
+    """Heat maps, which W&B draws of one run at a time and in a line plot's place (a media panel has none); lines."""
+    import wandb_workspaces.reports.v2 as wr
+
+    any_layer = re.escape(schema.LAYER_PREFIX) + ".*"
+    profile, distances = "oscillation frequency by layer", "weights by distance to their threshold, in steps"
+    return [
+        wr.LinePlot(title=f"{profile} (one run)", x=schema.EPOCH, y=[schema.LAYER_PROFILE]),
+        wr.LinePlot(title="oscillation frequency of each layer", x=schema.EPOCH, metric_regex=any_layer, **grouped),
+        wr.LinePlot(title=f"{distances} (one run)", x=schema.EPOCH, y=[schema.THRESHOLD_HISTOGRAM]),
+    ]
+
+
+def _strengths(parameters: "Mapping[str, Choices | Range]") -> list[Any]:
+    """Two scatter plots a parameter: accuracy at the bit-width that a run prepares for, and at its worst one."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return [
+        wr.ScatterPlot(
+            title=f"{parameter} and validation accuracy at the {at} bit-width",
+            x=wr.Config(schema.config_key(parameter)),
+            y=wr.SummaryMetric(key),
+            log_x=getattr(space, "log", None),
+        )
+        for parameter, space in parameters.items()
+        for at, key in (("target", AT_TARGET), ("worst", schema.worst_accuracy("val")))
+    ]
+
+
+def payload(workspace: Any) -> dict[str, Any]:
+    """What saving sends, but for the name that W&B is given for it, which is drawn then."""
+    view = workspace._to_model()  # there is no public way
+    spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return {"entityName": view.entity, "projectName": view.project, "displayName": view.display_name, "spec": spec}
+
+
+def _prepare(entity: str | None, project: str) -> str:
+    """The entity that the view goes to, in which the project now is. Raises UserError without a key or an answer."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))  # else it asks for a key where there is a terminal
+    try:
+        api = wandb.Api()
+        owner = entity or api.settings["entity"] or api.default_entity  # as a run chooses it
+        if owner and all(found.name != project for found in api.projects(owner)):
+            api.create_project(project, owner)  # a sweep that has no run yet
+    except wandb.errors.UsageError:
+        raise UserError(
+            "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY; --print needs none"
+        ) from None
+    except Exception as error:  # whatever a service does
+        raise _unanswered(error) from None
+    if not owner:
+        raise UserError("W&B names no default entity for this key; say where the view goes: --entity")
+    return owner
+
+
+def _save(workspace: Any) -> str:
+    """The address of the view, saved. Raises UserError when W&B does not take it."""
+    try:
+        return str(workspace.save().url)
+    except Exception as error:  # whatever a service does
+        raise _unanswered(error) from None
+
+
+def _unanswered(error: Exception) -> UserError:
+    return UserError(f"W&B did not take the view ({' '.join(str(error).split())}); --print shows what would be sent")
+
+
+if __name__ == "__main__":
+    run_command(main)
