@@ -118,7 +118,11 @@ CLAIMS = (
 
 
 def make_claims(group: Group) -> list[Claim]:
-    """Claims (a) to (e) tested on a group, with p corrected by Holm over all of its tests."""
+    """Claims (a) to (e) tested on a group: one test a claim and target, of (a) one a method too.
+
+    Two-sided t test over seeds against the claim's margin, p corrected by Holm over all tests of the group. Adjusted
+    p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below.
+    """
     drafts = [(claim, test) for claim in CLAIMS for test in _tests(group, claim)]
     adjusted = paired.holm([test.result.p for _, test in drafts])
     count = sum(not math.isnan(p) for p in adjusted)

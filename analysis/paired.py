@@ -39,17 +39,17 @@ class Sides(NamedTuple):
 def frequency_sides(group: Group, method: str, bits: int) -> Sides:
     """Mean over epochs of the oscillation frequency (1/step) against `FAR_MORE` times that of float training.
 
-    Float training is counted at one bit-width, and frequencies at another cannot be compared: it must be `bits`.
+    Frequencies at different bit-widths cannot be compared: float training must have been watched at `bits`.
     """
     moved = _trained(group, method, bits)
     floats = [one for one in group.series if one.first and one.method == FLOAT]
-    watched = sorted({_watch(one) for one in floats}, key=str)
-    if _watch(moved) != bits:
-        raise Lacking(f"{moved.training_label} is watched at {_watch(moved)} bits")
+    watched = sorted({watched for one in floats for watched in one.watched})
+    if bits not in moved.watched:
+        raise Lacking(f"{moved.training_label} is watched at {' and '.join(map(str, moved.watched))} bits")
     if floats and bits not in watched:
         raise Lacking(f"float training is watched at {' and '.join(map(str, watched))} bits")
-    still = _only([one for one in floats if _watch(one) == bits], "float training", group)
-    (often, lost), (rarely, lost_too) = _frequencies(moved), _frequencies(still)
+    still = _only([one for one in floats if bits in one.watched], "float training", group)
+    (often, lost), (rarely, lost_too) = _frequencies(moved, bits), _frequencies(still, bits)
     mean, rare = statistics.mean(often.values()), statistics.mean(rarely.values())
     ratio = f"{mean / rare:.3g} times float training's" if rare else "float training never oscillates"
     remark = "; ".join(filter(None, (ratio, lost, lost_too)))
@@ -91,10 +91,6 @@ def other_sides(group: Group, method: str, bits: int) -> Sides:
 
 def _listed(bits: Sequence[int]) -> str:
     return f"at {', '.join(map(str, bits))} bits"
-
-
-def _watch(one: Series) -> int | None:
-    return one.finals[0].config.get("watch_bit")
 
 
 def _rivals(group: Group, method: str, bits: int) -> tuple[Series, Series]:
@@ -146,9 +142,9 @@ def _shared_bits(*series: Series) -> list[int]:
     return sorted(b for b in set.intersection(*found) if isinstance(b, int))
 
 
-def _frequencies(one: Series) -> tuple[dict[int, float], str]:
+def _frequencies(one: Series, bits: int) -> tuple[dict[int, float], str]:
     """Seed -> mean over its epochs of the frequency in 1/step, and how many runs report none."""
-    values = {final.seed: _mean_frequency(final) for final in one.finals}
+    values = {final.seed: _mean_of(final, one.metric(FREQUENCY, bits)) for final in one.finals}
     found = {seed: value for seed, value in values.items() if not math.isnan(value)}
     lost = f"{len(values) - len(found)} of {len(values)} runs of {one.training_label} report no {FREQUENCY}"
     if not found:
@@ -156,8 +152,8 @@ def _frequencies(one: Series) -> tuple[dict[int, float], str]:
     return found, "" if len(found) == len(values) else lost
 
 
-def _mean_frequency(final: Final) -> float:
-    values = [entry.get(FREQUENCY) for entry in final.epochs()[0].values()]
+def _mean_of(final: Final, name: str) -> float:
+    values = [entry.get(name) for entry in final.epochs()[0].values()]
     known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
     return statistics.mean(known) if known else math.nan
 

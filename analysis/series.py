@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.statistics import t_interval
 from analysis.sweep import Cell, Final, Missing, Sweep, Trial
-from harness.schema import FLOAT
+from harness.schema import FLOAT, watched_at
 
 #: Grid keys that split a sweep into groups rather than into series.
 _GROUPING = re.compile(r"(model|data)(\.|$)")
@@ -30,6 +30,17 @@ class Series:
     deploy_suffix: str = ""
     #: False for all but the first way of deployment: they share their training.
     first: bool = True
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The bit-widths at which its oscillations were counted, the run's own first."""
+        config = self.finals[0].config
+        own = config.get("watch_bit") or self.target
+        return () if own is None else (own, *(config.get("also_watch") or ()))
+
+    def metric(self, name: str, bits: int) -> str:
+        """The name under which it reports an oscillation metric of a bit-width that it was watched at."""
+        return name if bits == self.watched[0] else watched_at(name, bits)
 
     @property
     def training_label(self) -> str:

@@ -39,7 +39,10 @@ def build(config: RunConfig) -> Session:
     for method in methods:
         method.prepare(model, calibration)
     assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
-    watched = (model, config.watch_bit, config.quantizer, config.exclude)
+    trackers = {
+        bits: OscillationTracker(model, bits, config.quantizer, config.exclude, fused=context.fused)
+        for bits in (config.watch_bit, *config.also_watch)
+    }
     session = Session(
         config=config,
         dataset=dataset,
@@ -47,7 +50,7 @@ def build(config: RunConfig) -> Session:
         forward=compilation.CompiledNetwork(model, device) if how == "full" else model,
         methods=methods,
         optimizer=make_optimizer(config.train, model, methods),
-        tracker=OscillationTracker(*watched, fused=context.fused),
+        trackers=trackers,
         evaluator=_evaluator(config, dataset, methods, context, calibration),
         device=device,
         precision=choose_precision(config.train.precision, device),

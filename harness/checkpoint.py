@@ -20,7 +20,7 @@ def save(path: Path, session: "Session") -> None:
         "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "methods": [method.state_dict() for method in session.methods],
-        "tracker": session.tracker.state_dict(),
+        "trackers": {str(bits): tracker.state_dict() for bits, tracker in session.trackers.items()},
         "progress": session.progress.state_dict(),
         "precision": session.precision,
         "compiled": session.compiled,
@@ -47,7 +47,8 @@ def restore(path: Path, session: "Session") -> bool:
     _match_layouts(session.optimizer)
     for method, method_state in zip(session.methods, state["methods"], strict=True):
         method.load_state_dict(method_state)
-    session.tracker.load_state_dict(state["tracker"])
+    for bits, tracker in session.trackers.items():
+        tracker.load_state_dict(state["trackers"][str(bits)])
     session.progress.load_state_dict(state["progress"])
     session.precision = state["precision"]
     if state["compiled"] != session.compiled:

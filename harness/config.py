@@ -112,6 +112,9 @@ class RunConfig(Knobs):
     seed: int = Field(0, ge=0, lt=2**32)
     target_bit: WeightBits | None = Field(None, description="the bit-width to prepare for; None: float training")
     watch_bit: WeightBits | None = Field(None, description="the tracker's; None: the target bit")
+    also_watch: tuple[WeightBits, ...] = Field(
+        (), description="further bit-widths at which a float run is watched", json_schema_extra=IDENTITY_IF_CHANGED
+    )
     methods: MethodStack
     model: Annotated[dict[str, Any], _named("model")]
     data: Annotated[dict[str, Any], _named("data set")]
@@ -129,6 +132,10 @@ class RunConfig(Knobs):
             if self.target_bit is None:
                 raise ValueError("a float run (no target_bit) names the bits it is watched at: watch_bit: 2 to 8")
             object.__setattr__(self, "watch_bit", self.target_bit)
+        if self.also_watch and self.target_bit is not None:
+            raise ValueError("also_watch is for float runs (no target_bit); any other is watched at its target bit")
+        if len({self.watch_bit, *self.also_watch}) <= len(self.also_watch):
+            raise ValueError(f"also_watch: {list(self.also_watch)} names a bit-width twice, or watch_bit's")
         return self
 
     @property

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # imported on use: `--help` answers without them
 MOST_RUNS = 1000
 #: Panels side by side.
 COLUMNS = 3
+#: Of requests to W&B: together they end before wandb's own patience (19 s), which would hide why they failed.
+TIMEOUT_S, RETRIES, WAIT_S = 8.0, 1, 1.0
 #: Where a run's summary holds its validation accuracy at the bit-width that it prepares for (float for `none`): under
 #: the way in which tracking.py has W&B sum it up. The other accuracies have no such suffix once a run has ended: those
 #: of its best epoch have then taken their place.
@@ -47,11 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     _check_package()
     facts = _facts(*_read(options.sweep, options.root))
     project = options.project or facts.project
-    if options.print:
-        print(json.dumps(payload(_workspace(facts, options.entity or "", project, options.phase)), indent=1))
-        return 0
-    entity = _prepare(options.entity, project)
-    print(_save(_workspace(facts, entity, project, options.phase)))
+    entity = (options.entity or "") if options.print else _prepare(options.entity, project)
+    view = _workspace(facts, entity, project, options.phase)
+    print(json.dumps(payload(view), indent=1) if options.print else _save(view))
     return 0
 
 
@@ -214,16 +214,17 @@ def _prepare(entity: str | None, project: str) -> str:
     """The entity that the view goes to, in which the project now is. Raises UserError without a key or an answer."""
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # else it asks for a key where there is a terminal
+    retries = {"x_graphql_retry_max": RETRIES, "x_graphql_retry_wait_max_seconds": WAIT_S}
+    # Silent: else it asks for a key where there is a terminal.
+    wandb.setup(wandb.Settings(silent=True, x_graphql_timeout_seconds=TIMEOUT_S, **retries))
     try:
         api = wandb.Api()
         owner = entity or api.settings["entity"] or api.default_entity  # as a run chooses it
         if owner and all(found.name != project for found in api.projects(owner)):
             api.create_project(project, owner)  # a sweep that has no run yet
     except wandb.errors.UsageError:
-        raise UserError(
-            "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY; --print needs none"
-        ) from None
+        said = "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY; --print needs none"
+        raise UserError(said) from None
     except Exception as error:  # whatever a service does
         raise _unanswered(error) from None
     if not owner:

@@ -5,7 +5,8 @@ A weight oscillates at step t when its integer code changes against the directio
 Trackers are updated after optimizer steps only, never by a forward pass, so evaluation cannot dilute them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +133,16 @@ class OscillationTracker:
             self._decay = float(state[name]["decay"])  # one for all layers
 
 
+def metrics_of(trackers: Mapping[int, OscillationTracker]) -> dict[str, Any]:
+    """The metrics of trackers by bit-width: all of the first, of further ones the totals, under names of their own."""
+    own, *further = trackers.items()
+    metrics: dict[str, Any] = {**own[1].metrics(), schema.THRESHOLD_HISTOGRAM: own[1].threshold_histogram()}
+    for bits, tracker in further:
+        totals = {name: value for name, value in tracker.metrics().items() if not name.startswith(schema.LAYER_PREFIX)}
+        metrics |= {schema.watched_at(name, bits): value for name, value in totals.items()}
+    return metrics
+
+
 class _Watch:
     """The codes, last directions and frequencies (over the tracker's decay) of one layer's weights."""
 
@@ -224,7 +235,7 @@ def _histogram(distance: Tensor) -> Tensor:
     """Counts of distances in steps, int64 (bins,), by schema.THRESHOLD_EDGES; clipped weights in the last bin."""
     edges, bins = schema.THRESHOLD_EDGES, len(schema.THRESHOLD_EDGES) - 1
     # Zero and the largest weight are half a step away but for rounding, and not clipped.
-    clipped = distance > edges[-2] + 1e-3
+    clipped = ~(distance <= edges[-2] + 1e-3)  # a weight that is not a number among them
     bin_of = (distance * ((bins - 1) / edges[-2])).long().clamp_(max=bins - 2)
     bin_of[clipped] = bins - 1
     return torch.bincount(bin_of.flatten(), minlength=bins)

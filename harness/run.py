@@ -177,9 +177,9 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
         "best_epoch": progress.best_epoch,
         "monitor": progress.best_value,
         "rows": rows,
-        "threshold_histogram": {
-            "before": progress.first_histogram,
-            "after": session.tracker.threshold_histogram(),  # of the weights that are deployed
+        "threshold_histograms": {  # after: of the weights that are deployed
+            str(bits): {"before": progress.first_histograms.get(bits), "after": tracker.threshold_histogram()}
+            for bits, tracker in session.trackers.items()
         },
     }
 

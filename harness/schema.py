@@ -53,6 +53,11 @@ def accuracy_spread(split: str) -> str:
     return f"{split}/acc_spread"
 
 
+def watched_at(name: str, bits: int) -> str:
+    """`osc_w3/frequency`: an oscillation metric of a float run at a further bit-width that it is watched at."""
+    return name.replace("osc/", f"osc_w{bits}/", 1)
+
+
 def layer_frequency(layer: str) -> str:
     """`osc_layers/net_0`: mean oscillation frequency of a layer (dots break W&B's keys)."""
     return LAYER_PREFIX + layer.replace(".", "_")

@@ -202,6 +202,8 @@ def _cell(spec: SweepSpec, knobs: CellKnobs, point: dict[str, Any]) -> Cell:
 def _label(value: Any) -> str:
     if isinstance(value, dict):
         return "-".join(str(value[key]) for key in sorted(value, key=lambda key: (key != "name", key)))
+    if isinstance(value, list | tuple):
+        return "-".join(map(str, value))
     return str(value)
 
 

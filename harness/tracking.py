@@ -122,8 +122,9 @@ class Mirror:
             settings=_settings(),
         )
         self._run.define_metric(schema.EPOCH)
-        for names, summary in (("val/*", "max"), ("osc/*", "last"), (schema.LAYER_PREFIX + "*", "last")):
-            self._run.define_metric(names, step_metric=schema.EPOCH, summary=summary)
+        self._run.define_metric("val/*", step_metric=schema.EPOCH, summary="max")
+        for names in ("osc/*", "osc_w*", schema.LAYER_PREFIX + "*"):
+            self._run.define_metric(names, step_metric=schema.EPOCH, summary="last")
         self._run.define_metric("train/*", step_metric=schema.EPOCH)
         # W&B's own step, not the epoch in its summary: that one runs ahead of the rows that were sent.
         self._had_until = 1 + int(self._run.summary.get("_step", -1)) if self._run.resumed else 0

@@ -18,7 +18,7 @@ from harness.data.base import Dataset, order
 from harness.errors import Stopped
 from harness.evaluate import Evaluator
 from harness.methods.base import Method, Step
-from harness.oscillation import OscillationTracker
+from harness.oscillation import OscillationTracker, metrics_of
 from harness.seeding import sub_seed
 
 
@@ -36,7 +36,7 @@ class Progress:
     best_value: float = -math.inf
     best_state: dict[str, Tensor] = field(default_factory=dict)
     sums: Tensor | None = None  # (2,) on the device: loss and penalty of the current epoch
-    first_histogram: list[int] = field(default_factory=list)  # the tracker's, before the first step
+    first_histograms: dict[int, list[int]] = field(default_factory=dict)  # the trackers', before the first step
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
@@ -50,7 +50,10 @@ class Progress:
 
 @dataclass
 class Session:
-    """A run in memory, from `harness.build.build`. forward: the model, or its compiled version."""
+    """A run in memory, from `harness.build.build`.
+
+    forward: the model, or its compiled version. trackers: by bit-width; the first is the run's own, `tracker`.
+    """
 
     config: RunConfig
     dataset: Dataset
@@ -58,7 +61,7 @@ class Session:
     forward: Callable[[Tensor], Tensor]
     methods: list[Method]
     optimizer: torch.optim.Optimizer
-    tracker: OscillationTracker
+    trackers: dict[int, OscillationTracker]
     evaluator: Evaluator
     device: torch.device
     precision: str
@@ -68,6 +71,11 @@ class Session:
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(self.device)
+
+    @property
+    def tracker(self) -> OscillationTracker:
+        """The tracker at the target bit, or at a float run's watch_bit."""
+        return next(iter(self.trackers.values()))
 
     @property
     def compiled(self) -> Compiled:
@@ -97,7 +105,7 @@ def train(
     """
     knobs, progress = session.config.train, session.progress
     if (progress.epoch, progress.step) == (0, 0):
-        progress.first_histogram = session.tracker.threshold_histogram()
+        progress.first_histograms = {bits: own.threshold_histogram() for bits, own in session.trackers.items()}
     while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
         permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
         session.model.train()
@@ -133,7 +141,8 @@ def step(session: Session, indices: Tensor) -> None:
     session.optimizer.step()
     for method in methods:
         method.after_step(now)
-    session.tracker.update()
+    for tracker in session.trackers.values():
+        tracker.update()
     _count(progress, now.task_loss.detach(), penalty)
 
 
@@ -150,8 +159,7 @@ def _finish_epoch(session: Session) -> dict[str, Any]:
         schema.TRAIN_LOSS: loss,
         schema.TRAIN_PENALTY: penalty,
         schema.LEARNING_RATE: session.optimizer.param_groups[0]["lr"],
-        **session.tracker.metrics(),
-        schema.THRESHOLD_HISTOGRAM: session.tracker.threshold_histogram(),
+        **metrics_of(session.trackers),
         **validate(session),
     }
     for method in session.methods:

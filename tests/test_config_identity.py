@@ -13,6 +13,8 @@ from harness.errors import UserError
 from harness.explain import explain
 from harness.knobs import IDENTITY_IF_CHANGED, NOT_IDENTITY, Knobs
 
+FLOAT_RUN = {"methods": "none", "target_bit": None, "watch_bit": 2}
+
 COMPONENTS = {
     "model__width": 255,
     "model__depth": 4,
@@ -135,6 +137,9 @@ def test_bits_that_are_evaluated_and_monitored() -> None:
     [
         ({"target_bit": None, "watch_bit": 2}, r"methods: 'ste' prepares for a bit-width; set target_bit to 2 to 8"),
         ({"target_bit": None, "methods": ["none"]}, r"a float run .* names the bits it is watched at: watch_bit"),
+        ({"also_watch": [3]}, r"also_watch is for float runs"),
+        ({**FLOAT_RUN, "also_watch": [3, 2]}, r"also_watch: \[3, 2\] names a bit-width twice, or watch_bit's"),
+        ({**FLOAT_RUN, "also_watch": [9]}, r"also_watch.0: 9: no bit-width"),
         ({"methods": ["ste", "ste"]}, r"names a method twice"),
         ({"methods": []}, r"methods: \[\]"),
         ({"seed": -1}, r"seed: -1"),

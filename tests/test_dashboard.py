@@ -14,7 +14,7 @@ import yaml
 from wandb_common import config, fresh_server
 from wandb_server import ENTITY, WandbServer
 
-from harness import launch, schema
+from harness import dashboard, launch, schema
 from harness.dashboard import main
 from harness.errors import UserError
 from harness.run import Around, run
@@ -276,11 +276,10 @@ def test_the_package_may_be_missing(sweep: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_server_that_is_away(
     silent: bool, server: WandbServer, sweep: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
-
-    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 2)
+    monkeypatch.setattr(dashboard, "TIMEOUT_S", 2.0)
     server.pause(silent)
-    with pytest.raises(UserError, match=f"W&B did not take the view .*{re.escape(server.url)}.*--print"):
+    why = "Client.Timeout exceeded" if silent else "HTTP 503"
+    with pytest.raises(UserError, match=f"W&B did not take the view .*{re.escape(server.url)}.*{why}.*--print"):
         main([str(sweep)])
     assert server.refused > 0
     assert printed(capsys, sweep)["displayName"] == "oscillation-harness: mine"
@@ -289,7 +288,6 @@ def test_a_server_that_is_away(
 def test_a_server_that_goes_away(server: WandbServer, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 2)
     create = wandb.Api.create_project
     monkeypatch.setattr(wandb.Api, "create_project", lambda *given: (create(*given), server.pause()))
     with pytest.raises(UserError, match="W&B did not take the view"):
@@ -316,6 +314,14 @@ def test_the_command_saves_a_view(server: WandbServer, sweep: Path) -> None:
     assert re.fullmatch(re.escape(f"{server.url}/{ENTITY}/my-project?nw=") + r"\w+\n", ended.stdout)
     assert len(server.views) == 1
     assert sorted(path.name for path in sweep.parent.iterdir()) == ["home", sweep.name]
+
+
+def test_the_command_waits_for_nobody(server: WandbServer, sweep: Path) -> None:
+    server.pause()
+    ended = command(sweep, **server.environment())
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: W&B did not take the view (")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_without_a_key_the_command_says_what_to_do(tmp_path: Path, server: WandbServer, sweep: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_sweep_file_runs_and_its_figures_come_out(tmp_path: Path) -> None:
     run([sys.executable, "-m", "harness.launch", str(sweep), *short])
     line = next(line for line in COMMANDS if "make_figures" in line)
     command = [root if word == "runs" else "mine" if word == "quickstart" else word for word in as_python(line)]
-    assert "cross_bit_table.tex" in run(command)
+    assert "cross_bit_table.{csv,md,tex,json}" in run(command)
 
 
 def test_one_run_by_hand(tmp_path: Path) -> None:

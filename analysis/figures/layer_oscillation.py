@@ -58,8 +58,7 @@ def draw(group: Group) -> Drawing:
 
 
 def _title(one: Series) -> str:
-    watched = one.finals[0].config.get("watch_bit")
-    return one.training_label if one.target is not None else f"{one.training_label} (at {watched} bits)"
+    return one.training_label if one.target is not None else f"{one.training_label} (at {one.watched[0]} bits)"
 
 
 def _mean_by_layer(one: Series, notes: list[str]) -> pd.DataFrame:

@@ -69,15 +69,15 @@ def _points(group: Group) -> tuple[pd.DataFrame, list[str]]:
     for one in group.series:
         if not one.first:  # the same training under another way of deployment
             continue
-        config = one.finals[0].config
-        bits = config.get("watch_bit") if one.target is None else one.target
-        if bits is None:
+        if not one.watched:
             notes.append(f"{one.training_label}: no bit-width was watched, not drawn")
             continue
         curves = _curves(one.finals, notes)
-        for metric in _METRICS:
-            for point in _means(one.training_label, metric, curves, notes):
-                lines.append({"series": one.training_label, "method": one.name, "bits": int(bits), **point})
+        for bits, metric in ((bits, metric) for bits in one.watched for metric in _METRICS):
+            for point in _means(one.training_label, one.metric(metric, bits), curves, notes):
+                lines.append(
+                    {"series": one.training_label, "method": one.name, "bits": bits, "metric": metric, **point}
+                )
     return pd.DataFrame(lines), list(dict.fromkeys(notes))
 
 
@@ -106,7 +106,7 @@ def _means(
             continue
         interval = t_interval(values[epoch])
         points.append(
-            {"metric": metric, "epoch": epoch, "n": interval.n, "mean": interval.mean,
+            {"epoch": epoch, "n": interval.n, "mean": interval.mean,
              "half_width": interval.half_width, "low": min(values[epoch]), "high": max(values[epoch])}
         )  # fmt: skip
     partial = sorted(epoch for epoch, found in values.items() if len(found) < len(curves))

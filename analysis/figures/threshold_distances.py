@@ -78,29 +78,24 @@ def _order(group: Group, name: str) -> int:
 
 def _points(group: Group) -> tuple[list[pd.DataFrame], list[str]]:
     frames, notes = [], []
-    for one in group.series:
-        if not one.first:
-            continue
-        bits = one.finals[0].config.get("watch_bit") or one.target
-        counts = _counts(one)
-        if counts is None or bits is None:
-            notes.append(f"{one.training_label}: no histogram of threshold distances in its records, not drawn")
+    for one, bits in [(series, bits) for series in group.series if series.first for bits in series.watched]:
+        counts = _counts(one, bits)
+        if counts is None:
+            notes.append(f"{one.training_label}: no histogram at {bits} bits in its records, not drawn")
             continue
         for when, by_seed in counts.items():
-            frames.append(
-                _shares(by_seed).assign(series=one.training_label, method=one.name, bits=int(bits), when=when)
-            )
+            frames.append(_shares(by_seed).assign(series=one.training_label, method=one.name, bits=bits, when=when))
             clipped = 100 * float(np.mean([seed[-1] / sum(seed) for seed in by_seed]))
             if clipped > 0:
                 notes.append(f"{one.training_label}, {when}: {clipped:.2g} % of the weights are clipped and not drawn")
     return frames, notes
 
 
-def _counts(one: Series) -> dict[str, list[list[int]]] | None:
+def _counts(one: Series, bits: int) -> dict[str, list[list[int]]] | None:
     """Counts before and after training, a list a seed; None where a seed has none."""
     found: dict[str, list[list[int]]] = {"before": [], "after": []}
     for final in one.finals:
-        histogram = final.record.get("threshold_histogram") or {}
+        histogram = (final.record.get("threshold_histograms") or {}).get(str(bits)) or {}
         for when, by_seed in found.items():
             if len(histogram.get(when) or ()) != len(THRESHOLD_EDGES) - 1:
                 return None

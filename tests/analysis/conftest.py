@@ -1,4 +1,4 @@
-"""Put the repository root on the path, since `analysis` is run from there, not installed; and the benchmarks' sweeps."""
+"""Put the repository root on the path, since `analysis` is run from there, and the benchmarks, which write sweeps."""
 
 import sys
 from pathlib import Path

@@ -72,7 +72,7 @@ def test_layers_that_nobody_reports(tmp_path: Path) -> None:
 
 def test_threshold_shares_are_percentages_of_all_weights(group: Group) -> None:
     frame = draw("threshold_distances", group).frame
-    counts = [record_of(group, "ste@2", seed)["threshold_histogram"]["after"] for seed in range(3)]
+    counts = [record_of(group, "ste@2", seed)["threshold_histograms"]["2"]["after"] for seed in range(3)]
     own = frame[(frame["series"] == "ste@2") & (frame["when"] == "after")]
     expected = np.mean([[100 * n / sum(seed) for n in seed[:-1]] for seed in counts], axis=0)
     assert own["mean"].to_list() == pytest.approx(expected.tolist())
@@ -88,7 +88,8 @@ def test_clipped_weights_are_said_not_drawn(group: Group) -> None:
 def test_equal_beginnings_are_drawn_once(group: Group) -> None:
     for one in group.series:
         for final in one.finals:
-            final.record["threshold_histogram"]["before"] = [10] * 20 + [0]
+            for histogram in final.record["threshold_histograms"].values():
+                histogram["before"] = [10] * 20 + [0]
     axes = draw("threshold_distances", group).figure.axes[0]
     assert len(axes.patches) == 1
 

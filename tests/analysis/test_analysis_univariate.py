@@ -174,8 +174,13 @@ def test_figure_draws_simulation_on_analysis() -> None:
     assert set(rates["series"]) == {
         "QAT (straight-through)", "float training", *(f"regularizer, λ = {part}" for part in ("1", "1/2", "1/4")),
     }  # fmt: skip
+    lines = frame[frame["kind"] == "analysis"]
     for row in rates.itertuples():
-        expected = model.expected_rate(row.method, row.x, row[4])
-        assert row.y == pytest.approx(expected, abs=2 * 0.01 + 3 / 2000), row.series
+        line = lines[(lines["panel"] == "b") & (lines["series"] == row.series)]
+        # As above, at the panel's learning rate and number of steps.
+        assert row.y == pytest.approx(np.interp(row.x, line["x"], line["y"]), abs=2 * 0.01 + 3 / 2000), row.series
+    for row in frame[(frame["panel"] == "c") & (frame["kind"] == "simulated")].itertuples():
+        line = lines[(lines["panel"] == "c") & (lines["series"] == row.series)]
+        assert 0.85 < row.y / np.interp(row.x, line["x"], line["y"]) <= 1 + 1e-9, row.series
     assert "0.3090" in notes[0]
     assert frame.equals(univariate_model.draw().frame)

@@ -123,7 +123,9 @@ def write_run(
         "epochs": shape.epochs, "best_epoch": 1, "monitor": 0.9,
         "provenance": {"git": {"sha": "0000000", "dirty": False}, "numerics_version": 2, "packages": {"torch": "2.11"},
                        "data_digest": "d", "device": "cpu"},
-        "threshold_histogram": {when: [draw.randrange(400, 600) for _ in range(bins)] for when in ("before", "after")},
+        "threshold_histograms": {
+            str(target or 2): {when: [draw.randrange(400, 600) for _ in range(bins)] for when in ("before", "after")}
+        },
     }  # fmt: skip
     write_json(files.path / "trials.json", [{"cell": cell, "phase": phase, "trial": number, "params": params}])
     write_json(files.status, {"state": "done"}, flushed=False)

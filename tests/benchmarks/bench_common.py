@@ -98,7 +98,7 @@ class Idle:
 
 def untracked(session: Session) -> Session:
     """The session without its tracker."""
-    session.tracker = Idle()  # type: ignore[assignment]
+    session.trackers = {0: Idle()}  # type: ignore[dict-item]
     return session
 
 

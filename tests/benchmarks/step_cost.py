@@ -35,7 +35,7 @@ def variants(model: dict[str, Any], device: str, batch: int) -> dict[str, Sessio
 
     naive = session("none")
     naive.methods = [NaiveRegularizer(naive.model, BITS, STRENGTH)]
-    naive.tracker = NaiveTracker(naive.model, BITS)  # type: ignore[assignment]
+    naive.trackers = {BITS: NaiveTracker(naive.model, BITS)}  # type: ignore[dict-item]
     return {
         "plain": untracked(session("none")),
         "regularizer + tracker": session("oscillation"),

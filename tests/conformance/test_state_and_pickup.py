@@ -81,7 +81,7 @@ def test_the_whole_state_after_a_resume(method: str, model: str, device: str, tm
             checkpoint.save(tmp_path / f"{name}.pt", session)
         states[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
     assert states["whole"]["progress"]["epoch"] == 2
-    assert set(states["whole"]) >= {"model", "optimizer", "methods", "tracker", "progress", "rng"}
+    assert set(states["whole"]) >= {"model", "optimizer", "methods", "trackers", "progress", "rng"}
     assert_equal(states["parts"], states["whole"])
     assert lines["parts"] == lines["whole"]
 

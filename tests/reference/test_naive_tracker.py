@@ -1,5 +1,6 @@
 """The tracker against a naive count, one weight and one step at a time."""
 
+import math
 from collections.abc import Sequence
 
 import numpy
@@ -73,10 +74,13 @@ def test_threshold_distance(bits: int, knobs: QuantizerKnobs) -> None:
 
 
 def test_clipped_weights_have_a_bin_of_their_own() -> None:
-    """Ternary, step 1: 0 and the grid's ends are half a step away from a threshold, 0.99 almost, 1.7 beyond."""
-    model = nn.Sequential(nn.Linear(6, 1, bias=False))
+    """Ternary, step 1: 0 and the grid's ends are half a step away from a threshold, 0.98 almost, 1.7 beyond.
+
+    So does one that is not a number: a diverged run says so by its loss, not by a histogram that cannot be made.
+    """
+    model = nn.Sequential(nn.Linear(7, 1, bias=False))
     attach(model, weight_quantizer=lambda _: LSQQuantizer(2))
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[0.0, 1.0, -1.0, 0.98, 0.51, 1.7]]))
+        model[0].weight.copy_(torch.tensor([[0.0, 1.0, -1.0, 0.98, 0.51, 1.7, math.nan]]))
     counts = OscillationTracker(model, 2).threshold_histogram()
-    assert {place: count for place, count in enumerate(counts) if count} == {0: 1, 19: 4, 20: 1}
+    assert {place: count for place, count in enumerate(counts) if count} == {0: 1, 19: 4, 20: 2}
