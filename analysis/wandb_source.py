@@ -5,6 +5,7 @@ that a sweep promises are taken to be those that any of its cells has.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -27,7 +28,10 @@ def load_sweep(entity: str | None, project: str, name: str) -> Sweep:
     except ImportError as error:
         raise UserError("--source wandb needs the package wandb (pip install wandb)") from error
     except Exception as error:  # wandb raises what its transport, its schema and its server raise
-        raise UserError(f"--source wandb: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if type(error).__name__ == "UsageError":
+            said = "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY"
+        raise UserError(f"--source wandb: {said}") from error
     if not runs:
         raise UserError(
             f"--source wandb: project {project!r} holds no run of a sweep {name!r}; see --project, --entity"
@@ -47,10 +51,10 @@ def load_sweep(entity: str | None, project: str, name: str) -> Sweep:
 def _runs(entity: str | None, project: str, name: str) -> list[Any]:
     import wandb
 
-    if not wandb.Api().api_key:
-        raise UserError("no key: wandb login, or WANDB_API_KEY")
+    wandb.setup(wandb.Settings(silent=True))  # else it asks for a key where there is a terminal
     path = f"{entity}/{project}" if entity else project
-    return list(wandb.Api().runs(path, filters={"tags": {"$in": [name]}}, order="+created_at", lazy=False))
+    found = wandb.Api().runs(path, filters={"tags": {"$in": [name]}}, order="+created_at", lazy=False)
+    return [run for run in found if name in run.tags]  # list() would hide a TypeError within, and be empty
 
 
 def _finished(run: Any, sweep: Sweep) -> tuple[Any, dict[str, Any]] | None:
@@ -105,4 +109,11 @@ def _params(record: dict[str, Any]) -> dict[str, Any]:
 def _history(run: Any) -> Epochs:
     """Epoch -> metrics, as metrics.jsonl has them but for histograms."""
     rows: Iterable[dict[str, Any]] = run.history(samples=_EVERY_EPOCH, pandas=False)
-    return {int(row[EPOCH]): row for row in rows if row.get(EPOCH) is not None}, []
+    by_epoch = {int(row[EPOCH]): row for row in rows if row.get(EPOCH) is not None}
+    # W&B keeps no order of keys; layers are to stand in the network's, as far as their names tell.
+    return {epoch: dict(sorted(by_epoch[epoch].items(), key=_natural)) for epoch in sorted(by_epoch)}, []
+
+
+def _natural(item: tuple[str, Any]) -> list[tuple[int, str]]:
+    """Orders layer2 before layer10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", item[0])]

@@ -163,7 +163,8 @@ class Mirror:
         import wandb
 
         artifact = wandb.Artifact(f"best-{self._run_id}", "model", metadata={schema.METHOD: group_of(self._config)})
-        artifact.add_file(str(best), name=best.name)
+        # From where it lies: W&B would put a copy into the home of whoever trained, where nobody else can sync it from.
+        artifact.add_file(str(best), name=best.name, policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=["best"])
 
     def _close(self, run: Any, exit_code: int) -> None:

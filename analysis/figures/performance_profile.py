@@ -66,8 +66,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     left.set(xlabel=label, ylabel="Share of scores $\\geq\\tau$", ylim=(-0.04, 1.04))
     right.set(xlabel=f"Interquartile mean{',' if benchmark.relative else ''} {unit}")
     handles = [Line2D([], [], **looks[method]) for method in methods]
-    style.legend_above(figure, handles, methods, "", benchmark.seeds())
-    figure.legends[0].get_title().set_text(_legend_title(benchmark))  # the helper's speaks of t intervals
+    style.legend_of(figure, handles, methods, _legend_title(benchmark))
     return Drawing(figure, frame, (*benchmark.notes, *_seed_notes(benchmark), axis.note))
 
 
