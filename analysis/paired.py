@@ -12,8 +12,9 @@ from harness.schema import FLOAT, FREQUENCY
 
 QAT, REGULARIZER = "ste", "oscillation"
 WORDS = {QAT: "QAT", REGULARIZER: "regularizer"}
-#: "Far more" is an order of magnitude.
-FAR_MORE = 10.0
+#: "Far more" is read as more than twice as often: the least that the words allow, since less would contradict them.
+#: The ratio itself always stands beside the verdict.
+FAR_MORE = 2.0
 #: A test decides where its adjusted p is below this; the level of the 95 % interval.
 ALPHA = round(1 - LEVEL, 9)
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"

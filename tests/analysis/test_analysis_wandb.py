@@ -133,6 +133,9 @@ def test_what_cannot_be_read_is_said(served: tuple[Path, ReadableServer], monkey
         load_from_wandb(None, "oscillation-harness", "mirored")
     with pytest.raises(UserError, match="Could not find project elsewhere"):
         load_from_wandb(None, "elsewhere", "mirrored")
+    import wandb
+
     monkeypatch.delenv("WANDB_API_KEY")
+    wandb.teardown()  # it remembers the key
     with pytest.raises(UserError, match="--source wandb: no W&B key was found"):
         load_from_wandb(None, "oscillation-harness", "mirrored")
