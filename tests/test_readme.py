@@ -1,5 +1,6 @@
 """The README is true: every command in it runs, every snippet works, the method it shows passes conformance."""
 
+import json
 import os
 import re
 import shlex
@@ -41,7 +42,8 @@ def as_python(line: str) -> list[str]:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here() -> None:
-    kinds = ("make ", "python -m harness.launch ", "python -m harness.run ", "python analysis/make_figures.py ")
+    modules = tuple(f"python -m harness.{name} " for name in ("launch", "run", "dashboard"))
+    kinds = ("make ", *modules, "python analysis/make_figures.py ", "wandb ")
     assert COMMANDS
     assert [line for line in COMMANDS if not line.startswith(kinds)] == []
 
@@ -49,6 +51,17 @@ def test_every_command_is_of_a_kind_that_is_tested_here() -> None:
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
 def test_make_targets_exist(line: str) -> None:
     assert "python" in run(["make", "--dry-run", *shlex.split(line)[1:]])
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("wandb ")])
+def test_wandb_has_these_commands(line: str) -> None:
+    command = shlex.split(line)[1]
+    assert f"wandb {command}" in run([sys.executable, "-m", "wandb", command, "--help"])
+
+
+def test_the_dashboard_is_printed() -> None:
+    (line,) = [line for line in COMMANDS if "harness.dashboard" in line]
+    assert json.loads(run(as_python(line)))["displayName"] == "oscillation-harness: quickstart"
 
 
 @pytest.mark.parametrize("line", LAUNCHES)
