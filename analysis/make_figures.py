@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import argparse
 import io
+import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from analysis.figures import FigureModule
+    from analysis.render import Section
     from analysis.series import Group
     from analysis.sweep import Sweep
 
@@ -58,18 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
         style.use_venue(options.venue)
     names = [options.sweep] if options.sweep else _sweep_names(options)
     drawn: list[Group] = []
+    sections: list[Section] = []
     errors = []
     for name in names:
         try:
             sweep = _load(options, name)
             groups = make_groups(sweep)
-            draw_sweep(options, sweep, groups, modules, several=len(names) > 1)
+            sections += draw_sweep(options, sweep, groups, modules, several=len(names) > 1)
             drawn += groups
         except UserError as error:
             errors.append(str(error))
     if len(names) > 1 and drawn:
         try:
-            draw_root(options, drawn, modules)
+            draw_root(options, drawn, modules, sections)
         except UserError as error:
             errors.append(str(error))
     if errors:
@@ -113,10 +116,11 @@ def draw_sweep(
     groups: "Sequence[Group]",
     modules: "Sequence[FigureModule]",
     several: bool,
-) -> None:
+) -> "list[Section]":
     """Make everything of one sweep in its folder, and print its tables, its gaps and what was written.
 
-    several: whether it is one of several sweeps, so that figures about all of them are made elsewhere.
+    several: whether it is one of several sweeps, so that figures about all of them are made elsewhere. Returns what
+    a page about all of them shows of this one.
     """
     from analysis import render, report
     from analysis.figures import Scope
@@ -124,7 +128,7 @@ def draw_sweep(
 
     modules = [module for module in modules if module.scope is not Scope.ROOT or not several]
     if not modules:
-        return
+        return []
     folder = options.root / sweep.name / "figures"
     if options.out:
         folder = options.out / sweep.name if several else options.out
@@ -138,11 +142,22 @@ def draw_sweep(
     render.print_sections(sections)
     render.print_gaps(sweep, [note for group in groups for note in group.notes])
     render.print_files(folder, made.names)
+    page = os.path.relpath(folder / "report.html", (options.out or options.root) / OVERALL)
+    return [
+        render.Section(f"{sweep.name}: {one.title}", one.table, one.claims, link=Path(page).as_posix())
+        for one in sections
+        if one.table
+    ]
 
 
-def draw_root(options: argparse.Namespace, groups: "Sequence[Group]", modules: "Sequence[FigureModule]") -> None:
-    """Make what is about all sweeps of the root."""
-    from analysis import render
+def draw_root(
+    options: argparse.Namespace,
+    groups: "Sequence[Group]",
+    modules: "Sequence[FigureModule]",
+    sections: "Sequence[Section]",
+) -> None:
+    """Make what is about all sweeps of the root. sections: what each of them adds to the page."""
+    from analysis import render, report
     from analysis.figures import Scope
     from analysis.output import output
 
@@ -150,9 +165,12 @@ def draw_root(options: argparse.Namespace, groups: "Sequence[Group]", modules: "
     if not modules:
         return
     folder = (options.out or options.root) / OVERALL
+    command = _command(options, None)
     with output(folder, not options.figure) as made:
-        section = render.draw_root(groups, made, _command(options, None), modules)
+        section = render.draw_root(groups, made, command, modules)
         render.refuse_undrawn([module.name for module in modules if options.figure], [section])
+        if not options.figure:
+            made.text("report.html", report.overview([section, *sections], command, made))
     render.print_sections([section])
     render.print_files(folder, made.names)
 

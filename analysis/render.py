@@ -36,6 +36,8 @@ class Section:
     #: Name of a figure -> why it was not drawn.
     undrawn: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    #: Where a page that shows several sweeps leads to for more.
+    link: str | None = None
 
 
 def chosen_figures(names: Sequence[str]) -> list[FigureModule]:

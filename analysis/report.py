@@ -23,20 +23,30 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def report(sweep: Sweep, sections: Sequence[render.Section], command: str, made: Output) -> str:
-    """The page, from what was made of a sweep. The same records give the same page: it holds no date."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    """The page of a sweep, from what was made of it. The same records give the same page: it holds no date."""
+    return _rendered(
+        sections,
+        command,
+        made,
         sweep=sweep,
         planned=sum(len(cell.seeds) for cell in sweep.cells),
-        sections=[_section(section, made) for section in sections],
         gaps=render.gaps(sweep),
         cells=[_cell(cell) for cell in _cells(sweep)],
         settings=yaml.safe_dump(sweep.settings, sort_keys=False) if sweep.settings else None,
-        command=command,
         origins=_origins(sweep),
         runs=[(f"{final.cell.id}, seed {final.seed}", final.run_id) for final in sweep.finals],
     )
+
+
+def overview(sections: Sequence[render.Section], command: str, made: Output) -> str:
+    """The page of all sweeps of a root: claims and tables of each, and the figures that are about all of them."""
+    return _rendered(sections, command, made, sweep=None)
+
+
+def _rendered(sections: Sequence[render.Section], command: str, made: Output, **about: Any) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(sections=[_section(section, made) for section in sections], command=command, **about)
 
 
 def _section(section: render.Section, made: Output) -> dict[str, Any]:
@@ -47,6 +57,7 @@ def _section(section: render.Section, made: Output) -> dict[str, Any]:
         "pictures": [_picture(picture, made) for picture in section.pictures],
         "undrawn": section.undrawn,
         "notes": section.notes,
+        "link": section.link,
     }
 
 

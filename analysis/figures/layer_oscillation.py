@@ -36,7 +36,7 @@ def draw(group: Group) -> Drawing:
         if one.first and not (block := _mean_by_layer(one, notes)).empty:
             blocks[_title(one)] = block
     if not blocks:
-        raise NothingToDraw(f"no oscillation by layer: {'; '.join(notes) or 'none of the finals reports any'}")
+        raise NothingToDraw("no epoch of a final reports oscillation by layer for all seeds")
     layers = list(dict.fromkeys(name for block in blocks.values() for name in block.index))
     height = min(max(_ROW_INCHES * len(layers), _LEAST_INCHES), _MOST_INCHES) + 0.45
     figure, panels = style.panels(len(blocks), 1, height, 1)

@@ -66,7 +66,7 @@ def test_layers_are_means_over_seeds(group: Group, root: Path) -> None:
 
 
 def test_layers_that_nobody_reports(tmp_path: Path) -> None:
-    with pytest.raises(NothingToDraw, match="no epoch with layers that all 3 seeds report"):
+    with pytest.raises(NothingToDraw, match="no epoch of a final reports oscillation by layer"):
         draw("layer_oscillation", old_group(tmp_path))
 
 

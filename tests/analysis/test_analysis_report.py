@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from analysis_cost import Shape, write_sweep
 from PIL import Image
-from synthetic_sweep import quickstart
+from synthetic_sweep import MEASURED, SweepWriter, quickstart
 
 from analysis import make_figures, render
 from analysis.figures import find_figures
@@ -66,7 +66,7 @@ def test_what_runs_say_is_text(page: str) -> None:
     assert "&lt;script&gt;" in page
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
+@pytest.mark.skipif(CHROMIUM is None and "HARNESS_CI" not in os.environ, reason="needs Chromium")
 def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
     """Offline: every picture is drawn, nothing sticks out sideways, and no text is left to a template."""
     probe = """<script>addEventListener("load", () => {
@@ -148,6 +148,24 @@ def test_one_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     names = sorted(path.name for path in (tmp_path / "quickstart/figures").iterdir())
     assert names == [f"accuracy_over_bits.{suffix}" for suffix in ("csv", "json", "pdf", "png")]
     assert "claims" not in capsys.readouterr().out
+
+
+def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path: Path) -> None:
+    quickstart(tmp_path, "one").write()
+    model = {"name": "resnet18"}
+    two = SweepWriter(tmp_path, "two")
+    for method, target in MEASURED:
+        two.add(method, target, model=model)
+    two.write()
+    make_figures.main(["--root", str(tmp_path)])
+    folder = tmp_path / "figures"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count('<span class="verdict') == 10
+    links = re.findall(r'href="([^"#]+)"', page)
+    assert links == ["../one/figures/report.html", "../two/figures/report.html"]
+    assert all((folder / link).exists() for link in links)
+    assert (folder / "performance_profile.pdf").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,15 @@
+"""Thousands of records, as `tests/benchmarks/analysis_cost.py` writes and measures them."""
+
+from pathlib import Path
+
+import pytest
+from analysis_cost import LIMIT_GIB, LIMIT_S, Shape, measure, write_sweep
+
+
+@pytest.mark.slow
+def test_five_thousand_records_within_a_minute_and_two_gibibytes(tmp_path: Path) -> None:
+    assert write_sweep(tmp_path, Shape(trials=400, seeds=100, epochs=40, layers=21)) == 5000
+    seconds, gibibytes, said = measure(tmp_path)
+    assert "report.html" in said
+    assert seconds < LIMIT_S
+    assert gibibytes < LIMIT_GIB
