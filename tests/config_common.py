@@ -62,12 +62,14 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "checkpoint_every_s": 1.0,
         "wandb": "off",
         "wandb_project": "x",
+        "wandb_artifact": True,
     },
     RunConfig: {
         "phase": "tune",
         "seed": 4,
         "target_bit": 4,
         "watch_bit": 4,
+        "also_watch": (2,),
         "methods": [{"name": "lsq"}],
         "model": {"name": "mlp5", "width": 9},
         "data": {"name": "digits", "normalize": "standardize"},
@@ -90,4 +92,5 @@ FIELDS = [
     (f"{SECTIONS[section]}__{name}" if section in SECTIONS else name, value)
     for section, values in OTHER.items()
     for name, value in values.items()
+    if name != "also_watch"  # legal without a target alone: tests/training/test_further_bits_watched.py
 ]

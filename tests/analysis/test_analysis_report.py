@@ -21,6 +21,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 HOSTILE = "<script>document.title = 'taken over'</script> & more"
 
 
+def draw_one_figure_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is about files, not about figures."""
+    (one,) = [module for module in find_figures() if module.name == "univariate_model"]
+    monkeypatch.setattr(render, "find_figures", lambda: [one])
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn sweep in which one run failed, one final is missing and one record is corrupt."""
@@ -104,6 +110,7 @@ def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
     assert sum(inked) > 120  # not a blank page: text or pictures on most lines
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_page(root: Path, tmp_path: Path) -> None:
     out = root / "large/figures"
     first = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -113,6 +120,7 @@ def test_the_same_records_give_the_same_page(root: Path, tmp_path: Path) -> None
 
 def test_a_figure_that_fails_leaves_the_last_set_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quickstart(tmp_path).write()
+    draw_one_figure_only(monkeypatch)
     make_figures.main(["--root", str(tmp_path)])
     out = tmp_path / "quickstart/figures"
     first = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -127,8 +135,11 @@ def test_a_figure_that_fails_leaves_the_last_set_whole(tmp_path: Path, monkeypat
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_is_no_longer_made_is_removed_and_other_files_are_not(tmp_path: Path) -> None:
+def test_what_is_no_longer_made_is_removed_and_other_files_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quickstart(tmp_path).write()
+    draw_one_figure_only(monkeypatch)
     make_figures.main(["--root", str(tmp_path)])
     out = tmp_path / "quickstart/figures"
     (out / "my_own_notes.txt").write_text("keep")

@@ -12,7 +12,7 @@ from cli_sweep import GONE, SEARCH, Cli, edited
 
 UNKNOWN_KEYS = {
     "top level": ({"sampller": "tpe"}, ["sampller: unknown key; did you mean 'sampler'?", "(legal: base, cells"]),
-    "base": ({"base/modle": {}}, ["base: unknown setting 'modle'; did you mean 'model'?", "legal: data, deploy"]),
+    "base": ({"base/modle": {}}, ["base: unknown setting 'modle'; did you mean 'model'?", "legal: also_watch, data"]),
     "base, seed": ({"base/seed": 3}, ["base: unknown setting 'seed'"]),
     "train": ({"base/train/epohs": 3}, ["train.epohs: unknown key; did you mean 'epochs'?", "batch_size"]),
     "deploy": ({"base/deploy/bit": [2]}, ["deploy.bit: unknown key; did you mean 'bits'?", "precision, scale"]),
