@@ -1,1 +1,1 @@
-"""Figures and tables from what a sweep left on disk: cells.json, records and metrics. No Optuna, no torch."""
+"""Figures, tables and claims from what a sweep left on disk, or on W&B. No torch; Optuna for one figure alone."""
