@@ -3,6 +3,7 @@
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ LEGEND = (
 #: Accuracy this many points (%) below is still "within"; any accuracy above is no contradiction.
 WITHIN = 1.0
 _WIDTH = 108
-_COLUMNS = ("trained", "effect", "95 % interval", "p (Holm)", "n", "test", "verdict")
+COLUMNS = ("trained", "effect", "95 % interval", "p (Holm)", "n", "test", "verdict")
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,20 @@ class Claim:
 
     @property
     def head(self) -> str:
-        """`(b) supported (1 of 3 not tested)`."""
-        lacking = sum(test.verdict == NOT_TESTED for test in self.tests)
-        partly = f" ({lacking} of {len(self.tests)} not tested)" if 0 < lacking < len(self.tests) else ""
-        return f"({self.key}) {self.verdict}{partly}"
+        """`(b) undecided (2 of 3 supported)`: verdicts and how many tests have another."""
+        return f"({self.key}) {self.verdict}{self.split}"
+
+    @property
+    def split(self) -> str:
+        """How the tests fell where they did not all fall alike: ` (1 of 3 supported, 1 of 3 not tested)`."""
+        counts = Counter(test.verdict for test in self.tests)
+        if len(counts) < 2:
+            return ""
+        order = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED)
+        told = [
+            f"{counts[name]} of {len(self.tests)} {name}" for name in order if counts[name] and name != self.verdict
+        ]
+        return f" ({', '.join(told)})"
 
     @property
     def definition(self) -> str:
@@ -180,8 +191,8 @@ def _legend(claims: Iterable[Claim]) -> str:
     return LEGEND.format(count=sum(not math.isnan(test.p_holm) for claim in claims for test in claim.tests))
 
 
-def _cells(claim: Claim, test: ClaimTest, last: str) -> list[str]:
-    """The texts of a row, under `_COLUMNS`; — for a number that there is not."""
+def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:
+    """The texts of a row, under `COLUMNS`; — for a number that there is not."""
     result = test.result
     style = "+.2f" if claim.unit == "points" else "+#.2g"
     effect, low, high = ("—" if math.isnan(x) else f"{x:{style}}" for x in (result.effect, result.low, result.high))
@@ -193,10 +204,10 @@ def _cells(claim: Claim, test: ClaimTest, last: str) -> list[str]:
 
 def to_text(claims: list[Claim]) -> str:
     """Plain text for a terminal: a claim's verdict on one line, then its tests, aligned over all claims."""
-    rows = {claim.key: [_cells(claim, test, test.verdict_and_reason) for test in claim.tests] for claim in claims}
-    every = [list(_COLUMNS), *(row for found in rows.values() for row in found)]
-    widths = [max(len(row[i]) for row in every) for i in range(len(_COLUMNS) - 1)]
-    lines = [f"{claims[0].title} - the paper's claims", "", *_aligned(list(_COLUMNS), widths), ""]
+    rows = {claim.key: [cells_of(claim, test, test.verdict_and_reason) for test in claim.tests] for claim in claims}
+    every = [list(COLUMNS), *(row for found in rows.values() for row in found)]
+    widths = [max(len(row[i]) for row in every) for i in range(len(COLUMNS) - 1)]
+    lines = [f"{claims[0].title} - the paper's claims", "", *_aligned(list(COLUMNS), widths), ""]
     for claim in claims:
         lines += textwrap.wrap(f"{claim.head}: {claim.text}", _WIDTH, subsequent_indent="    ")
         lines += textwrap.wrap(claim.definition, _WIDTH, initial_indent="    ", subsequent_indent="    ")
@@ -218,9 +229,9 @@ def to_markdown(claims: list[Claim]) -> str:
     lines = [f"**{claims[0].title}**: the paper's claims", ""]
     for claim in claims:
         lines += [f"**{claim.head}**: {claim.text}. {claim.definition}", ""]
-        lines += ["| " + " | ".join(_COLUMNS) + " |", "|:--|" + "--:|" * 4 + ":--|:--|"]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|:--|" + "--:|" * 4 + ":--|:--|"]
         for test in claim.tests:
-            cells = [text.replace("|", r"\|") for text in _cells(claim, test, test.verdict_and_reason)]
+            cells = [text.replace("|", r"\|") for text in cells_of(claim, test, test.verdict_and_reason)]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join([*lines, _legend(claims), ""])
@@ -229,12 +240,12 @@ def to_markdown(claims: list[Claim]) -> str:
 def to_latex(claims: list[Claim]) -> str:
     """A booktabs `tabular`, to be put unchanged into a paper; what is said on a row stands beside it as a comment."""
     lines = [f"% {claims[0].title}: the paper's claims", f"% {_legend(claims)}"]
-    lines += [r"\begin{tabular}{lrrrrll}", r"\toprule", " & ".join(map(_latex, _COLUMNS)) + r" \\"]
+    lines += [r"\begin{tabular}{lrrrrll}", r"\toprule", " & ".join(map(_latex, COLUMNS)) + r" \\"]
     for claim in claims:
         lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{escape_latex(f'{claim.head}: {claim.text}')}}} \\"]
-        lines.append(f"% {claim.definition}")
+        lines.append(rf"\multicolumn{{7}}{{l}}{{\footnotesize {_latex(claim.definition)}}} \\")
         for test in claim.tests:
-            cells = [_latex(text) for text in _cells(claim, test, test.verdict)]
+            cells = [_latex(text) for text in cells_of(claim, test, test.verdict)]
             lines.append(" & ".join(cells) + r" \\" + (f" % {test.reason}" if test.reason else ""))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

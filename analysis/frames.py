@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.series import Group, method_of
 from analysis.sweep import Final, Sweep, Trial
-from harness import schema
+from harness import objective, schema
 
 #: Columns of `trials_frame` before those of the parameters; accuracies in % of the validation split.
 TRIAL_COLUMNS = (
@@ -71,6 +71,13 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
         **{f"w{bits}": value for bits, value in widths.items()},
         **{PARAMETER + name: value for name, value in trial.params.items()},
     }
+
+
+def objective_value(trial: Trial, name: str) -> float:
+    """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
+    rows = [row for row in trial.record["rows"] if row["split"] == "val"]
+    bits = [row["bits"] for row in rows if row["bits"] != schema.FLOAT]
+    return objective.value(name, schema.as_metrics(rows), bits, trial.config.get("target_bit") or schema.FLOAT)
 
 
 def val_accuracies(run: Trial) -> dict[int | str, float]:

@@ -17,6 +17,8 @@ def sweep_names(root: Path) -> list[str]:
     names = sorted(path.parent.name for path in root.glob("*/cells.json"))
     if not names:
         what = "no folder in it holds a cells.json" if root.is_dir() else "there is no such folder"
+        if (root / "cells.json").exists():
+            what = f"it is one: --root {str(root.parent)!r} --sweep {root.name}"
         raise UserError(f"--root {str(root)!r} holds no sweep: {what} (default: 'runs')")
     return names
 
@@ -64,6 +66,7 @@ def _cell(raw: dict[str, Any]) -> Cell:
         chosen=raw["chosen"],
         finals={int(seed): str(run_id) for seed, run_id in (raw["finals"] or {}).items()},
         failed=tuple(raw.get("failed") or ()),
+        planned_trials=raw.get("trials"),
     )
 
 
@@ -75,7 +78,11 @@ def _load_final(sweep: Sweep, folder: Path, cell: Cell, seed: int) -> None:
     if run_id is not None and (folder / "record.json").exists():
         record, problem = read_record(folder / "record.json", run_id, "final", seed)
         if record is not None:
-            sweep.finals.append(Final(cell, seed, run_id, record, partial(read_metrics, folder)))
+            lacking = _lacking_epochs(folder / "metrics.jsonl", int(record.get("epochs") or 0))
+            if lacking and lacking not in sweep.incomplete:
+                sweep.incomplete.append(lacking)
+            epochs = partial(_no_epochs, lacking) if lacking else partial(read_metrics, folder)
+            sweep.finals.append(Final(cell, seed, run_id, record, epochs))
             return
         reason = "corrupt record"
         if (line := f"{folder / 'record.json'}: {problem}") not in sweep.corrupt:
@@ -129,6 +136,20 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
         return []
     needed = ("cell", "trial", "params")
     return [entry for entry in content if isinstance(entry, dict) and all(key in entry for key in needed)]
+
+
+def _lacking_epochs(path: Path, trained: int) -> str:
+    """What is wrong with a run's metrics where an epoch that it trained for is not there; nothing where all are."""
+    try:
+        lines = path.read_bytes().count(b"\n")
+    except OSError:
+        return f"{path}: not there, of a run of {trained} epochs"
+    return f"{path}: {lines} of {trained} epochs" if lines < trained else ""
+
+
+def _no_epochs(why: str) -> Epochs:
+    """A mean over the epochs that happen to be left would look like any other."""
+    return {}, [why]
 
 
 def read_metrics(folder: Path) -> Epochs:

@@ -142,6 +142,8 @@ def draw_sweep(
     render.print_sections(sections)
     render.print_gaps(sweep, [note for group in groups for note in group.notes])
     render.print_files(folder, made.names)
+    if not complete and (folder / "report.html").exists():
+        print("report.html there still shows the pictures of the last complete set")
     page = os.path.relpath(folder / "report.html", (options.out or options.root) / OVERALL)
     return [
         render.Section(f"{sweep.name}: {one.title}", one.table, one.claims, link=Path(page).as_posix())
@@ -170,7 +172,8 @@ def draw_root(
         section = render.draw_root(groups, made, command, modules)
         render.refuse_undrawn([module.name for module in modules if options.figure], [section])
         if not options.figure:
-            made.text("report.html", report.overview([section, *sections], command, made))
+            pages = [section, *sections] if section.pictures else sections
+            made.text("report.html", report.overview(pages, command, made))
     render.print_sections([section])
     render.print_files(folder, made.names)
 

@@ -60,6 +60,7 @@ def output(folder: Path, complete: bool = True) -> Iterator[Output]:
     Raises UserError where the folder cannot be made.
     """
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    _remove_abandoned(folder)
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "not a folder")
@@ -78,6 +79,24 @@ def output(folder: Path, complete: bool = True) -> Iterator[Output]:
             (staging / name).replace(folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed left beside the folder."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        pid = left.name.rpartition(".")[2]
+        if left.is_dir() and pid.isdigit() and not _lives(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _made_before(folder: Path) -> set[str]:

@@ -211,10 +211,10 @@ def welch_t(first: Sequence[float], second: Sequence[float], margin: float) -> C
 def _tested(test: str, n: str, effect: float, error: float, degrees: float, margin: float) -> Comparison:
     """The interval and p of a mean with its standard error.
 
-    Without spread t has no value: p is then 0, or 1 where the mean is the margin.
+    Without spread there is neither: t has no value, and a p of 0 would claim a certainty that no few seeds give.
     """
     if error == 0:
-        return Comparison(test, n, effect, effect, effect, float(effect == margin))
+        return Comparison(test, n, effect)
     from scipy.stats import t
 
     half_width = float(t.ppf(0.5 + LEVEL / 2, degrees)) * error
@@ -236,11 +236,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def decide(result: Comparison, margin: float, p_holm: float, tests: int) -> tuple[str, str]:
     """The verdict on "the effect is above the margin" and why, if there is something to say; of `tests` in all."""
-    if math.isnan(p_holm):
+    if math.isnan(p_holm) and not result.test:
         return UNDECIDED, "too few seeds"
+    side = SUPPORTED if result.effect > margin else CONTRADICTED
+    if math.isnan(p_holm):
+        return (UNDECIDED if result.effect == margin else side), "all seeds agree exactly: no spread, and so no p"
     if p_holm < ALPHA:
-        remark = "no spread between the seeds" if result.low == result.high else ""
-        return (SUPPORTED if result.effect > margin else CONTRADICTED), remark
+        return side, ""
     if result.p < ALPHA:
         return UNDECIDED, f"clear before Holm's correction over {tests} tests, not after; more seeds would tell"
     return UNDECIDED, f"the interval contains {margin:g}"

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.series import Group
 from analysis.sweep import Final, Trial
+from harness import schema
 
 PACKAGES = ("matplotlib", "numpy", "optuna", "pandas", "scipy", "seaborn", "tueplots")
 
@@ -35,11 +38,20 @@ def describe(groups: Sequence[Group], command: str, frame: pd.DataFrame, notes: 
         "points_sha256": digest(frame),
         **of_runs,
         **of_records([run.record for run in runs]),
+        "code_of_the_analysis": code_digest(),
         "packages_of_the_analysis": {name: version(name) for name in PACKAGES},
         "missing": [vars(missing) for group in sweeps.values() for missing in group.missing],
         "corrupt_records": [line for group in sweeps.values() for line in group.corrupt],
         "notes": [*(note for group in groups for note in group.notes), *notes],
     }
+
+
+@cache
+def code_digest() -> str:
+    """A hash of the files that figures, tables and claims are made by: their commit would change with any other."""
+    folder = Path(__file__).parent
+    files = [*sorted(folder.rglob("*.py")), folder / "report.html.j2", Path(schema.__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def digest(frame: pd.DataFrame) -> str:

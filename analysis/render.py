@@ -171,11 +171,26 @@ def gaps(sweep: Sweep) -> list[str]:
         which = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(str(seed) for seed in seeds)
         lines.append(f"  {cell}: {which}: {reason}")
     if sweep.corrupt:
-        lines += [f"skipped {len(sweep.corrupt)} corrupt records:", *(f"  {line}" for line in sweep.corrupt)]
+        lines += [f"skipped corrupt records: {len(sweep.corrupt)}", *(f"  {line}" for line in sweep.corrupt)]
+    if sweep.incomplete:
+        lines.append(f"finals without all of their epochs (no mean over epochs counts them): {len(sweep.incomplete)}")
+        lines += [f"  {line}" for line in sweep.incomplete]
+    lines += _missing_trials(sweep)
     if sweep.failures:
         lines.append(f"failed runs: {len(sweep.failures)}")
         lines += [f"  {one.run_id} ({'; '.join(one.cells)}): {one.reason}" for one in sweep.failures]
     return lines
+
+
+def _missing_trials(sweep: Sweep) -> list[str]:
+    """Tuning trials without a record: not finished, failed, pruned, or gone."""
+    lines = []
+    for cell in sweep.cells:
+        found = [trial for trial in sweep.trials if trial.cell.id == cell.id]
+        if cell.planned_trials and len(found) < cell.planned_trials:
+            chosen = " (the chosen one among them)" if cell.chosen and not any(t.chosen for t in found) else ""
+            lines.append(f"  {cell.id}: {cell.planned_trials - len(found)} of {cell.planned_trials}{chosen}")
+    return ["tuning trials without a record:", *lines] if lines else []
 
 
 def print_files(folder: Path, names: Iterable[str]) -> None:

@@ -1,7 +1,6 @@
 """report.html: a sweep's figures, tables, claims, settings, failures and provenance in one file, to be read offline."""
 
 import base64
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,15 +9,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from analysis import claims, provenance, render, tables
+from analysis import claims, frames, provenance, render, tables
 from analysis.output import Output
 from analysis.sweep import Sweep
 
-#: Columns of a claim's tests, and their headings.
-_COLUMNS = {
-    "target_bit": "target", "method": "method", "n": "n", "test": "test", "effect": "effect", "low": "95% from",
-    "high": "to", "p_holm": "p (Holm)", "verdict": "verdict",
-}  # fmt: skip
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -31,7 +25,7 @@ def report(sweep: Sweep, sections: Sequence[render.Section], command: str, made:
         sweep=sweep,
         planned=sum(len(cell.seeds) for cell in sweep.cells),
         gaps=render.gaps(sweep),
-        cells=[_cell(cell) for cell in _cells(sweep)],
+        cells=_cells(sweep),
         settings=yaml.safe_dump(sweep.settings, sort_keys=False) if sweep.settings else None,
         origins=_origins(sweep),
         runs=[(f"{final.cell.id}, seed {final.seed}", final.run_id) for final in sweep.finals],
@@ -73,16 +67,14 @@ def _picture(picture: render.Picture, made: Output) -> dict[str, Any]:
 
 
 def _claim(claim: claims.Claim) -> dict[str, Any]:
-    frame = claims.to_frame([claim])
-    columns = [*_COLUMNS, "reason"]
     return {
         "key": claim.key,
         "verdict": claim.verdict,
-        "head": claim.head,
+        "split": claim.split,
         "text": claim.text,
         "definition": claim.definition,
-        "columns": [*_COLUMNS.values(), ""],
-        "tests": [[_text(value) for value in line] for line in frame[columns].itertuples(index=False)],
+        "columns": [*claims.COLUMNS, ""],
+        "tests": [[*claims.cells_of(claim, test, test.verdict), test.reason] for test in claim.tests],
     }
 
 
@@ -102,19 +94,20 @@ def _table(table: tables.Table) -> dict[str, Any]:
     }
 
 
-def _cells(sweep: Sweep) -> list[dict[str, Any]]:
+def _cells(sweep: Sweep) -> list[list[str]]:
+    """Each cell: its trials, the chosen parameters and value, how many trials were as good, and its finals."""
     lines = []
     for cell in sweep.cells:
-        chosen = cell.chosen or {}
-        trials = sum(trial.cell.id == cell.id for trial in sweep.trials)
+        trials = [trial for trial in sweep.trials if trial.cell.id == cell.id]
         finals = sum(final.cell.id == cell.id for final in sweep.finals)
-        lines.append({"id": cell.id, "trials": trials, "finals": f"{finals}/{len(cell.seeds)}", **chosen})
+        chosen = (cell.chosen or {}).get("params") or {}
+        parameters = ", ".join(f"{name} = {_text(value)}" for name, value in chosen.items())
+        values = {trial.number: frames.objective_value(trial, sweep.objective[0]) for trial in trials}
+        best = next((values[trial.number] for trial in trials if trial.chosen), None)
+        ties = sum(value == best for value in values.values()) - 1
+        told = "" if best is None else _text(best) + (f", as {ties} others" if ties > 0 else "")
+        lines.append([cell.id, str(len(trials)), parameters or "nothing tuned", told, f"{finals}/{len(cell.seeds)}"])
     return lines
-
-
-def _cell(line: dict[str, Any]) -> list[str]:
-    parameters = ", ".join(f"{name} = {_text(value)}" for name, value in (line.get("params") or {}).items())
-    return [line["id"], str(line["trials"]), parameters or "nothing tuned", _text(line.get("value")), line["finals"]]
 
 
 def _origins(sweep: Sweep) -> list[tuple[str, str]]:
@@ -122,13 +115,20 @@ def _origins(sweep: Sweep) -> list[tuple[str, str]]:
     found = provenance.of_records([final.record for final in sweep.finals])
     devices = sorted({str(final.record["provenance"].get("device")) for final in sweep.finals})
     return [
-        ("code of the runs", "; ".join(json.dumps(commit) for commit in found["git"])),
+        ("code of the runs", "; ".join(_commit(commit) for commit in found["git"])),
+        ("code of the analysis", f"files with digest {provenance.code_digest()}"),
         ("numerics version", ", ".join(found["numerics_versions"])),
         ("data digest", ", ".join(found["data_digests"])),
         ("devices", ", ".join(devices)),
         ("packages of the runs", _packages(found["packages_of_the_runs"])),
         ("packages of the analysis", _packages({name: [version(name)] for name in provenance.PACKAGES})),
     ]
+
+
+def _commit(commit: dict[str, Any] | None) -> str:
+    if not commit:
+        return "not under git"
+    return f"commit {commit.get('sha')}" + (" with changes of its own" if commit.get("dirty") else "")
 
 
 def _packages(found: dict[str, list[str]]) -> str:

@@ -18,6 +18,8 @@ class Cell:
     chosen: dict[str, Any] | None
     finals: dict[int, str]
     failed: tuple[Any, ...]
+    #: Tuning trials that the sweep promises; None where that is not known.
+    planned_trials: int | None = None
 
 
 #: Epoch -> metrics, and notes on what could not be read.
@@ -91,6 +93,8 @@ class Sweep:
     failures: list[Failure] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
+    #: Finals whose epochs are not all there: their rows count, no mean over epochs does.
+    incomplete: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

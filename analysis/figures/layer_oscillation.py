@@ -50,7 +50,7 @@ def draw(group: Group) -> Drawing:
         axes.set_ylabel("Layer")
     figure.supxlabel("Epoch", fontsize=8)
     bar = figure.colorbar(image, ax=[axes for (axes,) in panels], pad=0.01, aspect=35, extend="min", extendfrac=0.02)
-    bar.set_label("Oscillation frequency (1/step)")
+    bar.set_label("Frequency (1/step)")
     bar.outline.set_linewidth(0.6)
     counts = {len(one.finals) for one in group.series}
     figure.suptitle(f"{group.title}: mean over seeds ({style.seeds_text(counts)})", fontsize=8)

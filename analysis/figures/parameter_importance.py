@@ -6,10 +6,10 @@ import pandas as pd
 
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.frames import objective_value
 from analysis.series import Group
 from analysis.sweep import Trial
 from harness import objective
-from harness.schema import FLOAT, as_metrics
 
 NAME, ORDER, SCOPE = "parameter_importance", 90, Scope.GROUP
 TITLE = "Importance of the searched parameters"
@@ -110,13 +110,6 @@ def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=objective.direction(name))
     for trial in trials:
-        value = _value(trial, name)
+        value = objective_value(trial, name)
         study.add_trial(optuna.trial.create_trial(values=[value], params=trial.params, distributions=distributions))
     return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
-
-
-def _value(trial: Trial, name: str) -> float:
-    """What the tuning optimised, computed from the record as the study did."""
-    rows = [row for row in trial.record["rows"] if row["split"] == "val"]
-    bits = [row["bits"] for row in rows if row["bits"] != FLOAT]
-    return objective.value(name, as_metrics(rows), bits, trial.config.get("target_bit") or FLOAT)

@@ -17,9 +17,15 @@ NAME, ORDER, SCOPE = "pareto", 80, Scope.GROUP
 TITLE = "Accuracy at the target against the worst bit-width"
 CAPTION = (
     "Validation accuracy of every tuning trial at the panel's target bit-width, and the lowest over all deployment "
-    "bit-widths, one seed. The grey line joins the trials that no other trial beats in both; larger marks are the "
-    "trials that the final runs use. Nothing can lie above the dotted diagonal: the target is one of the bit-widths."
+    "bit-widths, one seed. The grey line joins the trials that no other trial beats in both; circled are the trials "
+    "that the final runs use. Nothing can lie above the dotted diagonal: the target is one of the bit-widths."
 )
+
+#: Around a trial, so that what lies below it can be seen.
+_RING: dict[str, Any] = {
+    "linestyle": "", "marker": "o", "markersize": 8.5, "markerfacecolor": "none", "markeredgecolor": "black",
+    "markeredgewidth": 0.8,
+}  # fmt: skip
 
 
 def draw(group: Group) -> Drawing:
@@ -46,8 +52,10 @@ def draw(group: Group) -> Drawing:
         Line2D([], [], linestyle="", marker=marks[name].marker, color=marks[name].color, markeredgecolor="white")
         for name in methods
     ]
-    handles.append(Line2D([], [], color="0.45", linewidth=0.9))
-    style.legend_of(figure, handles, [*methods, "Pareto front"], f"{group.title}: tuning trials, one seed each")
+    handles += [Line2D([], [], **_RING), Line2D([], [], color="0.45", linewidth=0.9)]
+    style.legend_of(
+        figure, handles, [*methods, "chosen", "Pareto front"], f"{group.title}: tuning trials, one seed each"
+    )
     return Drawing(figure, frame, ())
 
 
@@ -77,12 +85,12 @@ def undominated(points: pd.DataFrame) -> np.ndarray:
 
 
 def _scatter(axes: Axes, points: pd.DataFrame, mark: style.Mark) -> None:
-    for chosen, size, edge in ((False, 4.0, "white"), (True, 7.0, "black")):
-        own = points[points["chosen"] == chosen]
-        axes.plot(
-            own["at_target"], own["worst"], linestyle="", marker=mark.marker, color=mark.color, markersize=size,
-            markeredgecolor=edge, markeredgewidth=0.8 if chosen else 0.4, zorder=3 if chosen else 2.5,
-        )  # fmt: skip
+    axes.plot(
+        points["at_target"], points["worst"], linestyle="", marker=mark.marker, color=mark.color, markersize=4.5,
+        markeredgecolor="white", markeredgewidth=0.4,
+    )  # fmt: skip
+    chosen = points[points["chosen"]]
+    axes.plot(chosen["at_target"], chosen["worst"], **_RING, zorder=3)
 
 
 def _front(axes: Axes, points: pd.DataFrame) -> None:

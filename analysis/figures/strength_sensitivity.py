@@ -21,6 +21,7 @@ CAPTION = (
 _CURVES = {"at_target": "at the target", "mean_of_others": "mean of the others"}
 #: From this ratio of the largest to the smallest value on, the axis is logarithmic.
 _LOG_RATIO = 8.0
+_LEAST_TRIALS = 3
 
 
 def draw(group: Group) -> Drawing:
@@ -29,13 +30,15 @@ def draw(group: Group) -> Drawing:
     frame = _points(group)
     keys = list(frame.groupby(["parameter", "method", "target_bit"], sort=False, dropna=False).groups)
     figure, blocks = style.panels(len(keys), 1, 1.75, 3, shared=False)
+    for (axes,) in blocks[1:]:
+        axes.sharey(blocks[0][0])
     marks = style.marks(one.name for one in group.series)
     for (parameter, method, target), (axes,) in zip(keys, blocks):
         panel = frame[(frame["parameter"] == parameter) & (frame["method"] == method)]
         panel = panel[panel["target_bit"].isna() if pd.isna(target) else panel["target_bit"] == target]
         _scatter(axes, panel, marks.get(method, style.Mark("0.25", "o", "-")))
         axes.set_title(method if pd.isna(target) else f"{method}@{target}")
-        axes.set_xlabel(parameter.rpartition(".")[2].replace("_", " "))
+        axes.set_xlabel(parameter.replace("_", " ").replace(".", ": "))
     for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
         axes.set_ylabel("Validation accuracy (%)")
     handles: list[Any] = [
@@ -56,7 +59,7 @@ def _points(group: Group) -> pd.DataFrame:
         parameter = column.removeprefix(PARAMETER)
         section = parameter.partition(".")[0]
         own = trials[trials[column].notna() & trials["cell"].str.contains(section, regex=False)]
-        if section in ("train", "model", "data", "deploy", parameter) or len(own) < 2:
+        if section in ("train", "model", "data", "deploy", parameter) or len(own) < _LEAST_TRIALS:
             continue
         values = pd.to_numeric(own[column], errors="coerce")
         if values.nunique() < 2:
@@ -64,7 +67,7 @@ def _points(group: Group) -> pd.DataFrame:
         kept = ["method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
         parts.append(own.assign(parameter=parameter, value=values)[["parameter", "value", *kept]])
     if not parts:
-        raise NothingToDraw("no cell searched a knob of its method in two trials or more")
+        raise NothingToDraw(f"no cell searched a knob of its method in {_LEAST_TRIALS} trials or more")
     return pd.concat(parts, ignore_index=True).sort_values(
         ["parameter", "method", "target_bit", "value"], ignore_index=True, kind="stable"
     )

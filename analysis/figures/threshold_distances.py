@@ -18,8 +18,8 @@ NAME, ORDER, SCOPE = "threshold_distances", 60, Scope.GROUP
 TITLE = "Distance of weights to decision thresholds"
 CAPTION = (
     "Share of all weights by their distance to the nearest decision threshold, in steps of the quantizer at the "
-    "watched bit-width: 0 is on a threshold, 0.5 on a grid point. Before training, and as deployed (best epoch), mean "
-    "over seeds with 95% Student-t band."
+    "watched bit-width, in bins of 0.025: 0 is on a threshold, 0.5 on a grid point. Before training, and as deployed "
+    "(best epoch), mean over seeds with 95% Student-t band."
 )
 
 #: Beyond half a step lie clipped weights only, in the last bin.
@@ -43,7 +43,7 @@ def draw(group: Group) -> Drawing:
         panel = frame[frame["bits"] == bits]
         for before in _beginnings(panel):
             handles["before training"] = axes.stairs(
-                before, _EDGES, baseline=1e-9, color="0.5", linewidth=0.9, fill=True, alpha=0.35, edgecolor="0.4"
+                before, _EDGES, baseline=None, color="0.6", linewidth=2.2, zorder=1
             )
         for method in (name for name in methods if name in set(panel["method"])):
             after = panel[(panel["method"] == method) & (panel["when"] == "after")]
@@ -52,7 +52,7 @@ def draw(group: Group) -> Drawing:
         axes.set_xlim(0, 0.5)
     _scale_y(blocks[0][0], frame)
     for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
-        axes.set_ylabel("Share of weights (%)")
+        axes.set_ylabel("Share of weights (%)" + ("\n(log axis)" if axes.get_yscale() == "log" else ""))
     figure.supxlabel("Distance to the nearest decision threshold (steps)", fontsize=8)
     labels = ["before training", *methods]
     style.legend_above(figure, [handles[label] for label in labels], labels, group.title, frame["n"])

@@ -54,6 +54,8 @@ class _Variant(NamedTuple):
         return name if self.kind != "oscillation" else f"{name}, λ = {_FRACTIONS[self.strength]}"
 
 
+_LEGEND = "markers: simulated; lines in (b) and (c): analysis"
+_ONE_LINE = 6.2  # inches that the legend takes on one line
 #: In order of the legend: from the highest peaks in panel (a) to none, lambda from the top down in (b) and (c).
 _VARIANTS = (_Variant("ste"), *(_Variant("oscillation", strength) for strength in _FRACTIONS), _Variant("float"))
 
@@ -139,14 +141,14 @@ def _draw_training(axes: Axes, frame: pd.DataFrame) -> None:
 
 def _draw_rates(axes: Axes, frame: pd.DataFrame) -> None:
     _draw_variants(axes, frame)
-    axes.set(xlabel="Distance to grid level, $d/s$", ylabel="Oscillations (1/step)")
+    axes.set(xlabel="Grid distance $d/s$", ylabel="Oscillations (1/step)")
     axes.set(xlim=(0, 0.5), ylim=(-0.05, 1.05))
-    axes.xaxis.set_major_locator(FixedLocator(np.linspace(0, 0.5, 6).tolist()))
+    axes.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5]))
 
 
 def _draw_amplitudes(axes: Axes, frame: pd.DataFrame) -> None:
     _draw_variants(axes, frame)
-    axes.set(xscale="log", yscale="log", xlabel="Learning rate $\\eta$", ylabel="Peak to peak (units of $s$)")
+    axes.set(xscale="log", yscale="log", xlabel="Rate $\\eta$", ylabel="Peak to peak (units of $s$)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator([1e-3, 1e-2, 1e-1]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -178,8 +180,12 @@ def _legend(figure: Figure) -> None:
     """One for all panels, a line that reads from left to right."""
     labels = [variant.series for variant in _VARIANTS]
     labels[2:4] = [label.removeprefix("regularizer, ") for label in labels[2:4]]
+    if figure.get_figwidth() < _ONE_LINE:  # several lines: the short labels would lose what they continue
+        labels = [variant.series for variant in _VARIANTS]
+        style.legend_of(figure, [Line2D([], [], **_look(variant)) for variant in _VARIANTS], labels, _LEGEND)
+        return
     figure.legend(
         [Line2D([], [], **_look(variant)) for variant in _VARIANTS], labels, ncols=len(labels), frameon=False,
-        title="markers: simulated; lines in (b) and (c): analysis", loc="outside upper center", handlelength=2.6,
-        columnspacing=1.2, handletextpad=0.5, borderaxespad=0.1,
+        title=_LEGEND, loc="outside upper center", handlelength=2.6, columnspacing=1.2, handletextpad=0.5,
+        borderaxespad=0.1,
     )  # fmt: skip

@@ -96,6 +96,7 @@ class SweepWriter:
         for run_id, record in self.records.items():
             folder = self.folder / "runs" / run_id
             folder.mkdir(parents=True, exist_ok=True)
+            record["epochs"] = len(self.metrics[run_id])
             (folder / "record.json").write_text(json.dumps(record))
             lines = [json.dumps(line) for line in self.metrics[run_id]]
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")

@@ -13,7 +13,7 @@ from synthetic_sweep import SweepWriter, paper
 from analysis import claims
 from analysis.claims import Claim, ClaimTest, make_claims
 from analysis.load import load_sweep
-from analysis.paired import Comparison, compare, decide, holm
+from analysis.paired import compare, decide, holm
 from analysis.series import make_groups
 
 #: Student's t, 0.975, 2 degrees of freedom, from a printed table.
@@ -70,14 +70,19 @@ def test_too_few_seeds_have_an_effect_and_no_test() -> None:
         assert decide(found, 0.0, math.nan, 3) == ("undecided", "too few seeds")
 
 
-def test_no_spread_is_certain_but_on_the_margin() -> None:
+def test_without_spread_there_is_a_side_but_no_p() -> None:
     first, second = ({seed: 100 * (k + more) / 1000 for seed, k in enumerate((287, 553, 971))} for more in (0, 10))
     second = {seed: value + 1e-13 * seed for seed, value in second.items()}  # as rounding in binary leaves it
-    assert compare(first, second, -1.0) == Comparison("paired t", "3", -1.0, -1.0, -1.0, 1.0)
-    assert compare(first, second, 0.0).p == 0.0
-    assert compare({0: 1.0, 1: 1.0}, {2: 0.0, 3: 0.0}, 0.0) == Comparison("Welch t", "2 + 2", 1.0, 1.0, 1.0, 0.0)
-    assert compare({0: 0.3, 1: 0.3}, {2: 0.1, 3: 0.1}, 0.2).p == 1.0  # 0.3 - 0.1 is not 0.2 in binary
-    assert decide(compare(first, second, 0.0), 0.0, 0.0, 3) == ("contradicted", "no spread between the seeds")
+    agreed = "all seeds agree exactly: no spread, and so no p"
+    for margin, verdict in ((-1.5, "supported"), (-1.0, "undecided"), (0.0, "contradicted")):
+        found = compare(first, second, margin)
+        assert (found.test, found.n, found.effect) == ("paired t", "3", -1.0)
+        assert math.isnan(found.p)
+        assert math.isnan(found.low)
+        assert decide(found, margin, math.nan, 3) == (verdict, agreed)
+    found = compare({0: 0.3, 1: 0.3}, {2: 0.1, 3: 0.1}, 0.2)  # 0.3 - 0.1 is not 0.2 in binary
+    assert (found.test, found.n, found.effect) == ("Welch t", "2 + 2", 0.2)
+    assert decide(found, 0.2, math.nan, 3) == ("undecided", agreed)
 
 
 def test_holm_by_hand() -> None:

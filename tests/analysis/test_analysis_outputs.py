@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from analysis_cost import Shape, write_sweep
 from synthetic_sweep import SweepWriter, quickstart
 
 from analysis import make_figures, tables
@@ -149,7 +151,34 @@ def test_a_run_without_metrics_is_noted_and_not_averaged_around(tmp_path: Path) 
     (folder / "metrics.jsonl").unlink()
     _, frame, notes = draw("oscillation_over_training", only_group(tmp_path))
     assert "ste@2" not in set(frame["series"])
-    assert any("no such file" in note for note in notes)
+    assert any("metrics.jsonl: not there, of a run of 37 epochs" in note for note in notes)
+
+
+def test_a_cut_file_of_metrics_is_listed_and_counts_for_no_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = quickstart(tmp_path).write()
+    path = tmp_path / "quickstart/runs" / sweep.cells["ste-target_bit=2"]["finals"]["1"] / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+    _, frame, _ = draw("oscillation_over_training", only_group(tmp_path))
+    assert "ste@2" not in set(frame["series"])
+    make_figures.main(["--root", str(tmp_path), "--figure", "accuracy_over_bits"])
+    said = capsys.readouterr().out
+    assert "finals without all of their epochs (no mean over epochs counts them): 1\n" in said
+    assert f"  {path}: 20 of 37 epochs\n" in said
+
+
+def test_tuning_trials_without_a_record_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path, Shape(trials=3, seeds=2, epochs=1, layers=1))
+    cells = json.loads((tmp_path / "large/cells.json").read_text())
+    for cell in cells["cells"]:
+        cell["trials"] = 3
+    (tmp_path / "large/cells.json").write_text(json.dumps(cells))
+    gone = cells["cells"][2]["chosen"]["run_id"]
+    shutil.rmtree(tmp_path / "large/runs" / gone)
+    make_figures.main(["--root", str(tmp_path), "--figure", "accuracy_over_bits"])
+    said = capsys.readouterr().out
+    assert "tuning trials without a record:\n  ste,target_bit=3: 1 of 3 (the chosen one among them)\n" in said
 
 
 def test_zero_oscillation_everywhere_can_be_drawn_and_none_at_all_is_said(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_report_says_everything(page: str) -> None:
     assert "29 of 30" not in page
     assert "28 of 30 final runs" in page
     assert "ste,target_bit=2: seed 2: final not finished" in page
-    assert "skipped 1 corrupt records" in page
+    assert "skipped corrupt records: 1" in page
     assert "name: large" in page  # the sweep as it was launched
     assert "python analysis/make_figures.py --root" in page
 
@@ -146,9 +146,11 @@ def test_what_is_no_longer_made_is_removed_and_other_files_are_not(
     made = json.loads((out / "made.json").read_text())
     (out / "made.json").write_text(json.dumps([*made, "retired.pdf", "../../elsewhere"]))
     (out / "retired.pdf").write_text("old")
+    (out.with_name(".figures.999999999")).mkdir()  # of a process that was killed
     (tmp_path / "elsewhere").write_text("keep")
     make_figures.main(["--root", str(tmp_path)])
     assert not (out / "retired.pdf").exists()
+    assert not out.with_name(".figures.999999999").exists()
     assert (out / "my_own_notes.txt").exists()
     assert (tmp_path / "elsewhere").exists()
 
