@@ -38,6 +38,8 @@ def build(config: RunConfig) -> Session:
     methods = build_stack(config.methods, context)
     for method in methods:
         method.prepare(model, calibration)
+    for method in methods:
+        method.prepared(model)
     assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
     trackers = {
         bits: OscillationTracker(model, bits, config.quantizer, config.exclude, fused=context.fused)

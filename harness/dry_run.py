@@ -49,11 +49,14 @@ def _check_stack(cell_id: str, config: RunConfig) -> None:
     from harness.methods import build_stack
     from harness.methods.base import Context
 
-    layer = torch.nn.Linear(4, 4)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
     try:
-        for method in build_stack(config.methods, Context(target_bit=config.target_bit or 2)):
-            method.prepare(torch.nn.Sequential(layer), Calibration(lambda index: batch))
+        methods = build_stack(config.methods, Context(target_bit=config.target_bit or 2))
+        for method in methods:
+            method.prepare(model, Calibration(lambda index: batch))
+        for method in methods:
+            method.prepared(model)
     except SlotTakenError as error:
         names = [entry["name"] for entry in config.methods]
         raise UserError(f"cell {cell_id}: methods {names}: {error}") from None

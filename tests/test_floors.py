@@ -50,8 +50,8 @@ TORCH_FREE = (
     *("runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard"),
-    *("calibration", "models", "methods", "methods.base", "methods.none", "methods.ste", "methods.lsq"),
-    "methods.oscillation",
+    *("calibration", "models", "methods"),
+    *(f"methods.{path.stem}" for path in sorted(HARNESS.glob("methods/[!_]*.py"))),
 )
 
 

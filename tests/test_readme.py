@@ -110,6 +110,7 @@ def test_the_method_it_shows_is_one_short_file() -> None:
     assert len(METHOD.splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_dropping_that_file_in_makes_it_usable_and_conformant(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for folder in ("harness", "tests"):

@@ -1,6 +1,7 @@
 """What a method is: one file, one `Method` subclass, hooks that all default to nothing.
 
 method.prepare(model, calibration)         once, before the optimizer exists
+method.prepared(model)                     once, when all methods of the stack have prepared
 for each step:
     method.on_step_start(step)
     loss = task_loss + method.penalty(step)
@@ -95,6 +96,9 @@ class Method:
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
         """Fill slots, replace layers, set initial scales. Runs once, before the optimizer exists."""
+
+    def prepared(self, model: "nn.Module") -> None:
+        """Look at what the whole stack made of the model. Raises SlotTakenError for what does not go together."""
 
     def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
         """Optimizer options (`lr` as a factor of the run's, `weight_decay`) of one parameter; {} for the run's."""

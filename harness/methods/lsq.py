@@ -42,7 +42,7 @@ class LearnedStepSize(Method):
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: LSQQuantizer(self.context.bits(), per_channel, self.config.levels).fit(
-                layer.weight
+                layer.weight_transform(layer.weight)
             ),
         )
         self._quantizers = [layer.weight_quantizer for layer in layers.values()]

@@ -56,6 +56,16 @@ class Oscillation(Method):
             self.context.fused,
         )
 
+    def prepared(self, model: "nn.Module") -> None:
+        from harness.layers import QuantLayer, SlotTakenError, Unfilled
+
+        for name, layer in model.named_modules():
+            if isinstance(layer, QuantLayer) and not isinstance(layer.weight_transform, Unfilled):
+                raise SlotTakenError(
+                    f"layer {name}: oscillation adds its gradient to the trained weights themselves, but another "
+                    "method puts a weight_transform between them and what is rounded"
+                )
+
     def after_backward(self, step: Step) -> "Tensor | float":
         if self.config.strength == 0:
             return 0.0

@@ -39,5 +39,5 @@ class StraightThrough(Method):
             self.context.exclude,
             weight_quantizer=lambda layer: make_quantizer(
                 self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused is not False
-            ).fit(layer.weight),
+            ).fit(layer.weight_transform(layer.weight)),
         )

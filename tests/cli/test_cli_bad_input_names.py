@@ -57,7 +57,7 @@ def test_an_unknown_key_of_a_search_range_is_refused_with_the_nearest(cli: Cli) 
 
 
 NAMES = {
-    "method": ({"cells/0/methods": "sta"}, ["unknown method 'sta'; did you mean 'ste'?", "oscillation, ste)"]),
+    "method": ({"cells/0/methods": "sta"}, ["unknown method 'sta'; did you mean 'ste'?", "oscillation, "]),
     "method in a stack": ({"cells/0/methods": ["ste", "oscilation"]}, ["did you mean 'oscillation'?"]),
     "model": ({"base/model/name": "mlp"}, ["unknown model 'mlp'; did you mean 'mlp5'? (legal: mlp5, resnet18"]),
     "model in a grid": ({"grid": {"model.name": ["mpl5"]}}, ["unknown model 'mpl5'; did you mean 'mlp5'?"]),
@@ -71,7 +71,7 @@ NAMES = {
     "timm alone": ({"base/model": {"name": "timm"}}, ["model name 'timm' is not of the form timm:<name>"]),
     "no model": ({"base/model": GONE}, ["model: missing"]),
     "no model name": ({"base/model": {"width": 3}}, ["names no model (name: mlp5 | resnet18"]),
-    "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: lsq | none"]),
+    "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: ", " | lsq | none | "]),
     "optimizer": ({"base/train/optimizer": "adma"}, ["train.optimizer: 'adma'", "'adam', 'adamw' or 'sgd'"]),
     "init": ({"base/model/init": "pretraned"}, ["init 'pretraned' is none of scratch", "did you mean 'pretrained'?"]),
     "sweep": ({"name": "a/b"}, ["name: 'a/b'"]),

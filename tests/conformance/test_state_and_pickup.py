@@ -163,6 +163,7 @@ class Dropped(Method):
 '''
 
 
+@pytest.mark.slow
 def test_new_files_are_tested_and_one_that_breaks_the_rules_is_caught(tmp_path: Path) -> None:
     shutil.copytree(Path(harness.__file__).parent, tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     methods = tmp_path / "harness/methods"

@@ -1,0 +1,124 @@
+"""Oscillation dampening. Nagel, Fournarakis, Bondarenko, Blankevoort, ICML 2022 (arXiv 2203.11086, section 4.1).
+
+To the task loss of quantization-aware training is added, over quantized layers,
+
+    R = strength(t) * sum_layers agg( ( sg[q(w)] - clip(w, s n, s p) )^2 ),
+
+which pulls each weight to its own grid point, away from the thresholds. sg stops the gradient, n and p are the
+grid's lowest and highest code; of a weight outside the range q(w) and the clip are the same bound, so it has no
+pull, and neither has the step, whose only way into R is that bound. agg, over a weight (O, ...): `kernel_mean`
+averages over all but the output channels and sums over these, `mean` and `sum` go over all. With T steps in all,
+t0 = start T, and 0 until then,
+
+    strength(t) = strength / 2 * (1 - cos(pi (t - t0) / (T - t0))).
+
+In one dimension, with the task loss (q(w) - w*)^2 / 2, oscillation stops if and only if strength > |w* - q(w*)| / s.
+
+Put it after what quantizes the weights: [lsq, dampening], [ste, dampening]; it reads the quantizer that is in a
+layer's slot. Where the slot is empty the network trains in float, and the same penalty on the codes of the default
+quantizer at the target bit pulls its weights to the grid: what `oscillation` does, with the sign turned round.
+After `freezing`, q(w) of a frozen weight is its frozen value, so its latent weight is drawn there.
+
+Defaults: strength 0.1, start 0.25, kernel_mean, from the authors' released code (Qualcomm-AI-research/
+oscillations-qat). Deviations: every quantized layer is dampened (theirs: those of 4 bits and less).
+"""
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from harness.errors import UserError
+from harness.methods.base import Method, MethodConfig, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.calibration import Calibration
+    from harness.layers import QuantLayer
+    from harness.quantization import WeightQuantizer
+
+Aggregation = Literal["kernel_mean", "mean", "sum"]
+
+
+class Dampening(Method):
+    """A penalty on the distance of each weight from its grid point, on top of a weight quantizer."""
+
+    class Config(MethodConfig):
+        name: Literal["dampening"] = "dampening"
+        strength: float = Field(0.1, ge=0, le=1e6, description="lambda at the end of training (released code: 0.1)")
+        start: float = Field(
+            0.25, ge=0, lt=1, description="the part of training without a penalty, before it grows (released code)"
+        )
+        aggregation: Aggregation = Field(
+            "kernel_mean", description="of a layer's squares: mean over each kernel, then sum (released code)"
+        )
+
+    config: Config
+
+    @classmethod
+    def tiny_config(cls) -> MethodConfig:
+        return cls.Config(strength=3.0)
+
+    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
+        from harness.layers import attach
+        from harness.quantization import make_quantizer
+
+        self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
+        # Kept out of the slots, and of the model: what is empty now may be filled by a later method of the stack.
+        self._defaults: dict[str, WeightQuantizer] = {
+            name: make_quantizer(self.context.quantizer, self.context.bits(), fused=self.context.fused is not False)
+            .to(layer.weight.device)
+            .fit(layer.weight)
+            for name, layer in self._layers.items()
+        }
+        for name in self._layers:
+            self._read(name)  # refuses what it cannot work with before training begins
+
+    def penalty(self, step: Step) -> "Tensor | float":
+        strength = self.strength_at(step.index, step.total)
+        if strength == 0:
+            return 0.0
+        total: Tensor | float = 0.0
+        for name in self._layers:
+            quantizer, weight = self._read(name)
+            total = total + distance(weight, quantizer, self.config.aggregation)
+        return strength * total
+
+    def strength_at(self, index: int, total: int) -> float:
+        """The factor of the penalty at a step: 0 until `start`, then half a cosine up to `strength`."""
+        first = self.config.start * total
+        if index <= first:
+            return 0.0
+        done = min(1.0, (index - first) / (total - first))
+        return 0.5 * self.config.strength * (1 - math.cos(math.pi * done))
+
+    def _read(self, name: str) -> "tuple[WeightQuantizer, Tensor]":
+        """The quantizer of a layer, and the weight that it sees, with its graph."""
+        from harness.layers import Unfilled
+        from harness.quantization import WeightQuantizer
+
+        layer = self._layers[name]
+        present: nn.Module = layer.weight_quantizer
+        quantizer = self._defaults[name] if isinstance(present, Unfilled) else present
+        if not isinstance(quantizer, WeightQuantizer) or type(quantizer).step is WeightQuantizer.step:
+            raise UserError(
+                f"methods: 'dampening' pulls weights to a grid of steps, which {type(quantizer).__name__} of layer "
+                f"{name!r} does not have; stack it on ste or lsq"
+            )
+        return quantizer, layer.weight_transform(layer.weight)
+
+
+def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation) -> "Tensor":
+    """agg( (sg[q(w)] - clip(w, s n, s p))^2 ) of one layer, shape (), with the gradient of the weight."""
+    import torch
+
+    low, high = quantizer.levels
+    step = quantizer.step(weight)
+    clipped = weight.clamp(step * low, step * high)
+    with torch.no_grad():
+        target = quantizer(weight)
+    squares = (target - clipped).square()
+    if aggregation == "sum":
+        return squares.sum()
+    return squares.mean() if aggregation == "mean" else squares.flatten(1).mean(1).sum()

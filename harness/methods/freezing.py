@@ -1,0 +1,213 @@
+"""Iterative weight freezing. Nagel, Fournarakis, Bondarenko, Blankevoort, ICML 2022 (arXiv 2203.11086, section 4.2).
+
+After each optimizer step t, for every weight, with the integer code k = q(w) / s and a momentum m,
+
+    E <- m k + (1 - m) E,        f <- m o + (1 - m) f,        if f > f_th(t): frozen from now on at round(E),
+
+o = 1 where the code changed against the direction of its last change (harness/oscillation.py). A frozen weight's
+quantizer gives `s round(E)`, the integer it was at most of the time, by the present step s: the step goes on
+learning through it, and its latent weight has no gradient and no effect. f_th is off until t0 = start T, then
+
+    f_th(t) = threshold + (threshold_start - threshold) / 2 * (1 + cos(pi (t - t0) / (T - t0))).
+
+It wraps the quantizer that is in a layer's slot, so it stands after that method: [lsq, freezing], [ste, freezing].
+An empty slot gets the default quantizer, as `ste` would fill it. Shapes: E, f and codes are like the weight, (O, ...).
+
+Deployment: at the target bit the frozen integers. At other bits `deploy.scale` decides, as for a learned step:
+keep_step and keep_range keep what was learned, so frozen weights enter the other grid as `s round(E)`; recalibrate
+rounds the latent weights of all alike, and "float" deploys these.
+
+Defaults: thresholds and start of the released code (Qualcomm-AI-research/oscillations-qat) for 4 bits. momentum is
+its class default; its scripts' 0.001 needs some 3 / m = 3000 steps before E and f mean anything, and thresholds
+ought to stay above 2 to 3 m: runs of a few hundred steps froze the wrong state with it, so they rather want a
+`threshold` of 0.02 to 0.05. Deviations: E and f start at step 0, not when the threshold sets in (there, weights froze
+wherever they happened to be); both follow optimizer steps, never forward passes of an evaluation; every layer is
+watched (theirs: those of 4 bits and less); latent weights are not held where they froze, which changes nothing at
+the target bit, unless they decide a max-abs step, which goes on learning through the largest.
+"""
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.errors import UserError
+from harness.methods.base import Context, Method, MethodConfig, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.calibration import Calibration
+    from harness.layers import QuantLayer
+    from harness.quantization import WeightQuantizer
+
+
+class Freezing(Method):
+    """Freezes each weight that oscillates too often at the code it was at most of the time."""
+
+    class Config(MethodConfig):
+        name: Literal["freezing"] = "freezing"
+        threshold: float = Field(0.01, gt=0, le=1, description="frequency that freezes, at the end (released code)")
+        threshold_start: float = Field(0.1, gt=0, le=1, description="the same where freezing sets in (released code)")
+        start: float = Field(0.25, ge=0, lt=1, description="the part of training before freezing sets in (released)")
+        momentum: float = Field(
+            0.01,
+            gt=0,
+            le=0.9,
+            description="of codes and frequencies; 0.001 (released scripts) needs 3000 steps and more",
+        )
+
+    config: Config
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        # An epoch before anything can be frozen is one of the method below, and should not stand for this one.
+        self.selection_start = config.start  # type: ignore[misc]
+
+    @classmethod
+    def tiny_config(cls) -> MethodConfig:
+        return cls.Config(threshold=0.05, momentum=0.3)
+
+    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
+        from harness.layers import attach
+        from harness.oscillation import OscillationTracker
+
+        self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
+        for name, layer in self._layers.items():
+            layer.weight_quantizer = frozen_quantizer_type()(self._below(name), layer.weight)
+        knobs, excluded = self.context.quantizer, self.context.exclude
+        self._tracker = OscillationTracker(
+            model, self.context.bits(), knobs, excluded, self.config.momentum, fused=self.context.fused
+        )
+        self._averages: dict[str, Tensor] = {name: self._codes(name) for name in self._layers}
+
+    def after_step(self, step: Step) -> None:
+        import torch
+
+        self._tracker.update()
+        threshold = self.threshold_at(step.index, step.total)
+        frequencies = {} if threshold is None else self._tracker.frequencies()
+        with torch.no_grad():
+            for name, average in self._averages.items():
+                average.lerp_(self._codes(name), self.config.momentum)
+                if threshold is not None:
+                    self._quantizer(name).freeze(frequencies[name] > threshold, average)
+
+    def threshold_at(self, index: int, total: int) -> float | None:
+        """The frequency above which a weight freezes after a step; None as long as none does."""
+        first, end = self.config.start * total, self.config.threshold
+        if index < first:
+            return None
+        done = min(1.0, (index - first) / (total - first))
+        return end + 0.5 * (self.config.threshold_start - end) * (1 + math.cos(math.pi * done))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tracker": self._tracker.state_dict(), "averages": {k: v.clone() for k, v in self._averages.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._tracker.load_state_dict(state["tracker"])
+        for name, average in self._averages.items():
+            average.copy_(state["averages"][name])
+
+    def metrics(self) -> dict[str, float]:
+        import torch
+
+        frozen = torch.stack([self._quantizer(name).frozen.sum() for name in self._layers]).sum()
+        return {"freezing/frozen_fraction": float(frozen) / sum(each.numel() for each in self._averages.values())}
+
+    def _quantizer(self, name: str) -> Any:
+        return self._layers[name].weight_quantizer
+
+    def _codes(self, name: str) -> "Tensor":
+        import torch
+
+        layer = self._layers[name]
+        with torch.no_grad():
+            codes: Tensor = self._quantizer(name).codes(layer.weight_transform(layer.weight))
+        return codes.float()
+
+    def _below(self, name: str) -> "WeightQuantizer":
+        """The quantizer in a layer's slot, or the default one where that is empty."""
+        import torch
+
+        from harness.layers import Unfilled
+        from harness.quantization import WeightQuantizer, make_quantizer
+
+        layer = self._layers[name]
+        present: nn.Module = layer.weight_quantizer
+        if isinstance(present, Unfilled):
+            fused = self.context.fused is not False
+            default = make_quantizer(self.context.quantizer, self.context.bits(), fused=fused)
+            return default.to(layer.weight.device).fit(layer.weight)
+        if isinstance(present, WeightQuantizer) and type(present).step is not WeightQuantizer.step:
+            with torch.no_grad():
+                weight = layer.weight_transform(layer.weight)
+                if torch.allclose(present.step(weight) * present.codes(weight), present(weight)):
+                    return present
+        raise UserError(
+            f"methods: 'freezing' holds integer codes times a step, and {type(present).__name__} of layer {name!r} "
+            "gives something else; stack it on ste or lsq"
+        )
+
+
+@cache
+def frozen_quantizer_type() -> type[Any]:
+    """The quantizer around another one that holds frozen codes; made on first use, since it is built on torch."""
+    import torch
+    from torch import Tensor
+
+    from harness.quantization import WeightQuantizer
+
+    class FrozenQuantizer(WeightQuantizer):
+        """`s * code` where `frozen`, and what the quantizer inside gives elsewhere. Buffers like the weight."""
+
+        frozen: Tensor
+        code: Tensor
+
+        def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
+            super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
+            # By this name the parameters inside keep the end of theirs, `weight_quantizer.learned_step`, by which
+            # the method that they belong to gives them their options.
+            self.weight_quantizer = quantizer
+            self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
+            self.register_buffer("code", torch.zeros_like(weight, dtype=torch.int8))
+
+        def freeze(self, wanted: Tensor, average: Tensor) -> None:
+            """Freeze further weights, bool (O, ...), at their average code; what is frozen stays as it is."""
+            new = wanted & ~self.frozen
+            self.code.copy_(torch.where(new, average.round(), self.code))
+            self.frozen |= new
+
+        def frozen_or(self, weight: Tensor, others: Tensor) -> Tensor:
+            """Frozen weights by the present step, `others` elsewhere."""
+            return torch.where(self.frozen, self.step(weight) * self.code, others)
+
+        def step(self, weight: Tensor) -> Tensor:
+            return self.weight_quantizer.step(weight)
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return self.frozen_or(weight, self.weight_quantizer(weight))
+
+        @torch.no_grad()
+        def codes(self, weight: Tensor) -> Tensor:
+            return torch.where(self.frozen, self.code, self.weight_quantizer.codes(weight))
+
+        def at_bits(self, bits: int, scale: Literal["keep_step", "keep_range"]) -> WeightQuantizer:
+            return self if bits == self.bits else Elsewhere(self, self.weight_quantizer.at_bits(bits, scale))
+
+    class Elsewhere(WeightQuantizer):
+        """A quantizer for another bit-width, which frozen weights enter by their values."""
+
+        def __init__(self, source: FrozenQuantizer, quantizer: WeightQuantizer) -> None:
+            super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
+            self.source, self.quantizer = source, quantizer
+
+        def step(self, weight: Tensor) -> Tensor:
+            return self.quantizer.step(self.source.frozen_or(weight, weight))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            result: Tensor = self.quantizer(self.source.frozen_or(weight, weight))
+            return result
+
+    return FrozenQuantizer
