@@ -52,7 +52,7 @@ class OscillationTracker:
         self.threshold, self._fused = threshold, fused is not False
         self._momentum, self._decay = momentum, 1.0
         self._watches = {
-            name: _Watch(layer, make_quantizer(knobs, bits).fit(layer.weight))
+            name: _Watch(layer, make_quantizer(knobs, bits).fit(_effective(layer)))
             for name, layer in weight_layers(model, exclude).items()
         }
         if not self._watches:
@@ -143,6 +143,11 @@ def metrics_of(trackers: Mapping[int, OscillationTracker]) -> dict[str, Any]:
     return metrics
 
 
+def _effective(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """The weight that gets quantized."""
+    return layer.weight_transform(layer.weight) if isinstance(layer, QuantLayer) else layer.weight
+
+
 class _Watch:
     """The codes, last directions and frequencies (over the tracker's decay) of one layer's weights."""
 
@@ -162,11 +167,8 @@ class _Watch:
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer that decides the codes, and the weight that it sees."""
-        if not isinstance(self.layer, QuantLayer):
-            return self.default, self.layer.weight
-        own = self.layer.weight_quantizer
-        weight = self.layer.weight_transform(self.layer.weight)
-        return (own if isinstance(own, WeightQuantizer) else self.default), weight
+        own = self.layer.weight_quantizer if isinstance(self.layer, QuantLayer) else None
+        return (own if isinstance(own, WeightQuantizer) else self.default), _effective(self.layer)
 
     @torch.no_grad()
     def codes(self) -> Tensor:

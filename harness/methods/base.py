@@ -76,12 +76,15 @@ class Step:
 class Method:
     """A way of training or deploying a network. Subclasses nest a `Config` and override hooks.
 
+    kind, acts_on: a word each for the list of methods (`python -m harness.methods`).
     needs_target_bit: False only where the method means something without a bit-width to prepare for.
     needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
     selection_start: the fraction of training before which no epoch counts as best (staged methods).
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    kind: ClassVar[str] = ""
+    acts_on: ClassVar[str] = ""
     needs_target_bit: ClassVar[bool] = True
     needs_double_backward: ClassVar[bool] = False
     selection_start: ClassVar[float] = 0.0

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 class BatchNormReestimation(Method):
     """Statistics of batch norm for the network as it is deployed."""
 
+    kind, acts_on = "deployment", "batch norm statistics"
+
     class Config(MethodConfig):
         name: Literal["bn_reestimation"] = "bn_reestimation"
         batches: int = Field(50, ge=1, le=100_000, description="training batches to average over (released code: 50)")

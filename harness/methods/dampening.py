@@ -44,6 +44,8 @@ Aggregation = Literal["kernel_mean", "mean", "sum"]
 class Dampening(Method):
     """A penalty on the distance of each weight from its grid point, on top of a weight quantizer."""
 
+    kind, acts_on = "regularizer", "weights"
+
     class Config(MethodConfig):
         name: Literal["dampening"] = "dampening"
         strength: float = Field(0.1, ge=0, le=1e6, description="lambda at the end of training (released code: 0.1)")

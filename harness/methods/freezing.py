@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 class Freezing(Method):
     """Freezes each weight that oscillates too often at the code it was at most of the time."""
 
+    kind, acts_on = "QAT", "weights"
+
     class Config(MethodConfig):
         name: Literal["freezing"] = "freezing"
         threshold: float = Field(0.01, gt=0, le=1, description="frequency that freezes, at the end (released code)")
@@ -139,7 +141,7 @@ class Freezing(Method):
         if isinstance(present, Unfilled):
             fused = self.context.fused is not False
             default = make_quantizer(self.context.quantizer, self.context.bits(), fused=fused)
-            return default.to(layer.weight.device).fit(layer.weight)
+            return default.to(layer.weight.device).fit(layer.weight_transform(layer.weight))
         if isinstance(present, WeightQuantizer) and type(present).step is not WeightQuantizer.step:
             with torch.no_grad():
                 weight = layer.weight_transform(layer.weight)

@@ -51,6 +51,8 @@ def gradient_norm(loss: "Tensor", tensors: "Sequence[Tensor]") -> "Tensor | floa
 class GradientL1(Method):
     """Float training towards a loss that rounding cannot raise much; deployed by rounding to nearest."""
 
+    kind, acts_on = "regularizer", "gradients of weights and activations"
+
     needs_target_bit = False
     needs_double_backward = True
 

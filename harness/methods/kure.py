@@ -62,6 +62,8 @@ def kurtosis_loss(weight: "Tensor", target: float) -> "Tensor":
 class Kurtosis(Method):
     """Float training whose weights are drawn towards a uniform distribution; deployed by rounding to nearest."""
 
+    kind, acts_on = "regularizer", "weights"
+
     needs_target_bit = False
 
     class Config(MethodConfig):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class LearnedStepSize(Method):
     """Trains the weights and one step per layer (or channel) at the target bit."""
 
+    kind, acts_on = "QAT", "weights"
+
     class Config(MethodConfig):
         name: Literal["lsq"] = "lsq"
         levels: Literal["symmetric", "full"] = Field("symmetric", description="codes: +-Q, or -Q-1 to Q (paper)")

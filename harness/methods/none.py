@@ -9,4 +9,6 @@ from harness.methods.base import Method
 class FloatTraining(Method):
     """Adds nothing to the loop; deployed by rounding to nearest."""
 
+    kind, acts_on = "float training", "nothing"
+
     needs_target_bit = False

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class Oscillation(Method):
     """Float training with the regularizer at the target bit; deployed by rounding to nearest."""
 
+    kind, acts_on = "regularizer", "weights"
+
     class Config(MethodConfig):
         name: Literal["oscillation"] = "oscillation"
         strength: float = Field(1.0, ge=0, le=1e6, description="the paper's lambda; tune it")

@@ -74,6 +74,8 @@ def _module() -> "type[nn.Module]":
 class SaturatingNonlinearity(Method):
     """Float training of weights behind a tanh; deployed by rounding the effective weights to nearest."""
 
+    kind, acts_on = "reparametrization", "weights"
+
     needs_target_bit = False
 
     class Config(MethodConfig):

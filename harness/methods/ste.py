@@ -1,6 +1,6 @@
-"""Quantization-aware training with the straight-through estimator.
+"""Quantization-aware training with the straight-through estimator. Bengio, Léonard, Courville 2013 (arXiv 1308.3432).
 
-Bengio et al. 2013 (arXiv 1308.3432); the baseline of Wenshøj, Pepin and Selvan, TMLR 2025 (arXiv 2502.00490,
+The baseline of Wenshøj, Pepin and Selvan, TMLR 2025 (arXiv 2502.00490,
 section 2): `y = f(x, q(w))` with `q(w) = s round(w / s)`, `s = max|w| / Q`, and `d round(v) / dv := 1`.
 
 Weights only, every linear and convolution layer, first and last included. Deviations: none known; the paper's
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class StraightThrough(Method):
     """Trains through the default quantizer at the target bit."""
+
+    kind, acts_on = "QAT", "weights"
 
     class Config(MethodConfig):
         name: Literal["ste"] = "ste"

@@ -56,6 +56,8 @@ def is_depthwise(layer: "nn.Module") -> bool:
 class SymmetryRegularizer(Method):
     """Float training whose weights are drawn towards symmetry about 0; deployed by rounding to nearest."""
 
+    kind, acts_on = "regularizer", "weights"
+
     needs_target_bit = False
 
     class Config(MethodConfig):

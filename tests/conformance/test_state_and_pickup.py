@@ -150,6 +150,8 @@ from harness.methods.base import Method, MethodConfig, Step
 class Dropped(Method):
     """Adds noise to gradients."""
 
+    kind, acts_on = "noise", "gradients"
+
     class Config(MethodConfig):
         name: Literal["dropped_in"] = "dropped_in"
         strength: float = Field(0.1, ge=0, description="of the noise")
