@@ -12,7 +12,7 @@ from harness.config import RunConfig, RuntimeKnobs, TrainKnobs, component
 from harness.data import load_dataset
 from harness.data.base import Dataset, order
 from harness.errors import UserError
-from harness.evaluate import Evaluator
+from harness.evaluator import Evaluator
 from harness.layers import attach
 from harness.methods import build_stack, find
 from harness.methods.base import Context, Method

@@ -1,75 +1,161 @@
-"""Accuracy and loss of a network at each deployment bit-width. Works on copies; changes nothing."""
+"""`python -m harness.evaluate WHERE --bits 5,6 [--deploy NAME ...]`: more rows for finished runs, without training.
 
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, Literal
+A run's weights (best.safetensors) are deployed at further bit-widths, or by further methods, and the rows are added to
+its record. Rows that are there stay as they are. The mirror on W&B is not told.
+"""
 
-import torch
-from torch import nn
-from torch.nn import functional
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from harness import schema
-from harness.calibration import Calibration
-from harness.data.base import Dataset, Split
-from harness.methods import build_stack
-from harness.methods.base import Bits, Context, Method, round_to_nearest
+from filelock import FileLock, Timeout
 
+from harness import registry
+from harness.config import complete
+from harness.errors import UserError, run_command, unknown
+from harness.record import RunDirectory, read_json, write_json
+from harness.schema import FLOAT, MAX_BITS, MIN_BITS
+from harness.source import code_version
 
-@dataclass(frozen=True)
-class Evaluator:
-    """Evaluates a model at bit-widths. deploys: "rtn" (round to nearest) or names of methods with a deploy."""
+if TYPE_CHECKING:
+    from harness.train import Session
 
-    dataset: Dataset
-    methods: Sequence[Method]
-    context: Context
-    calibration: Calibration
-    bits: tuple[Bits, ...]
-    deploys: tuple[str, ...]
-    batch_size: int
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def rows(self, model: nn.Module, phase: str, split: Literal["val", "test"]) -> list[dict[str, Any]]:
-        """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats."""
-        cases = list(self._cases())
-        models = [self.deployed(model, bits, deploy) for deploy, bits in cases]
-        found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
-        rows = []
-        for (deploy, bits), (accuracy, loss, n) in zip(cases, found, strict=True):
-            values = (phase, split, deploy, self.context.scale, bits, accuracy, loss, n)
-            rows.append(dict(zip(schema.ROW, values, strict=True)))
-        return rows
-
-    def _cases(self) -> Iterator[tuple[str, Bits]]:
-        return ((deploy, bits) for deploy in self.deploys for bits in self.bits)
-
-    def deployed(self, model: nn.Module, bits: Bits, deploy: str = "rtn") -> nn.Module:
-        """A copy of the model as it would be deployed at a bit-width, in evaluation mode, weights on the grid."""
-        copy = deepcopy(model).eval()
-        extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
-        for method in (*self.methods, *extra):
-            method.deploy(copy, bits, self.calibration)
-        return round_to_nearest(copy, bits, self.context.scale, self.context.quantizer, self.context.exclude)
+#: How far the recorded float accuracy may be from what the weights reach here: another device rounds otherwise.
+TOLERANCE = 0.005
 
 
-def evaluate(
-    model: nn.Module, dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
-) -> tuple[float, float, int]:
-    """Accuracy in [0, 1], mean cross-entropy in nats, and the number of images, of a model in evaluation mode."""
-    return evaluate_all([model], dataset, split, batch_size, precision)[0]
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status: 1 when a run could not be evaluated."""
+    parser = argparse.ArgumentParser(prog="python -m harness.evaluate", description="More rows for finished runs.")
+    parser.add_argument("where", type=Path, metavar="WHERE", help="a run's directory, a sweep's folder, or a root")
+    parser.add_argument("--bits", type=_bits, metavar="2,3,5", help="default: those that each run was deployed at")
+    parser.add_argument("--deploy", action="append", default=[], metavar="NAME", help="a method; may be repeated")
+    parser.add_argument("--device", help="default: each run's runtime.device")
+    options = parser.parse_args(arguments)
+    for name in options.deploy:
+        if name not in registry.names("method"):
+            raise unknown("method", name, registry.names("method"))
+    failed = 0
+    for folder in finished_runs(options.where):
+        try:
+            added = add_rows(folder, options.bits, options.deploy, options.device)
+            print(f"{folder.name}: {added} rows added", flush=True)
+        except UserError as error:
+            failed += 1
+            print(f"{folder.name}: {error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
-@torch.inference_mode()
-def evaluate_all(
-    models: Sequence[nn.Module], dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
-) -> list[tuple[float, float, int]]:
-    """As `evaluate`, of several models from one pass over the data; waits for the device once."""
-    sums = torch.zeros(len(models), 2, dtype=torch.float64, device=dataset.device)
-    for start in range(0, len(split), batch_size):
-        inputs, labels = dataset.batch(split, slice(start, start + batch_size))
-        for model, (correct, loss) in zip(models, sums, strict=True):
-            with torch.autocast(dataset.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(inputs).float()
-            correct += (logits.argmax(dim=1) == labels).sum()
-            loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-    return [(correct / len(split), loss / len(split), len(split)) for correct, loss in sums.tolist()]
+def _bits(text: str) -> tuple[int, ...]:
+    legal = range(MIN_BITS, MAX_BITS + 1)
+    try:
+        found = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or any(bits not in legal for bits in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of bit-widths from {MIN_BITS} to {MAX_BITS}, as 2,3,5")
+    return found
+
+
+def finished_runs(where: Path) -> list[Path]:
+    """The run directories at or below a place that hold a record and its weights. Raises UserError for none."""
+    places = [where] if (where / "record.json").exists() else sorted({*where.glob("runs/*"), *where.glob("*/runs/*")})
+    found = [place for place in places if (place / "record.json").exists() and (place / "best.safetensors").exists()]
+    if not found:
+        raise UserError(f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)")
+    return found
+
+
+def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], device: str | None = None) -> int:
+    """Add what is lacking of a run's rows at `bits` (None: its own), rounded to nearest and by `deploys`.
+
+    Returns how many. Raises UserError for weights, data or code that do not give what the record says.
+    """
+    files = RunDirectory(folder)
+    lock = FileLock(folder / "run.lock")
+    try:
+        with lock.acquire(timeout=1):
+            record = read_json(files.record)
+            if record is None:
+                raise UserError(f"{files.record} cannot be read")
+            rows = _lacking(record, bits, deploys)
+            if rows:
+                found = _evaluated(record, rows, files.best, device)
+                note = {"rows": len(found), "deploy": sorted({r["deploy"] for r in found}), "git": code_version()}
+                record["rows"] += found
+                record["provenance"]["rows_added"] = [*record["provenance"].get("rows_added", ()), note]
+                write_json(files.record, record)
+            return len(rows)
+    except Timeout:
+        raise UserError("a process works on this run; try again later") from None
+
+
+_Key = tuple[str, str, Any]  #: Split, deploy method and bit-width of a row.
+
+
+def _lacking(record: Mapping[str, Any], bits: Sequence[int] | None, deploys: Sequence[str]) -> set[_Key]:
+    there = {(row["split"], row["deploy"], row["bits"]) for row in record["rows"]}
+    splits = {row["split"] for row in record["rows"]}
+    own = [row["bits"] for row in record["rows"] if row["bits"] != FLOAT]
+    wanted = {
+        (split, deploy, width)
+        for split in splits
+        for deploy in ("rtn", *deploys)
+        for width in (*(bits if bits is not None else sorted(set(own))), FLOAT)
+    }
+    return wanted - there
+
+
+def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None) -> list[dict[str, Any]]:
+    """The rows of these keys, from the weights."""
+    from safetensors.torch import load_file
+
+    session = _session(record, device)
+    session.model.load_state_dict(load_file(weights))
+    evaluator, rows = session.evaluator, []
+    for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
+        keys = {(deploy, bits) for own, deploy, bits in wanted if own == split}
+        # Float too, which every record has: it shows whether these are the weights, and the data, of the record.
+        widths: Any = (*sorted({bits for _, bits in keys} - {FLOAT}), FLOAT)
+        own = replace(
+            evaluator,
+            bits=widths,
+            deploys=("rtn", *sorted({deploy for deploy, _ in keys} - {"rtn"})),
+        )
+        found = own.rows(session.model, record["phase"], split)  # type: ignore[arg-type]
+        _compare(record, found)
+        rows += [row for row in found if (row["deploy"], row["bits"]) in keys]
+    return rows
+
+
+def _session(record: Mapping[str, Any], device: str | None) -> "Session":
+    """The run as it was built, on the data that it was trained on."""
+    from harness.build import build
+
+    raw = dict(record["config"])
+    if device:
+        raw["runtime"] = {**raw["runtime"], "device": device}
+    config = complete(raw)
+    if config.run_id() != record["run_id"]:
+        raise UserError(f"its configuration now names another run ({config.run_id()}): this code is not what made it")
+    session = build(config)
+    if session.dataset.digest != record["provenance"]["data_digest"]:
+        raise UserError("the data are not those that it was trained on (their digests differ)")
+    return session
+
+
+def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse weights that do not do what the record says of them."""
+    recorded = {(row["split"], row["deploy"], row["bits"]): row["accuracy"] for row in record["rows"]}
+    for row in found:
+        before = recorded.get((row["split"], row["deploy"], row["bits"]))
+        if before is not None and abs(before - row["accuracy"]) > TOLERANCE:
+            where = f"{row['split']} accuracy at bits {row['bits']} ({row['deploy']})"
+            raise UserError(f"{where} is {row['accuracy']:.4f} here and {before:.4f} in its record; nothing was added")
+
+
+if __name__ == "__main__":
+    run_command(main)

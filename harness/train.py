@@ -16,7 +16,7 @@ from harness.compilation import Compiled
 from harness.config import RunConfig, TrainKnobs
 from harness.data.base import Dataset, order
 from harness.errors import Stopped
-from harness.evaluate import Evaluator
+from harness.evaluator import Evaluator
 from harness.methods.base import Method, Step
 from harness.oscillation import OscillationTracker, metrics_of
 from harness.seeding import sub_seed

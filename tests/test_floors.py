@@ -26,12 +26,12 @@ FLOORS = {
     **dict.fromkeys(("models", "oscillation", "regularizer", "calibration"), 2),
     "methods": 3,
     **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),
-    **dict.fromkeys(("evaluate", "checkpoint", "tracking", "provenance"), 5),
+    **dict.fromkeys(("evaluator", "checkpoint", "tracking", "provenance"), 5),
     "train": 6,
     **dict.fromkeys(("build", "run"), 7),
     **dict.fromkeys(("algorithms", "storage", "study", "rebuild", "roster", "plan", "place", "stopping", "worker"), 8),
     **dict.fromkeys(("launch", "fleet", "dry_run", "progress", "profile", "locate"), 9),
-    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs", "dashboard"), 9),
+    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate"), 9),
 }
 
 #: Services that may be missing: who may import them, also inside a function.
@@ -49,7 +49,7 @@ TORCH_FREE = (
     *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run"),
     *("runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
-    *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard"),
+    *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate"),
     *("calibration", "models", "methods"),
     *(f"methods.{path.stem}" for path in sorted(HARNESS.glob("methods/[!_]*.py"))),
 )
@@ -184,7 +184,7 @@ def test_no_module_above_the_numerics_imports_torch_at_its_top() -> None:
     tops = {edge.importer for edge in imports(HARNESS) if edge.top and edge.imported.partition(".")[0] == "torch"}
     assert tops & set(TORCH_FREE) == set()
     # Of floor 4 and up, the modules that train may; all others are in the list.
-    trainers = {"evaluate", "checkpoint", "provenance", "train", "build"}
+    trainers = {"evaluator", "checkpoint", "provenance", "train", "build"}
     assert {name for name in FLOORS if FLOORS[name] >= 4} - set(TORCH_FREE) == trainers
 
 

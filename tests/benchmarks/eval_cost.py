@@ -8,7 +8,7 @@ from typing import Any
 from bench_common import compared, configure, in_turn, make_session, models, settings
 from bench_report import Clock, Row, figure
 
-from harness.evaluate import evaluate
+from harness.evaluator import evaluate
 from harness.train import Session
 
 #: Validation images of each network, and the rounds that are timed: fewer than CIFAR-10's 5,000 where a pass takes
