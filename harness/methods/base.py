@@ -80,14 +80,15 @@ class Method:
     needs_target_bit: False only where the method means something without a bit-width to prepare for.
     needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
     selection_start: the fraction of training before which no epoch counts as best (staged methods).
+    The last two may depend on the configuration: an instance sets its own.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     kind: ClassVar[str] = ""
     acts_on: ClassVar[str] = ""
     needs_target_bit: ClassVar[bool] = True
-    needs_double_backward: ClassVar[bool] = False
-    selection_start: ClassVar[float] = 0.0
+    needs_double_backward: bool = False
+    selection_start: float = 0.0
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config, self.context = config, context

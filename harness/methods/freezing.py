@@ -65,7 +65,7 @@ class Freezing(Method):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
         # An epoch before anything can be frozen is one of the method below, and should not stand for this one.
-        self.selection_start = config.start  # type: ignore[misc]
+        self.selection_start = config.start
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:

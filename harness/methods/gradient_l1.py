@@ -73,7 +73,7 @@ class GradientL1(Method):
         self._idle = config.strength == 0 and config.activation_strength == 0
         if self._start and not self._idle:
             # By half an epoch more, so that the fraction times the epochs cannot fall below a whole number.
-            self.selection_start = (self._start + 0.5) / epochs  # type: ignore[misc]
+            self.selection_start = (self._start + 0.5) / epochs
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:
@@ -94,7 +94,7 @@ class GradientL1(Method):
     def on_step_start(self, step: Step) -> None:
         self._active = not self._idle and step.index >= self._start * self.context.steps_per_epoch
         # The loop asks before each forward pass: without the penalty it may fuse attention, as the plain run does.
-        self.needs_double_backward = self._active  # type: ignore[misc]
+        self.needs_double_backward = self._active
         self._forget()
         if self._active and not self._watching:  # not in prepare, which later methods of the stack come after
             self._watch()

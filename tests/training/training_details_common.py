@@ -39,7 +39,7 @@ class Spy(Method):
         self.calls: list[str] = []
         self.steps: list[Step] = []
         self.norms: list[float] = []
-        self.selection_start = selection_start  # type: ignore[misc]
+        self.selection_start = selection_start
 
     def on_step_start(self, step: Step) -> None:
         self.calls.append("start")
