@@ -93,6 +93,7 @@ def test_a_part_without_times_of_its_own_gets_the_whole_at_its_first_row() -> No
     assert ["seconds" in each for each in rows] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_real_part_in_a_process_of_its_own() -> None:
     rows = bench.in_its_own_process("input_cost", "cpu", tiny=True)
     assert [row["unit"] for row in rows] == ["%", "x"]

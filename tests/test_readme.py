@@ -69,6 +69,7 @@ def test_launch_commands_are_understood(line: str) -> None:
     assert "runs\n" in run([*as_python(line), "--dry-run"])
 
 
+@pytest.mark.slow
 def test_the_sweep_file_runs_and_its_figures_come_out(tmp_path: Path) -> None:
     sweep = tmp_path / "mine.yaml"
     sweep.write_text(blocks("yaml")[0])

@@ -119,6 +119,7 @@ RESNET = {"name": "resnet18", "width": 8}
 TRAIN = {"epochs": 3, "batch_size": 100, "learning_rate": 3e-3, "precision": "fp32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", ["none", "ste"])
 def test_accuracy_at_low_bits_does_not_fall(below: str) -> None:
     deploy = {"bits": [3, 4], "scale": "recalibrate", "methods": ["rtn", "bn_reestimation"]}

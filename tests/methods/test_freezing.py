@@ -196,6 +196,7 @@ def test_the_step_keeps_the_options_that_its_method_gives_it() -> None:
     assert (group["lr"], group["weight_decay"]) == (0.5e-3, 0.0)
 
 
+@pytest.mark.slow
 def test_fewer_weights_of_a_network_oscillate_with_dampening_and_with_freezing() -> None:
     knobs = {"epochs": 15, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
     more = ["dampening", {"name": "freezing", "threshold": 0.02}]
