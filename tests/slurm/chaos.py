@@ -20,6 +20,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "test_cluster.sh"
+#: What slurmctld knows is on its disk within this time.
+STATE_SAVED_S = 6.0
 SWEEP = """
 name: chaos
 base:
@@ -50,6 +52,7 @@ class Chaos:
     env: dict[str, str]
     seed: int
     done: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
 
     def launch(self, root: str, *options: str) -> subprocess.Popen[str]:
         """`harness.launch` of the sweep under a root of its own."""
@@ -90,7 +93,8 @@ class Chaos:
         """One that runs; waits for one when all have just been hit."""
         end = time.monotonic() + 60
         while not (workers := self._workers()) and time.monotonic() < end:
-            time.sleep(0.1)
+            self.heal()
+            time.sleep(0.3)
         return draw.choice(workers)
 
     def kill(self, draw: random.Random) -> None:
@@ -113,10 +117,37 @@ class Chaos:
     def controller(self, draw: random.Random) -> None:
         """kill -9 of slurmctld; it comes back seconds later."""
         folder = Path(self.env["SLURM_CONF"]).parent
+        time.sleep(STATE_SAVED_S)
         os.kill(int((folder / "slurmctld.pid").read_text()), signal.SIGKILL)
         time.sleep(3)
         cluster(self.env, "restart-controller")
         self.done["controller killed"] += 1
+
+    def heal(self) -> None:
+        """What an administrator does when a killed controller has forgotten that it had started a job.
+
+        It starts the job again, the node refuses ("Duplicate jobid") and is drained, the job is held: Slurm's own doing.
+        """
+        if "drain" in self._said("sinfo", "--noheader", "--format=%T"):
+            node = self._said("sinfo", "--noheader", "--format=%N").split()[0]
+            self._said("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            self.resumed += 1
+        for line in self._said("squeue", "--noheader", "--array", "--format=%i %r").splitlines():
+            job, _, reason = line.partition(" ")
+            if "held" in reason:
+                self._said("scontrol", "release", job)
+
+    def _said(self, *command: str) -> str:
+        """What a command of Slurm prints; nothing while the controller is away."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
+        return done.stdout if done.returncode == 0 else ""
+
+    def wait(self, launched: subprocess.Popen[str]) -> int:
+        """The exit status of a launch, once it has ended."""
+        while (status := launched.poll()) is None:
+            self.heal()
+            time.sleep(2)
+        return status
 
     def faults(self) -> list[str]:
         """What differs from the quiet sweep, in words; nothing if all is well."""
@@ -175,10 +206,12 @@ def carry_out(
     profile = str(REPOSITORY / "slurm" / "test_cluster.yaml")
     launched = chaos.launch("disturbed", "--cluster", "slurm", "--profile", profile, "--wait")
     chaos.disturb([name for name, times in events.items() for _ in range(times)], every_s, launched)
-    status = launched.wait()
+    status = chaos.wait(launched)
     faults = chaos.faults() if status == 0 else [f"launch --wait ended with {status}"]
     faults += [f"only {chaos.done} of {events} came to pass"] if sum(chaos.done.values()) < sum(events.values()) else []
-    print(f"quiet {quiet_s:.0f} s, disturbed {time.monotonic() - begun:.0f} s; {dict(chaos.done)}")
+    print(
+        f"quiet {quiet_s:.0f} s, disturbed {time.monotonic() - begun:.0f} s; {dict(chaos.done)}, node resumed: {chaos.resumed}"
+    )
     print(f"{len(records(folder / 'quiet/chaos'))} runs in {chaos.attempts()} attempts; faults: {faults or 'none'}")
     if faults:
         print((folder / "disturbed.log").read_text()[-4000:])
