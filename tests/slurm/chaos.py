@@ -126,7 +126,7 @@ class Chaos:
     def heal(self) -> None:
         """What an administrator does when a killed controller has forgotten that it had started a job.
 
-        It starts the job again, the node refuses ("Duplicate jobid") and is drained, the job is held: Slurm's own doing.
+        It starts the job again, the node refuses it ("Duplicate jobid") and is drained, and the job is held.
         """
         if "drain" in self._said("sinfo", "--noheader", "--format=%T"):
             node = self._said("sinfo", "--noheader", "--format=%N").split()[0]
@@ -209,9 +209,8 @@ def carry_out(
     status = chaos.wait(launched)
     faults = chaos.faults() if status == 0 else [f"launch --wait ended with {status}"]
     faults += [f"only {chaos.done} of {events} came to pass"] if sum(chaos.done.values()) < sum(events.values()) else []
-    print(
-        f"quiet {quiet_s:.0f} s, disturbed {time.monotonic() - begun:.0f} s; {dict(chaos.done)}, node resumed: {chaos.resumed}"
-    )
+    events_done = {**chaos.done, "node resumed": chaos.resumed}
+    print(f"quiet {quiet_s:.0f} s, disturbed {time.monotonic() - begun:.0f} s; {events_done}")
     print(f"{len(records(folder / 'quiet/chaos'))} runs in {chaos.attempts()} attempts; faults: {faults or 'none'}")
     if faults:
         print((folder / "disturbed.log").read_text()[-4000:])
