@@ -74,7 +74,13 @@ def test_an_edited_sweep_is_refused_by_its_keys_and_a_grown_one_is_not(
     assert {records(root)[run_id]["config"]["seed"] for run_id in added} == {2}
 
 
-@pytest.mark.parametrize("whole_tree", [True, False], ids=["launch and workers", "launch alone"])
+@pytest.mark.parametrize(
+    "whole_tree",
+    [
+        pytest.param(True, id="launch and workers", marks=pytest.mark.slow),
+        pytest.param(False, id="launch alone"),
+    ],
+)
 def test_killed_midway_it_finishes_without_repeating_a_run(
     finished: tuple[Path, Path, str], tmp_path: Path, whole_tree: bool
 ) -> None:
