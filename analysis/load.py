@@ -140,6 +140,8 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
 
 def _lacking_epochs(path: Path, trained: int) -> str:
     """What is wrong with a run's metrics where an epoch that it trained for is not there; nothing where all are."""
+    if trained == 0:  # deployed as it came: there is nothing to report
+        return ""
     try:
         lines = path.read_bytes().count(b"\n")
     except OSError:

@@ -42,6 +42,9 @@ def restore(path: Path, session: "Session") -> bool:
     except Exception as error:  # torch raises many types for a damaged file; a run can start over from any
         print(f"{path}: unreadable ({type(error).__name__}: {error}); starting over", flush=True)
         return False
+    if "trackers" not in state:
+        print(f"{path}: written by an earlier version, which kept one tracker; starting over", flush=True)
+        return False
     session.model.load_state_dict(state["model"])
     session.optimizer.load_state_dict(state["optimizer"])
     _match_layouts(session.optimizer)

@@ -168,6 +168,16 @@ def test_a_cut_file_of_metrics_is_listed_and_counts_for_no_mean(
     assert f"  {path}: 20 of 37 epochs\n" in said
 
 
+def test_a_run_that_trained_for_no_epoch_lacks_none(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for run_id in sweep.cells["ste-target_bit=2"]["finals"].values():
+        sweep.metrics[run_id] = []
+    sweep.write()
+    for run_id in sweep.cells["ste-target_bit=2"]["finals"].values():
+        (tmp_path / "quickstart/runs" / run_id / "metrics.jsonl").unlink()
+    assert load_sweep(tmp_path, "quickstart").incomplete == []
+
+
 def test_tuning_trials_without_a_record_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_sweep(tmp_path, Shape(trials=3, seeds=2, epochs=1, layers=1))
     cells = json.loads((tmp_path / "large/cells.json").read_text())

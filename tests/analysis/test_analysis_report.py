@@ -53,7 +53,6 @@ def test_the_report_says_everything(page: str) -> None:
         assert f"<h3>{title}</h3>" in page
     assert page.count("data:image/png;base64,") == len(find_figures()) - 1
     assert page.count('<span class="verdict') == 5
-    assert "29 of 30" not in page
     assert "28 of 30 final runs" in page
     assert "ste,target_bit=2: seed 2: final not finished" in page
     assert "skipped corrupt records: 1" in page
@@ -77,7 +76,6 @@ def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
     """Offline: every picture is drawn, nothing sticks out sideways, and no text is left to a template."""
     probe = """<script>addEventListener("load", () => {
         const pictures = [...document.images];
-        document.body.innerText.length;
         document.title = JSON.stringify({
             broken: pictures.filter(image => !image.complete || image.naturalWidth < 400).length,
             count: pictures.length,

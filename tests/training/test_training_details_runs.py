@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from training_details_common import config, same
 
-from harness import schema
+from harness import checkpoint, schema
 from harness.build import build, choose_device, choose_precision, make_optimizer
 from harness.config import RuntimeKnobs, TrainKnobs, complete
 from harness.errors import UserError
@@ -173,6 +173,18 @@ def test_a_truncated_checkpoint_starts_over(tmp_path: Path, keep: int, capsys: p
     assert "starting over" in capsys.readouterr().out
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "torn")]
     assert lines[0] == lines[1]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_said_and_left_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = build(config("ste"))
+    checkpoint.save(tmp_path / "checkpoint.pt", session)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["tracker"] = state.pop("trackers")["3"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert not checkpoint.restore(tmp_path / "checkpoint.pt", session)
+    assert "written by an earlier version" in capsys.readouterr().out
 
 
 def test_checkpoints_load_as_plain_data(tmp_path: Path) -> None:
