@@ -78,6 +78,17 @@ _EXPLICIT: dict[tuple[str, str], type[nn.Module]] = {
 }
 
 
+def _qualified(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__, type(module).__qualname__
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention modules of a model that can be made explicit or are, by name."""
+    explicit = (ExplicitAttention, ExplicitTinyVitAttention)
+    found = model.named_modules()
+    return {name: module for name, module in found if isinstance(module, explicit) or _qualified(module) in _EXPLICIT}
+
+
 def expose_attention_products(model: nn.Module) -> int:
     """Make the products of every attention explicit, in place; state dict and module objects stay the same.
 
@@ -86,26 +97,22 @@ def expose_attention_products(model: nn.Module) -> int:
     says that the model has none. Raises UserError, before anything changes, naming a module whose attention
     cannot be opened (torch's MultiheadAttention; attention of timm other than ViT's and TinyViT's).
     """
-    found: list[tuple[Any, type[nn.Module]]] = []
-    already = 0
+    found: dict[str, Any] = attentions(model)
     for name, module in model.named_modules():
-        kind = type(module)
-        explicit = _EXPLICIT.get((kind.__module__, kind.__qualname__))
-        if isinstance(module, ExplicitAttention | ExplicitTinyVitAttention):
-            already += 1
-        elif explicit is not None:
-            found.append((module, explicit))
-        elif isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn"):
+        closed = isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn")
+        if closed and name not in found:
             raise UserError(
-                f"module {name!r}: the products inside {kind.__module__}.{kind.__qualname__} cannot be "
+                f"module {name!r}: the products inside {type(module).__module__}.{type(module).__qualname__} cannot be "
                 "quantized; only the attention of timm's vision transformers and of TinyViT can"
             )
-    for module, explicit in found:
-        # The class alone changes, so hooks, references and the state dict stay as they are.
-        module.__class__ = explicit
-        module.fused_attn = False
-        module.qk_matmul, module.av_matmul = QuantMatMul(), QuantMatMul()
-    return already + len(found)
+    for module in found.values():
+        explicit = _EXPLICIT.get(_qualified(module))
+        if explicit is not None:
+            # The class alone changes, so hooks, references and the state dict stay as they are.
+            module.__class__ = explicit
+            module.fused_attn = False
+            module.qk_matmul, module.av_matmul = QuantMatMul(), QuantMatMul()
+    return len(found)
 
 
 def _additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:

@@ -13,6 +13,7 @@ from harness.data import load_dataset
 from harness.data.base import Dataset, order
 from harness.errors import UserError
 from harness.evaluator import Evaluator
+from harness.features import check_requirements
 from harness.layers import attach
 from harness.methods import build_stack, find
 from harness.methods.base import Context, Method
@@ -29,6 +30,7 @@ def build(config: RunConfig) -> Session:
     knobs = component("model", config.model)
     model = build_model(knobs, dataset.input_shape, dataset.num_classes, config.seed).to(device)
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
+    check_requirements(model, knobs.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
     attach(model, config.exclude)
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import data
 from harness.config import RunConfig, component
@@ -12,6 +13,9 @@ from harness.errors import UserError
 from harness.profile import Profile
 from harness.search import Choices, Range
 from harness.sweep import Cell, SweepSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _data_configs(spec: SweepSpec, cells: Sequence[Cell]) -> list[object]:
@@ -34,14 +38,46 @@ def check_data(spec: SweepSpec, cells: Sequence[Cell]) -> None:
 
 
 def check_stacks(cells: Sequence[Cell], seed: int) -> None:
-    """Refuse stacks whose methods want the same slot. Imports torch where there are stacks. Raises UserError."""
+    """Refuse methods on models that lack what they require, and stacks whose methods want the same slot.
+
+    Imports torch where there is a stack or a requirement. Raises UserError.
+    """
+    from harness.methods import find
+
     for cell in cells:
-        if len(cell.raw["methods"]) > 1:
-            _check_stack(cell.id, cell.config(_first(cell), seed, "tune"))
+        names = [entry["name"] for entry in cell.raw["methods"]]
+        required = {name: found for name in names if (found := find(name).requires)}
+        if len(names) > 1 or required:
+            config = cell.config(_first(cell), seed, "tune")
+            _check_stack(cell.id, config, _model_for(cell.id, config, required) if required else None)
 
 
-def _check_stack(cell_id: str, config: RunConfig) -> None:
-    """Let the methods of a stack prepare one linear layer, in turn."""
+#: Images (C, H, W) and classes of a model that is built for a look at its layers.
+_ANY_IMAGES, _ANY_CLASSES = (3, 64, 64), 10
+
+
+def _model_for(cell_id: str, config: RunConfig, required: dict[str, tuple[str, ...]]) -> "nn.Module | None":
+    """The cell's model, with random weights and for images of any size; None where it cannot be built so.
+
+    Raises UserError when it lacks what methods require.
+    """
+    from harness.features import check_requirements
+    from harness.models import build_model
+
+    knobs = component("model", {**config.model, "init": "scratch"})
+    try:
+        model = build_model(knobs, _ANY_IMAGES, _ANY_CLASSES, config.seed)
+    except UserError:  # it may want its own images, and is looked at when a run builds it
+        return None
+    try:
+        check_requirements(model, knobs.name, required)
+    except UserError as error:
+        raise UserError(f"cell {cell_id}: {error}") from None
+    return model
+
+
+def _check_stack(cell_id: str, config: RunConfig, model: "nn.Module | None") -> None:
+    """Let the methods of a stack prepare the model, or one linear layer, in turn."""
     import torch
 
     from harness.calibration import Calibration
@@ -49,8 +85,9 @@ def _check_stack(cell_id: str, config: RunConfig) -> None:
     from harness.methods import build_stack
     from harness.methods.base import Context
 
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+    shape = _ANY_IMAGES if model else (4,)
+    model = model or torch.nn.Sequential(torch.nn.Linear(4, 4))
+    batch = (torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
     try:
         methods = build_stack(config.methods, Context(target_bit=config.target_bit or 2))
         for method in methods:

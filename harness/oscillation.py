@@ -17,7 +17,6 @@ from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
 from harness.layers import QuantLayer, weight_layers
 from harness.quantization import MaxAbsQuantizer, WeightQuantizer, make_quantizer
-from harness.quantization.grid import safe_step
 
 #: The averages are kept over a factor that falls by 1 - momentum a step, so a step touches only the weights that
 #: oscillate; below this they are multiplied out. A power of two, far from the largest fp16.
@@ -110,7 +109,7 @@ class OscillationTracker:
     @torch.no_grad()
     def threshold_histogram(self) -> list[int]:
         """How many weights lie how far from their nearest decision threshold, by the bins of schema.THRESHOLD_EDGES."""
-        counts = torch.stack([_histogram(_threshold_distance(*watch.read())) for watch in self._watches.values()])
+        counts = torch.stack([_histogram(watch.threshold_distance()) for watch in self._watches.values()])
         return [int(count) for count in counts.sum(0).tolist()]
 
     def frequencies(self) -> dict[str, Tensor]:
@@ -176,6 +175,11 @@ class _Watch:
         quantizer, weight = self.read()
         return quantizer.codes(weight)
 
+    def threshold_distance(self) -> Tensor:
+        """The weights' distances to their nearest decision thresholds, in steps."""
+        quantizer, weight = self.read()
+        return quantizer.threshold_distance(weight)
+
     def advance(self, increment: Tensor) -> None:
         """Take the present codes in, by plain tensor operations. increment: of an oscillating weight's frequency."""
         code = self.codes()
@@ -223,7 +227,7 @@ class _Watch:
     def summary(self, threshold: float, decay: float) -> Tensor:
         """(5,) sums over the weights: flips, oscillations, frequency, oscillating, threshold distance."""
         frequency = self.frequency.float() * decay
-        distance = _threshold_distance(*self.read())
+        distance = self.threshold_distance()
         sums = (self.flips, self.oscillations, frequency.sum(), (frequency > threshold).sum(), distance.sum())
         return torch.stack([value.double() for value in sums])
 
@@ -241,10 +245,3 @@ def _histogram(distance: Tensor) -> Tensor:
     bin_of = (distance * ((bins - 1) / edges[-2])).long().clamp_(max=bins - 2)
     bin_of[clipped] = bins - 1
     return torch.bincount(bin_of.flatten(), minlength=bins)
-
-
-def _threshold_distance(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    """How far each weight is from the nearest decision threshold (k + 1/2) s, in steps; same shape."""
-    scaled = weight / safe_step(quantizer.step(weight))
-    low, high = quantizer.levels
-    return (scaled - (scaled.floor().clamp(low, high - 1) + 0.5)).abs()

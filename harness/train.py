@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,11 +127,12 @@ def step(session: Session, indices: Tensor) -> None:
     for method in methods:
         method.on_step_start(now)
     generator = session.generator.manual_seed(sub_seed(config.seed, "augment", now.index))
-    inputs, labels = session.dataset.train_batch(indices, generator)
-    with forward_context(session):
-        # A last, smaller batch is no reason to compile for another shape.
-        logits = session.forward(inputs) if len(indices) == config.train.batch_size else model(inputs)
-    now.task_loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.train.label_smoothing)
+    now.inputs, now.labels = session.dataset.train_batch(indices, generator)
+    now.forward = partial(_logits, session, model)
+    # A last, smaller batch is no reason to compile for another shape.
+    whole = len(indices) == config.train.batch_size
+    now.logits = _logits(session, session.forward if whole else model, now.inputs)
+    now.task_loss = functional.cross_entropy(now.logits, now.labels, label_smoothing=config.train.label_smoothing)
     penalty = sum((method.penalty(now) for method in methods), start=0.0)
     session.optimizer.zero_grad()
     (now.task_loss + penalty).backward()
@@ -144,6 +146,12 @@ def step(session: Session, indices: Tensor) -> None:
     for tracker in session.trackers.values():
         tracker.update()
     _count(progress, now.task_loss.detach(), penalty)
+
+
+def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Inputs (B, C, H, W) to logits (B, classes), fp32, by a pass in the precision of the run."""
+    with forward_context(session):
+        return forward(inputs).float()
 
 
 def _finish_epoch(session: Session) -> dict[str, Any]:

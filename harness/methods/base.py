@@ -13,7 +13,7 @@ for each step:
 method.deploy(copy of the model, bits, calibration)   at each evaluation and bit-width
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -65,12 +65,21 @@ class Context:
 
 @dataclass
 class Step:
-    """One training step: its index from 0, of how many, the model, and the task loss once it is known."""
+    """One training step: its index from 0, of how many, and the model; then its batch and what came of it.
+
+    inputs: (B, C, H, W), augmented and normalised; labels: (B,) int64; logits: (B, classes) fp32, and task_loss, a
+    scalar, both with their graph. All are there once `penalty` is called. forward: a further pass of the model as it
+    then is, inputs to fp32 logits, in the precision of the run and never compiled.
+    """
 
     index: int
     total: int
     model: "nn.Module"
+    inputs: "Tensor | None" = None
+    labels: "Tensor | None" = None
+    logits: "Tensor | None" = None
     task_loss: "Tensor | None" = None
+    forward: "Callable[[Tensor], Tensor] | None" = None
 
 
 class Method:
@@ -81,6 +90,8 @@ class Method:
     needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
     selection_start: the fraction of training before which no epoch counts as best (staged methods).
     The last two may depend on the configuration: an instance sets its own.
+    requires: what a model must have for the method to mean anything, of `harness.features.FEATURES`; a run or a cell
+    without it is refused.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -89,6 +100,7 @@ class Method:
     needs_target_bit: ClassVar[bool] = True
     needs_double_backward: bool = False
     selection_start: float = 0.0
+    requires: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config, self.context = config, context

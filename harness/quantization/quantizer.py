@@ -58,6 +58,17 @@ class WeightQuantizer(nn.Module):
         """Integer codes, int8, same shape as `weight`."""
         return round_to_codes(weight, self.step(weight), self.levels).to(torch.int8)
 
+    @torch.no_grad()
+    def threshold_distance(self, weight: Tensor) -> Tensor:
+        """How far each weight is from the decision threshold nearest to it, in steps, same shape.
+
+        0 to 1/2 between the lowest and the highest level, more beyond them. The default is for thresholds half a
+        step from the levels `s * k`.
+        """
+        scaled = weight / safe_step(self.step(weight))
+        low, high = self.levels
+        return (scaled - (scaled.floor().clamp(low, high - 1) + 0.5)).abs()
+
     def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
         """A quantizer for another bit-width that keeps this one's learned step or range.
 

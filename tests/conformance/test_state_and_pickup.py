@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance_common import fitting, groups, pairs
 from torch import Tensor
 
 import harness
@@ -21,7 +22,7 @@ from harness import checkpoint, registry
 from harness.build import build
 from harness.config import RunConfig, complete
 from harness.data.base import Dataset
-from harness.errors import Stopped
+from harness.errors import Stopped, UserError
 from harness.layers import weight_layers
 from harness.methods import find
 from harness.train import train
@@ -34,12 +35,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(method: str, device: str = "cpu", model: str = "mlp5", **changes: Any) -> RunConfig:
-    """Two epochs of three steps on digits."""
+def config(method: str, device: str = "cpu", model: str | None = None, **changes: Any) -> RunConfig:
+    """Two epochs of three steps on digits; model: the first that the method fits, unless named."""
     raw: dict[str, Any] = {
         "methods": [find(method).tiny_config().model_dump()],
         "target_bit": 3,
-        "model": MODELS[model],
+        "model": MODELS[model or fitting(method, MODELS)[0]],
         "data": {"name": "digits", "train_fraction": 0.1, "augment": {"crop_padding": 1}},
         "train": {"epochs": 2, "batch_size": 40, "learning_rate": 3e-3, "schedule": "cosine", "warmup_epochs": 1},
         "deploy": {"bits": [2, 3, 8], "scale": "keep_range"},
@@ -65,8 +66,7 @@ def assert_equal(left: Any, right: Any, place: str = "") -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "model"), pairs(METHODS, MODELS))
 def test_the_whole_state_after_a_resume(method: str, model: str, device: str, tmp_path: Path) -> None:
     """Model, optimizer, tracker, method, progress and random numbers, as a checkpoint holds them."""
     states, lines = {}, {}
@@ -86,8 +86,7 @@ def test_the_whole_state_after_a_resume(method: str, model: str, device: str, tm
     assert lines["parts"] == lines["whole"]
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "model"), pairs(METHODS, MODELS))
 def test_the_same_batches_as_float_training(method: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train_batch = Dataset.train_batch
     seen: dict[str, list[Tensor]] = {method: [], "none": []}
@@ -114,11 +113,12 @@ def test_every_group_that_shares_a_step_is_on_a_grid(method: str, scale: str, qu
     wanted = config(method, quantizer=quantizer, deploy={"bits": [2], "scale": scale}, train={"epochs": 1})
     session = build(wanted)
     train(session, lambda metrics: None)
+    sources = weight_layers(session.model)
     for bits in range(2, 9):
         deployed = session.evaluator.deployed(session.model, bits)
         for name, layer in weight_layers(deployed).items():
-            groups = list(layer.weight) if "granularity" in quantizer else [layer.weight]
-            assert max(len(group.unique()) for group in groups) <= 2**bits, (name, bits)
+            own_steps = list(layer.weight) if "granularity" in quantizer else groups(sources[name], layer.weight, None)
+            assert max(len(group.unique()) for group in own_steps) <= 2**bits, (name, bits)
             assert bool(torch.isfinite(layer.weight).all())
 
 
@@ -134,6 +134,16 @@ def test_a_float_deployment_is_what_training_had_but_for_rounding(method: str) -
         assert torch.equal(floating(images), session.model.eval()(images))
     else:
         assert torch.equal(target(images), session.model.eval()(images)), "trained through the target bit's grid"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", [name for name in METHODS if find(name).requires])
+def test_a_model_without_what_it_requires_is_refused(method: str, model: str) -> None:
+    if model in fitting(method, MODELS):
+        build(config(method, model=model))
+        return
+    with pytest.raises(UserError, match=f"method '{method}' needs .*, and model '{model}' has none"):
+        build(config(method, model=model))
 
 
 NEW_METHOD = '''
