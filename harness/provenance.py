@@ -2,6 +2,7 @@
 
 import platform
 import resource
+import statistics
 import sys
 import time
 from functools import cache
@@ -33,6 +34,7 @@ def describe(session: "Session", started: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "data_digest": session.dataset.digest,
         "wall_time_s": round(time.time() - started, 3),
+        "step_ms": round(1e3 * statistics.median(session.step_times), 4) if session.step_times else None,
         "peak_memory_bytes": peak_kib * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(session.device) if cuda else 0,
     }

@@ -1,6 +1,7 @@
 """THE LOOP. It names no method: what a method does stands in its hooks (harness/methods/base.py)."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,7 @@ from harness.errors import Stopped
 from harness.evaluator import Evaluator
 from harness.methods.base import Method, Step
 from harness.oscillation import OscillationTracker, metrics_of
+from harness.schedule import first_eligible_epoch, learning_rate_factor
 from harness.seeding import sub_seed
 
 
@@ -72,6 +74,7 @@ class Session:
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(self.device)
+        self.step_times: list[float] = []  # seconds a training step, the mean of each epoch of this process
 
     @property
     def tracker(self) -> OscillationTracker:
@@ -110,10 +113,15 @@ def train(
     while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
         permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
         session.model.train()
+        seconds, steps = 0.0, 0
         for indices in permutation.split(knobs.batch_size)[progress.step : session.steps_per_epoch]:
             if asked_to_stop():
                 raise Stopped
+            begun = time.perf_counter()
             step(session, indices)
+            seconds, steps = seconds + time.perf_counter() - begun, steps + 1
+        if steps:
+            session.step_times.append((seconds + _waited(session.device)) / steps)
         epoch_done(_finish_epoch(session))
 
 
@@ -152,6 +160,14 @@ def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tenso
     """Inputs (B, C, H, W) to logits (B, classes), fp32, by a pass in the precision of the run."""
     with forward_context(session):
         return forward(inputs).float()
+
+
+def _waited(device: torch.device) -> float:
+    """Seconds until the device has done what it was given."""
+    begun = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
 
 
 def _finish_epoch(session: Session) -> dict[str, Any]:
@@ -199,28 +215,12 @@ def steps_an_epoch(config: RunConfig, dataset: Dataset) -> int:
     return full + (1 if rest > 1 or not full else 0)
 
 
-def first_eligible_epoch(knobs: TrainKnobs, methods: list[Method]) -> int:
-    """The first epoch (from 1) that can be best: later than 1 for methods that train in stages."""
-    start = max((method.selection_start for method in methods), default=0.0)
-    return min(knobs.epochs, math.floor(start * knobs.epochs) + 1)
-
-
 def out_of_patience(progress: Progress, knobs: TrainKnobs, methods: list[Method]) -> bool:
     """Whether `patience` epochs have passed without improvement."""
     if knobs.patience is None:
         return False
     since = max(progress.best_epoch, first_eligible_epoch(knobs, methods) - 1)
     return progress.epoch - since >= knobs.patience
-
-
-def learning_rate_factor(step: int, total: int, steps_per_epoch: int, knobs: TrainKnobs) -> float:
-    """The factor of the base learning rate at a step: linear warm-up from 1/warm-up, then the schedule to 0."""
-    warmup = min(round(knobs.warmup_epochs * steps_per_epoch), total)
-    if step < warmup:
-        return (step + 1) / warmup
-    if knobs.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def forward_context(session: Session) -> AbstractContextManager[Any]:

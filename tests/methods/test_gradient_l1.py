@@ -16,7 +16,8 @@ from harness.errors import UserError
 from harness.layers import attach, weight_layers
 from harness.methods.base import Context, Step
 from harness.methods.gradient_l1 import GradientL1, gradient_norm
-from harness.train import Session, first_eligible_epoch, train
+from harness.schedule import first_eligible_epoch
+from harness.train import Session, train
 
 EVERY_STEP = Context(total_steps=10, steps_per_epoch=10)
 

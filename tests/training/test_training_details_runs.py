@@ -81,6 +81,7 @@ def test_rows_of_a_record(tmp_path: Path) -> None:
         assert row["n"] == (397 if row["split"] == "test" else 200)
         assert row["accuracy"] * row["n"] == pytest.approx(round(row["accuracy"] * row["n"]), abs=1e-9)
     assert {"git", "numerics_version", "packages", "device", "wall_time_s", "data_digest"} <= set(record["provenance"])
+    assert 0 < record["provenance"]["step_ms"] < 1000 * record["provenance"]["wall_time_s"] / 6
     assert record["epochs"] == 2
     assert not (tmp_path / "checkpoint.pt").exists()
     status = read_json(tmp_path / "status.json")

@@ -12,15 +12,8 @@ from harness import checkpoint, schema
 from harness.build import build
 from harness.config import TrainKnobs
 from harness.methods.base import Method, Step
-from harness.train import (
-    Progress,
-    Session,
-    Stopped,
-    first_eligible_epoch,
-    learning_rate_factor,
-    out_of_patience,
-    train,
-)
+from harness.schedule import first_eligible_epoch, learning_rate_factor
+from harness.train import Progress, Session, Stopped, out_of_patience, train
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

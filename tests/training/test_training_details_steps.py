@@ -68,6 +68,51 @@ def test_hooks_are_called_in_order() -> None:
     assert all(step.model is session.model for step in spy.steps)
 
 
+def test_a_step_carries_its_batch_and_what_came_of_it() -> None:
+    """Methods that teach a network by itself or by another one need all of this."""
+    session = build(config("none", watch_bit=3, target_bit=None))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Looking(Spy):
+        def penalty(self, step: Step) -> Tensor | float:
+            assert step.inputs is not None
+            assert step.labels is not None
+            assert step.logits is not None
+            assert step.task_loss is not None
+            assert step.forward is not None
+            again = step.forward(step.inputs)
+            assert torch.equal(again, step.logits)
+            assert again.requires_grad
+            assert torch.equal(functional.cross_entropy(step.logits, step.labels), step.task_loss)
+            seen.append((step.inputs, step.labels))
+            return 0.0
+
+    session.methods.append(Looking())
+    train(session, lambda metrics: None)
+    assert [len(inputs) for inputs, _ in seen] == [40, 40, 40] * 2
+    permutation = order(len(session.dataset.train), session.config.seed, 0, session.device)
+    assert torch.equal(seen[1][1], session.dataset.train.labels[permutation[40:80]])
+
+
+def test_further_passes_are_in_the_runs_precision() -> None:
+    session = build(config("none", watch_bit=3, target_bit=None, train__precision="bf16"))
+    kinds: list[torch.dtype] = []
+    session.model.get_submodule("layer5").register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
+
+    class Again(Spy):
+        def penalty(self, step: Step) -> Tensor | float:
+            assert step.forward is not None
+            assert step.inputs is not None
+            assert step.forward(step.inputs).dtype == torch.float32
+            return 0.0
+
+    session.methods.append(Again())
+    indices = torch.arange(40)
+    session.model.train()
+    step(session, indices)
+    assert kinds == [torch.bfloat16] * 2
+
+
 def test_the_tracker_sees_every_step_once_the_weights_are_final() -> None:
     class Restores(Spy):
         """Puts weights on a coarse grid after the step; its own tracker is told right then."""
