@@ -50,7 +50,7 @@ def frequency_sides(group: Group, method: str, bits: int) -> Sides:
     if floats and bits not in watched:
         raise Lacking(f"float training is watched at {' and '.join(map(str, watched))} bits")
     still = _only([one for one in floats if bits in one.watched], "float training", group)
-    (often, lost), (rarely, lost_too) = _frequencies(moved, bits), _frequencies(still, bits)
+    (often, lost), (rarely, lost_too) = frequencies(moved, bits), frequencies(still, bits)
     mean, rare = statistics.mean(often.values()), statistics.mean(rarely.values())
     ratio = f"{mean / rare:.3g} times float training's" if rare else "float training never oscillates"
     remark = "; ".join(filter(None, (ratio, lost, lost_too)))
@@ -73,7 +73,7 @@ def float_sides(group: Group, method: str, bits: int) -> Sides:
     above = [b for b in _shared_bits(one) if b > bits]
     if not above:
         raise Lacking(f"{one.training_label} was not tested above {bits} bits")
-    found = _accuracies(one)
+    found = accuracies(one)
     return Sides({seed: min(found[seed][b] for b in above) for seed in own}, own, _listed(above))
 
 
@@ -84,7 +84,7 @@ def other_sides(group: Group, method: str, bits: int) -> Sides:
     if not others:
         raise Lacking(f"{one.training_label} and {rival.training_label} were not both tested at a bit-width but {bits}")
     first, second = (
-        {seed: statistics.mean(found[b] for b in others) for seed, found in _accuracies(side).items()}
+        {seed: statistics.mean(found[b] for b in others) for seed, found in accuracies(side).items()}
         for side in (one, rival)
     )
     return Sides(first, second, _listed(others))
@@ -117,7 +117,7 @@ def _only(found: Sequence[Series], what: str, group: Group) -> Series:
     return found[0]
 
 
-def _accuracies(one: Series) -> dict[int, dict[int | str, float]]:
+def accuracies(one: Series) -> dict[int, dict[int | str, float]]:
     """Seed -> bit-width -> test accuracy in points."""
     return {
         final.seed: {
@@ -131,7 +131,7 @@ def _accuracies(one: Series) -> dict[int, dict[int | str, float]]:
 
 def _at(one: Series, bits: int | str) -> dict[int, float]:
     """Seed -> test accuracy in points, of the seeds tested at `bits`."""
-    values = {seed: found[bits] for seed, found in _accuracies(one).items() if bits in found}
+    values = {seed: found[bits] for seed, found in accuracies(one).items() if bits in found}
     if not values:
         raise Lacking(f"{one.training_label} was not tested at {bits}{'' if bits == FLOAT else ' bits'}")
     return values
@@ -139,11 +139,11 @@ def _at(one: Series, bits: int | str) -> dict[int, float]:
 
 def _shared_bits(*series: Series) -> list[int]:
     """The integer bit-widths at which every run of the series was tested: means over others would not compare."""
-    found = [set(bits) for one in series for bits in _accuracies(one).values()]
+    found = [set(bits) for one in series for bits in accuracies(one).values()]
     return sorted(b for b in set.intersection(*found) if isinstance(b, int))
 
 
-def _frequencies(one: Series, bits: int) -> tuple[dict[int, float], str]:
+def frequencies(one: Series, bits: int) -> tuple[dict[int, float], str]:
     """Seed -> mean over its epochs of the frequency in 1/step, and how many runs report none."""
     values = {final.seed: _mean_of(final, one.metric(FREQUENCY, bits)) for final in one.finals}
     found = {seed: value for seed, value in values.items() if not math.isnan(value)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from analysis import claims, frames, provenance, tables
+from analysis import claims, frames, provenance, ranking, tables
 from analysis.claims import Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
@@ -38,6 +38,7 @@ class Section:
     notes: tuple[str, ...] = ()
     #: Where a page that shows several sweeps leads to for more.
     link: str | None = None
+    standings: ranking.Ranking | None = None
 
 
 def chosen_figures(names: Sequence[str]) -> list[FigureModule]:
@@ -64,6 +65,8 @@ def draw_sweep(
             if module.scope is Scope.GROUP:
                 _draw(module, (group,), (group,), suffix, made, command, section)
         sections.append(section)
+    if tabulate:
+        _rank(groups, made, command, sections)
     for module in modules:
         if module.scope is Scope.THEORY:
             _draw(module, (), (), "", made, command, general)
@@ -130,6 +133,21 @@ def _tabulate(group: Group, suffix: str, made: Output, command: str, section: Se
     made.json(f"{stem}.json", provenance.describe([group], command, frame, ()))
 
 
+def _rank(groups: Sequence[Group], made: Output, command: str, sections: Sequence[Section]) -> None:
+    """The ranking of the methods on all models and data sets of the sweep, as one table."""
+    import pandas as pd
+
+    for group, section in zip(groups, sections, strict=True):
+        section.standings = ranking.make_ranking(group)
+    found = [section.standings for section in sections if section.standings]
+    if found:
+        frame = pd.concat([one.frame() for one in found], ignore_index=True)
+        made.csv(f"{ranking.NAME}.csv", frame)
+        made.text(f"{ranking.NAME}.md", ranking.to_markdown(found))
+        made.text(f"{ranking.NAME}.tex", ranking.to_latex(found))
+        made.json(f"{ranking.NAME}.json", provenance.describe(groups, command, frame, ()))
+
+
 def refuse_undrawn(asked: Sequence[str], sections: Sequence[Section]) -> None:
     """Raise UserError for a figure that was asked for by name and that nothing could be drawn of."""
     for name in asked:
@@ -145,6 +163,8 @@ def print_sections(sections: Iterable[Section]) -> None:
         if section.table:
             print(tables.to_text(section.table), end="\n\n")
             print(claims.to_text(section.claims), end="\n\n")
+        if section.standings:
+            print(ranking.to_text(section.standings), end="\n\n")
         for figure, reason in section.undrawn.items():
             print(f"{figure} not drawn ({section.title}): {reason}\n")
 

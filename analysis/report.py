@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from analysis import claims, frames, provenance, render, tables
+from analysis import claims, frames, provenance, ranking, render, tables
 from analysis.output import Output
 from analysis.sweep import Sweep
 
@@ -48,6 +48,7 @@ def _section(section: render.Section, made: Output) -> dict[str, Any]:
         "title": section.title,
         "claims": [_claim(claim) for claim in section.claims],
         "table": _table(section.table) if section.table else None,
+        "ranking": _ranking(section.standings) if section.standings else None,
         "pictures": [_picture(picture, made) for picture in section.pictures],
         "undrawn": section.undrawn,
         "notes": section.notes,
@@ -91,6 +92,15 @@ def _table(table: tables.Table) -> dict[str, Any]:
         "bits": [tables.header(bits) for bits in table.bits],
         "rows": table.rows,
         "legend": tables.LEGEND.format(target="underlined", best="bold"),
+    }
+
+
+def _ranking(found: ranking.Ranking) -> dict[str, Any]:
+    return {
+        "columns": ranking.header(found),
+        "rows": [(ranking.cells(found, one), one.best) for one in found.standings],
+        "first": 3 + len(found.targets),
+        "legend": ranking.LEGEND.format(best="bold"),
     }
 
 

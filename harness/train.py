@@ -1,7 +1,6 @@
 """THE LOOP. It names no method: what a method does stands in its hooks (harness/methods/base.py)."""
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
@@ -23,6 +22,7 @@ from harness.methods.base import Method, Step
 from harness.oscillation import OscillationTracker, metrics_of
 from harness.schedule import first_eligible_epoch, learning_rate_factor
 from harness.seeding import sub_seed
+from harness.stopwatch import Stopwatch
 
 
 class TrainingError(RuntimeError):
@@ -70,11 +70,11 @@ class Session:
     precision: str
     planned: Compiled
     progress: Progress = field(default_factory=Progress)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(self.device)
-        self.step_times: list[float] = []  # seconds a training step, the mean of each epoch of this process
 
     @property
     def tracker(self) -> OscillationTracker:
@@ -113,15 +113,12 @@ def train(
     while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
         permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
         session.model.train()
-        seconds, steps = 0.0, 0
         for indices in permutation.split(knobs.batch_size)[progress.step : session.steps_per_epoch]:
             if asked_to_stop():
                 raise Stopped
-            begun = time.perf_counter()
-            step(session, indices)
-            seconds, steps = seconds + time.perf_counter() - begun, steps + 1
-        if steps:
-            session.step_times.append((seconds + _waited(session.device)) / steps)
+            with session.stopwatch.step():
+                step(session, indices)
+        session.stopwatch.epoch_done(session.device)
         epoch_done(_finish_epoch(session))
 
 
@@ -151,8 +148,9 @@ def step(session: Session, indices: Tensor) -> None:
     session.optimizer.step()
     for method in methods:
         method.after_step(now)
-    for tracker in session.trackers.values():
-        tracker.update()
+    with session.stopwatch.left_out():
+        for tracker in session.trackers.values():
+            tracker.update()
     _count(progress, now.task_loss.detach(), penalty)
 
 
@@ -160,14 +158,6 @@ def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tenso
     """Inputs (B, C, H, W) to logits (B, classes), fp32, by a pass in the precision of the run."""
     with forward_context(session):
         return forward(inputs).float()
-
-
-def _waited(device: torch.device) -> float:
-    """Seconds until the device has done what it was given."""
-    begun = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
 
 
 def _finish_epoch(session: Session) -> dict[str, Any]:

@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "quantization"),
-            *("record", "runlog", "source", "cache", "native"),
+            *("record", "runlog", "source", "cache", "native", "stopwatch"),
         ),
         0,
     ),

@@ -1,0 +1,214 @@
+"""The ranking: every method of a sweep by its accuracy at the target bit-widths, with what it costs elsewhere."""
+
+import math
+import statistics  # the standard library's: this module's neighbour of that name is analysis.statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from analysis.paired import Lacking, accuracies, frequencies
+from analysis.series import Group, Series
+from analysis.statistics import Interval, separate_best, t_interval
+from analysis.tables import Entry, escape_latex
+from harness.schema import FLOAT
+
+NAME = "ranking"
+LEGEND = (
+    "Test accuracy (%). At target: at the bit-width that a network was trained for, and the mean over these, by which "
+    "methods are ranked; other bits: mean over the integer bit-widths but the target, then over targets; both with "
+    "the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
+    "training has no target and stands at each of them. Oscillation: frequency of the codes of each method's own "
+    "quantizer (1/step), mean over epochs, seeds and targets. Cost: time of a training step, without the counting of "
+    "oscillations, over that of float training, medians of these very runs."
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method on one model and data set. Accuracies in %; what is not known is nan, or an Interval with n = 0."""
+
+    method: str
+    seeds: str
+    at: Mapping[int, float]
+    at_target: Interval
+    others: Interval
+    frequency: float
+    cost: float
+    rank: int | None = None
+    #: Whether an interval is separate from the second best's: at the targets, at the other bits.
+    best: tuple[bool, bool] = (False, False)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The standings of a group, the best first; those without a value at every target stand last, without a rank."""
+
+    title: str
+    targets: tuple[int, ...]
+    standings: tuple[Standing, ...] = field(default=())
+
+    def frame(self) -> pd.DataFrame:
+        """One line a method."""
+        lines = []
+        for one in self.standings:
+            lines.append(
+                {
+                    "group": self.title, "rank": one.rank, "method": one.method, "seeds": one.seeds,
+                    **{f"at_w{bits}": one.at.get(bits, math.nan) for bits in self.targets},
+                    "at_target": one.at_target.mean, "at_target_half_width": one.at_target.half_width,
+                    "other_bits": one.others.mean, "other_bits_half_width": one.others.half_width,
+                    "n": one.at_target.n, "frequency": one.frequency, "cost": one.cost,
+                }
+            )  # fmt: skip
+        return pd.DataFrame(lines).astype({"rank": "Int64"})
+
+
+def make_ranking(group: Group) -> Ranking | None:
+    """The ranking of a group; None where there is no target, or only one method."""
+    targets = tuple(group.targets())
+    by_method: dict[str, list[Series]] = {}
+    for one in group.series:
+        by_method.setdefault(one.name, []).append(one)
+    if not targets or len(by_method) < 2:
+        return None
+    reference = _step_ms([one for one in group.series if one.target is None and one.method == FLOAT])
+    found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
+    ranked = sorted((one for one in found if one.at_target.n), key=lambda one: -one.at_target.mean)
+    best = separate_best([one.at_target for one in ranked]), separate_best([one.others for one in ranked])
+    placed = []
+    for place, standing in enumerate(ranked):
+        # Those that are equal share a rank; accuracies are fractions of a split, so equal is exact but for rounding.
+        rank = 1 + sum(other.at_target.mean > standing.at_target.mean + 1e-9 for other in ranked)
+        placed.append(replace(standing, rank=rank, best=(place == best[0], place == best[1])))
+    return Ranking(f"{group.sweep}: {group.title}", targets, (*placed, *(one for one in found if not one.at_target.n)))
+
+
+def _standing(method: str, series: Sequence[Series], targets: Sequence[int], reference: float) -> Standing:
+    """A method from its series: one for each target, or one without a target for all of them."""
+    by_target = {bits: one for one in series for bits in ([one.target] if one.target else targets)}
+    at = {bits: _by_seed(one, bits, own=True) for bits, one in by_target.items()}
+    others = [_by_seed(one, bits, own=False) for bits, one in by_target.items()]
+    complete = len(by_target) == len(targets)
+    at_target = t_interval(_means(list(at.values())) if complete else [])
+    planned = max(len(one.cell.seeds) for one in series)
+    n = at_target.n or min((len(values) for values in at.values()), default=0)
+    return Standing(
+        method,
+        str(n) if n == planned else f"{n}/{planned}",
+        {bits: statistics.mean(values.values()) for bits, values in at.items() if values},
+        at_target,
+        t_interval(_means(others) if complete else []),
+        _frequency(by_target) if complete else math.nan,
+        _step_ms(series) / reference,
+    )
+
+
+def _by_seed(one: Series, target: int, own: bool) -> dict[int, float]:
+    """Seed -> accuracy (%) at the target, or the mean over the other integer bit-widths."""
+    values = {}
+    for seed, found in accuracies(one).items():
+        wanted = [value for bits, value in found.items() if bits != FLOAT and (bits == target) == own]
+        if wanted:
+            values[seed] = statistics.mean(wanted)
+    return values
+
+
+def _means(columns: Sequence[dict[int, float]]) -> list[float]:
+    """Mean over the targets, a column each, of every seed that has a value at all of them."""
+    common = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
+    return [statistics.mean(column[seed] for column in columns) for seed in common]
+
+
+def _frequency(by_target: Mapping[int, Series]) -> float:
+    """Mean frequency over targets and seeds; nan where one was not watched at a target."""
+    means = []
+    for bits, one in by_target.items():
+        if bits not in one.watched:
+            return math.nan
+        try:
+            means.append(statistics.mean(frequencies(one, bits)[0].values()))
+        except Lacking:
+            return math.nan
+    return statistics.mean(means)
+
+
+def _step_ms(series: Sequence[Series]) -> float:
+    """The median over runs of the milliseconds of a training step; nan where a record tells none."""
+    runs = {final.run_id: final.record["provenance"].get("step_ms") for one in series for final in one.finals}
+    known = [value for value in runs.values() if value]
+    return statistics.median(known) if known and len(known) == len(runs) else math.nan
+
+
+def header(ranking: Ranking) -> list[str]:
+    """The columns of a ranking as text."""
+    return [
+        *("rank", "method", "seeds"),
+        *(f"{bits} bits" for bits in ranking.targets),
+        *("at target", "other bits", "oscillation", "cost"),
+    ]
+
+
+def cells(ranking: Ranking, one: Standing, plus_minus: str = "±", unknown: str = "—", times: str = "x") -> list[str]:
+    """A standing as text, in the order of `header`."""
+    return [
+        unknown if one.rank is None else str(one.rank),
+        one.method,
+        one.seeds,
+        *(f"{one.at[bits]:.1f}" if bits in one.at else unknown for bits in ranking.targets),
+        *(Entry(value, False, False).text(plus_minus, unknown) for value in (one.at_target, one.others)),
+        unknown if math.isnan(one.frequency) else f"{one.frequency:.5f}",
+        unknown if math.isnan(one.cost) else f"{one.cost:.2f}{times}",
+    ]
+
+
+def _marked(ranking: Ranking, one: Standing, mark: str, **how: str) -> list[str]:
+    """The same with the best two intervals marked."""
+    texts = cells(ranking, one, **how)
+    first = 3 + len(ranking.targets)
+    for place, best in enumerate(one.best):
+        if best:
+            texts[first + place] = mark.format(texts[first + place])
+    return texts
+
+
+def to_text(ranking: Ranking) -> str:
+    """Aligned plain text for a terminal."""
+    lines = [header(ranking), *(_marked(ranking, one, "{}*") for one in ranking.standings)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    aligned = [
+        "  ".join(text.ljust(w) if i == 1 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths)))
+        for line in lines
+    ]
+    rule = "-" * len(aligned[0])
+    return "\n".join([f"{ranking.title} - ranking by test accuracy (%) at the target bit-widths", "", aligned[0], rule,
+                      *aligned[1:], rule])  # fmt: skip
+
+
+def to_markdown(rankings: Sequence[Ranking]) -> str:
+    """A GitHub table for each group, one legend below all."""
+    lines = []
+    for ranking in rankings:
+        columns = header(ranking)
+        lines += [f"**{ranking.title}**", "", "| " + " | ".join(columns) + " |"]
+        lines.append("|--:|:--|" + "--:|" * (len(columns) - 2))
+        for one in ranking.standings:
+            texts = [text.replace("|", r"\|") for text in _marked(ranking, one, "**{}**")]
+            lines.append("| " + " | ".join(texts) + " |")
+        lines.append("")
+    return "\n".join([*lines, LEGEND.format(best="bold"), ""])
+
+
+def to_latex(rankings: Sequence[Ranking]) -> str:
+    """One booktabs `tabular`, a part for each group, to be put unchanged into a paper."""
+    widest = max(len(header(ranking)) for ranking in rankings)
+    lines = [f"% {LEGEND.format(best='bold')}", rf"\begin{{tabular}}{{rl{'r' * (widest - 2)}}}", r"\toprule"]
+    for number, ranking in enumerate(rankings):
+        lines += [r"\midrule"] * bool(number)
+        lines += [rf"\multicolumn{{{widest}}}{{l}}{{{escape_latex(ranking.title)}}} \\", r"\midrule"]
+        lines += [" & ".join(text.capitalize() for text in header(ranking)) + r" \\", r"\midrule"]
+        for one in ranking.standings:
+            texts = _marked(ranking, one, r"\textbf{{{}}}", plus_minus=r"$\pm$", unknown="---", times=r"$\times$")
+            texts[1] = escape_latex(texts[1])
+            lines.append(" & ".join(texts) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

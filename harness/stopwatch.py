@@ -1,0 +1,39 @@
+"""How long training steps take, for the record."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Seconds of training steps; `means` holds their mean in each epoch."""
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self._seconds, self._steps = 0.0, 0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Count what is done within as a step."""
+        begun = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - begun
+        self._steps += 1
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Do not count this part of a step."""
+        begun = time.perf_counter()
+        yield
+        self._seconds -= time.perf_counter() - begun
+
+    def epoch_done(self, device: torch.device) -> None:
+        """Close an epoch; a GPU still has to do what it was given."""
+        begun = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if self._steps:
+            self.means.append((self._seconds + time.perf_counter() - begun) / self._steps)
+        self._seconds, self._steps = 0.0, 0
