@@ -1,13 +1,16 @@
-"""`python -m harness.methods [--markdown]`: the methods there are, what they act on, their knobs, their sources."""
+"""`python -m harness.methods [--markdown] [--cost FILE]`: the methods there are, their knobs, sources and costs."""
 
 import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from harness import registry
-from harness.errors import run_command
+from harness.errors import UserError, run_command
 from harness.methods import find
 
 
@@ -20,11 +23,32 @@ class Entry(NamedTuple):
     acts_on: str
     knobs: tuple[str, ...]
     source: str
+    cost: str = ""
 
 
-def entries() -> list[Entry]:
-    """All methods, by name."""
-    return [_entry(name) for name in registry.names("method")]
+def entries(costs: Mapping[str, str] | None = None) -> list[Entry]:
+    """All methods, by name. costs: of those that were measured."""
+    return [_entry(name)._replace(cost=(costs or {}).get(name, "")) for name in registry.names("method")]
+
+
+def read_costs(path: Path) -> dict[str, str]:
+    """`1.31x mlp5; 1.10x resnet18` for each method, from the JSON of tests/benchmarks/method_cost.py.
+
+    Raises UserError for a file that is not it.
+    """
+    try:
+        rows = [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if "method" in row["detail"]]
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            detail = row["detail"]
+            found.setdefault(detail["method"], []).append(f"{row['measured']:.2f}x {detail['network']}")
+    except OSError as error:
+        raise UserError(f"--cost {str(path)!r}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--cost {str(path)!r}: no table of the benchmarks ({type(error).__name__}: {error})") from None
+    if not found:
+        raise UserError(f"--cost {str(path)!r}: holds no cost of a method (bench.py --only method_cost --json FILE)")
+    return {method: "; ".join(costs) for method, costs in found.items()}
 
 
 def _entry(name: str) -> Entry:
@@ -39,12 +63,15 @@ def _entry(name: str) -> Entry:
     return Entry(name, what.removesuffix("."), found.kind, found.acts_on, knobs, source.removesuffix("."))
 
 
-def markdown() -> str:
-    """The table of the README."""
-    lines = ["| method | what | kind | acts on | knobs | source |", "|---|---|---|---|---|---|"]
-    for one in entries():
+def markdown(costs: Mapping[str, str] | None = None) -> str:
+    """The table of the README; costs, where given, are its last column."""
+    last = ["cost of a step"] if costs else []
+    columns = ["method", "what", "kind", "acts on", "knobs", "source", *last]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for one in entries(costs):
         knobs = ", ".join(f"`{knob}`" for knob in one.knobs)
-        lines.append(f"| `{one.name}` | {one.what} | {one.kind} | {one.acts_on} | {knobs} | {one.source} |")
+        texts = [f"`{one.name}`", one.what, one.kind, one.acts_on, knobs, one.source, *([one.cost] if costs else [])]
+        lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -52,12 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.methods", description="The methods there are.")
     parser.add_argument("--markdown", action="store_true", help="as the README's table")
-    if parser.parse_args(arguments).markdown:
-        print(markdown())
+    parser.add_argument("--cost", type=Path, metavar="FILE", help="show the costs that the benchmarks measured")
+    options = parser.parse_args(arguments)
+    costs = read_costs(options.cost) if options.cost else None
+    if options.markdown:
+        print(markdown(costs))
         return 0
-    table = Table(*(name.replace("_", " ") for name in Entry._fields))
-    for one in entries():
-        table.add_row(*one[:4], "\n".join(one.knobs), one.source)
+    table = Table(*(name.replace("_", " ") for name in Entry._fields[: None if costs else -1]))
+    for one in entries(costs):
+        last = [one.cost.replace("; ", "\n")] if costs else []
+        table.add_row(*one[:4], "\n".join(one.knobs), one.source, *last)
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
     return 0

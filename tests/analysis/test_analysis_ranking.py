@@ -135,6 +135,14 @@ def test_no_other_bits(tmp_path: Path) -> None:
     assert ste.others.n == 0
 
 
+def test_no_test_at_the_target_itself(tmp_path: Path) -> None:
+    sweep = small(tmp_path)
+    keep_bits("ste-target_bit=2", 3, "float")(sweep)
+    ste = found(sweep)["ste"]
+    assert ste.at == {3: pytest.approx(97)}
+    assert (ste.rank, ste.at_target.n, ste.seeds) == (None, 0, "0/2")
+
+
 def test_a_best_is_marked_only_where_intervals_separate(tmp_path: Path) -> None:
     made = ranking_of(small(tmp_path))
     assert made is not None

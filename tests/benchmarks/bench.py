@@ -35,9 +35,9 @@ HERE = Path(__file__).resolve().parent
 PARTS = {
     "cpu": (
         *("step_cost", "paper_loop", "eval_cost", "input_cost", "run_cost", "command_cost", "worker_scaling"),
-        *("growth_cost", "table_cost"),
+        *("growth_cost", "table_cost", "method_cost"),
     ),
-    "cuda": ("gpu_cost", "step_cost", "eval_cost", "input_cost", "growth_cost", "table_cost"),
+    "cuda": ("gpu_cost", "step_cost", "method_cost", "eval_cost", "input_cost", "growth_cost", "table_cost"),
 }
 #: A part that hangs must not take the rest with it.
 LIMIT_S = 600

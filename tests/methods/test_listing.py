@@ -1,10 +1,13 @@
 """`python -m harness.methods`: what it says, and that the README says the same."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import registry
+from harness.errors import UserError
 from harness.methods.__main__ import entries, main, markdown
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -30,3 +33,40 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in registry.names("method"))
+
+
+def measured(folder: Path, rows: Any = None) -> str:
+    """A file of benchmarks with two figures of a method and one that is about none."""
+    default = [
+        {"what": "x", "measured": 1.3149, "detail": {"method": "lsq", "network": "mlp5"}},
+        {"what": "y", "measured": 1.1, "detail": {"rounds": 3}},
+        {"what": "z", "measured": 2.0, "detail": {"method": "lsq", "network": "resnet18, width 16"}},
+    ]
+    path = folder / "costs.json"
+    path.write_text(json.dumps({"rows": default if rows is None else rows}))
+    return str(path)
+
+
+def test_measured_costs_are_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--markdown", "--cost", measured(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("| source | cost of a step |")
+    assert {line.count(" | ") for line in lines if "---" not in line} == {6}
+    (lsq,) = (line for line in lines if line.startswith("| `lsq` |"))
+    assert lsq.endswith("| 1.31x mlp5; 2.00x resnet18, width 16 |")
+    (none,) = (line for line in lines if line.startswith("| `none` |"))
+    assert none.endswith("|  |")
+    assert main(["--cost", measured(tmp_path)]) == 0
+    assert "1.31x mlp5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [([], "holds no cost of a method"), (None, "no such file"), ("text", "no table of the benchmarks (TypeError")],
+)
+def test_a_file_without_costs_is_refused(rows: Any, said: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "absent.json") if rows is None else measured(tmp_path, rows)
+    with pytest.raises(UserError) as refused:
+        main(["--cost", path])
+    assert said.lower() in str(refused.value).lower()
+    assert path in str(refused.value)
