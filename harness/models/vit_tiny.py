@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from harness.errors import UserError
+from harness.knobs import IDENTITY_IF_CHANGED
 from harness.models._timm import create
 from harness.models.base import ModelConfig
 
@@ -20,6 +21,13 @@ class Config(ModelConfig):
     depth: int = Field(12, ge=1, le=64, description="transformer blocks")
     heads: int = Field(3, ge=1, le=64, description="attention heads; must divide width")
     mlp_ratio: float = Field(4.0, gt=0, le=16, description="hidden units of a block's MLP, in widths")
+    patch: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="side of a patch in pixels; null: image side // 8",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth: rate of the last block")
 
     @model_validator(mode="after")
@@ -30,17 +38,20 @@ class Config(ModelConfig):
 
 
 def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
-    """The model for square images (N, C, side, side), cut into patches of side // 8 pixels (at least 1).
+    """The model for square images (N, C, side, side), cut into patches of config.patch, or side // 8, pixels.
 
-    8x8 and 32x32 images both give 64 patches. Pretrained patch and position embeddings are resampled by timm.
+    8x8 and 32x32 images both give 64 patches without `patch`. Pretrained patch and position embeddings are resampled
+    by timm.
     Raises UserError when images are not square, the patch does not divide the side, or weights do not fit.
     """
     _, side, other = input_shape
-    patch = max(1, side // 8)
+    patch = config.patch or max(1, side // 8)
     if side != other:
         raise UserError(f"model vit_tiny needs square images, not {side}x{other}")
     if side % patch:
-        raise UserError(f"model vit_tiny: image side {side} is not a multiple of the patch {patch}; set image_side")
+        raise UserError(
+            f"model vit_tiny: image side {side} is not a multiple of the patch {patch}; set patch or image_side"
+        )
     config.check_pretrained(width=192, depth=12, heads=3, mlp_ratio=4.0)
     return create(
         "vit_tiny_patch16_224",

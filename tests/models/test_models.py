@@ -76,6 +76,8 @@ def test_forward_backward_and_seed(knobs: dict[str, Any], shape: tuple[int, int,
         ({"name": "resnet18", "small_stem": False}, CIFAR, 11_181_642),
         # timm's ViT-Tiny at 64 patches of 1 grey pixel
         ({"name": "vit_tiny"}, DIGITS, 5_353_738),
+        # 16 patches of 4 pixels: 3 more weights a feature, 48 positions less
+        ({"name": "vit_tiny", "patch": 2}, DIGITS, 5_353_738 + 192 * 3 - 192 * 48),
         # timm's 5,074,974 less the biases (2*4*(49-16) + 6*5*(196-16) + 2*10*(49-4)) of the offsets cut away
         ({"name": "tiny_vit"}, CIFAR, 5_074_974 - 264 - 5400 - 900),
     ],
@@ -160,6 +162,7 @@ def test_attention_biases_are_never_stale(name: str) -> None:
         ({"name": "resnet18", "init": "pretrained", "small_stem": False}, DIGITS, "3 image channels, not 1"),
         ({"name": "vit_tiny"}, (3, 28, 28), "side 28 is not a multiple of the patch 3"),
         ({"name": "vit_tiny"}, (3, 32, 48), "square images, not 32x48"),
+        ({"name": "vit_tiny", "patch": 5}, CIFAR, "side 32 is not a multiple of the patch 5"),
         ({"name": "vit_tiny", "init": "pretrained", "depth": 3}, CIFAR, r"depth=12 \(not 3\)"),
         ({"name": "tiny_vit"}, (3, 64, 96), "square"),
         ({"name": "tiny_vit", "image_side": 32}, CIFAR, "64 pixels or more, not 32x32"),
