@@ -36,7 +36,7 @@ class ExplicitAttention(nn.Module):
         q, k, v = qkv.unbind(0)
         q, k = this.q_norm(q) * this.scale, this.k_norm(k)
         scores = self.qk_matmul(q, k.transpose(-2, -1))
-        bias = _additive_mask(scores, attn_mask, is_causal)
+        bias = additive_mask(scores, attn_mask, is_causal)
         scores = (scores if bias is None else scores + bias).softmax(dim=-1)
         x = self.av_matmul(this.attn_drop(scores), v)
         x = this.norm(x.transpose(1, 2).flatten(2))
@@ -89,6 +89,11 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in found if isinstance(module, explicit) or _qualified(module) in _EXPLICIT}
 
 
+def kind_of(attention: nn.Module) -> type[nn.Module]:
+    """The explicit class of one of `attentions`: ExplicitAttention or ExplicitTinyVitAttention."""
+    return _EXPLICIT.get(_qualified(attention), type(attention))
+
+
 def expose_attention_products(model: nn.Module) -> int:
     """Make the products of every attention explicit, in place; state dict and module objects stay the same.
 
@@ -115,7 +120,7 @@ def expose_attention_products(model: nn.Module) -> int:
     return len(found)
 
 
-def _additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
+def additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
     """What is added to the scores (B, heads, N, N): timm's `resolve_self_attn_mask`."""
     if is_causal:
         tokens = scores.shape[-1]

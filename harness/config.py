@@ -7,6 +7,7 @@ file names. `complete` imports the named files to check their knobs and to fill 
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -217,6 +218,11 @@ def _check_stack(config: RunConfig) -> RunConfig:
     for name in names:
         if find(name).needs_target_bit and config.target_bit is None:
             raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    for earlier, later in pairwise(names):
+        if find(later).replaces_layers and not find(earlier).replaces_layers:
+            raise UserError(
+                f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
+            )
     checkpoint = component("model", config.model).checkpoint
     if checkpoint is not None and not checkpoint.is_file():
         raise UserError(f"model.init: there is no file {str(checkpoint)!r}")

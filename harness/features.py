@@ -8,11 +8,12 @@ from harness.attention import attentions
 from harness.errors import UserError
 
 
-def _norms(model: nn.Module) -> bool:
-    """Whether anything normalises activations."""
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that normalise activations (batch, layer and group norms), by name."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    return any(isinstance(layer, _BatchNorm | nn.LayerNorm | nn.GroupNorm) for layer in model.modules())
+    kinds = _BatchNorm | nn.LayerNorm | nn.GroupNorm
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
 #: By name: what an error calls it, and how to see whether a model has it.
@@ -21,7 +22,7 @@ FEATURES: dict[str, tuple[str, Callable[[nn.Module], bool]]] = {
         "attention whose products can be reached (timm's vision transformers, TinyViT)",
         lambda model: bool(attentions(model)),
     ),
-    "norms": ("normalization layers (batch, layer or group norm)", _norms),
+    "norms": ("normalization layers (batch, layer or group norm)", lambda model: bool(norm_layers(model))),
 }
 
 

@@ -22,7 +22,7 @@ FLOORS = {
         ),
         0,
     ),
-    **dict.fromkeys(("layers", "attention", "data", "compilation"), 1),
+    **dict.fromkeys(("layers", "attention", "bilinear_attention", "data", "compilation"), 1),
     **dict.fromkeys(("models", "oscillation", "regularizer", "calibration", "features"), 2),
     "methods": 3,
     **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),

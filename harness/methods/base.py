@@ -90,6 +90,8 @@ class Method:
     needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
     selection_start: the fraction of training before which no epoch counts as best (staged methods).
     The last two may depend on the configuration: an instance sets its own.
+    replaces_layers: True where `prepare` puts other layers in the place of some. Methods before it in a stack would
+    hold on to the old ones, so it goes before all that are not such.
     requires: what a model must have for the method to mean anything, of `harness.features.FEATURES`; a run or a cell
     without it is refused.
     """
@@ -98,6 +100,7 @@ class Method:
     kind: ClassVar[str] = ""
     acts_on: ClassVar[str] = ""
     needs_target_bit: ClassVar[bool] = True
+    replaces_layers: ClassVar[bool] = False
     needs_double_backward: bool = False
     selection_start: float = 0.0
     requires: ClassVar[tuple[str, ...]] = ()
@@ -150,6 +153,17 @@ class Method:
     def metrics(self) -> dict[str, float]:
         """The method's own figures at the end of an epoch, by metric name."""
         return {}
+
+
+def default_quantizer(layer: "QuantLayer", context: Context) -> "WeightQuantizer":
+    """The run's default quantizer at its target bit, fitted to a layer's effective weight; fills nothing."""
+    import torch
+
+    from harness.quantization import make_quantizer
+
+    quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused is not False)
+    with torch.no_grad():
+        return quantizer.to(layer.weight.device).fit(layer.weight_transform(layer.weight))
 
 
 def round_to_nearest(

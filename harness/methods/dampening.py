@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from harness.errors import UserError
-from harness.methods.base import Method, MethodConfig, Step
+from harness.methods.base import Method, MethodConfig, Step, default_quantizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,15 +64,11 @@ class Dampening(Method):
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
         from harness.layers import attach
-        from harness.quantization import make_quantizer
 
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         # Kept out of the slots, and of the model: what is empty now may be filled by a later method of the stack.
         self._defaults: dict[str, WeightQuantizer] = {
-            name: make_quantizer(self.context.quantizer, self.context.bits(), fused=self.context.fused is not False)
-            .to(layer.weight.device)
-            .fit(layer.weight)
-            for name, layer in self._layers.items()
+            name: default_quantizer(layer, self.context) for name, layer in self._layers.items()
         }
         for name in self._layers:
             self._read(name)  # refuses what it cannot work with before training begins

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from harness.errors import UserError
-from harness.methods.base import Context, Method, MethodConfig, Step
+from harness.methods.base import Context, Method, MethodConfig, Step, default_quantizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,7 +77,8 @@ class Freezing(Method):
 
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         for name, layer in self._layers.items():
-            layer.weight_quantizer = frozen_quantizer_type()(self._below(name), layer.weight)
+            effective = layer.weight_transform(layer.weight).detach()
+            layer.weight_quantizer = frozen_quantizer_type()(self._below(name), effective)
         knobs, excluded = self.context.quantizer, self.context.exclude
         self._tracker = OscillationTracker(
             model, self.context.bits(), knobs, excluded, self.config.momentum, fused=self.context.fused
@@ -134,14 +135,12 @@ class Freezing(Method):
         import torch
 
         from harness.layers import Unfilled
-        from harness.quantization import WeightQuantizer, make_quantizer
+        from harness.quantization import WeightQuantizer
 
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
         if isinstance(present, Unfilled):
-            fused = self.context.fused is not False
-            default = make_quantizer(self.context.quantizer, self.context.bits(), fused=fused)
-            return default.to(layer.weight.device).fit(layer.weight_transform(layer.weight))
+            return default_quantizer(layer, self.context)
         if isinstance(present, WeightQuantizer) and type(present).step is not WeightQuantizer.step:
             with torch.no_grad():
                 weight = layer.weight_transform(layer.weight)

@@ -17,8 +17,9 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: Marks of keys that a quantizer slot adds to a layer: no part of a float model.
-SLOT_KEYS = ("_quantizer.", "weight_transform.")
+#: Marks of keys that a slot adds to a layer, or that belong to a norm's copies for further bit-widths: no part of a
+#: float model.
+SLOT_KEYS = ("_quantizer.", "weight_transform.", "other_widths.")
 #: What wrappers (torch.compile, DistributedDataParallel) put before every key.
 _WRAPPERS = ("_orig_mod.", "module.")
 _SHOWN = 5

@@ -1,5 +1,6 @@
 """Rounding, grids and weight quantizers: pure tensor functions below, small modules above."""
 
+from harness.quantization.dorefa import DoReFaQuantizer, DoReFaTransform
 from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
 from harness.quantization.quantizer import (
     ClippedQuantizer,
@@ -9,12 +10,16 @@ from harness.quantization.quantizer import (
     make_quantizer,
 )
 from harness.quantization.rounding import round_ste
+from harness.quantization.statistical import StatisticalQuantizer
 
 __all__ = [
     "ClippedQuantizer",
+    "DoReFaQuantizer",
+    "DoReFaTransform",
     "LSQQuantizer",
     "Levels",
     "MaxAbsQuantizer",
+    "StatisticalQuantizer",
     "WeightQuantizer",
     "clip_ratio",
     "levels",

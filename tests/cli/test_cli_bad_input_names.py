@@ -56,6 +56,37 @@ def test_an_unknown_key_of_a_search_range_is_refused_with_the_nearest(cli: Cli) 
     assert "train.learning_rate.lgo: unknown key; did you mean 'log'?" in message, message
 
 
+WITHOUT = {
+    "attention": ({"cells/0/methods": "qkr"}, "method 'qkr' needs attention whose products can be reached (timm's"),
+    "attention of a stack": ({"cells/0/methods": ["qkr", "ste"]}, "method 'qkr' needs attention"),
+    "norms": ({"cells/0/methods": "any_precision"}, "method 'any_precision' needs normalization layers"),
+    "attention of a convolutional network": (
+        {"cells/0/methods": "qkr", "base/model": {"name": "resnet18", "width": 4}},
+        "method 'qkr' needs attention",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edits", "said"), WITHOUT.values(), ids=WITHOUT)
+def test_a_cell_whose_model_lacks_what_a_method_requires_is_refused(cli: Cli, edits: Edits, said: str) -> None:
+    message = cli.refusal(cli.file(edited(edits)))
+    name = edited(edits)["base"]["model"]["name"]
+    assert said in message
+    assert message.endswith(f", and model '{name}' has none")
+    assert message.startswith("cell ")
+
+
+def test_a_cell_whose_model_has_what_a_method_requires_is_accepted(cli: Cli) -> None:
+    model = {"name": "vit_tiny", "width": 16, "depth": 1, "heads": 2}
+    cli.accepted(cli.file(edited({"cells/0/methods": ["qkr", "ste"], "base/model": model})))
+
+
+def test_a_method_that_replaces_layers_goes_first(cli: Cli) -> None:
+    model = {"name": "vit_tiny", "width": 16, "depth": 1, "heads": 2}
+    message = cli.refusal(cli.file(edited({"cells/0/methods": ["ste", "qkr"], "base/model": model})))
+    assert "'qkr' replaces layers that 'ste' would hold on to; name 'qkr' first" in message
+
+
 NAMES = {
     "method": ({"cells/0/methods": "sta"}, ["unknown method 'sta'; did you mean 'ste'?", "oscillation, "]),
     "method in a stack": ({"cells/0/methods": ["ste", "oscilation"]}, ["did you mean 'oscillation'?"]),

@@ -55,11 +55,11 @@ def start(sweep: Path, root: Path, *extra: str, **kwargs: Any) -> subprocess.Pop
     )
 
 
-def launch(sweep: Path, root: Path, *extra: str, **kwargs: Any) -> tuple[int, str]:
+def launch(sweep: Path, root: Path, *extra: str, timeout: float = 240, **kwargs: Any) -> tuple[int, str]:
     """Launch and wait; exit status and everything printed."""
     process = start(sweep, root, *extra, **kwargs)
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -1,0 +1,59 @@
+"""A weight quantizer whose range follows from the mean size of the weights, on a grid without a zero."""
+
+import torch
+from torch import Tensor
+
+from harness.quantization.grid import safe_step
+from harness.quantization.quantizer import KeepScale, WeightQuantizer
+from harness.quantization.rounding import straight_through
+
+
+class StatisticalQuantizer(WeightQuantizer):
+    """Statistical quantization (Liu, Liu, Cheng 2023, arXiv 2302.02210): mid-rise, with range `alpha = 2 mean|w|`.
+
+    With `n = 2^(b-1)` and bins of width alpha / n, a code `k = floor(w / width)`, clipped to -n ... n - 1, stands for
+    the middle of its bin, `width * (k + 1/2)`: 2^b levels, none of them 0. Thresholds are at the bins' ends,
+    `width * k`, |k| < n. The gradient is 1 everywhere, beyond the range too, and none flows through alpha.
+
+    A tensor (or channel) of zeros has bins of width 0: it gives zeros, codes 0, gradient 1. There is no `step`, since
+    levels are no whole multiples of one: what works with codes times a step refuses this quantizer.
+    """
+
+    def __init__(self, bits: int, per_channel: bool = False) -> None:
+        super().__init__(bits, per_channel, "full")
+        self.spread = 2.0  # alpha over mean|w|
+
+    def width(self, weight: Tensor) -> Tensor:
+        """The bins' width alpha / n, without gradient: shape () per tensor, (O, 1, ...) per output channel."""
+        dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
+        alpha = self.spread * weight.detach().abs().mean(dim=dims, keepdim=self.per_channel)
+        return alpha / -self.levels.low
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on the grid, same shape, with gradient 1 everywhere."""
+        width = self.width(weight)
+        return straight_through(width * (self._bins(weight, width) + 0.5), weight)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """The bins' numbers from -n to n - 1, int8, same shape as `weight`."""
+        return self._bins(weight, self.width(weight)).to(torch.int8)
+
+    @torch.no_grad()
+    def threshold_distance(self, weight: Tensor) -> Tensor:
+        """How far each weight is from the end of a bin nearest to it, in bins; 0 where all weights are zeros."""
+        scaled = weight / safe_step(self.width(weight))
+        low, high = self.levels
+        return (scaled - scaled.round().clamp_(low + 1, high)).abs()
+
+    def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
+        """At another bit-width: keep_range has the same alpha, keep_step bins of the same width."""
+        if bits == self.bits:
+            return self
+        other = type(self)(bits, self.per_channel)
+        other.spread = self.spread * (other.levels.low / self.levels.low if scale == "keep_step" else 1.0)
+        return other
+
+    def _bins(self, weight: Tensor, width: Tensor) -> Tensor:
+        """`codes` as floats. floor, where the paper rounds `w / width - 1/2`: the same but for rounding of that."""
+        return (weight.detach() / safe_step(width)).floor_().clamp_(*self.levels)
