@@ -1,5 +1,6 @@
 """Rounding, grids and weight quantizers: pure tensor functions below, small modules above."""
 
+from harness.quantization.decoupled import DecoupledQuantizer
 from harness.quantization.dorefa import DoReFaQuantizer, DoReFaTransform
 from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
 from harness.quantization.quantizer import (
@@ -14,6 +15,7 @@ from harness.quantization.statistical import StatisticalQuantizer
 
 __all__ = [
     "ClippedQuantizer",
+    "DecoupledQuantizer",
     "DoReFaQuantizer",
     "DoReFaTransform",
     "LSQQuantizer",

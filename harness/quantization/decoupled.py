@@ -1,0 +1,99 @@
+"""A quantizer whose decision thresholds and whose levels have a step of their own each; mid-rise, so without a zero."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from harness.quantization.quantizer import KeepScale, WeightQuantizer
+
+
+class DecoupledQuantizer(WeightQuantizer):
+    """`q(w) = shrink l (k + 1/2)` with `k = clip(floor(w / (shrink t)), -n, n - 1)`, n = 2**(bits - 1).
+
+    The 2**bits levels lie at odd multiples of half the level step `l`, a parameter; the thresholds between them at
+    `shrink t j`, |j| < n, with the threshold step `t`, a buffer. A weight on a threshold belongs above it. `fit` gives
+    both steps std(w) / 2**(bits - 2); `shrink`, a buffer, starts at 1 and scales both. Steps are (), or (O, 1, ...)
+    per channel, and at least MIN_STEP; shrink is ().
+
+    dq/dw = 1 everywhere, beyond the outermost levels too; dq/dl = shrink (k + 1/2); t has no gradient.
+
+    There is no `step`, since no value is an integer code times a step: what needs that form refuses this quantizer.
+    There is no zero either: an all-zero weight gets the level `shrink l / 2`, 5e-6 for an l of MIN_STEP.
+    """
+
+    MIN_STEP = 1e-5
+    threshold_step: Tensor
+    shrink: Tensor
+
+    def __init__(self, bits: int, per_channel: bool = False) -> None:
+        super().__init__(bits, per_channel, "full")
+        self.level_step = nn.Parameter(torch.ones(()))
+        self.register_buffer("threshold_step", torch.ones(()))
+        self.register_buffer("shrink", torch.ones(()))
+
+    def fit(self, weight: Tensor) -> Self:
+        start = (spread(weight.detach(), self.per_channel) / 2 ** (self.bits - 2)).clamp(min=self.MIN_STEP)
+        self.threshold_step, self.level_step = start, nn.Parameter(start.clone())
+        return self
+
+    def forward(self, weight: Tensor) -> Tensor:
+        value = self.shrink * self.level_step * (self._floor(weight) + 0.5)
+        return value + (weight - weight.detach())  # the difference is exactly 0, with gradient 1
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        return self._floor(weight).to(torch.int8)
+
+    @torch.no_grad()
+    def threshold_distance(self, weight: Tensor) -> Tensor:
+        """In threshold steps: 0 to 1/2 up to half a step beyond the outermost threshold, more further out."""
+        low, high = self.levels
+        scaled = self._scaled(weight)
+        return (scaled - scaled.round().clamp_(low + 1, high)).abs_()
+
+    @torch.no_grad()
+    def centres(self, weight: Tensor) -> Tensor:
+        """The middle of each weight's bin, `shrink t (k + 1/2)`, same shape: as far from thresholds as it gets.
+
+        The outermost bins count as wide as the others.
+        """
+        return self.shrink * self.threshold_step * (self._floor(weight) + 0.5)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Keep the level step at least MIN_STEP; call after the optimizer has moved it."""
+        self.level_step.clamp_(min=self.MIN_STEP)
+
+    def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
+        """keep_step: both steps as they are, with fewer or more of them. keep_range: both times 2**(old - new bits).
+
+        The latter is how `fit` divides by bits; one more bit then halves every bin, and keeps all thresholds.
+        """
+        if bits == self.bits:
+            return self
+        other = type(self)(bits, self.per_channel)
+        factor = 2.0 ** (self.bits - bits) if scale == "keep_range" else 1.0
+        other.threshold_step = self.threshold_step * factor
+        other.level_step = nn.Parameter(self.level_step.detach() * factor)
+        other.shrink = self.shrink.clone()
+        return other
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight.detach() / (self.shrink * self.threshold_step)
+
+    def _floor(self, weight: Tensor) -> Tensor:
+        """Codes as floats, without a gradient."""
+        return self._scaled(weight).floor_().clamp_(*self.levels)
+
+
+def spread(weight: Tensor, per_channel: bool) -> Tensor:
+    """std(w) over n - 1, as torch has it: () per tensor, (O, 1, ...) per channel.
+
+    Where all weights are equal (or one alone) but for rounding, their magnitude, which is what scale they have.
+    """
+    dims = tuple(range(1 if per_channel else 0, weight.dim()))
+    count = weight.numel() // (len(weight) if per_channel else 1)
+    deviation = weight.std(dim=dims, correction=min(1, count - 1), keepdim=per_channel)
+    magnitude = weight.square().mean(dim=dims, keepdim=per_channel).sqrt()
+    return torch.where(deviation > 1e-6 * magnitude, deviation, magnitude)
