@@ -1,5 +1,6 @@
 """Rounding, grids and weight quantizers: pure tensor functions below, small modules above."""
 
+from harness.quantization.companding import CompandingQuantizer
 from harness.quantization.decoupled import DecoupledQuantizer
 from harness.quantization.dorefa import DoReFaQuantizer, DoReFaTransform
 from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
@@ -15,6 +16,7 @@ from harness.quantization.statistical import StatisticalQuantizer
 
 __all__ = [
     "ClippedQuantizer",
+    "CompandingQuantizer",
     "DecoupledQuantizer",
     "DoReFaQuantizer",
     "DoReFaTransform",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from harness.quantization import (
     ClippedQuantizer,
+    CompandingQuantizer,
     LSQQuantizer,
     MaxAbsQuantizer,
     WeightQuantizer,
@@ -23,6 +24,8 @@ QUANTIZERS: list[Callable[[int], WeightQuantizer]] = [
     lambda bits: ClippedQuantizer(bits, per_channel=True),
     lambda bits: LSQQuantizer(bits, per_channel=True),
     lambda bits: LSQQuantizer(bits, kind="full"),
+    CompandingQuantizer,
+    lambda bits: CompandingQuantizer(bits, per_channel=True),
 ]
 
 

@@ -1,0 +1,119 @@
+"""Learnable companding quantization (LCQ). Yamamoto, CVPR 2021 (arXiv 2103.07156).
+
+Non-uniform levels, learned together with the weights. A weight tensor w, (O, I) or (O, I, kh, kw), is quantized as
+
+    w^ = sigma Q(w / sigma),    Q(x) = sign(x) alpha c^-1( round(S c(v)) / S ),  v = min(|x| / alpha, 1),
+
+S = 2^(b-1) - 1, so 2 S + 1 levels, 0 among them; sigma is the standard deviation of w, in the graph and without
+subtraction of the mean (limited weight normalization). The compressor c, and with it its inverse, the expander, is
+piecewise linear on K intervals [d_k, d_k+1), d_k = k / K, of [0, 1], with K parameters theta:
+
+    c(v) = gamma_k (v - d_k) + beta_k,   p = softmax(theta),  gamma_k = K p_k,  beta_k = sum_{j<k} p_j.
+
+theta = 0 is the uniform quantizer to the last bit. alpha, (), and theta, (K,), are trained, one of each a layer.
+Only round has a straight-through gradient, autograd does the rest: dQ/dx is gamma of x's interval over gamma of its
+level's, so 1 where these are one interval, and 0 outside the range.
+
+2 bits: S = 1 leaves nothing to shape, so there is no theta, only {-alpha, 0, alpha} sigma.
+
+Stacking: a regularizer or a weight_transform goes with it: [lcq, dampening], [lcq, kure], [satnl, lcq]; sigma is of
+the effective weight. What holds integer codes times a step (`freezing`) is refused, but for 2 bits, since levels are
+no multiples of one. The tracker watches the indices of levels; distances to thresholds are in bins, which c makes
+equally wide.
+
+Deployment: at the target bit what was trained. At other bits `deploy.scale` decides: keep_range keeps alpha and c with
+a new S, keep_step also scales alpha by S' / S, which keeps the mean step; recalibrate rounds with the default
+quantizer.
+
+Defaults: K = 16 and no theta at 2 bits are those of a published re-implementation; alpha = 3 and the normalization
+are from memory of the paper; nothing was found on the learning rates and decay of alpha and theta. Uncertain: whether
+sigma divides by n (here) or n - 1. Per channel (`quantizer.granularity: channel`, not in the paper) alpha and sigma
+are of each channel, theta stays one a layer. Without the normalization alpha starts at alpha_start times sigma, since
+weights much smaller than 1 would all be rounded to 0.
+
+Deviations: weights only, every layer at the target bit; levels are not quantized once more to 8 bits (which serves a
+lookup table in hardware); the re-implementation sets dQ/dx = 1 inside the range instead of the quotient; alpha stays
+at 1e-5 or more; slopes below exp(-10) times the steepest count as that; equal weights have sigma 1.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from harness.methods.base import Method, MethodConfig, Step
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.calibration import Calibration
+
+
+class LearnedCompanding(Method):
+    """Trains the weights, one range alpha and one companding curve theta a layer, at the target bit."""
+
+    kind, acts_on = "QAT", "weights"
+
+    class Config(MethodConfig):
+        name: Literal["lcq"] = "lcq"
+        intervals: int = Field(16, ge=2, le=64, description="K, the pieces of the compressor (re-implementation: 16)")
+        alpha_start: float = Field(3.0, gt=0, le=100, description="alpha at the start, in sigmas (paper, from memory)")
+        normalize: bool = Field(
+            True, description="limited weight normalization: alpha counts sigmas throughout (paper)"
+        )
+        alpha_learning_rate: float = Field(1.0, ge=0, le=100, description="alpha's learning rate over the run's")
+        theta_learning_rate: float = Field(1.0, ge=0, le=100, description="theta's learning rate over the run's")
+        weight_decay: float = Field(0.0, ge=0, le=1, description="of alpha and theta, in place of the run's")
+
+    config: Config
+
+    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
+        from harness.layers import attach
+        from harness.quantization import CompandingQuantizer
+
+        per_channel, knobs = self.context.quantizer.granularity == "channel", self.config
+        self._layers = attach(
+            model,
+            self.context.exclude,
+            weight_quantizer=lambda layer: CompandingQuantizer(
+                self.context.bits(), per_channel, knobs.intervals, knobs.normalize, knobs.alpha_start
+            ).fit(layer.weight_transform(layer.weight)),
+        )
+        # Taken now: a later method may wrap what is in the slot.
+        found = [layer.weight_quantizer for layer in self._layers.values()]
+        self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]
+
+    def prepared(self, model: "nn.Module") -> None:
+        from harness.layers import SlotTakenError
+
+        for (name, layer), own in zip(self._layers.items(), self._quantizers, strict=True):
+            # Only now can it be told: a curve that is still straight looks like a uniform grid to what wraps it.
+            if layer.weight_quantizer is not own and own.log_slopes is not None:
+                above = type(layer.weight_quantizer).__name__
+                raise SlotTakenError(
+                    f"methods: 'lcq' learns levels that are no multiples of a step, which {above} around them in layer "
+                    f"{name!r} cannot follow; stack it on ste or lsq"
+                )
+
+    def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
+        if name.endswith("weight_quantizer.learned_range"):
+            return {"lr": self.config.alpha_learning_rate, "weight_decay": self.config.weight_decay}
+        if name.endswith("weight_quantizer.log_slopes"):
+            return {"lr": self.config.theta_learning_rate, "weight_decay": self.config.weight_decay}
+        return {}
+
+    def after_step(self, step: Step) -> None:
+        for quantizer in self._quantizers:
+            quantizer.project()
+
+    def metrics(self) -> dict[str, float]:
+        """Means over layers: alpha, and gamma_0, the slope next to zero (1 while levels are uniform)."""
+        import torch
+
+        with torch.no_grad():
+            alphas = [quantizer.learned_range.mean() for quantizer in self._quantizers]
+            slopes = [quantizer.compressor().slopes[0] for quantizer in self._quantizers]
+            return {
+                "lcq/alpha": float(torch.stack(alphas).mean()),
+                "lcq/slope_at_zero": float(torch.stack(slopes).mean()),
+            }
