@@ -19,7 +19,7 @@ from harness.errors import UserError, unknown
 
 
 class SlotTakenError(UserError):
-    """Two methods of a stack want the same slot of a layer."""
+    """Two methods of a stack want the same slot of a layer, or one cannot work with what another put into it."""
 
 
 SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", "grad_quantizer")

@@ -167,6 +167,7 @@ class ConfidenceGuidedAnnealing(Method):
 
 
 def _check_quantizer(name: str, layer: "QuantLayer") -> None:
+    from harness.layers import SlotTakenError
     from harness.quantization import WeightQuantizer
 
     kind: Any = type(layer.weight_quantizer)
@@ -174,9 +175,9 @@ def _check_quantizer(name: str, layer: "QuantLayer") -> None:
         own = kind.threshold_distance is not WeightQuantizer.threshold_distance
         if own or kind.step is not WeightQuantizer.step:  # the default distance goes by the step
             return
-    raise UserError(
+    raise SlotTakenError(
         f"methods: 'cga' holds weights by their distance from a quantizer's thresholds, which {kind.__name__} of "
-        f"layer {name!r} does not tell; put it behind statsq, lsq or ste"
+        f"layer {name!r} does not tell"
     )
 
 

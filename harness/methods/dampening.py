@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from harness.errors import UserError
 from harness.methods.base import Method, MethodConfig, Step, default_quantizer
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ class Dampening(Method):
         self._defaults: dict[str, WeightQuantizer] = {
             name: default_quantizer(layer, self.context) for name, layer in self._layers.items()
         }
+
+    def prepared(self, model: "nn.Module") -> None:
         for name in self._layers:
             self._read(name)  # refuses what it cannot work with before training begins
 
@@ -93,16 +94,16 @@ class Dampening(Method):
 
     def _read(self, name: str) -> "tuple[WeightQuantizer, Tensor]":
         """The quantizer of a layer, and the weight that it sees, with its graph."""
-        from harness.layers import Unfilled
+        from harness.layers import SlotTakenError, Unfilled
         from harness.quantization import WeightQuantizer
 
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
         quantizer = self._defaults[name] if isinstance(present, Unfilled) else present
         if not isinstance(quantizer, WeightQuantizer) or type(quantizer).step is WeightQuantizer.step:
-            raise UserError(
+            raise SlotTakenError(
                 f"methods: 'dampening' pulls weights to a grid of steps, which {type(quantizer).__name__} of layer "
-                f"{name!r} does not have; stack it on ste or lsq"
+                f"{name!r} does not have; stack it on a method whose levels are whole steps"
             )
         return quantizer, layer.weight_transform(layer.weight)
 

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from harness.errors import UserError
 from harness.methods.base import Context, Method, MethodConfig, Step, default_quantizer
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class Freezing(Method):
         """The quantizer in a layer's slot, or the default one where that is empty."""
         import torch
 
-        from harness.layers import Unfilled
+        from harness.layers import SlotTakenError, Unfilled
         from harness.quantization import WeightQuantizer
 
         layer = self._layers[name]
@@ -146,9 +145,9 @@ class Freezing(Method):
                 weight = layer.weight_transform(layer.weight)
                 if torch.allclose(present.step(weight) * present.codes(weight), present(weight)):
                     return present
-        raise UserError(
+        raise SlotTakenError(
             f"methods: 'freezing' holds integer codes times a step, and {type(present).__name__} of layer {name!r} "
-            "gives something else; stack it on ste or lsq"
+            "gives something else; stack it on a method whose levels are whole steps"
         )
 
 

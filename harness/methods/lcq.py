@@ -92,7 +92,7 @@ class LearnedCompanding(Method):
                 above = type(layer.weight_quantizer).__name__
                 raise SlotTakenError(
                     f"methods: 'lcq' learns levels that are no multiples of a step, which {above} around them in layer "
-                    f"{name!r} cannot follow; stack it on ste or lsq"
+                    f"{name!r} cannot follow; stack that on a method whose levels are whole steps"
                 )
 
     def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:

@@ -81,6 +81,15 @@ def test_a_cell_whose_model_has_what_a_method_requires_is_accepted(cli: Cli) -> 
     cli.accepted(cli.file(edited({"cells/0/methods": ["qkr", "ste"], "base/model": model})))
 
 
+@pytest.mark.parametrize(
+    "methods", [["ste", "lsq"], ["statsq", "freezing"], ["aoq", "dampening"], ["satnl", "oscillation"]]
+)
+def test_methods_that_cannot_work_together_are_refused_before_anything_starts(cli: Cli, methods: list[str]) -> None:
+    message = cli.refusal(cli.file(edited({"cells/0/methods": methods})))
+    assert message.startswith(f"cell {'+'.join(methods)},target_bit=2: methods {methods}: ")
+    assert len(message.splitlines()) == 1
+
+
 def test_a_method_that_replaces_layers_goes_first(cli: Cli) -> None:
     model = {"name": "vit_tiny", "width": 16, "depth": 1, "heads": 2}
     message = cli.refusal(cli.file(edited({"cells/0/methods": ["ste", "qkr"], "base/model": model})))

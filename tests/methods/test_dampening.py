@@ -10,9 +10,8 @@ from toy_model import NO_DATA, Toy, flip_rate
 
 from harness.build import build
 from harness.config import complete
-from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
-from harness.layers import attach
+from harness.layers import SlotTakenError, attach
 from harness.methods.base import Context, Method, Step
 from harness.methods.dampening import Dampening, distance
 from harness.quantization import ClippedQuantizer, LSQQuantizer, WeightQuantizer
@@ -155,16 +154,18 @@ class Stepless(WeightQuantizer):
 def test_what_has_no_step_is_refused(present: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     attach(model, weight_quantizer=lambda layer: present)
-    with pytest.raises(UserError, match=rf"'dampening' .* {type(present).__name__} of layer '0' .*ste or lsq"):
-        dampening().prepare(model, NO_DATA)
+    with pytest.raises(SlotTakenError, match=rf"'dampening' .* {type(present).__name__} of layer '0' .*whole steps"):
+        method = dampening()
+        method.prepare(model, NO_DATA)
+        method.prepared(model)
 
 
 def test_a_quantizer_that_comes_later_is_checked_too() -> None:
     model, method = nn.Sequential(nn.Linear(2, 2)), dampening()
     method.prepare(model, NO_DATA)
     attach(model, weight_quantizer=lambda layer: Stepless(3))
-    with pytest.raises(UserError, match="Stepless"):
-        method.penalty(Step(1, 1, model))
+    with pytest.raises(SlotTakenError, match="Stepless"):
+        method.prepared(model)
 
 
 def test_alone_it_leaves_the_slots_empty() -> None:

@@ -13,7 +13,7 @@ from toy_model import NO_DATA, Toy, flip_rate
 from harness import OscillationTracker
 from harness.build import build
 from harness.errors import UserError
-from harness.layers import attach
+from harness.layers import SlotTakenError, attach
 from harness.methods.base import Context, Step, round_to_nearest
 from harness.methods.freezing import Freezing, frozen_quantizer_type
 from harness.quantization import LSQQuantizer, MaxAbsQuantizer, WeightQuantizer
@@ -224,7 +224,7 @@ class Shifted(LSQQuantizer):
 def test_what_gives_no_codes_times_a_step_is_refused(present: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     attach(model, weight_quantizer=lambda layer: present)
-    with pytest.raises(UserError, match=rf"'freezing' .* {type(present).__name__} of layer '0' .*ste or lsq"):
+    with pytest.raises(SlotTakenError, match=rf"'freezing' .* {type(present).__name__} of layer '0' .*whole steps"):
         freezing().prepare(model, NO_DATA)
 
 

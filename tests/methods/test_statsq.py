@@ -232,9 +232,7 @@ def test_it_sees_the_effective_weight() -> None:
 
 @pytest.mark.parametrize("above", ["dampening", "freezing"])
 def test_what_works_with_codes_times_a_step_refuses_it(above: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"'{above}' .* StatisticalQuantizer of layer 'layer1' .*stack it on ste or lsq"
-    ):
+    with pytest.raises(UserError, match=rf"'{above}' .* StatisticalQuantizer of layer 'layer1' .*whole steps"):
         build(run_config(["statsq", above]))
 
 
