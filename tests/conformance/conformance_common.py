@@ -1,9 +1,12 @@
 """Which of the suite's models a method can be tested on, and what of a layer shares a step."""
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from torch import Tensor
+import pytest
+from torch import Tensor, nn
 
 from harness.config import component
 from harness.features import lacking
@@ -17,13 +20,24 @@ DIGITS = (1, 8, 8)
 
 def fitting(method: str, models: Mapping[str, dict[str, Any]]) -> list[str]:
     """The models, by name, that have what the method requires; in their order."""
-    networks = {name: build_model(component("model", knobs), DIGITS, 10, seed=0) for name, knobs in models.items()}
-    return [name for name, network in networks.items() if not lacking(network, find(method).requires)]
+    required = find(method).requires
+    return [
+        name for name, knobs in models.items() if not required or not lacking(_network(json.dumps(knobs)), required)
+    ]
 
 
-def pairs(methods: list[str], models: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    """Every method with every model that it fits."""
-    return [(method, model) for method in methods for model in fitting(method, models)]
+@cache
+def _network(knobs: str) -> nn.Module:
+    return build_model(component("model", json.loads(knobs)), DIGITS, 10, seed=0)
+
+
+def pairs(methods: list[str], models: Mapping[str, dict[str, Any]]) -> list[Any]:
+    """Every method with every model that it fits; all but the first are marked slow."""
+    return [
+        pytest.param(method, model, marks=pytest.mark.slow if place else ())
+        for method in methods
+        for place, model in enumerate(fitting(method, models))
+    ]
 
 
 def groups(source: QuantLayer, weight: Tensor, bits: int | None = None) -> list[Tensor]:
