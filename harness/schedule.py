@@ -10,7 +10,8 @@ from harness.methods.base import Method
 def first_eligible_epoch(knobs: TrainKnobs, methods: Iterable[Method]) -> int:
     """The first epoch (from 1) that can be best: later than 1 for methods that train in stages."""
     start = max((method.selection_start for method in methods), default=0.0)
-    return min(knobs.epochs, math.floor(start * knobs.epochs) + 1)
+    # 0.29 of 100 epochs are 29, though not in binary; an epoch that ends where a stage begins is not of it.
+    return min(knobs.epochs, math.floor(start * knobs.epochs + 1e-9) + 1)
 
 
 def learning_rate_factor(step: int, total: int, steps_per_epoch: int, knobs: TrainKnobs) -> float:

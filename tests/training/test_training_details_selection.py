@@ -78,7 +78,7 @@ def staged(start: float) -> list[Method]:
 
 @pytest.mark.parametrize(
     ("start", "epochs", "first"),
-    [(0.0, 10, 1), (0.5, 10, 6), (0.25, 10, 3), (0.99, 10, 10), (1.0, 10, 10), (0.5, 1, 1)],
+    [(0.0, 10, 1), (0.5, 10, 6), (0.25, 10, 3), (0.99, 10, 10), (1.0, 10, 10), (0.5, 1, 1), (0.29, 100, 30)],
 )
 def test_first_eligible_epoch(start: float, epochs: int, first: int) -> None:
     assert first_eligible_epoch(TrainKnobs(epochs=epochs), staged(start)) == first
