@@ -1,6 +1,7 @@
 """Sort the finals of a sweep into groups (one model on one data set) and series (one line of a figure)."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,14 +103,16 @@ def make_groups(sweep: Sweep) -> list[Group]:
     for final in sweep.finals:
         by_key.setdefault(_group_key(final), []).append(final)
     groups = []
-    for (model, data), finals in by_key.items():
+    short = [_shortest(names) for names in zip(*by_key, strict=True)]
+    for key, finals in by_key.items():
+        model, data = (names[name] for names, name in zip(short, key, strict=True))
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
         series = _make_series(finals, notes)
         groups.append(
             Group(
                 sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
-                trials=tuple(trial for trial in sweep.trials if _group_key(trial) == (model, data)),
+                trials=tuple(trial for trial in sweep.trials if _group_key(trial) == key),
                 objective=sweep.objective, settings=sweep.settings,
             )
         )  # fmt: skip
@@ -162,6 +165,13 @@ def _group_key(run: Final | Trial) -> tuple[str, str]:
         return str(run.config[section]["name"]) + "".join(extras)
 
     return name("model"), name("data")
+
+
+def _shortest(names: Sequence[str]) -> dict[str, str]:
+    """`mlp5 width=128` is `mlp5` where the sweep has no other mlp5."""
+    bare = {name: name.partition(" ")[0] for name in names}
+    alike = Counter(bare.values())
+    return {name: short if alike[short] == 1 else name for name, short in bare.items()}
 
 
 def _make_series(finals: Sequence[Final], notes: list[str]) -> tuple[Series, ...]:

@@ -150,6 +150,16 @@ def test_a_group_for_each_model(tmp_path: Path) -> None:
     assert [len(group.finals) for group in groups] == [3, 3]
 
 
+def test_a_group_is_named_by_its_models_knobs_only_where_the_name_is_not_enough(tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path)
+    for model in ({"name": "mlp5", "width": 64}, {"name": "mlp5", "width": 128}, {"name": "vit_tiny", "width": 32}):
+        sweep.add("ste", 2, grid={"target_bit": 2, "model": model}, model=model, tag=str(model["width"]))
+    sweep.write()
+    groups = make_groups(load_sweep(tmp_path, "quickstart"))
+    assert [group.model for group in groups] == ["mlp5 width=64", "mlp5 width=128", "vit_tiny"]
+    assert [len(group.series) for group in groups] == [1, 1, 1]
+
+
 def test_unequal_seed_sets_are_refused(tmp_path: Path) -> None:
     sweep = quickstart(tmp_path)
     sweep.cells["ste-target_bit=2"]["seeds"] = [0, 1, 2, 3]
