@@ -99,14 +99,16 @@ def use_style() -> None:
 
 
 def marks(methods: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each method: the known ones their own, others in order of the sweep file. Ten differ."""
+    """A mark for each method: the known ones their own, others in order of the sweep file. A hundred differ."""
     names = [method for method in dict.fromkeys(methods) if method != FLOAT]
     places = {method: _FIXED.index(method) for method in names if method in _FIXED}
     free = (i for i in count(0) if i not in places.values())
     result = {FLOAT: Mark("0.25", "h", (0, (1, 1)))}
     for method in names:
         i = places[method] if method in places else next(free)
-        result[method] = Mark(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], _DASHES[i % len(_DASHES)])
+        turn = 3 * (i // len(_COLOURS))  # so that a colour that comes again has another marker
+        marker = _MARKERS[(i + turn) % len(_MARKERS)]
+        result[method] = Mark(_COLOURS[i % len(_COLOURS)], marker, _DASHES[(i + turn) % len(_DASHES)])
     return result
 
 
@@ -152,11 +154,12 @@ def panels(
 
 
 def legend_above(
-    figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str, counts: Iterable[int]
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str, counts: Iterable[int], bars: bool = True
 ) -> None:
-    """A legend over all panels that says what the lines are: means over so many seeds."""
+    """A legend over all panels that says what the lines are: means over so many seeds, with `bars` or without."""
     seeds = seeds_text(counts)
-    spread = "one seed, no interval" if seeds == "n = 1" else f"mean and 95% t interval over seeds ({seeds})"
+    drawn = "mean and 95% t interval" if bars else "mean"
+    spread = "one seed, no interval" if seeds == "n = 1" else f"{drawn} over seeds ({seeds})"
     legend_of(figure, handles, labels, f"{title}\n{spread}")
 
 

@@ -14,15 +14,17 @@ NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
 CAPTION = (
     "Test accuracy of the final runs after rounding to each bit-width: mean over seeds and 95% Student-t interval (cut "
-    "at 0 and 100 %, without an end there), a panel for each target bit-width. Float training is the same in each."
+    "at 0 and 100 %, without an end there), a panel for each target bit-width; of ten methods and more "
+    "the mean alone. Float training is the same in each."
 )
 
 # Where accuracies reach this high and spread this far, a linear axis squeezes what matters into a hair.
 _HIGH, _SPREAD = 90.0, 20.0
 _ERROR_OFFSET = 1.0
 _TICKS = (0, 25, 50, 75, 90, 95, 98, 100)
-# From this many lines in a panel on, it is drawn higher and its marks smaller.
-_MANY = 6
+# From this many lines in a panel on, it is drawn higher and its marks smaller; from so many on, without intervals,
+# which would hide them all.
+_MANY, _CROWD = 6, 10
 
 
 def draw(group: Group) -> Drawing:
@@ -33,7 +35,9 @@ def draw(group: Group) -> Drawing:
     methods = _reading_order(frame)
     targets: list[int | None] = [*group.targets()] or [None]
     marks = style.marks(one.name for one in group.series)
-    figure, blocks = style.panels(len(targets), 1, 2.0 if len(methods) < _MANY else 2.6, len(methods))
+    bars = len(methods) < _CROWD
+    height = 2.0 if len(methods) < _MANY else 2.6 if bars else 3.2
+    figure, blocks = style.panels(len(targets), 1, height, len(methods))
     handles = {}
     for target, (axes,) in zip(targets, blocks):
         chosen = frame["target_bit"].isna() | (frame["target_bit"] == target if target else False)
@@ -42,16 +46,18 @@ def draw(group: Group) -> Drawing:
         for i, method in enumerate(present):
             shift = (i - (len(present) - 1) / 2) * min(0.09, 0.7 / len(present))
             points = panel[panel["method"] == method].set_index("bits").reindex(bits)
-            handles[method] = _line(axes, points, shift, marks[method], len(present))
+            handles[method] = _line(axes, points, shift, marks[method], len(present), bars)
         _dress(axes, bits, target)
     drawn = frame[frame["n"] > 0].reset_index(drop=True)
-    label, note = _scale_y([axes for (axes,) in blocks], drawn)
+    shown = drawn if bars else drawn.assign(low=drawn["mean"], high=drawn["mean"])
+    label, note = _scale_y([axes for (axes,) in blocks], shown)
     for block in blocks[:: style.panel_columns(len(blocks))]:
         block[0].set_ylabel(label)
     figure.supxlabel("Deployment bit-width", fontsize=8)
     labels = _labels(frame, methods)
-    style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"])
-    return Drawing(figure, drawn, (note, "intervals are cut at 0 and 100 %"))
+    style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars)
+    cut = "intervals are cut at 0 and 100 %"
+    return Drawing(figure, drawn, (note, cut if bars else "intervals, too many to be read, stand in the table alone"))
 
 
 def _reading_order(frame: pd.DataFrame) -> list[str]:
@@ -69,12 +75,12 @@ def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
     return [f"{method} ({texts[method]})" for method in methods]
 
 
-def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: style.Mark, count: int) -> object:
+def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: style.Mark, count: int, bars: bool) -> object:
     """Points in order of the bit-widths; nan breaks the line at one not measured."""
     mean = points["mean"].to_numpy(float)
     spread = np.vstack([mean - points["low"].to_numpy(float), points["high"].to_numpy(float) - mean])
     container = axes.errorbar(
-        np.arange(len(points)) + shift, mean, yerr=spread, color=mark.color, marker=mark.marker,
+        np.arange(len(points)) + shift, mean, yerr=spread if bars else None, color=mark.color, marker=mark.marker,
         linestyle=mark.linestyle, markeredgecolor="white", elinewidth=0.8, capsize=1.5, capthick=0.8,
         markersize=4.5 if count < _MANY else 4, linewidth=1.2 if count < _MANY else 0.9,
     )  # fmt: skip

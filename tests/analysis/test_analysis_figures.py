@@ -9,8 +9,9 @@ import optuna
 import pandas as pd
 import pytest
 from analysis_cost import Shape, write_sweep
-from synthetic_sweep import quickstart
+from synthetic_sweep import SweepWriter, quickstart
 
+from analysis import style
 from analysis.figures import Drawing, NothingToDraw, find_figures
 from analysis.figures.pareto import undominated
 from analysis.frames import rows_frame, trials_frame
@@ -183,3 +184,26 @@ def test_a_corrupt_trial_is_named_and_left_out(tmp_path: Path) -> None:
     sweep = load_sweep(tmp_path, "large")
     assert len(sweep.trials) == 19
     assert sweep.corrupt == [f"{path}: accuracy 1.5 is not in [0, 1]"]
+
+
+def test_a_hundred_methods_have_marks_of_their_own() -> None:
+    marks = style.marks(["float", *(f"method{i}" for i in range(97)), "lsq", "ste", "oscillation"])
+    looks = {(str(mark.color), mark.marker) for mark in marks.values()}
+    assert len(looks) == len(marks) == 101
+
+
+@pytest.mark.parametrize(("count", "bars"), [(8, True), (9, False)])
+def test_a_crowded_panel_shows_means_alone(count: int, bars: bool, tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path)
+    sweep.add("none", None)
+    for i in range(count):
+        sweep.add(f"method{i}", 2)
+    sweep.write()
+    (group,) = make_groups(load_sweep(tmp_path, "quickstart"))
+    drawing = draw("accuracy_over_bits", group)
+    (axes,) = drawing.figure.axes
+    assert bool(axes.collections) == bars
+    (legend,) = drawing.figure.legends
+    assert ("95% t interval" in legend.get_title().get_text()) == bars
+    assert any("too many to be read" in note for note in drawing.notes) != bars
+    assert drawing.frame["half_width"].notna().all()
