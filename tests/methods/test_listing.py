@@ -8,9 +8,10 @@ import pytest
 
 from harness import registry
 from harness.errors import UserError
-from harness.methods.__main__ import entries, main, markdown
+from harness.methods.__main__ import entries, main, markdown, read_costs
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README, COSTS = ROOT / "README.md", ROOT / "tests/benchmarks/results/method_cost.json"
 
 
 def test_every_method_is_listed_with_what_its_file_says() -> None:
@@ -24,7 +25,11 @@ def test_every_method_is_listed_with_what_its_file_says() -> None:
 
 
 def test_the_readme_has_the_table_of_today() -> None:
-    assert f"\n{markdown()}\n" in README.read_text(encoding="utf-8")
+    assert f"\n{markdown(read_costs(COSTS))}\n" in README.read_text(encoding="utf-8")
+
+
+def test_every_method_that_can_be_was_measured() -> None:
+    assert set(read_costs(COSTS)) == set(registry.names("method")) - {"none"}
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
