@@ -1,6 +1,8 @@
 """`python -m harness.methods`: what it says, and that the README says the same."""
 
+import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,23 @@ def test_a_file_without_costs_is_refused(rows: Any, said: str, tmp_path: Path) -
         main(["--cost", path])
     assert said.lower() in str(refused.value).lower()
     assert path in str(refused.value)
+
+
+def names_in_code(path: Path) -> set[str]:
+    """The words of a file's strings, docstrings not among them, and the methods whose files it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    docstrings = {id(value) for value in statements if isinstance(value, ast.Constant)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    words = {word for node in constants if isinstance(node.value, str) for word in re.findall(r"\w+", node.value)}
+    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return words | {module.removeprefix("harness.methods.") for module in imported if "harness.methods." in module}
+
+
+def test_no_code_of_the_harness_names_a_method_but_its_own_file() -> None:
+    # What is a word besides: no pruner, the metric and the package's own name.
+    methods = set(registry.names("method")) - {"none", "oscillation"}
+    for path in sorted((ROOT / "harness").rglob("*.py")):
+        named = names_in_code(path) & methods
+        own = methods & {path.stem} if path.parent.name == "methods" else set()
+        assert named == own, path
