@@ -45,8 +45,12 @@ def restore(path: Path, session: "Session") -> bool:
     if "trackers" not in state:
         print(f"{path}: written by an earlier version, which kept one tracker; starting over", flush=True)
         return False
+    try:
+        session.optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:  # raised before anything changes
+        print(f"{path}: written by an earlier version ({error}); starting over", flush=True)
+        return False
     session.model.load_state_dict(state["model"])
-    session.optimizer.load_state_dict(state["optimizer"])
     _match_layouts(session.optimizer)
     for method, method_state in zip(session.methods, state["methods"], strict=True):
         method.load_state_dict(method_state)

@@ -188,6 +188,22 @@ def test_a_checkpoint_of_an_earlier_version_is_said_and_left_aside(
     assert "written by an earlier version" in capsys.readouterr().out
 
 
+def test_a_checkpoint_with_other_parameter_groups_is_said_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = build(config("lsq"))
+    checkpoint.save(tmp_path / "checkpoint.pt", session)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    first, second = state["optimizer"]["param_groups"]
+    state["optimizer"]["param_groups"] = [{**first, "params": first["params"] + second["params"]}]
+    state["model"] = {name: value + 1 for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    assert not checkpoint.restore(tmp_path / "checkpoint.pt", session)
+    assert "written by an earlier version (" in capsys.readouterr().out
+    assert same(session.model.state_dict(), before)
+
+
 def test_checkpoints_load_as_plain_data(tmp_path: Path) -> None:
     left = iter([False] * 4 + [True])
     with pytest.raises(Stopped):

@@ -232,6 +232,23 @@ def test_a_parameter_group_for_each_set_of_options() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_what_a_method_asks_for_may_have_its_first_gradient_later(optimizer: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    knobs = TrainKnobs.model_validate({"optimizer": optimizer})
+    usual = Options({"1.weight": {"lr": 1.0, "weight_decay": knobs.weight_decay}})
+    stepping = make_optimizer(knobs, model, [usual])
+    assert [len(group["params"]) for group in stepping.param_groups] == [3, 1]
+    for late in (True, True, False, False):
+        model(torch.ones(1, 2)).square().sum().backward()
+        if late:
+            model[1].weight.grad = None
+        before = model[1].weight.detach().clone()
+        stepping.step()
+        stepping.zero_grad()
+        assert torch.equal(model[1].weight, before) == late
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("compile", ["off", "auto"])
 def test_a_step_never_waits_for_the_device(compile: str) -> None:
