@@ -176,6 +176,7 @@ def test_nothing_to_rank(kept: list[str], tmp_path: Path) -> None:
     assert ranking_of(sweep) is None
 
 
+@pytest.mark.slow
 def test_the_script_writes_one_table_of_all_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = small(tmp_path)
     for method, target in (("none", None), ("ste", 2), ("a_b", 2)):

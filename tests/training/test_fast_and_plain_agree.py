@@ -1,5 +1,6 @@
 """The fast path (native passes, compiled network, channels-last) against `compile: off`, for every method and model."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny_vit": {"name": "tiny_vit"},
 }
 #: Tiny ViT has 5 M weights, whatever its knobs.
-SLOW = {"tiny_vit", "vit_tiny"}
 #: The models that have what methods require.
 HAVE = {"attention": {"vit_tiny", "tiny_vit"}, "norms": {"resnet18", "vit_tiny", "tiny_vit"}}
 PAIRS = [
     (method, model) for method in METHODS for model in MODELS if all(model in HAVE[it] for it in find(method).requires)
 ]
+NEIGHBOURS = list(itertools.pairwise([("", ""), *PAIRS]))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -69,7 +70,8 @@ def distance(one: Session, other: Session) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("method", "model"), [pytest.param(*pair, marks=pytest.mark.slow if pair[1] in SLOW else ()) for pair in PAIRS]
+    ("method", "model"),  # the first model of each method in the default suite, the others with the slow tests
+    [pytest.param(*pair, marks=() if before[0] != pair[0] else pytest.mark.slow) for before, pair in NEIGHBOURS],
 )
 def test_native_passes_agree(method: str, model: str, device: str) -> None:
     fast, fast_lines = trained(config(method, model, "auto", device))
