@@ -87,9 +87,9 @@ def test_native_passes_agree(method: str, model: str, device: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    # Tiny ViT takes half a minute to compile, and what methods change about it is what they change about the ViT.
+    # Compiling takes 5 to 30 s: every method on one network with convolutions, some on all.
     ("method", "model"),
-    [pair for pair in PAIRS if pair[1] != "tiny_vit" or pair[0] in ("none", "ste", "qkr")],
+    [pair for pair in PAIRS if pair[1] == "resnet18" or pair[0] in ("none", "ste", "qkr")],
 )
 def test_a_compiled_network_agrees(method: str, model: str, device: str) -> None:
     """In float64: in fp32 one activation at a ReLU's or a quantizer's threshold moves gradients by 2 % (seen)."""
