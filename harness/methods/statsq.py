@@ -20,11 +20,11 @@ granularity: the paper's is `channel`; `run` follows `quantizer.granularity`, so
 step a tensor stands on one footing.
 
 Source: formulas and gradient as in the authors' code (nbasyl/OFQ), which has linear layers only: how convolutions are
-treated is a reconstruction. Deviations: weights only (the paper also
-learns steps of activations, with offsets on both sides, distils from a float teacher, and re-parametrizes queries and
-keys); every layer at the target bit. floor(w n / alpha) replaces the rounding: a weight on a threshold is always in the
-bin above it, and a negative one next to 0 stays in a negative bin (there, c n - 1/2 loses it in fp32, and halves go to
-even). Channels of zeros, where their code divides 0 by 0, give zeros, the one exception to "no zero".
+treated is a reconstruction. Deviations: weights only (the paper also learns steps of activations, with offsets on
+both sides, distils from a float teacher, and re-parametrizes queries and keys); every layer at the target bit.
+floor(w n / alpha) replaces the rounding: a weight on a threshold is always in the bin above it, and a negative one
+next to 0 stays in a negative bin (there, c n - 1/2 loses it in fp32, and halves go to even). Channels of zeros, where
+their code divides 0 by 0, give zeros, the one exception to "no zero".
 """
 
 from typing import TYPE_CHECKING, Literal
