@@ -5,21 +5,7 @@
  * vectors of the processor are. The arithmetic, fp32, is that of harness/regularizer.py,
  * harness/oscillation.py and harness/quantization.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#define BLOCK 4096
-#define LANES 16
-/* Fewer blocks than this are not worth waking threads up for. */
-#define FEW 8
-#define ALWAYS static inline __attribute__((always_inline))
-
-static int64_t blocks(int64_t size) { return (size + BLOCK - 1) / BLOCK; }
-static int64_t length(int64_t size, int64_t block) {
-    int64_t left = size - block * BLOCK;
-    return left < BLOCK ? left : BLOCK;
-}
+#include "native.h"
 
 static float block_peak(const float *restrict w, int64_t n) {
     float lane[LANES] = {0}, peak = 0;
@@ -82,14 +68,6 @@ static Sums added(const Lanes *lanes) {
     for (int j = 0; j < LANES; j++) sums.value += lanes->value[j], sums.pull += lanes->pull[j], sums.ties += lanes->ties[j];
     return sums;
 }
-
-/* The code of v = w / step. high < 0: no clipping. */
-ALWAYS float code_of(float v, float high) {
-    float k = rintf(v);
-    return high < 0 ? k : k > high ? high : k < -high ? -high : k;
-}
-/* 1 where rounding passes a gradient on: within the range, or a little beyond. */
-ALWAYS float inside(float v, float high, float slack) { return high < 0 || fabsf(v) <= high + slack ? 1.0f : 0.0f; }
 
 /* One weight of the regularizer's gradient. */
 ALWAYS void regularize_one(const float *w, float *grad, Lanes *sums, int j, float step, float factor, float peak, float high,

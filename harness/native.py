@@ -1,4 +1,4 @@
-"""harness/native.c, compiled for this processor when it is first needed, and kept: less than a second, once.
+"""harness/native*.c, compiled for this processor when it is first needed, and kept: less than a second, once.
 
 A compiler for the whole graph would do, but takes up to half a minute a process, and its passes three times as long.
 Without a C compiler everything works by plain tensor operations.
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from harness.cache import cache_folder
 
-_SOURCE = Path(__file__).with_name("native.c")
+_SOURCES = tuple(sorted(Path(__file__).parent.glob("native*.c")))
+_HEADERS = tuple(sorted(Path(__file__).parent.glob("native*.h")))
 #: No option may change a result: no reassociation, no contraction to fused multiply-add.
 _OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
 #: Tried in turn: processors and compilers differ in what they take; without OpenMP there is one thread.
@@ -73,7 +74,8 @@ def library() -> ctypes.CDLL | None:
 def _compiled(compiler: str) -> Path:
     """The shared library for this source, compiler and processor, made if it is not there."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    key = hashlib.sha256("\0".join((_SOURCE.read_text(), version, repr(_OPTIONS + _VARIANTS), _processor())).encode())
+    texts = [path.read_text() for path in (*_SOURCES, *_HEADERS)]
+    key = hashlib.sha256("\0".join((*texts, version, repr(_OPTIONS + _VARIANTS), _processor())).encode())
     path = cache_folder() / f"native-{key.hexdigest()[:24]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,11 +87,11 @@ def _compiled(compiler: str) -> Path:
 
 def _compile(compiler: str, path: Path) -> None:
     for variant in _VARIANTS:
-        command = [compiler, *_OPTIONS, *variant, str(_SOURCE), "-o", str(path), "-lm"]
+        command = [compiler, *_OPTIONS, *variant, *map(str, _SOURCES), "-o", str(path), "-lm"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if ended.returncode == 0:
             return
-    raise RuntimeError(f"{compiler} cannot compile {_SOURCE.name}: {ended.stderr[-500:]}")
+    raise RuntimeError(f"{compiler} cannot compile {_SOURCES[0].name}: {ended.stderr[-500:]}")
 
 
 def _processor() -> str:

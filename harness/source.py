@@ -34,7 +34,7 @@ def named(version: Mapping[str, Any]) -> str:
 
 def _hash_of_files() -> str:
     digest = hashlib.sha256()
-    for path in sorted((*_PACKAGE.rglob("*.py"), *_PACKAGE.rglob("*.c"))):
+    for path in sorted(path for end in ("py", "c", "h") for path in _PACKAGE.rglob(f"*.{end}")):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -1,0 +1,24 @@
+/* What the native passes share: blocks of weights, lanes of sums, codes. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 4096
+#define LANES 16
+/* Fewer blocks than this are not worth waking threads up for. */
+#define FEW 8
+#define ALWAYS static inline __attribute__((always_inline))
+
+ALWAYS int64_t blocks(int64_t size) { return (size + BLOCK - 1) / BLOCK; }
+ALWAYS int64_t length(int64_t size, int64_t block) {
+    int64_t left = size - block * BLOCK;
+    return left < BLOCK ? left : BLOCK;
+}
+
+/* The code of v = w / step. high < 0: no clipping. */
+ALWAYS float code_of(float v, float high) {
+    float k = rintf(v);
+    return high < 0 ? k : k > high ? high : k < -high ? -high : k;
+}
+/* 1 where rounding passes a gradient on: within the range, or a little beyond. */
+ALWAYS float inside(float v, float high, float slack) { return high < 0 || fabsf(v) <= high + slack ? 1.0f : 0.0f; }
