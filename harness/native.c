@@ -168,9 +168,13 @@ ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, 
     return added(&sums);
 }
 
-/* The gradient `grad` of a fake-quantized weight, handed on to the weight itself. high < 0: no clipping. */
+/* The gradient `grad` of a fake-quantized weight, handed on to the weight itself. high < 0: no clipping.
+ *
+ * graph: the step is a multiple of the peak, and its gradient goes to the weights that attain it. pulls: each group's
+ * gradient of the step, where there is room for it.
+ */
 void quantize_backward(const float *w, const float *grad, float *out, int64_t groups, int64_t size, const float *peak,
-                       const float *step, float high, float slack, int graph, Sums *partial) {
+                       const float *step, float high, float slack, int graph, float *pulls, Sums *partial) {
     int64_t per = blocks(size), all = groups * per;
 #pragma omp parallel for schedule(static) if (all >= FEW)
     for (int64_t b = 0; b < all; b++) {
@@ -179,15 +183,18 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
         float s = step[g];
         if (s == 0) { /* a constant 0, whatever the weights do next */
             memset(out + at, 0, n * sizeof *out);
+            partial[b] = (Sums){0, 0, 0};
             continue;
         }
-        partial[b] = high < 0 ? block_backward(w + at, grad + at, out + at, n, s, peak[g], -1, slack)
-                              : block_backward(w + at, grad + at, out + at, n, s, peak[g], high, slack);
+        float most = peak ? peak[g] : -1;
+        partial[b] = high < 0 ? block_backward(w + at, grad + at, out + at, n, s, most, -1, slack)
+                              : block_backward(w + at, grad + at, out + at, n, s, most, high, slack);
     }
     for (int64_t g = 0; g < groups; g++) {
         Sums sums = {0, 0, 0};
         for (int64_t b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
-        if (graph && step[g] > 0) /* a step of 0 left no sums */
+        if (pulls) pulls[g] = (float)sums.pull;
+        if (graph && step[g] > 0)
             add_to_largest(w + g * size, out + g * size, size, partial + g * per, peak[g],
                            (double)step[g] / peak[g] * sums.pull / sums.ties);
     }

@@ -49,7 +49,7 @@ _SIGNATURES = {
     "peaks": (_P, _N, _N, _P, _P),
     "regularize": (_P, _N, ctypes.c_double, _F, _P),
     "quantize": (_P, _P, _N, _N, _P, _F),
-    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P),
+    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P, _P),
     "track": (_P, _N, _F),
 }
 
@@ -145,8 +145,18 @@ def quantize_backward(
     """
     out, groups = torch.empty_like(weight), step.numel()
     sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
-    _call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, scratch)
+    _call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, 0, scratch)
     return out
+
+
+def learned_step_backward(
+    weight: Tensor, grad: Tensor, step: Tensor, high: float, slack: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the weight and of the steps, (groups,), from `grad`, that of the weight on the grid."""
+    out, pulls, groups = torch.empty_like(weight), torch.empty(step.numel()), step.numel()
+    sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
+    _call("quantize_backward", weight, grad, out, *sizes, 0, step, high, slack, 0, pulls, scratch)
+    return out, pulls
 
 
 class Table:

@@ -39,14 +39,13 @@ class LearnedStepSize(Method):
         from harness.layers import attach
         from harness.quantization import LSQQuantizer
 
-        per_channel = self.context.quantizer.granularity == "channel"
-        layers: dict[str, QuantLayer] = attach(
-            model,
-            self.context.exclude,
-            weight_quantizer=lambda layer: LSQQuantizer(self.context.bits(), per_channel, self.config.levels).fit(
-                layer.weight_transform(layer.weight)
-            ),
-        )
+        def learned(layer: "QuantLayer") -> LSQQuantizer:
+            per_channel = self.context.quantizer.granularity == "channel"
+            quantizer = LSQQuantizer(self.context.bits(), per_channel, self.config.levels)
+            quantizer.fused = self.context.fused is not False
+            return quantizer.fit(layer.weight_transform(layer.weight))
+
+        layers: dict[str, QuantLayer] = attach(model, self.context.exclude, weight_quantizer=learned)
         self._quantizers = [layer.weight_quantizer for layer in layers.values()]
 
     def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:

@@ -4,13 +4,8 @@ from harness.quantization.companding import CompandingQuantizer
 from harness.quantization.decoupled import DecoupledQuantizer
 from harness.quantization.dorefa import DoReFaQuantizer, DoReFaTransform
 from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
-from harness.quantization.quantizer import (
-    ClippedQuantizer,
-    LSQQuantizer,
-    MaxAbsQuantizer,
-    WeightQuantizer,
-    make_quantizer,
-)
+from harness.quantization.learned_step import LSQQuantizer
+from harness.quantization.quantizer import ClippedQuantizer, MaxAbsQuantizer, WeightQuantizer, make_quantizer
 from harness.quantization.rounding import round_ste
 from harness.quantization.statistical import StatisticalQuantizer
 

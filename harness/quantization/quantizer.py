@@ -3,7 +3,6 @@
 Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, ...) per output channel.
 """
 
-import math
 from typing import Any, Literal, Self
 
 import torch
@@ -20,7 +19,7 @@ from harness.quantization.grid import (
     round_to_codes,
     safe_step,
 )
-from harness.quantization.rounding import BOUND_SLACK, clip, round_ste, scale_gradient
+from harness.quantization.rounding import BOUND_SLACK, clip, round_ste
 
 #: Whether a step computed from the weights takes part in the gradient.
 ScaleGradient = Literal["graph", "detached"]
@@ -113,7 +112,7 @@ class MaxAbsQuantizer(WeightQuantizer):
         return -1.0
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.fused and weight.dtype == torch.float32 and not torch.compiler.is_compiling() and native.serves(weight):
+        if self.fused and served(weight):
             result: Tensor = _FakeQuantize.apply(weight, self)
             return result
         return self.plain(weight)
@@ -125,6 +124,11 @@ class MaxAbsQuantizer(WeightQuantizer):
         """
         step = self.step(weight)
         return step * round_ste(weight / safe_step(step))
+
+
+def served(weight: Tensor) -> bool:
+    """Whether a native pass may take the place of plain operations on this weight."""
+    return weight.dtype == torch.float32 and not torch.compiler.is_compiling() and native.serves(weight)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -146,13 +150,17 @@ class _FakeQuantize(torch.autograd.Function):
         if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
             (result,) = torch.autograd.grad(quantizer.plain(weight), weight, gradients[0], create_graph=True)
             return result, None
-        gradient = gradients[0].float()
-        if not native.serves(weight, gradient):
-            gradient = torch.empty_like(weight).copy_(gradient)
+        gradient = alike(gradients[0], weight)
         peak = quantizer.peaks(weight)  # read again rather than kept: the copy of a model may share the quantizer
         step, graph = quantizer.step_of(peak), quantizer.scale_gradient == "graph"
         both = (peak.flatten(), step.flatten())
         return native.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
+
+
+def alike(gradient: Tensor, weight: Tensor) -> Tensor:
+    """A gradient in fp32, and in the weight's order in memory."""
+    gradient = gradient.float()
+    return gradient if native.serves(weight, gradient) else torch.empty_like(weight).copy_(gradient)
 
 
 class ClippedQuantizer(MaxAbsQuantizer):
@@ -188,45 +196,6 @@ class ClippedQuantizer(MaxAbsQuantizer):
         other = type(self)(bits, self.per_channel)
         factor = 1.0 if scale == "keep_range" else other.levels.high / self.levels.high
         other.ratio = self.ratio * factor
-        return other
-
-
-class LSQQuantizer(WeightQuantizer):
-    """Learned step size (Esser et al. 2020, arXiv 1902.08153, equations 1 to 3).
-
-    The step is a parameter, `s0 = 2 mean|w| / sqrt(Q)`; its gradient is `k - w/s` inside the range and the
-    clipped code outside, times `1 / sqrt(N Q)`, N weights a step. kind: "symmetric" (default) or "full".
-    """
-
-    MIN_STEP = 1e-5
-
-    def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
-        super().__init__(bits, per_channel, kind)
-        self.learned_step = nn.Parameter(torch.ones(()))
-
-    def fit(self, weight: Tensor) -> Self:
-        weight = weight.detach()
-        dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
-        start = 2 * weight.abs().mean(dim=dims, keepdim=self.per_channel) / math.sqrt(self.levels.high)
-        self.learned_step = nn.Parameter(start.clamp(min=self.MIN_STEP))
-        return self
-
-    def step(self, weight: Tensor) -> Tensor:
-        weights_a_step = weight.numel() // self.learned_step.numel()
-        factor = 1.0 / math.sqrt(weights_a_step * self.levels.high)
-        return scale_gradient(self.learned_step, factor)
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Keep the step at least MIN_STEP; call after the optimizer has moved it."""
-        self.learned_step.clamp_(min=self.MIN_STEP)
-
-    def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
-        if bits == self.bits:
-            return self
-        other = type(self)(bits, self.per_channel, self.kind)
-        factor = self.levels.high / other.levels.high if scale == "keep_range" else 1.0
-        other.learned_step = nn.Parameter(self.learned_step.detach() * factor)
         return other
 
 

@@ -137,6 +137,44 @@ def test_fake_quantization_can_be_differentiated_twice() -> None:
     assert float(second[0].norm()) > 0
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 6])
+def test_learned_step(bits: int, per_channel: bool, channels_last: bool) -> None:
+    for weight in weights(network(bits, channels_last)):
+        upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        quantizer, results = LSQQuantizer(bits, per_channel).fit(weight), []
+        with torch.no_grad():  # some weights shall be clipped
+            quantizer.learned_step.copy_(0.5 * weight.abs().max() / quantizer.levels.high)
+        for fused in (True, False):
+            quantizer.fused = fused
+            quantized = quantizer(weight)
+            assert ("LearnedStep" in type(quantized.grad_fn).__name__) == fused
+            both = (weight, quantizer.learned_step)
+            results.append((quantized.detach(), *torch.autograd.grad((quantized * upstream).sum(), both)))
+        for native_result, plain_result in zip(*[result[:1] for result in results], strict=True):
+            assert torch.equal(native_result, plain_result), "the same operations"
+        # Plain operations multiply by the step and divide by it again, and sum for the step in another order.
+        for native_result, plain_result in zip(*[result[1:] for result in results], strict=True):
+            assert native_result.shape == plain_result.shape
+            torch.testing.assert_close(native_result, plain_result, rtol=1e-4, atol=1e-4)
+
+
+def test_learned_step_of_another_layout_and_differentiated_twice() -> None:
+    weight = torch.randn(30, 40, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    upstream = torch.randn(40, 30, generator=torch.Generator().manual_seed(3)).t()
+    quantizer, firsts, seconds = LSQQuantizer(3).fit(weight), [], []
+    both = (weight, quantizer.learned_step)
+    for fused in (True, False):
+        quantizer.fused = fused
+        firsts.append(torch.autograd.grad(quantizer(weight), both, upstream))
+        first = torch.autograd.grad(quantizer(weight).pow(3).sum(), both, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(each.square().sum() for each in first), both))
+    for one, other in (*zip(*firsts, strict=True), *zip(*seconds, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert float(other.norm()) > 0
+
+
 class Odd(WeightQuantizer):
     """Codes of its own, which no step gives."""
 

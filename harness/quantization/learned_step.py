@@ -1,0 +1,83 @@
+"""A weight quantizer whose step is learned. Esser et al. 2020, arXiv 1902.08153."""
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from harness import native
+from harness.quantization.grid import LevelsKind, safe_step
+from harness.quantization.quantizer import KeepScale, WeightQuantizer, alike, served
+from harness.quantization.rounding import BOUND_SLACK, clip, round_ste, scale_gradient
+
+
+class LSQQuantizer(WeightQuantizer):
+    """Learned step size (Esser et al. 2020, arXiv 1902.08153, equations 1 to 3).
+
+    The step is a parameter, `s0 = 2 mean|w| / sqrt(Q)`; its gradient is `k - w/s` inside the range and the
+    clipped code outside, times `1 / sqrt(N Q)`, N weights a step. kind: "symmetric" (default) or "full".
+    `fused` may be set to False for plain tensor operations, as a max-abs quantizer's.
+    """
+
+    MIN_STEP = 1e-5
+    fused: bool = True
+
+    def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
+        super().__init__(bits, per_channel, kind)
+        self.learned_step = nn.Parameter(torch.ones(()))
+
+    def fit(self, weight: Tensor) -> Self:
+        weight = weight.detach()
+        dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
+        start = 2 * weight.abs().mean(dim=dims, keepdim=self.per_channel) / math.sqrt(self.levels.high)
+        self.learned_step = nn.Parameter(start.clamp(min=self.MIN_STEP))
+        return self
+
+    def step(self, weight: Tensor) -> Tensor:
+        weights_a_step = weight.numel() // self.learned_step.numel()
+        factor = 1.0 / math.sqrt(weights_a_step * self.levels.high)
+        return scale_gradient(self.learned_step, factor)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.fused and self.kind == "symmetric" and served(weight):
+            result: Tensor = _LearnedStep.apply(weight, self.step(weight), self.levels.high)
+            return result
+        return super().forward(weight)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Keep the step at least MIN_STEP; call after the optimizer has moved it."""
+        self.learned_step.clamp_(min=self.MIN_STEP)
+
+    def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
+        if bits == self.bits:
+            return self
+        other = type(self)(bits, self.per_channel, self.kind)
+        factor = self.levels.high / other.levels.high if scale == "keep_range" else 1.0
+        other.learned_step = nn.Parameter(self.learned_step.detach() * factor)
+        return other
+
+
+class _LearnedStep(torch.autograd.Function):
+    """`step * round(clip(weight / step, -high, high))` and its gradients, each one native pass over the weight."""
+
+    @staticmethod
+    def forward(weight: Tensor, step: Tensor, high: int) -> Tensor:
+        return native.quantize(weight, step.flatten(), high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        weight, step, ctx.high = inputs
+        ctx.save_for_backward(weight, step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (weight, step), high = ctx.saved_tensors, ctx.high
+        if torch.is_grad_enabled():  # see _FakeQuantize
+            plain = step * round_ste(clip(weight / safe_step(step), -high, high))
+            of_weight, of_step = torch.autograd.grad(plain, (weight, step), gradients[0], create_graph=True)
+            return of_weight, of_step, None
+        gradient = alike(gradients[0], weight)
+        of_weight, pulls = native.learned_step_backward(weight, gradient, step.flatten(), high, BOUND_SLACK)
+        return of_weight, pulls.view(step.shape), None
