@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterable
 from functools import partial
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from analysis.records import read_record
 from analysis.sweep import Cell, Epochs, Failure, Final, Missing, Sweep, Trial, refuse_nothing
+from harness.archive import runs_of
 from harness.errors import UserError, unknown
 from harness.schema import EPOCH
 
@@ -31,11 +33,12 @@ def load_sweep(root: Path, name: str) -> Sweep:
     folder = root / name
     cells, objective = _read_cells(folder / "cells.json")
     sweep = Sweep(name, cells, _read_object(folder / "sweep.json"), objective)
+    runs = runs_of(folder)
     for cell in sweep.cells:
         for seed in cell.seeds:
-            _load_final(sweep, folder, cell, seed)
+            _load_final(sweep, runs, cell, seed)
     refuse_nothing(sweep)
-    _load_trials(sweep, folder)
+    _load_trials(sweep, runs)
     return sweep
 
 
@@ -48,7 +51,7 @@ def _read_cells(path: Path) -> tuple[list[Cell], tuple[str, ...]]:
         raise UserError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def _read_object(path: Traversable) -> dict[str, Any] | None:
     """A JSON object; None where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -70,12 +73,12 @@ def _cell(raw: dict[str, Any]) -> Cell:
     )
 
 
-def _load_final(sweep: Sweep, folder: Path, cell: Cell, seed: int) -> None:
+def _load_final(sweep: Sweep, runs: Traversable, cell: Cell, seed: int) -> None:
     """Add the final of `seed` to `sweep.finals`, or the reason why there is none to `sweep.missing`."""
     run_id = cell.finals.get(seed)
-    folder = folder / "runs" / str(run_id)
+    folder = runs / str(run_id)
     failed = {str(value) for entry in cell.failed for value in _identifiers(entry)}
-    if run_id is not None and (folder / "record.json").exists():
+    if run_id is not None and (folder / "record.json").is_file():
         record, problem = read_record(folder / "record.json", run_id, "final", seed)
         if record is not None:
             lacking = _lacking_epochs(folder / "metrics.jsonl", int(record.get("epochs") or 0))
@@ -101,34 +104,34 @@ def _identifiers(entry: Any) -> Iterable[Any]:
     return (entry.get("seed"), entry.get("run_id")) if isinstance(entry, dict) else (entry,)
 
 
-def _load_trials(sweep: Sweep, folder: Path) -> None:
+def _load_trials(sweep: Sweep, runs: Traversable) -> None:
     """The tuning trials of the cells, and the runs that failed, from the run directories."""
     cells = {cell.id: cell for cell in sweep.cells}
-    for path in sorted((folder / "runs").glob("*/trials.json")):
-        entries = [entry for entry in _read_list(path) if entry.get("cell") in cells]
-        _load_failure(sweep, path.parent, entries)
+    for folder in sorted(runs.iterdir(), key=lambda folder: folder.name) if runs.is_dir() else ():
+        entries = [entry for entry in _read_list(folder / "trials.json") if entry.get("cell") in cells]
+        _load_failure(sweep, folder, entries)
         tuned = [entry for entry in entries if entry.get("phase") == "tune"]
-        if not tuned or not (path.parent / "record.json").exists():
+        if not tuned or not (folder / "record.json").is_file():
             continue
-        record, problem = read_record(path.parent / "record.json", path.parent.name, "tune")
+        record, problem = read_record(folder / "record.json", folder.name, "tune")
         if record is None:
-            sweep.corrupt.append(f"{path.parent / 'record.json'}: {problem}")
+            sweep.corrupt.append(f"{folder / 'record.json'}: {problem}")
             continue
         for entry in tuned:
-            trial = Trial(cells[entry["cell"]], int(entry["trial"]), path.parent.name, dict(entry["params"]), record)
+            trial = Trial(cells[entry["cell"]], int(entry["trial"]), folder.name, dict(entry["params"]), record)
             sweep.trials.append(trial)
     places = {cell.id: place for place, cell in enumerate(sweep.cells)}
     sweep.trials.sort(key=lambda trial: (places[trial.cell.id], trial.number))
 
 
-def _load_failure(sweep: Sweep, folder: Path, entries: list[dict[str, Any]]) -> None:
+def _load_failure(sweep: Sweep, folder: Traversable, entries: list[dict[str, Any]]) -> None:
     status = _read_object(folder / "status.json") or {}
     if status.get("state") == "failed":
         cells = tuple(dict.fromkeys(f"{entry['cell']}, {entry.get('phase')}" for entry in entries))
         sweep.failures.append(Failure(folder.name, cells, str(status.get("reason") or "no reason given")))
 
 
-def _read_list(path: Path) -> list[dict[str, Any]]:
+def _read_list(path: Traversable) -> list[dict[str, Any]]:
     """The trials that a run stands for; none where the file is damaged: the record then counts for no trial."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +141,7 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
     return [entry for entry in content if isinstance(entry, dict) and all(key in entry for key in needed)]
 
 
-def _lacking_epochs(path: Path, trained: int) -> str:
+def _lacking_epochs(path: Traversable, trained: int) -> str:
     """What is wrong with a run's metrics where an epoch that it trained for is not there; nothing where all are."""
     if trained == 0:  # deployed as it came: there is nothing to report
         return ""
@@ -154,14 +157,14 @@ def _no_epochs(why: str) -> Epochs:
     return {}, [why]
 
 
-def read_metrics(folder: Path) -> Epochs:
+def read_metrics(folder: Traversable) -> Epochs:
     """Epoch -> metrics of a run, and notes. Of an epoch that a resumed run wrote twice, the last counts."""
     path = folder / "metrics.jsonl"
-    if not path.exists():
+    if not path.is_file():
         return {}, [f"{path}: no such file"]
     epochs: dict[int, dict[str, Any]] = {}
     notes = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from harness.schema import FLOAT, ROW
@@ -11,7 +11,9 @@ _RECORD = {"run_id": str, "phase": str, "config": dict, "provenance": dict, "row
 _CONFIG = {"seed": int, "methods": list, "model": dict, "data": dict, "train": dict, "deploy": dict}
 
 
-def read_record(path: Path, run_id: str, phase: str, seed: int | None = None) -> tuple[dict[str, Any] | None, str]:
+def read_record(
+    path: Traversable, run_id: str, phase: str, seed: int | None = None
+) -> tuple[dict[str, Any] | None, str]:
     """A run's record, or None and what is wrong with it. seed: the one it must have, where that is known."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,16 +1,20 @@
 """What a launch checks before anything starts, and what `--dry-run` shows of it."""
 
 import dataclasses
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import data
+from harness.archive import is_archive, runs_of
 from harness.config import RunConfig, component
 from harness.errors import UserError
 from harness.profile import Profile
+from harness.record import read_json
 from harness.search import Choices, Range
 from harness.sweep import Cell, SweepSpec
 
@@ -135,6 +139,9 @@ def show_standing(spec: SweepSpec, root: Path) -> int:
     folder = root / spec.name
     if not (folder / "sweep.json").exists():
         return 0
+    if is_archive(folder):
+        print(f"{folder}: an archive, to be read only")
+        return 0
     try:
         study.check_change(folder, spec)
     except UserError as error:
@@ -145,6 +152,48 @@ def show_standing(spec: SweepSpec, root: Path) -> int:
     workers = len(roster.living(folder))
     print(f"{folder}: {left} runs left, {workers} workers at it" if left else f"{folder}: complete, nothing to do")
     return 0
+
+
+def show_runs(spec: SweepSpec, cells: Sequence[Cell], root: Path) -> None:
+    """Print each run's id, which names its directory, and what it is, as far as that can be told.
+
+    Ids are made anew from the sweep file; of what is there already (or in an archive) come the trials that an adaptive
+    sampler drew, and the chosen ones.
+    """
+    from harness.plan import known_params
+
+    folder = root / spec.name
+    entries = {entry["id"]: entry for entry in (read_json(folder / "cells.json") or {"cells": []})["cells"]}
+    drawn = _drawn(runs_of(folder))
+    for cell in cells:
+        for number in range(spec.tune.trials):
+            params = known_params(spec, cell, number) or drawn.get((cell.id, number))
+            _show_run(cell, params, spec.tune.seed, "tune", f"trial {number}")
+        chosen = entries.get(cell.id, {}).get("chosen") or (None if spec.tune.trials else {"params": {}})
+        for seed in spec.final.seeds:
+            _show_run(cell, chosen and chosen["params"], seed, "final", f"seed {seed}")
+
+
+def _drawn(runs: Traversable) -> dict[tuple[str, int], dict[str, Any]]:
+    """The parameters of the trials in a folder of runs, by cell and number."""
+    found = {}
+    for run in runs.iterdir() if runs.is_dir() else ():
+        if (run / "trials.json").is_file():
+            for entry in json.loads((run / "trials.json").read_text(encoding="utf-8")):
+                if entry["phase"] == "tune":
+                    found[entry["cell"], entry["trial"]] = entry["params"]
+    return found
+
+
+def _show_run(cell: Cell, params: Mapping[str, Any] | None, seed: int, phase: str, which: str) -> None:
+    try:
+        name = "not drawn yet" if params is None else cell.config(params, seed, phase).run_id()
+    except UserError as error:  # it may start from a checkpoint that is not here
+        name = f"not known ({error})"
+    values = ", ".join(
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in (params or {}).items()
+    )
+    print(f"{name}  {phase:<5}  {cell.id}  {which}  {values}".rstrip())
 
 
 def sbatch_text(spec: SweepSpec, profile: Profile, workers: int, root: Path) -> str:

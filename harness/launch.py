@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=_devices, metavar="0,2", help="of this machine to use; default: all")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
+    parser.add_argument("--runs", action="store_true", help="with --dry-run: each run, by the id that names it")
     after = parser.add_mutually_exclusive_group()
     after.add_argument("--detach", action="store_true", help="return once the workers are submitted")
     after.add_argument("--wait", action="store_true", help="follow and replace lost workers (a local launch does)")
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     for flag, value, cluster in (("--profile", options.profile, "slurm"), ("--gpus", options.gpus, "local")):
         if value is not None and options.cluster != cluster:
             raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
+    if options.runs and not options.dry_run:
+        raise UserError("--runs is for --dry-run: it lists what would be run")
     from harness import profile, sweep
 
     spec = sweep.read(options.sweep, options.set)
@@ -77,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     if options.dry_run:
+        if options.runs:
+            dry_run.show_runs(spec, cells, options.root)
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
         return dry_run.show_standing(spec, options.root)
     dry_run.check_data(spec, cells)

@@ -16,7 +16,7 @@ from harness.record import read_json, write_json
 from harness.search import STATIC_SAMPLERS, draw
 from harness.seeding import sub_seed
 from harness.study import Sweep, current, put_back
-from harness.sweep import Cell
+from harness.sweep import Cell, SweepSpec
 
 #: A claim whose worker has not yet said who it is counts as alive this long: a moment, but clocks may differ.
 UNSIGNED_CLAIM_S = 300.0
@@ -35,7 +35,7 @@ def top_up(sweep: Sweep) -> None:
         for cell in sweep.cells:
             study = sweep.studies[cell.id]
             for index in range(len(current(study.get_trials(deepcopy=False))), sweep.spec.tune.trials):
-                study.enqueue_trial(_known_params(sweep, cell, index))
+                study.enqueue_trial(known_params(sweep.spec, cell, index) or {})
         _choose(sweep)
 
 
@@ -45,12 +45,11 @@ def is_tuned(sweep: Sweep, cell: Cell) -> bool:
     return all(trial.state in _FINISHED for trial in trials)
 
 
-def _known_params(sweep: Sweep, cell: Cell, index: int) -> dict[str, Any]:
-    """The parameters of trial `index`, where the sampler's draws do not depend on other trials."""
-    sampler = sweep.spec.sampler.name
-    if sampler not in STATIC_SAMPLERS:
-        return {}
-    return draw(cell.search, sampler, sub_seed(sweep.spec.tune.seed, "sampler", cell.id), index)
+def known_params(spec: SweepSpec, cell: Cell, index: int) -> dict[str, Any] | None:
+    """The parameters of trial `index` where the sampler's draws do not depend on other trials, else None."""
+    if spec.sampler.name not in STATIC_SAMPLERS:
+        return None
+    return draw(cell.search, spec.sampler.name, sub_seed(spec.tune.seed, "sampler", cell.id), index)
 
 
 def reap(sweep: Sweep, of: str | None = None) -> int:

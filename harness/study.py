@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from harness import objective, roster
 from harness.algorithms import make_sampler
+from harness.archive import refuse_archive
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.growth import changed_keys
@@ -61,6 +62,7 @@ class Claim:
 
 def load_sweep(folder: Path) -> "Sweep":
     """The sweep that a launch made in a folder, as large as it has grown by now. Raises UserError without one."""
+    refuse_archive(folder)
     raw = read_json(folder / "sweep.json")
     if raw is None:
         raise UserError(f"{folder} holds no sweep (no sweep.json that can be read); launch makes one")
@@ -125,6 +127,7 @@ def open_sweep(spec: SweepSpec, root: Path, check: Callable[["Sweep"], None] = l
     check: raises what else speaks against it, before anything is written down.
     """
     folder = root / spec.name
+    refuse_archive(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"  # workers open a sweep at the same moment

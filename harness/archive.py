@@ -1,0 +1,142 @@
+"""`python -m harness.archive pack RUNS/SWEEP --to DIR`: a finished sweep's records in one small file, and back.
+
+An archive is a folder `DIR/SWEEP` with `sweep.json`, `cells.json` and `runs.zip`: each run's configuration, record and
+trials, of final runs also the epochs, of failed ones the reason. It is what a repository or a paper's supplement
+holds; `analysis/make_figures.py --root DIR` reads it as it is, and `unpack` makes a sweep of it that launch goes on
+with, without training anything again. The same records give the same bytes. Standard library only.
+"""
+
+import argparse
+import json
+import zipfile
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, run_command
+from harness.record import read_json, write_json, written_aside
+
+RUNS = "runs.zip"
+_OF_THE_SWEEP = ("sweep.json", "cells.json", "code.json")
+_OF_A_RUN = ("config.json", "record.json", "trials.json")
+_EPOCHS = "metrics.jsonl"
+#: The earliest there is: when a file was packed says nothing.
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def is_archive(folder: Path) -> bool:
+    """Whether a folder holds a packed sweep, and not one that is carried out there."""
+    return (folder / RUNS).is_file() and not (folder / "runs").is_dir()
+
+
+def refuse_archive(folder: Path) -> None:
+    """Raises UserError where a folder holds an archive, which nothing is launched in."""
+    if is_archive(folder):
+        raise UserError(
+            f"{folder} is an archive of a finished sweep, to be read only; "
+            f"python -m harness.archive unpack {folder} --to runs makes a sweep of it that can go on"
+        )
+
+
+def runs_of(folder: Path) -> Traversable:
+    """The folder of a sweep's run directories, which may stand in its archive."""
+    return zipfile.Path(folder / RUNS) if is_archive(folder) else folder / "runs"
+
+
+def pack(sweep: Path, to: Path) -> Path:
+    """Write the archive of the sweep in a folder to `to`; returns its folder.
+
+    Raises UserError where there is no sweep, where finals are missing, and where records name absolute paths, which
+    would tell everybody who reads them how this machine is arranged.
+    """
+    cells = read_json(sweep / "cells.json")
+    if cells is None or not (sweep / "runs").is_dir():
+        raise UserError(f"{sweep} holds no sweep: there should be a cells.json and a folder runs/")
+    finals = {run_id for cell in cells["cells"] for run_id in cell["finals"].values()}
+    missing = sorted(run for run in finals if not (sweep / "runs" / run / "record.json").exists())
+    if missing or not all(cell["finals"] for cell in cells["cells"]):
+        what = f"final runs {', '.join(missing)}" if missing else "cells without a chosen trial"
+        raise UserError(f"{sweep} is not complete: {what}; launch it again first")
+    folder = to / sweep.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_aside(folder / RUNS) as aside, zipfile.ZipFile(aside, "w") as archive:
+        for run in sorted((sweep / "runs").iterdir()):
+            for name, content in _files(run, run.name in finals):
+                entry = zipfile.ZipInfo(f"{run.name}/{name}", _NO_DATE)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, content, compresslevel=9)
+    for name in _OF_THE_SWEEP:
+        if (content := read_json(sweep / name)) is not None:
+            write_json(folder / name, content)
+    return folder
+
+
+def _files(run: Path, final: bool) -> Iterator[tuple[str, bytes]]:
+    """What is kept of a run: nothing of one that stands for no trial, or of one that a pruner gave up."""
+    record, status = read_json(run / "record.json"), read_json(run / "status.json") or {}
+    if record is None and status.get("state") == "failed":
+        yield "status.json", _json({"state": "failed", "reason": status.get("reason")})
+        yield "trials.json", _json(read_json(run / "trials.json") or [])
+    if record is None or not (final or (run / "trials.json").exists()):
+        return
+    _refuse_paths(run, record["config"])
+    for name in _OF_A_RUN:
+        if (content := read_json(run / name)) is not None:
+            yield name, _json(content)
+    if final and (run / _EPOCHS).exists():
+        yield _EPOCHS, (run / _EPOCHS).read_bytes()
+
+
+def _refuse_paths(run: Path, config: dict[str, Any]) -> None:
+    for key, value in (("data.root", config["data"].get("root")), ("model.init", config["model"].get("init"))):
+        path = str(value or "").removeprefix("checkpoint:")
+        if Path(path).is_absolute() or path.startswith("~"):
+            raise UserError(
+                f"{run}: {key} is {value!r}, a path of this machine alone; launch with a relative one, such as "
+                "data/cifar10 (a link may stand there)"
+            )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def unpack(archive: Path, to: Path) -> Path:
+    """Make a sweep of an archive, in `to`, as if it had been carried out there; returns its folder.
+
+    Raises UserError for what is no archive and where a sweep of that name is there already.
+    """
+    if not is_archive(archive):
+        raise UserError(f"{archive} holds no archive (no {RUNS}); python -m harness.archive pack makes one")
+    folder = to / archive.name
+    if (folder / "runs").exists() or (folder / RUNS).exists():
+        raise UserError(f"{folder} is there already; choose another --to")
+    with zipfile.ZipFile(archive / RUNS) as packed:
+        (folder / "runs").mkdir(parents=True)
+        packed.extractall(folder / "runs")  # (which drops "..", and what would lead elsewhere)
+    for run in (folder / "runs").iterdir():
+        if (run / "record.json").exists():
+            write_json(run / "status.json", {"state": "done"}, flushed=False)
+    for name in _OF_THE_SWEEP:
+        if (content := read_json(archive / name)) is not None:
+            write_json(folder / name, content)
+    return folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m harness.archive", description="Keep a finished sweep's records.")
+    parser.add_argument("verb", choices=("pack", "unpack"))
+    parser.add_argument("folder", type=Path, help="of the sweep to pack, or of the archive to unpack")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="DIR/SWEEP is written")
+    options = parser.parse_args(arguments)
+    made = (pack if options.verb == "pack" else unpack)(options.folder.resolve(), options.to)
+    runs = sum(run.is_dir() for run in runs_of(made).iterdir())
+    size = f", {(made / RUNS).stat().st_size / 1e6:.1f} MB" if options.verb == "pack" else ""
+    print(f"{made}: {runs} runs{size}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""A finished sweep packed into one file: it draws the same figures, names the same runs, and can go on."""
+
+import json
+import shutil
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny_sweep import RUNS, records, write_sweep
+
+from analysis.load import load_sweep
+from harness.archive import main as archive
+from harness.archive import pack, runs_of
+from harness.errors import UserError
+from harness.launch import main as launch
+
+SHORT = ("--cluster", "debug", "--set", "data.train_fraction=0.2", "--set", "runtime.threads=1")
+TPE = {"sampler: random": "sampler: {name: tpe, n_startup_trials: 1}"}
+
+
+@pytest.fixture(scope="module")
+def carried_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml, its sweep in runs/ and the archive of it in kept/; not to be changed."""
+    folder = tmp_path_factory.mktemp("archive")
+    assert launch([str(write_sweep(folder, 2, **TPE)), "--root", str(folder / "runs"), *SHORT]) == 0
+    assert archive(["pack", str(folder / "runs/tiny"), "--to", str(folder / "kept")]) == 0
+    return folder
+
+
+def test_the_archive_holds_what_figures_and_reruns_need_and_nothing_of_the_machine(carried_out: Path) -> None:
+    with zipfile.ZipFile(carried_out / "kept/tiny/runs.zip") as packed:
+        names = set(packed.namelist())
+        everything = b"".join(packed.read(name) for name in names)
+    finals = {run for cell in load_sweep(carried_out / "runs", "tiny").cells for run in cell.finals.values()}
+    runs = set(records(carried_out / "runs"))
+    assert len(runs) == RUNS
+    expected = {f"{run}/{name}.json" for run in runs for name in ("config", "record", "trials")}
+    assert names == expected | {f"{run}/metrics.jsonl" for run in finals}
+    for word in (socket.gethostname(), str(carried_out), "pid"):
+        assert word.encode() not in everything
+
+
+def test_packing_again_gives_the_same_bytes(carried_out: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny", copy_function=shutil.copyfile)
+    made = pack(copied, tmp_path / "kept")
+    for name in ("runs.zip", "cells.json", "sweep.json"):
+        assert (made / name).read_bytes() == (carried_out / "kept/tiny" / name).read_bytes()
+
+
+def test_the_analysis_reads_an_archive_as_it_reads_a_sweep(carried_out: Path) -> None:
+    live, kept = (load_sweep(carried_out / root, "tiny") for root in ("runs", "kept"))
+    assert [final.record for final in live.finals] == [final.record for final in kept.finals]
+    assert [final.epochs() for final in live.finals] == [final.epochs() for final in kept.finals]
+    assert [vars(trial) for trial in live.trials] == [vars(trial) for trial in kept.trials]
+    assert len(kept.finals) == 4
+    assert len(kept.trials) == 4
+    assert (kept.missing, kept.corrupt, kept.incomplete) == ([], [], [])
+
+
+@pytest.mark.parametrize("root", ["runs", "kept"])
+def test_a_dry_run_names_every_run(carried_out: Path, root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (carried_out / "kept").rglob("*")}
+    command = [str(carried_out / "tiny.yaml"), "--root", str(carried_out / root), *SHORT, "--dry-run"]
+    assert launch([*command, "--runs"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    named = {words[0]: words[1] for words in lines if len(words) > 1 and words[1] in ("tune", "final")}
+    phases = {run: json.loads((carried_out / f"runs/tiny/runs/{run}/record.json").read_text())["phase"]
+              for run in records(carried_out / "runs")}  # fmt: skip
+    assert named == phases
+    assert {path: path.stat().st_mtime_ns for path in (carried_out / "kept").rglob("*")} == before, "nothing is written"
+
+
+def test_what_is_not_drawn_yet_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(write_sweep(tmp_path, 2, **TPE)), "--root", str(tmp_path / "runs"), "--dry-run", "--runs"]
+    assert launch(command) == 0
+    assert capsys.readouterr().out.count("not drawn yet") == RUNS
+    static = [str(write_sweep(tmp_path, 2)), "--root", str(tmp_path / "runs"), "--dry-run", "--runs"]
+    assert launch(static) == 0
+    assert capsys.readouterr().out.count("not drawn yet") == 4, "the finals, whose trial is not chosen"
+
+
+def test_an_unpacked_sweep_is_complete_and_can_grow(
+    carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert archive(["unpack", str(carried_out / "kept/tiny"), "--to", str(tmp_path)]) == 0
+    stamps = {run: (tmp_path / f"tiny/runs/{run}/record.json").stat().st_mtime_ns for run in records(tmp_path)}
+    command = [str(carried_out / "tiny.yaml"), "--root", str(tmp_path), *SHORT]
+    assert launch(command) == 0
+    assert "rebuilt from the records" in capsys.readouterr().out
+    for run, stamp in stamps.items():
+        assert (tmp_path / f"tiny/runs/{run}/record.json").stat().st_mtime_ns == stamp, "nothing is trained again"
+    assert launch([*command, "--set", "final.seeds=[0,1,2]"]) == 0
+    assert set(records(tmp_path)) > set(stamps)
+    with pytest.raises(UserError, match="is there already"):
+        archive(["unpack", str(carried_out / "kept/tiny"), "--to", str(tmp_path)])
+
+
+def test_nothing_is_launched_in_an_archive(carried_out: Path) -> None:
+    with pytest.raises(UserError, match=r"is an archive .* harness\.archive unpack"):
+        launch([str(carried_out / "tiny.yaml"), "--root", str(carried_out / "kept"), *SHORT])
+    assert runs_of(carried_out / "kept/tiny").is_dir()
+    assert not (carried_out / "kept/tiny/study.log").exists()
+
+
+def test_a_failed_run_is_kept_with_its_reason(carried_out: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
+    trial = next(run for run in sorted(records(tmp_path / "runs")) if phase_of(sweep, run) == "tune")
+    (sweep / "runs" / trial / "record.json").unlink()
+    status = {"state": "failed", "reason": "TrainingError: nan", "traceback": "/home", "host": "here"}
+    (sweep / "runs" / trial / "status.json").write_text(json.dumps(status))
+    pack(sweep, tmp_path / "kept")
+    for root in ("runs", "kept"):
+        (failure,) = load_sweep(tmp_path / root, "tiny").failures
+        assert (failure.run_id, failure.reason) == (trial, "TrainingError: nan")
+    with zipfile.ZipFile(tmp_path / "kept/tiny/runs.zip") as packed:
+        assert b"/home" not in packed.read(f"{trial}/status.json")
+
+
+def phase_of(sweep: Path, run: str) -> str:
+    return str(json.loads((sweep / "runs" / run / "record.json").read_text())["phase"])
+
+
+def test_what_is_refused(carried_out: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no sweep"):
+        pack(tmp_path, tmp_path / "kept")
+    with pytest.raises(UserError, match="holds no archive"):
+        archive(["unpack", str(carried_out / "runs/tiny"), "--to", str(tmp_path)])
+    sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
+    path = sweep / "runs" / sorted(records(tmp_path / "runs"))[0] / "record.json"
+    record = json.loads(path.read_text())
+    record["config"]["data"]["root"] = "/home/somebody/data"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"data\.root is '/home/somebody/data', a path of this machine"):
+        pack(sweep, tmp_path / "kept")
+    final = next(run for run in records(tmp_path / "runs") if phase_of(sweep, run) == "final")
+    (sweep / "runs" / final / "record.json").unlink()
+    with pytest.raises(UserError, match=f"not complete: final runs {final}"):
+        pack(sweep, tmp_path / "kept")
