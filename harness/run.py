@@ -186,10 +186,11 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.run", description="Carry out one run.")
-    parser.add_argument("config", type=Path, help="a YAML file of run settings (see the README)")
+    parser.add_argument("config", type=Path, help="a YAML file of run settings (see the README), or a config.json")
     parser.add_argument("--dir", type=Path, required=True, help="the run's directory; an unfinished run goes on")
     arguments = parser.parse_args()
-    config = complete(yaml_file.read(arguments.config))
+    raw = yaml_file.read(arguments.config)
+    config = complete(raw["config"] if set(raw) == {"run_id", "config"} else raw)
     from harness.data import prepare
 
     prepare(component("data set", config.data))

@@ -31,7 +31,7 @@ FLOORS = {
     **dict.fromkeys(("build", "run"), 7),
     **dict.fromkeys(("algorithms", "storage", "study", "rebuild", "roster", "plan", "place", "stopping", "worker"), 8),
     **dict.fromkeys(("launch", "fleet", "dry_run", "progress", "profile", "locate"), 9),
-    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate"), 9),
+    **dict.fromkeys(("standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate", "repeat"), 9),
 }
 
 #: Services that may be missing: who may import them, also inside a function.
@@ -49,7 +49,7 @@ TORCH_FREE = (
     *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run"),
     *("archive", "runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping", "schedule"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
-    *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate"),
+    *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate", "repeat"),
     *("calibration", "models", "methods"),
     *(f"methods.{path.stem}" for path in sorted(HARNESS.glob("methods/[!_]*.py"))),
 )

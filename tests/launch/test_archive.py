@@ -14,6 +14,8 @@ from harness.archive import main as archive
 from harness.archive import pack, runs_of
 from harness.errors import UserError
 from harness.launch import main as launch
+from harness.repeat import differences
+from harness.repeat import main as repeat
 
 SHORT = ("--cluster", "debug", "--set", "data.train_fraction=0.2", "--set", "runtime.threads=1")
 TPE = {"sampler: random": "sampler: {name: tpe, n_startup_trials: 1}"}
@@ -137,3 +139,31 @@ def test_what_is_refused(carried_out: Path, tmp_path: Path) -> None:
     (sweep / "runs" / final / "record.json").unlink()
     with pytest.raises(UserError, match=f"not complete: final runs {final}"):
         pack(sweep, tmp_path / "kept")
+
+
+def test_a_run_of_an_archive_is_repeated_to_the_last_digit(
+    carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_sweep(carried_out / "kept", "tiny").finals[0].run_id
+    assert repeat([run[:8], "--root", str(carried_out / "kept"), "--dir", str(tmp_path / "again")]) == 0
+    assert f"run {run}: all 6 rows are the same" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again/record.json").read_text())["run_id"] == run
+
+
+def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    final = load_sweep(carried_out / "runs", "tiny").finals[0]
+    path = shutil.copytree(carried_out / "runs", tmp_path / "runs") / "tiny/runs" / final.run_id / "record.json"
+    record = json.loads(path.read_text())
+    record["rows"][-1]["accuracy"] += 0.01
+    record["provenance"]["device"] = "another"
+    path.write_text(json.dumps(record))
+    assert repeat([final.run_id, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "again")]) == 1
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said[0].startswith("test rtn recalibrate float: accuracy")
+    assert said[1].startswith("device: another in the record")
+    assert differences(final.record, {**final.record, "rows": final.record["rows"][1:]}) == [
+        "val rtn recalibrate 2: not there any more"
+    ]
+    for name, what in (("zzz", "is not there"), ("", "could be any of")):
+        with pytest.raises(UserError, match=what):
+            repeat([name, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "again")])

@@ -1,0 +1,83 @@
+"""`python -m harness.repeat RUN --root DIR --dir NEW`: carry out a recorded run again and compare the numbers.
+
+RUN is a run's id, or the beginning of it; DIR holds sweeps, or archives of them (harness/archive.py). The run is made
+anew, in NEW, from its configuration alone. On the same kind of device, with the same packages and threads, every row
+is the same to the last digit; what differs is printed, and the command ends with status 1.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from harness.archive import runs_of
+from harness.config import complete, component
+from harness.errors import UserError, run_command
+from harness.run import line, run
+
+#: Of the provenance: what a difference may come from.
+_MATTERS = ("device", "threads", "numerics_version", "packages", "data_digest")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status: 1 when a number differs."""
+    parser = argparse.ArgumentParser(prog="python -m harness.repeat", description="Carry out a recorded run again.")
+    parser.add_argument("run", metavar="RUN", help="its id, or the beginning of it")
+    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of sweeps or their archives")
+    parser.add_argument("--dir", type=Path, required=True, metavar="NEW", help="the directory of the new run")
+    parser.add_argument("--data-root", type=Path, metavar="PATH", help="where the data is; default: as recorded")
+    options = parser.parse_args(arguments)
+    recorded = read_record(options.run, options.root)
+    raw = recorded["config"]
+    if options.data_root:
+        raw = {**raw, "data": {**raw["data"], "root": str(options.data_root)}}
+    config = complete(raw)
+    from harness.data import prepare
+
+    prepare(component("data set", config.data))
+    again = run(config, options.dir, epoch_done=lambda metrics: print(line(metrics), flush=True))
+    found = differences(recorded, again)
+    print("\n".join(found) or f"run {recorded['run_id']}: all {len(recorded['rows'])} rows are the same")
+    return 1 if found else 0
+
+
+def read_record(named: str, root: Path) -> dict[str, Any]:
+    """The record of a run, by its id or the beginning of it. Raises UserError for none and for several."""
+    found: dict[str, Traversable] = {}
+    for sweep in sorted(root.iterdir()) if root.is_dir() else ():
+        runs = runs_of(sweep)
+        for folder in runs.iterdir() if runs.is_dir() else ():
+            if folder.name.startswith(named) and (folder / "record.json").is_file():
+                found[folder.name] = folder
+    if len(found) != 1:
+        what = f"could be any of {', '.join(sorted(found))}" if found else "is not there"
+        raise UserError(f"--root {str(root)!r}: run {named!r} {what}")
+    (folder,) = found.values()
+    return dict(json.loads((folder / "record.json").read_text(encoding="utf-8")))
+
+
+def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of one run, a line each; then what of the machines does."""
+    key = ("split", "deploy", "scale", "bits")
+    rows = {tuple(row[name] for name in key): row for row in again["rows"]}
+    lines = []
+    for row in recorded["rows"]:
+        place = tuple(row[name] for name in key)
+        other = rows.get(place)
+        if other is None:
+            lines.append(f"{' '.join(map(str, place))}: not there any more")
+        elif (row["accuracy"], row["loss"]) != (other["accuracy"], other["loss"]):
+            was, now = (f"accuracy {100 * each['accuracy']:.2f} %, loss {each['loss']:.6f}" for each in (row, other))
+            lines.append(f"{' '.join(map(str, place))}: {was} in the record, {now} now")
+    if lines:
+        for name in _MATTERS:
+            was, now = recorded["provenance"].get(name), again["provenance"].get(name)
+            if was != now:
+                lines.append(f"{name}: {was} in the record, {now} now")
+    return lines
+
+
+if __name__ == "__main__":
+    run_command(main)
