@@ -51,6 +51,10 @@ _SIGNATURES = {
     "quantize": (_P, _P, _N, _N, _P, _F),
     "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P, _P),
     "track": (_P, _N, _F),
+    "dampening_value": (_P, _N, _N, _P, _F, _F, _P, _P),
+    "dampening_gradient": (_P, _P, _N, _N, _P, _F, _F, _F),
+    "moments": (_P, _N, _P, _P),
+    "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
 }
 
 
@@ -157,6 +161,37 @@ def learned_step_backward(
     sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
     _call("quantize_backward", weight, grad, out, *sizes, 0, step, high, slack, 0, pulls, scratch)
     return out, pulls
+
+
+def dampening_value(weight: Tensor, step: Tensor, low: float, high: float) -> Tensor:
+    """The sum of (q(w) - clip(w, s low, s high))^2, shape (), float64; codes from low to high."""
+    value, groups = torch.empty((), dtype=torch.float64), step.numel()
+    _call("dampening_value", weight, *_sizes(weight, groups), step, low, high, _scratch(weight, groups), value)
+    return value
+
+
+def dampening_gradient(weight: Tensor, step: Tensor, low: float, high: float, factor: float) -> Tensor:
+    """The gradient of factor / 2 times that sum, q(w) and s held; like the weight."""
+    out = torch.empty_like(weight)
+    _call("dampening_gradient", weight, out, *_sizes(weight, step.numel()), step, low, high, factor)
+    return out
+
+
+def moments(weight: Tensor) -> tuple[float, float, float, float]:
+    """The mean of a whole weight, and the sums of (w - mean) to the powers 2, 3 and 4."""
+    out = torch.empty(4, dtype=torch.float64)
+    _call("moments", weight, weight.numel(), _scratch(weight, 1), out)
+    mean, second, third, fourth = out.tolist()
+    return mean, second, third, fourth
+
+
+def standardized_cubic(
+    weight: Tensor, mean: float, deviation: float, cubic: float, linear: float, constant: float
+) -> Tensor:
+    """`cubic z^3 + linear z + constant` of z = (w - mean) / deviation; like the weight."""
+    out = torch.empty_like(weight)
+    _call("standardized_cubic", weight, out, weight.numel(), mean, deviation, cubic, linear, constant)
+    return out
 
 
 class Table:

@@ -81,7 +81,7 @@ class Dampening(Method):
         total: Tensor | float = 0.0
         for name in self._layers:
             quantizer, weight = self._read(name)
-            total = total + distance(weight, quantizer, self.config.aggregation)
+            total = total + distance(weight, quantizer, self.config.aggregation, self.context.fused is not False)
         return strength * total
 
     def strength_at(self, index: int, total: int) -> float:
@@ -108,8 +108,16 @@ class Dampening(Method):
         return quantizer, layer.weight_transform(layer.weight)
 
 
-def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation) -> "Tensor":
-    """agg( (sg[q(w)] - clip(w, s n, s p))^2 ) of one layer, shape (), with the gradient of the weight."""
+def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation, fused: bool = False) -> "Tensor":
+    """agg( (sg[q(w)] - clip(w, s n, s p))^2 ) of one layer, shape (), with the gradient of the weight.
+
+    fused: whether native passes (harness/native_dampening.c) may compute it, where they can.
+    """
+    found = _by_native_passes(weight, quantizer, aggregation) if fused else None
+    return _by_plain_operations(weight, quantizer, aggregation) if found is None else found
+
+
+def _by_plain_operations(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation) -> "Tensor":
     import torch
 
     low, high = quantizer.levels
@@ -121,3 +129,34 @@ def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggreg
     if aggregation == "sum":
         return squares.sum()
     return squares.mean() if aggregation == "mean" else squares.flatten(1).mean(1).sum()
+
+
+def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation) -> "Tensor | None":
+    """The same in closed form, the gradient `2 (w - q(w))` inside the range times the share of a square in agg.
+
+    None where the passes do not serve: other grids than codes times a step, devices and types.
+    """
+    import torch
+
+    from harness import native
+    from harness.quantization import MaxAbsQuantizer
+    from harness.quantization.learned_step import on_plain_grid
+    from harness.quantization.rounding import closed_form
+
+    if not on_plain_grid(quantizer) or weight.dtype != torch.float32 or not native.serves(weight):
+        return None
+    with torch.no_grad():
+        if isinstance(quantizer, MaxAbsQuantizer):
+            step = quantizer.step_of(quantizer.peaks(weight))
+        else:
+            step = quantizer.step(weight)
+    if step.dtype != torch.float32 or step.numel() != (len(weight) if quantizer.per_channel else 1):
+        return None
+    steps, (low, high) = step.flatten(), quantizer.levels
+    share = {"sum": 1.0, "mean": 1 / weight.numel(), "kernel_mean": len(weight) / weight.numel()}[aggregation]
+    return closed_form(
+        weight,
+        (share * native.dampening_value(weight, steps, low, high)).float(),
+        lambda w, factor: native.dampening_gradient(w, steps, low, high, 2 * share * factor),
+        lambda w: _by_plain_operations(w, quantizer, aggregation),
+    )

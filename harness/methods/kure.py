@@ -7,7 +7,7 @@ The network trains in float. To the task loss is added, over L quantized layers 
 
 K a number for a whole weight, (O, I) or (O, I, kh, kw), mu its mean and sigma its standard deviation over n - 1, as in
 the authors' code (torch.std). A uniform distribution has K = 1.8, a normal one 3, so the weights are flattened;
-mean and spread are left alone, since K does not depend on them. Autograd differentiates it, mu and sigma in the graph.
+mean and spread are left alone, since K does not depend on them. mu and sigma take part in the gradient.
 
 Means something without a bit-width, so needs no target_bit; the loop monitors accuracy there when one is given. What is
 regularized is the weight that gets quantized: the latent one under `ste` and `lsq` (which the paper combines it with),
@@ -19,6 +19,7 @@ float; `exclude` does the same); their fine-tuning schedule (learning rate 1e-3 
 weight shared by layers counts once, a frozen one not at all; a constant tensor, which has no kurtosis, adds 0.
 """
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -26,6 +27,7 @@ from pydantic import Field
 from harness.methods.base import Method, MethodConfig, Step
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from harness.calibration import Calibration
@@ -38,25 +40,70 @@ def kurtosis(weight: "Tensor") -> "Tensor":
     """
     import torch
 
-    limits = torch.finfo(weight.dtype)
     mean = weight.mean()
     squared = (weight - mean).square()
     variance = squared.sum() / max(1, weight.numel() - 1)
-    # Relative to the mean, since that of equal weights is rounded, and what this leaves is no spread; absolutely, so
-    # that a fourth power cannot come near the smallest number there is.
-    smallest = ((16 * limits.eps * mean.detach()) ** 2).clamp(min=1e3 * limits.tiny**0.5)
-    spread = variance > smallest
+    spread = variance > _smallest_variance(weight.dtype, mean.detach())
     # Replaced before it divides, not after: a NaN in the branch not taken would still reach the gradient.
     divisor = torch.where(spread, variance.square(), torch.ones_like(variance))
     return torch.where(spread, squared.square().mean() / divisor, torch.zeros_like(variance))
 
 
-def kurtosis_loss(weight: "Tensor", target: float) -> "Tensor":
-    """`(K - target)^2`, shape (); 0 with gradient 0 for a constant tensor."""
+def _smallest_variance(dtype: "torch.dtype", mean: "Tensor") -> "Tensor":
+    """The variance up to which a tensor of this type and mean counts as constant.
+
+    Relative to the mean, since that of equal weights is rounded, and what this leaves is no spread; absolutely, so
+    that a fourth power cannot come near the smallest number there is.
+    """
     import torch
 
+    limits = torch.finfo(dtype)
+    return ((16 * limits.eps * mean) ** 2).clamp(min=1e3 * limits.tiny**0.5)
+
+
+def kurtosis_loss(weight: "Tensor", target: float, fused: bool = False) -> "Tensor":
+    """`(K - target)^2`, shape (); 0 with gradient 0 for a constant tensor.
+
+    fused: whether native passes (harness/native_kurtosis.c) may compute it, where they can.
+    """
+    import torch
+
+    from harness import native
+
+    if fused and weight.dtype == torch.float32 and native.serves(weight):
+        found = _by_native_passes(weight, target)
+        if found is not None:
+            return found
     value = kurtosis(weight)
     return torch.where(value > 0, (value - target).square(), torch.zeros_like(value))
+
+
+def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
+    """The same in closed form; None for a constant tensor. With z = (w - mu) / sigma and m3 the mean of z^3,
+
+    dK/dw = 4 / (n sigma) (z^3 - m3) - 4 K z / ((n - 1) sigma).
+    """
+    import torch
+
+    from harness import native
+    from harness.quantization.rounding import closed_form
+
+    count = weight.numel()
+    mean, second, third, fourth = native.moments(weight)
+    variance = second / max(1, count - 1)
+    if not variance > _smallest_variance(weight.dtype, torch.tensor(mean, dtype=torch.float64)):
+        return None
+    deviation = math.sqrt(variance)
+    value = fourth / count / variance**2
+
+    def gradient(w: "Tensor", factor: float) -> "Tensor":
+        outer = 2 * (value - target) * factor * 4 / deviation
+        cubic = outer / count
+        return native.standardized_cubic(
+            w, mean, deviation, cubic, -outer * value / (count - 1), -cubic * third / count / deviation**3
+        )
+
+    return closed_form(weight, torch.tensor((value - target) ** 2), gradient, lambda w: kurtosis_loss(w, target))
 
 
 class Kurtosis(Method):
@@ -90,7 +137,8 @@ class Kurtosis(Method):
             return 0.0
         import torch
 
-        losses = [kurtosis_loss(layer.weight_transform(layer.weight), self.config.target) for layer in self._layers]
+        target, fused = self.config.target, self.context.fused is not False
+        losses = [kurtosis_loss(layer.weight_transform(layer.weight), target, fused) for layer in self._layers]
         return self.config.strength * torch.stack(losses).mean()
 
     def metrics(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from harness import native
 from harness.quantization.grid import LevelsKind, safe_step
-from harness.quantization.quantizer import KeepScale, WeightQuantizer, alike, served
+from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer, alike, served
 from harness.quantization.rounding import BOUND_SLACK, clip, round_ste, scale_gradient
 
 
@@ -81,3 +81,11 @@ class _LearnedStep(torch.autograd.Function):
         gradient = alike(gradients[0], weight)
         of_weight, pulls = native.learned_step_backward(weight, gradient, step.flatten(), high, BOUND_SLACK)
         return of_weight, pulls.view(step.shape), None
+
+
+def on_plain_grid(quantizer: WeightQuantizer) -> bool:
+    """Whether `q(w)` is `s * clip(round(w / s))` and nothing else, so that the step alone decides it."""
+    kind = type(quantizer)
+    if kind.forward is MaxAbsQuantizer.forward:
+        return kind.plain in (MaxAbsQuantizer.plain, ClippedQuantizer.plain)  # type: ignore[attr-defined]
+    return kind.forward in (WeightQuantizer.forward, LSQQuantizer.forward)

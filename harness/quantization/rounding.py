@@ -3,6 +3,7 @@
 Bengio, Léonard, Courville 2013, arXiv 1308.3432.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,4 +105,41 @@ class _Clip(torch.autograd.Function):
 def clip(x: Tensor, low: int, high: int) -> Tensor:
     """`x` clipped to [low, high], with gradient 1 inside, bounds included, and 0 outside. Any shape."""
     result: Tensor = _Clip.apply(x, low, high)
+    return result
+
+
+class _ClosedForm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor,
+        value: Tensor,
+        gradient: Callable[[Tensor, float], Tensor],
+        plain: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, _, ctx.gradient, ctx.plain = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
+            (result,) = torch.autograd.grad(ctx.plain(x), x, gradients[0], create_graph=True)
+            return result, None, None, None
+        return ctx.gradient(x, float(gradients[0])), None, None, None
+
+
+def closed_form(
+    x: Tensor, value: Tensor, gradient: Callable[[Tensor, float], Tensor], plain: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`value`, a scalar on the CPU that was computed from `x` without a graph, with a gradient of closed form.
+
+    gradient: of x and a factor, that of factor times the value, like x. plain: the same value by differentiable
+    operations, for whoever differentiates twice. It is part of the graph, so whoever holds gradients back after the
+    backward pass finds this one among them.
+    """
+    result: Tensor = _ClosedForm.apply(x, value, gradient, plain)
     return result
