@@ -170,11 +170,12 @@ ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, 
 
 /* The gradient `grad` of a fake-quantized weight, handed on to the weight itself. high < 0: no clipping.
  *
- * graph: the step is a multiple of the peak, and its gradient goes to the weights that attain it. pulls: each group's
- * gradient of the step, where there is room for it.
+ * graph: the step is a multiple of the peak, and its gradient goes to the weights that attain it. further: each step's
+ * gradient from elsewhere, or NULL. pulls: room for each step's gradient, or NULL.
  */
 void quantize_backward(const float *w, const float *grad, float *out, int64_t groups, int64_t size, const float *peak,
-                       const float *step, float high, float slack, int graph, float *pulls, Sums *partial) {
+                       const float *step, float high, float slack, int graph, const double *further, float *pulls,
+                       Sums *partial) {
     int64_t per = blocks(size), all = groups * per;
 #pragma omp parallel for schedule(static) if (all >= FEW)
     for (int64_t b = 0; b < all; b++) {
@@ -191,7 +192,7 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
                               : block_backward(w + at, grad + at, out + at, n, s, most, high, slack);
     }
     for (int64_t g = 0; g < groups; g++) {
-        Sums sums = {0, 0, 0};
+        Sums sums = {0, further ? further[g] : 0, 0};
         for (int64_t b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
         if (pulls) pulls[g] = (float)sums.pull;
         if (graph && step[g] > 0)

@@ -49,12 +49,16 @@ _SIGNATURES = {
     "peaks": (_P, _N, _N, _P, _P),
     "regularize": (_P, _N, ctypes.c_double, _F, _P),
     "quantize": (_P, _P, _N, _N, _P, _F),
-    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P, _P),
+    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P, _P, _P),
     "track": (_P, _N, _F),
     "dampening_value": (_P, _N, _N, _P, _F, _F, _P, _P),
     "dampening_gradient": (_P, _P, _N, _N, _P, _F, _F, _F),
     "moments": (_P, _N, _P, _P),
     "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
+    "hold": (_P, _P, _P, _P, _N, _N, _P),
+    "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
+    "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),
+    "settle": (_P, _P, _P, _P, _P, _N, _F, ctypes.c_int),
 }
 
 
@@ -129,27 +133,35 @@ def _order(tensor: Tensor) -> list[tuple[int, int]]:
 def peaks(weight: Tensor, groups: int) -> Tensor:
     """max|w| of each group, (groups,)."""
     out = torch.empty(groups)
-    _call("peaks", weight, *_sizes(weight, groups), _scratch(weight, groups), out)
+    call("peaks", weight, *sizes_of(weight, groups), scratch_for(weight, groups), out)
     return out
 
 
 def quantize(weight: Tensor, step: Tensor, high: float) -> Tensor:
     """The weight on the grid, `step * code`."""
     out = torch.empty_like(weight)
-    _call("quantize", weight, out, *_sizes(weight, step.numel()), step, high)
+    call("quantize", weight, out, *sizes_of(weight, step.numel()), step, high)
     return out
 
 
 def quantize_backward(
-    weight: Tensor, grad: Tensor, peak: Tensor, step: Tensor, high: float, slack: float, graph: bool
+    weight: Tensor,
+    grad: Tensor,
+    peak: Tensor,
+    step: Tensor,
+    high: float,
+    slack: float,
+    graph: bool,
+    further: Tensor | None = None,
 ) -> Tensor:
     """The gradient of the weight from `grad`, that of the weight on the grid: straight-through.
 
-    graph: whether the step, a multiple of the peak, takes part in the gradient.
+    graph: whether the step, a multiple of the peak, takes part in the gradient; further: what else its gradient is
+    made of, fp64 like it.
     """
     out, groups = torch.empty_like(weight), step.numel()
-    sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
-    _call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, 0, scratch)
+    sizes, scratch = sizes_of(weight, groups), scratch_for(weight, groups)
+    call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, further, 0, scratch)
     return out
 
 
@@ -158,40 +170,9 @@ def learned_step_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the weight and of the steps, (groups,), from `grad`, that of the weight on the grid."""
     out, pulls, groups = torch.empty_like(weight), torch.empty(step.numel()), step.numel()
-    sizes, scratch = _sizes(weight, groups), _scratch(weight, groups)
-    _call("quantize_backward", weight, grad, out, *sizes, 0, step, high, slack, 0, pulls, scratch)
+    sizes, scratch = sizes_of(weight, groups), scratch_for(weight, groups)
+    call("quantize_backward", weight, grad, out, *sizes, 0, step, high, slack, 0, 0, pulls, scratch)
     return out, pulls
-
-
-def dampening_value(weight: Tensor, step: Tensor, low: float, high: float) -> Tensor:
-    """The sum of (q(w) - clip(w, s low, s high))^2, shape (), float64; codes from low to high."""
-    value, groups = torch.empty((), dtype=torch.float64), step.numel()
-    _call("dampening_value", weight, *_sizes(weight, groups), step, low, high, _scratch(weight, groups), value)
-    return value
-
-
-def dampening_gradient(weight: Tensor, step: Tensor, low: float, high: float, factor: float) -> Tensor:
-    """The gradient of factor / 2 times that sum, q(w) and s held; like the weight."""
-    out = torch.empty_like(weight)
-    _call("dampening_gradient", weight, out, *_sizes(weight, step.numel()), step, low, high, factor)
-    return out
-
-
-def moments(weight: Tensor) -> tuple[float, float, float, float]:
-    """The mean of a whole weight, and the sums of (w - mean) to the powers 2, 3 and 4."""
-    out = torch.empty(4, dtype=torch.float64)
-    _call("moments", weight, weight.numel(), _scratch(weight, 1), out)
-    mean, second, third, fourth = out.tolist()
-    return mean, second, third, fourth
-
-
-def standardized_cubic(
-    weight: Tensor, mean: float, deviation: float, cubic: float, linear: float, constant: float
-) -> Tensor:
-    """`cubic z^3 + linear z + constant` of z = (w - mean) / deviation; like the weight."""
-    out = torch.empty_like(weight)
-    _call("standardized_cubic", weight, out, weight.numel(), mean, deviation, cubic, linear, constant)
-    return out
 
 
 class Table:
@@ -215,24 +196,26 @@ class Table:
     def regularize(self, strength: float, slack: float) -> Tensor:
         """Add the regularizer's gradient to each `grad`; returns its value, shape (), float64."""
         value = torch.empty((), dtype=torch.float64)
-        _call("regularize", ctypes.addressof(self.entries), len(self.entries), strength, slack, value)
+        call("regularize", ctypes.addressof(self.entries), len(self.entries), strength, slack, value)
         return value
 
     def track(self, increment: float) -> None:
         """Bring each layer's codes, directions, frequencies and counts up to date."""
-        _call("track", ctypes.addressof(self.entries), len(self.entries), increment)
+        call("track", ctypes.addressof(self.entries), len(self.entries), increment)
 
 
-def _call(name: str, *arguments: Tensor | float) -> None:
+def call(name: str, *arguments: Tensor | float | None) -> None:
+    """Call a function of the library; a tensor goes as the address of its first element."""
     found = library()
     assert found is not None, "ask `serves` first"
     getattr(found, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
 
 
-def _sizes(weight: Tensor, groups: int) -> tuple[int, int]:
+def sizes_of(weight: Tensor, groups: int) -> tuple[int, int]:
+    """How many groups, and the weights of each."""
     return groups, weight.numel() // groups
 
 
-def _scratch(weight: Tensor, groups: int) -> Tensor:
+def scratch_for(weight: Tensor, groups: int) -> Tensor:
     """Three doubles a block of each group."""
     return torch.empty(3 * groups * -(-weight.numel() // groups // _BLOCK), dtype=torch.float64)

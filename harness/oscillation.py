@@ -116,6 +116,14 @@ class OscillationTracker:
         """Each layer's oscillation frequencies, fp16, in [0, 1], in the shape of its weight (a copy)."""
         return {name: watch.frequency * self._decay for name, watch in self._watches.items()}
 
+    def codes(self) -> dict[str, Tensor]:
+        """Each layer's codes at the last update, int8, like its weight: the tracker's own tensors."""
+        return {name: watch.code for name, watch in self._watches.items()}
+
+    def scaled_frequencies(self) -> tuple[dict[str, Tensor], float]:
+        """What `frequencies` multiplies: the tracker's own fp16 tensors, to be read only, and their common factor."""
+        return {name: watch.frequency for name, watch in self._watches.items()}, self._decay
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All state, by layer name; tensors only."""
         decay = torch.tensor(self._decay, dtype=torch.float64)

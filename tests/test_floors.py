@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "quantization"),
-            *("record", "archive", "runlog", "source", "cache", "native", "stopwatch"),
+            *("record", "archive", "runlog", "source", "cache", "native", "native_methods", "stopwatch"),
         ),
         0,
     ),

@@ -138,7 +138,7 @@ def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregatio
     """
     import torch
 
-    from harness import native
+    from harness import native, native_methods
     from harness.quantization import MaxAbsQuantizer
     from harness.quantization.learned_step import on_plain_grid
     from harness.quantization.rounding import closed_form
@@ -156,7 +156,7 @@ def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregatio
     share = {"sum": 1.0, "mean": 1 / weight.numel(), "kernel_mean": len(weight) / weight.numel()}[aggregation]
     return closed_form(
         weight,
-        (share * native.dampening_value(weight, steps, low, high)).float(),
-        lambda w, factor: native.dampening_gradient(w, steps, low, high, 2 * share * factor),
+        (share * native_methods.dampening_value(weight, steps, low, high)).float(),
+        lambda w, factor: native_methods.dampening_gradient(w, steps, low, high, 2 * share * factor),
         lambda w: _by_plain_operations(w, quantizer, aggregation),
     )

@@ -27,8 +27,7 @@ the target bit, unless they decide a max-abs step, which goes on learning throug
 """
 
 import math
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from harness.calibration import Calibration
     from harness.layers import QuantLayer
-    from harness.quantization import WeightQuantizer
+    from harness.quantization import FrozenQuantizer, WeightQuantizer
 
 
 class Freezing(Method):
@@ -73,28 +72,26 @@ class Freezing(Method):
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
         from harness.layers import attach
         from harness.oscillation import OscillationTracker
+        from harness.quantization import FrozenQuantizer
 
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         for name, layer in self._layers.items():
             effective = layer.weight_transform(layer.weight).detach()
-            layer.weight_quantizer = frozen_quantizer_type()(self._below(name), effective)
+            layer.weight_quantizer = FrozenQuantizer(self._below(name), effective, self.context.fused is not False)
         knobs, excluded = self.context.quantizer, self.context.exclude
         self._tracker = OscillationTracker(
             model, self.context.bits(), knobs, excluded, self.config.momentum, fused=self.context.fused
         )
-        self._averages: dict[str, Tensor] = {name: self._codes(name) for name in self._layers}
+        self._averages: dict[str, Tensor] = {name: codes.float() for name, codes in self._tracker.codes().items()}
 
     def after_step(self, step: Step) -> None:
-        import torch
-
         self._tracker.update()
         threshold = self.threshold_at(step.index, step.total)
-        frequencies = {} if threshold is None else self._tracker.frequencies()
-        with torch.no_grad():
-            for name, average in self._averages.items():
-                average.lerp_(self._codes(name), self.config.momentum)
-                if threshold is not None:
-                    self._quantizer(name).freeze(frequencies[name] > threshold, average)
+        codes, (frequencies, decay) = self._tracker.codes(), self._tracker.scaled_frequencies()
+        for name, average in self._averages.items():
+            self._quantizer(name).settle(
+                codes[name], average, self.config.momentum, frequencies[name], decay, threshold
+            )
 
     def threshold_at(self, index: int, total: int) -> float | None:
         """The frequency above which a weight freezes after a step; None as long as none does."""
@@ -118,16 +115,8 @@ class Freezing(Method):
         frozen = torch.stack([self._quantizer(name).frozen.sum() for name in self._layers]).sum()
         return {"freezing/frozen_fraction": float(frozen) / sum(each.numel() for each in self._averages.values())}
 
-    def _quantizer(self, name: str) -> Any:
-        return self._layers[name].weight_quantizer
-
-    def _codes(self, name: str) -> "Tensor":
-        import torch
-
-        layer = self._layers[name]
-        with torch.no_grad():
-            codes: Tensor = self._quantizer(name).codes(layer.weight_transform(layer.weight))
-        return codes.float()
+    def _quantizer(self, name: str) -> "FrozenQuantizer":
+        return cast("FrozenQuantizer", self._layers[name].weight_quantizer)
 
     def _below(self, name: str) -> "WeightQuantizer":
         """The quantizer in a layer's slot, or the default one where that is empty."""
@@ -149,65 +138,3 @@ class Freezing(Method):
             f"methods: 'freezing' holds integer codes times a step, and {type(present).__name__} of layer {name!r} "
             "gives something else; stack it on a method whose levels are whole steps"
         )
-
-
-@cache
-def frozen_quantizer_type() -> type[Any]:
-    """The quantizer around another one that holds frozen codes; made on first use, since it is built on torch."""
-    import torch
-    from torch import Tensor
-
-    from harness.quantization import WeightQuantizer
-
-    class FrozenQuantizer(WeightQuantizer):
-        """`s * code` where `frozen`, and what the quantizer inside gives elsewhere. Buffers like the weight."""
-
-        frozen: Tensor
-        code: Tensor
-
-        def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
-            super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
-            # By this name the parameters inside keep the end of theirs, `weight_quantizer.learned_step`, by which
-            # the method that they belong to gives them their options.
-            self.weight_quantizer = quantizer
-            self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
-            self.register_buffer("code", torch.zeros_like(weight, dtype=torch.int8))
-
-        def freeze(self, wanted: Tensor, average: Tensor) -> None:
-            """Freeze further weights, bool (O, ...), at their average code; what is frozen stays as it is."""
-            new = wanted & ~self.frozen
-            self.code.copy_(torch.where(new, average.round(), self.code))
-            self.frozen |= new
-
-        def frozen_or(self, weight: Tensor, others: Tensor) -> Tensor:
-            """Frozen weights by the present step, `others` elsewhere."""
-            return torch.where(self.frozen, self.step(weight) * self.code, others)
-
-        def step(self, weight: Tensor) -> Tensor:
-            return self.weight_quantizer.step(weight)
-
-        def forward(self, weight: Tensor) -> Tensor:
-            return self.frozen_or(weight, self.weight_quantizer(weight))
-
-        @torch.no_grad()
-        def codes(self, weight: Tensor) -> Tensor:
-            return torch.where(self.frozen, self.code, self.weight_quantizer.codes(weight))
-
-        def at_bits(self, bits: int, scale: Literal["keep_step", "keep_range"]) -> WeightQuantizer:
-            return self if bits == self.bits else Elsewhere(self, self.weight_quantizer.at_bits(bits, scale))
-
-    class Elsewhere(WeightQuantizer):
-        """A quantizer for another bit-width, which frozen weights enter by their values."""
-
-        def __init__(self, source: FrozenQuantizer, quantizer: WeightQuantizer) -> None:
-            super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
-            self.source, self.quantizer = source, quantizer
-
-        def step(self, weight: Tensor) -> Tensor:
-            return self.quantizer.step(self.source.frozen_or(weight, weight))
-
-        def forward(self, weight: Tensor) -> Tensor:
-            result: Tensor = self.quantizer(self.source.frozen_or(weight, weight))
-            return result
-
-    return FrozenQuantizer

@@ -85,11 +85,11 @@ def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
     """
     import torch
 
-    from harness import native
+    from harness import native_methods
     from harness.quantization.rounding import closed_form
 
     count = weight.numel()
-    mean, second, third, fourth = native.moments(weight)
+    mean, second, third, fourth = native_methods.moments(weight)
     variance = second / max(1, count - 1)
     if not variance > _smallest_variance(weight.dtype, torch.tensor(mean, dtype=torch.float64)):
         return None
@@ -99,7 +99,7 @@ def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
     def gradient(w: "Tensor", factor: float) -> "Tensor":
         outer = 2 * (value - target) * factor * 4 / deviation
         cubic = outer / count
-        return native.standardized_cubic(
+        return native_methods.standardized_cubic(
             w, mean, deviation, cubic, -outer * value / (count - 1), -cubic * third / count / deviation**3
         )
 

@@ -3,6 +3,7 @@
 from harness.quantization.companding import CompandingQuantizer
 from harness.quantization.decoupled import DecoupledQuantizer
 from harness.quantization.dorefa import DoReFaQuantizer, DoReFaTransform
+from harness.quantization.frozen import FrozenQuantizer
 from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
 from harness.quantization.learned_step import LSQQuantizer
 from harness.quantization.quantizer import ClippedQuantizer, MaxAbsQuantizer, WeightQuantizer, make_quantizer
@@ -15,6 +16,7 @@ __all__ = [
     "DecoupledQuantizer",
     "DoReFaQuantizer",
     "DoReFaTransform",
+    "FrozenQuantizer",
     "LSQQuantizer",
     "Levels",
     "MaxAbsQuantizer",

@@ -15,11 +15,9 @@ from harness.build import build
 from harness.errors import UserError
 from harness.layers import SlotTakenError, attach
 from harness.methods.base import Context, Step, round_to_nearest
-from harness.methods.freezing import Freezing, frozen_quantizer_type
-from harness.quantization import LSQQuantizer, MaxAbsQuantizer, WeightQuantizer
+from harness.methods.freezing import Freezing
+from harness.quantization import FrozenQuantizer, LSQQuantizer, MaxAbsQuantizer, WeightQuantizer
 from harness.train import train
-
-FROZEN = frozen_quantizer_type()
 
 
 def freezing(bits: int = 4, **knobs: Any) -> Freezing:
@@ -141,7 +139,7 @@ def test_deployment(kind: str) -> None:
     if kind.startswith("lsq"):
         assert torch.equal(deployed(8, "keep_step")[mask], (step * own.code)[mask]), "the same integers"
     assert torch.equal(model[0].weight, latent)
-    assert isinstance(model[0].weight_quantizer, FROZEN)
+    assert isinstance(model[0].weight_quantizer, FrozenQuantizer)
 
 
 @pytest.mark.parametrize("fused", [None, False])

@@ -16,13 +16,13 @@ from harness.config import complete
 from harness.layers import attach
 from harness.methods.base import Context, Method, Step
 from harness.methods.dampening import Dampening, distance
-from harness.methods.freezing import frozen_quantizer_type
 from harness.methods.kure import Kurtosis, kurtosis_loss
 from harness.quantization import (
     ClippedQuantizer,
     CompandingQuantizer,
     DecoupledQuantizer,
     DoReFaQuantizer,
+    FrozenQuantizer,
     LSQQuantizer,
     MaxAbsQuantizer,
     StatisticalQuantizer,
@@ -118,7 +118,7 @@ def test_which_quantizers_are_steps_and_nothing_else() -> None:
     weight = normal((8, 9))
     for make in FITTED.values():
         assert on_plain_grid(make(3, False))
-    frozen = frozen_quantizer_type()(LSQQuantizer(3).fit(weight), weight)
+    frozen = FrozenQuantizer(LSQQuantizer(3).fit(weight), weight)
     frozen.freeze(torch.ones_like(weight, dtype=torch.bool), torch.full_like(weight, 2.0))
     own = (CompandingQuantizer, DecoupledQuantizer, DoReFaQuantizer, StatisticalQuantizer, Doubled, Plainer)
     for quantizer in (frozen, *(kind(3) for kind in own)):

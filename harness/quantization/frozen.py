@@ -1,0 +1,205 @@
+"""A quantizer around another one that holds some weights at integer codes of their own.
+
+On the CPU its work is a few native passes (harness/native_freezing.c); plain tensor operations serve anywhere else.
+"""
+
+from functools import cache, lru_cache
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from harness import native, native_methods
+from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQuantizer
+from harness.quantization.rounding import BOUND_SLACK
+
+
+class FrozenQuantizer(WeightQuantizer):
+    """`s * code` where `frozen`, and what the quantizer inside gives elsewhere. Buffers like the weight.
+
+    The gradient of a frozen weight is 0; that of the step from it is `code`. fused: False for plain operations only.
+    """
+
+    frozen: Tensor
+    code: Tensor
+
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor, fused: bool = True) -> None:
+        super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
+        self.fused = fused
+        # By this name the parameters inside keep the end of theirs, `weight_quantizer.learned_step`, by which
+        # the method that they belong to gives them their options.
+        self.weight_quantizer = quantizer
+        self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
+        self.register_buffer("code", torch.zeros_like(weight, dtype=torch.int8))
+
+    def freeze(self, wanted: Tensor, average: Tensor) -> None:
+        """Freeze further weights, bool (O, ...), at their average code; what is frozen stays as it is."""
+        new = wanted & ~self.frozen
+        self.code.copy_(torch.where(new, average.round(), self.code))
+        self.frozen |= new
+
+    @torch.no_grad()
+    def settle(
+        self, codes: Tensor, average: Tensor, momentum: float, frequency: Tensor, decay: float, threshold: float | None
+    ) -> None:
+        """Move the averages, fp32, to the present codes by `momentum`, then freeze what changes too often.
+
+        That is where fp16 `frequency * decay` exceeds the threshold; None as long as nothing freezes.
+        """
+        if self.fused and native.serves(codes, average, frequency, self.frozen, self.code):
+            limit = _NEVER if threshold is None else _limit(decay, threshold)
+            native_methods.settle(codes, average, frequency, self.frozen, self.code, momentum, limit)
+            return
+        average += (codes - average).mul_(momentum)  # rounded after each operation, not lerp_: as the native pass
+        if threshold is not None:
+            self.freeze(frequency * decay > threshold, average)
+
+    def frozen_or(self, weight: Tensor, others: Tensor) -> Tensor:
+        """Frozen weights by the present step, `others` elsewhere."""
+        return torch.where(self.frozen, self.step(weight) * self.code, others)
+
+    def step(self, weight: Tensor) -> Tensor:
+        return self.weight_quantizer.step(weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self._native(weight):
+            return self.plain(weight)
+        inner = self.weight_quantizer
+        if _is_max_abs(inner):
+            result: Tensor = _HoldMaxAbs.apply(weight, self.frozen, self.code, self)
+            return result
+        others, step = inner(weight), inner.step(weight)
+        if not (_by_rows(step, weight) and native.serves(others, self.frozen) and others.dtype == torch.float32):
+            return torch.where(self.frozen, step * self.code, others)
+        result = _Hold.apply(others, step, self.frozen, self.code)
+        return result
+
+    def plain(self, weight: Tensor) -> Tensor:
+        """The same by plain operations."""
+        return self.frozen_or(weight, self.weight_quantizer(weight))
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        inner = self.weight_quantizer
+        if self._native(weight) and type(inner).codes is WeightQuantizer.codes:
+            step = inner.step_of(inner.peaks(weight)) if _is_max_abs(inner) else inner.step(weight)
+            if _by_rows(step, weight):
+                return native_methods.held_codes(weight, self.frozen, self.code, step.contiguous(), *inner.levels)
+        return torch.where(self.frozen, self.code, inner.codes(weight))
+
+    def _native(self, weight: Tensor) -> bool:
+        return (
+            self.fused
+            and weight.dtype == torch.float32
+            and not torch.compiler.is_compiling()
+            and native.serves(weight, self.frozen, self.code)
+        )
+
+    def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
+        return self if bits == self.bits else FrozenElsewhere(self, self.weight_quantizer.at_bits(bits, scale))
+
+
+class FrozenElsewhere(WeightQuantizer):
+    """A quantizer for another bit-width, which frozen weights enter by their values."""
+
+    def __init__(self, source: FrozenQuantizer, quantizer: WeightQuantizer) -> None:
+        super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
+        self.source, self.quantizer = source, quantizer
+
+    def step(self, weight: Tensor) -> Tensor:
+        return self.quantizer.step(self.source.frozen_or(weight, weight))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        result: Tensor = self.quantizer(self.source.frozen_or(weight, weight))
+        return result
+
+
+def _is_max_abs(quantizer: WeightQuantizer) -> TypeGuard[MaxAbsQuantizer]:
+    """Whether its passes are those of MaxAbsQuantizer, and wanted."""
+    return (
+        isinstance(quantizer, MaxAbsQuantizer)
+        and quantizer.fused
+        and type(quantizer).forward is MaxAbsQuantizer.forward
+        and type(quantizer).step is MaxAbsQuantizer.step
+    )
+
+
+def _by_rows(step: Tensor, weight: Tensor) -> bool:
+    """Whether a step is one for all or one for each first index of the weight, as native passes take it."""
+    rows = step.dim() == weight.dim() and step.numel() == weight.shape[0] == step.shape[0]
+    return step.dtype == torch.float32 and (step.numel() == 1 or rows)
+
+
+#: Above the bits of all halves that are numbers.
+_NEVER = 0xFFFF
+
+
+@cache
+def _halves() -> Tensor:
+    """All finite halves that are not negative, by their bits."""
+    return torch.arange(0x7C00, dtype=torch.int16).view(torch.float16)
+
+
+@lru_cache(maxsize=4)  # one for all layers of a step
+def _limit(decay: float, threshold: float) -> int:
+    """The bits of the first half whose product with `decay` exceeds the threshold, by the plain operations."""
+    return int((_halves() * decay <= threshold).sum())
+
+
+def _fitting(gradient: Tensor, like: Tensor) -> Tensor:
+    """A gradient as the native passes take it: fp32, in the order in memory of another tensor."""
+    gradient = gradient.float()
+    return gradient if native.serves(like, gradient) else torch.empty_like(like, dtype=torch.float32).copy_(gradient)
+
+
+class _Hold(torch.autograd.Function):
+    """Held weights by their codes and the step, others as they are given."""
+
+    @staticmethod
+    def forward(others: Tensor, step: Tensor, held: Tensor, code: Tensor) -> Tensor:
+        return native_methods.hold(others, held, code, step.contiguous())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, step, held, code = inputs
+        ctx.save_for_backward(held, code)
+        ctx.shape = step.shape
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (held, code), shape = ctx.saved_tensors, ctx.shape
+        if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
+            share = torch.where(held, gradients[0] * code, 0.0).sum_to_size(shape)
+            return torch.where(held, 0.0, gradients[0]), share, None, None
+        others, sums = native_methods.hold_backward(_fitting(gradients[0], held), held, code, shape.numel())
+        return others, sums.float().view(shape), None, None
+
+
+class _HoldMaxAbs(torch.autograd.Function):
+    """The same around a max-abs quantizer, whose step has its gradient from the largest weights."""
+
+    @staticmethod
+    def forward(weight: Tensor, held: Tensor, code: Tensor, quantizer: FrozenQuantizer) -> Tensor:
+        inner: Any = quantizer.weight_quantizer
+        step = inner.step_of(inner.peaks(weight)).flatten()
+        others = native.quantize(weight, step, inner.clipped_at)
+        return native_methods.hold(others, held, code, step, out=others)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *kept, ctx.quantizer = inputs
+        ctx.save_for_backward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight, held, code), quantizer = ctx.saved_tensors, ctx.quantizer
+        if torch.is_grad_enabled():
+            (result,) = torch.autograd.grad(quantizer.plain(weight), weight, gradients[0], create_graph=True)
+            return result, None, None, None
+        inner = quantizer.weight_quantizer
+        peak = inner.peaks(weight)
+        step = inner.step_of(peak).flatten()
+        others, sums = native_methods.hold_backward(_fitting(gradients[0], held), held, code, step.numel())
+        both, graph = (peak.flatten(), step), inner.scale_gradient == "graph"
+        result = native.quantize_backward(weight, others, *both, inner.clipped_at, BOUND_SLACK, graph, sums)
+        return result, None, None, None
