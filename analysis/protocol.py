@@ -57,6 +57,7 @@ def resolved_notes(finals: Iterable[Final]) -> list[str]:
 def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
     config, provenance = final.config, final.record["provenance"]
     sections = {name: config[name] for name in ("train", "model", "data")}
+    sections["pretrain"] = config.get("pretrain") or {}
     traits = flatten({**sections, "deploy": {"scale": config["deploy"].get("scale")}})
     traits = {key: value for key, value in traits.items() if key not in searched and not _is_parent(value)}
     traits["data digest"] = provenance.get("data_digest")
@@ -66,7 +67,7 @@ def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
 
 def _within_cell(final: Final) -> dict[str, Any]:
     config = final.config
-    names = ("target_bit", "watch_bit", "methods", "train", "model", "data")
+    names = ("target_bit", "watch_bit", "methods", "train", "pretrain", "model", "data")
     traits = flatten({name: config.get(name) for name in names})
     return {key: value for key, value in traits.items() if not _is_parent(value)}
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,18 +18,23 @@ from harness.features import check_requirements
 from harness.layers import attach
 from harness.methods import build_stack, find
 from harness.methods.base import Context, Method
-from harness.models import build_model
+from harness.models import build_model, load_checkpoint
 from harness.oscillation import OscillationTracker
 from harness.seeding import sub_seed
 from harness.train import Session, steps_an_epoch
 
 
-def build(config: RunConfig) -> Session:
-    """A session at step 0. Raises UserError for what only building shows (sizes that do not fit, a missing GPU)."""
+def build(config: RunConfig, weights: Path | None = None) -> Session:
+    """A session at step 0, with initial weights from a file where one is given.
+
+    Raises UserError for what only building shows (sizes that do not fit, a missing GPU).
+    """
     device = choose_device(config.runtime)
     dataset = load_dataset(component("data set", config.data), config.seed, device)
     knobs = component("model", config.model)
     model = build_model(knobs, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    if weights is not None:
+        load_checkpoint(model, weights)
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
     check_requirements(model, knobs.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
     attach(model, config.exclude)

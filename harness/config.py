@@ -120,6 +120,11 @@ class RunConfig(Knobs):
     model: Annotated[dict[str, Any], _named("model")]
     data: Annotated[dict[str, Any], _named("data set")]
     train: TrainKnobs = TrainKnobs()
+    pretrain: TrainKnobs | None = Field(
+        None,
+        description="for fine-tuning: train in float first, like this, and start from its best epoch",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
     quantizer: QuantizerKnobs = QuantizerKnobs()
     exclude: tuple[str, ...] = Field(
         (), description="globs of layers left in float", json_schema_extra=IDENTITY_IF_CHANGED

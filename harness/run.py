@@ -31,6 +31,7 @@ class Around:
     """What surrounds a run and decides none of its numbers.
 
     notes: for the record's provenance. labels: for W&B's copy of the configuration, by the names in harness/schema.py.
+    pretrained: where float networks to start from are kept; None: in the run's own directory.
     """
 
     tags: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Around:
     job_id: str | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: Path | None = None
 
 
 def run(
@@ -97,13 +99,20 @@ def _carry_out(
 ) -> dict[str, Any]:
     from harness import checkpoint
     from harness.build import build
+    from harness.pretrain import starting_weights, told_of
     from harness.provenance import describe
     from harness.tracking import Mirror
     from harness.train import train, validate
 
-    started = time.time()
     code_version()  # what is imported from here on; later edits of the files do not reach this run
-    session = build(config)
+    parents = around.pretrained or files.path / "pretrained"
+
+    def train_first(parent: RunConfig, directory: Path) -> None:
+        run(parent, directory, asked_to_stop=asked_to_stop, around=Around(around.tags, job_id=around.job_id))
+
+    weights = starting_weights(config, parents, train_first, asked_to_stop)
+    started = time.time()
+    session = build(config, weights)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
     mirror = Mirror(config, run_id, files.path, around.tags, files.read_metrics(), around.labels)
@@ -123,7 +132,8 @@ def _carry_out(
         train(session, on_epoch, between_steps)
         if not session.progress.best_state:
             validate(session)  # no training steps: the network as it came is the best there is
-        record = _record(session, run_id, {**describe(session, started), **around.notes})
+        notes = {**around.notes, **told_of(config, parents)}
+        record = _record(session, run_id, {**describe(session, started), **notes})
         if around.keep_best:
             checkpoint.save_weights(files.best, session.progress.best_state)
         write_json(files.record, record)

@@ -162,6 +162,7 @@ class Worker(Checkpointable):
             job_id=place.job_id(),
             notes={"launched_with": launched_with} if launched_with else {},
             labels=_labels(sweep, claim),
+            pretrained=sweep.folder / "pretrained",
         )
         report = _reporter(sweep, claim)
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)

@@ -28,7 +28,7 @@ FLOORS = {
     **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),
     **dict.fromkeys(("evaluator", "checkpoint", "tracking", "provenance", "schedule"), 5),
     "train": 6,
-    **dict.fromkeys(("build", "run"), 7),
+    **dict.fromkeys(("build", "run", "pretrain"), 7),
     **dict.fromkeys(("algorithms", "storage", "study", "rebuild", "roster", "plan", "place", "stopping", "worker"), 8),
     **dict.fromkeys(("launch", "fleet", "dry_run", "progress", "profile", "locate"), 9),
     **dict.fromkeys(("standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate", "repeat"), 9),
@@ -46,7 +46,7 @@ SERVICES = {
 TORCH_FREE = (
     *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
-    *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run"),
+    *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run", "pretrain"),
     *("archive", "runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping", "schedule"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate", "repeat"),

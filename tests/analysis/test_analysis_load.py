@@ -183,6 +183,7 @@ def _change(record: dict[str, Any], path: str, value: Any) -> None:
         ("config/model/width", 512, "model.width is 256"),
         ("config/data/augment", True, "data.augment is None"),
         ("config/deploy/scale", "keep_step", "deploy.scale is 'recalibrate'"),
+        ("config/pretrain", {"epochs": 9}, "pretrain.epochs is None"),
         ("provenance/data_digest", "d2", "data digest is 'd1'"),
         ("provenance/numerics_version", 2, "numerics version is 1"),
     ],

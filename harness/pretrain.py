@@ -1,0 +1,75 @@
+"""The float network that fine-tuning starts from: a run of its own, trained once for all runs that begin with it.
+
+Where a configuration has a `pretrain` section, its network is first trained in float, by these settings, on the same
+split of the same data with the same seed: no image that the later run validates on has been trained on. That run's
+best epoch is where the methods then prepare the network. It touches no test image.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness.config import RunConfig
+from harness.errors import Stopped
+from harness.record import RunDirectory, read_json
+from harness.schema import MIN_BITS
+
+#: Carries out a configuration in a directory, keeps the best weights, and stops when asked to.
+CarryOut = Callable[[RunConfig, Path], object]
+
+
+def parent_of(config: RunConfig) -> RunConfig:
+    """The configuration of the float run that another one begins with."""
+    assert config.pretrain is not None
+    changed = {
+        "phase": "tune",
+        "pretrain": None,
+        "train": config.pretrain,
+        "methods": ({"name": "none"},),
+        "target_bit": None,
+        "watch_bit": MIN_BITS,  # the same for all targets: what is watched changes nothing
+        "also_watch": (),
+    }
+    return config.model_copy(update=changed)
+
+
+def starting_weights(
+    config: RunConfig, folder: Path, carry_out: CarryOut, asked_to_stop: Callable[[], bool]
+) -> Path | None:
+    """The file of the weights that a run starts from, trained in `folder` unless it is there; None without `pretrain`.
+
+    One process trains, others that need the same network wait. Raises Stopped while waiting, once asked to stop, and
+    whatever training raises.
+    """
+    if config.pretrain is None:
+        return None
+    parent = parent_of(config)
+    files = RunDirectory(folder / parent.run_id())
+    files.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(files.path / "run.lock")
+    while not asked_to_stop():
+        try:
+            lock.acquire(timeout=1)
+            break
+        except Timeout:
+            continue
+    else:
+        raise Stopped
+    try:
+        if not files.best.exists():
+            files.record.unlink(missing_ok=True)  # weights that somebody deleted are trained again
+            print(f"training the float network to start from first: run {parent.run_id()}", flush=True)
+            carry_out(parent, files.path)
+    finally:
+        lock.release()
+    return files.best
+
+
+def told_of(config: RunConfig, folder: Path) -> dict[str, object]:
+    """What a record says of the network that a run started from."""
+    if config.pretrain is None:
+        return {}
+    run_id = parent_of(config).run_id()
+    record = read_json(folder / run_id / "record.json") or {}
+    return {"pretrained": {"run_id": run_id, "best_epoch": record.get("best_epoch"), "monitor": record.get("monitor")}}
