@@ -105,7 +105,7 @@ def test_whoever_waits_for_another_process_can_be_stopped(tmp_path: Path) -> Non
 
 def test_a_float_training_that_fails_is_the_runs_failure(tmp_path: Path) -> None:
     broken = tuned(pretrain={**FLOAT, "optimizer": "sgd", "learning_rate": 1e3})
-    with pytest.raises(Exception, match="loss .*became"):
+    with pytest.raises(Exception, match=r"loss .*became"):
         run(broken, tmp_path / "run")
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert status["state"] == "failed"
