@@ -123,10 +123,9 @@ def draw_sweep(
     a page about all of them shows of this one.
     """
     from analysis import render, report
-    from analysis.figures import Scope
     from analysis.output import output
 
-    modules = [module for module in modules if module.scope is not Scope.ROOT or not several]
+    modules = [module for module in modules if module.scope not in render.OVERALL or not several]
     if not modules:
         return []
     folder = options.root / sweep.name / "figures"
@@ -160,10 +159,9 @@ def draw_root(
 ) -> None:
     """Make what is about all sweeps of the root. sections: what each of them adds to the page."""
     from analysis import render, report
-    from analysis.figures import Scope
     from analysis.output import output
 
-    modules = [module for module in modules if module.scope is Scope.ROOT]
+    modules = [module for module in modules if module.scope in render.OVERALL]
     if not modules:
         return
     folder = (options.out or options.root) / OVERALL

@@ -15,6 +15,9 @@ from analysis.series import Group
 from analysis.sweep import Sweep
 from harness.errors import UserError, unknown
 
+#: What figures that are about several groups are about.
+OVERALL = (Scope.ROOT, Scope.SWEEPS)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -70,7 +73,8 @@ def draw_sweep(
     for module in modules:
         if module.scope is Scope.THEORY:
             _draw(module, (), (), "", made, command, general)
-    overall = draw_root(groups, made, command, modules)
+    # What compares sweeps is for a root; asked for here by name, it says so.
+    overall = draw_root(groups, made, command, [m for m in modules if not tabulate or m.scope is not Scope.SWEEPS])
     if len(groups) == 1 and tabulate:
         overall.undrawn.clear()  # nobody expects a comparison of groups from one
     return [*sections, *(section for section in (overall, general) if section.pictures or section.undrawn)]
@@ -80,7 +84,7 @@ def draw_root(groups: Sequence[Group], made: Output, command: str, modules: Sequ
     """Draw the figures that are about all sweeps of a root."""
     section = Section("all models and data sets")
     for module in modules:
-        if module.scope is Scope.ROOT:
+        if module.scope in OVERALL:
             _draw(module, (groups,), groups, "", made, command, section)
     return section
 

@@ -34,7 +34,8 @@ class Scope(Enum):
 
     THEORY = "no records: `draw()`"
     GROUP = "one model on one data set: `draw(group)`"
-    ROOT = "all sweeps of a root: `draw(groups)`"
+    ROOT = "all models and data sets of a root, or of a sweep: `draw(groups)`"
+    SWEEPS = "several sweeps of a root: `draw(groups)`"
 
 
 class FigureModule(NamedTuple):

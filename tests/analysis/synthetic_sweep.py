@@ -68,6 +68,7 @@ class SweepWriter:
         self.cells: dict[str, dict[str, Any]] = {}
         self.records: dict[str, dict[str, Any]] = {}
         self.metrics: dict[str, list[dict[str, Any]]] = {}
+        self.objective = ["target"]
 
     def add(self, method: str, target: int | None, numbers: Any = None, grid: Any = None, **config: Any) -> str:
         """A finished cell; returns its id."""
@@ -101,7 +102,7 @@ class SweepWriter:
             lines = [json.dumps(line) for line in self.metrics[run_id]]
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         self.folder.mkdir(parents=True, exist_ok=True)
-        cells = {"sweep": self.folder.name, "cells": list(self.cells.values())}
+        cells = {"sweep": self.folder.name, "objective": self.objective, "cells": list(self.cells.values())}
         (self.folder / "cells.json").write_text(json.dumps(cells))
         return self
 
