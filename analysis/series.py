@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -106,6 +107,7 @@ def make_groups(sweep: Sweep) -> list[Group]:
     short = [_shortest(names) for names in zip(*by_key, strict=True)]
     for key, finals in by_key.items():
         model, data = (names[name] for names, name in zip(short, key, strict=True))
+        data = _named_by_folder(data, finals)
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
         series = _make_series(finals, notes)
@@ -165,6 +167,13 @@ def _group_key(run: Final | Trial) -> tuple[str, str]:
         return str(run.config[section]["name"]) + "".join(extras)
 
     return name("model"), name("data")
+
+
+def _named_by_folder(data: str, finals: Sequence[Final]) -> str:
+    """`cifar10 images` for class folders of images that all runs read from a folder of that name."""
+    folders = {PurePath(final.config["data"].get("root") or "").name for final in finals}
+    (folder, *others) = sorted(folders)
+    return data.replace("image_folder", f"{folder} images", 1) if folder and not others else data
 
 
 def _shortest(names: Sequence[str]) -> dict[str, str]:

@@ -35,6 +35,19 @@ def test_labels_targets_and_means(tmp_path: Path) -> None:
     assert frame["low"].min() >= 0
 
 
+def test_image_folders_go_by_the_name_of_their_folder(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for record in sweep.records.values():
+        record["config"]["data"] = {"name": "image_folder", "root": "data/birds"}
+    sweep.write()
+    assert only_group(tmp_path).title == "mlp5 on birds images"
+    sweep.run_of("ste-target_bit=2", 0)["config"]["data"]["root"] = "/scratch/birds"
+    sweep.run_of("ste-target_bit=2", 1)["config"]["data"]["root"] = "/scratch/fish"
+    sweep.write()
+    with pytest.raises(UserError, match="mlp5 on image_folder: finals of different protocols"):
+        only_group(tmp_path)
+
+
 def test_stacked_methods_and_a_tuned_target_are_named_by_the_record(tmp_path: Path) -> None:
     sweep = SweepWriter(tmp_path)
     sweep.add("lsq", 4, grid={}, methods=[{"name": "oscillation"}, {"name": "lsq"}])

@@ -1,0 +1,78 @@
+"""analysis/results: every record comes from its sweep file, and every committed figure and table from the records."""
+
+import filecmp
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+from harness.launch import main as launch
+
+REPOSITORY = Path(__file__).parents[2]
+RESULTS = REPOSITORY / "analysis/results"
+SWEEPS = sorted(path.parent.name for path in RESULTS.glob("*/runs.zip"))
+#: What a committed page may not tell of the machine that it was made on.
+_OF_A_MACHINE = re.compile(rb"/(home|root|tmp|work|mnt|scratch)/|localhost")
+
+
+def test_there_are_results() -> None:
+    assert {"quickstart", "mlp5"} <= set(SWEEPS)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_committed_sweep_file_names_every_record(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = REPOSITORY / f"sweeps/{name}.yaml"
+    assert launch([str(sweep), "--root", str(RESULTS), "--dry-run", "--runs"]) == 0
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    named = {line[0] for line in words if len(line) > 1 and line[1] in ("tune", "final")}
+    with zipfile.ZipFile(RESULTS / name / "runs.zip") as packed:
+        recorded = {entry.partition("/")[0] for entry in packed.namelist()}
+    assert len(recorded) > 50
+    assert recorded == named
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_no_file_tells_of_a_machine(name: str) -> None:
+    for path in sorted((RESULTS / name).rglob("*")):
+        if path.suffix in (".json", ".csv", ".md", ".tex", ".html"):
+            assert not _OF_A_MACHINE.search(path.read_bytes()), path
+    with zipfile.ZipFile(RESULTS / name / "runs.zip") as packed:
+        for entry in packed.namelist():
+            assert not _OF_A_MACHINE.search(packed.read(entry)), entry
+
+
+def differing_versions() -> list[str]:
+    """The packages of constraints.txt that are installed in another version."""
+    differing = []
+    for line in (RESULTS / "constraints.txt").read_text().splitlines():
+        name, _, wanted = line.partition("==")
+        try:
+            if wanted and version(name) != wanted:
+                differing.append(f"{name} {version(name)} rather than {wanted}")
+        except PackageNotFoundError:
+            continue
+    return differing
+
+
+@pytest.mark.slow
+def test_the_committed_records_give_the_committed_figures_to_the_last_byte(tmp_path: Path) -> None:
+    if differing := differing_versions():
+        pytest.skip(f"another environment than analysis/results/constraints.txt: {', '.join(differing[:5])}")
+    again = shutil.copytree(RESULTS, tmp_path / "analysis/results", ignore=shutil.ignore_patterns("figures"))
+    command = [sys.executable, str(REPOSITORY / "analysis/make_figures.py"), "--root", "analysis/results"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    committed, made = files_of(RESULTS), files_of(again)
+    assert committed <= made
+    assert not [name for name in sorted(committed) if not filecmp.cmp(RESULTS / name, again / name, shallow=False)]
+
+
+def files_of(results: Path) -> set[Path]:
+    """The files in its folders `figures`, by path; of what a drawing leaves for the next one, none."""
+    found = (path for path in results.rglob("*") if path.is_file() and "figures" in path.parts)
+    return {path.relative_to(results) for path in found if path.name != "made.json"}
