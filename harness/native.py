@@ -55,6 +55,7 @@ _SIGNATURES = {
     "dampening_gradient": (_P, _P, _N, _N, _P, _F, _F, _F),
     "moments": (_P, _N, _P, _P),
     "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
+    "image_batch": (_P, _P, _N, _N, _N, _P, _P),
     "hold": (_P, _P, _P, _P, _N, _N, _P),
     "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
     "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),
@@ -173,6 +174,20 @@ def learned_step_backward(
     sizes, scratch = sizes_of(weight, groups), scratch_for(weight, groups)
     call("quantize_backward", weight, grad, out, *sizes, 0, step, high, slack, 0, 0, pulls, scratch)
     return out, pulls
+
+
+def image_batch(images: Tensor, rows: Tensor | None, table: Tensor) -> Tensor:
+    """fp32 (B, C, H, W) from uint8 images (N, C, H, W): those at `rows`, int64 (B,), or all of them.
+
+    table: fp32 (C, 256), what each value becomes. All dense, on the CPU. Raises IndexError for a row that is not there.
+    """
+    channels, height, width = images.shape[1:]
+    if rows is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
+        raise IndexError(f"rows from {int(rows.min())} to {int(rows.max())} of {len(images)} images")
+    count, places = (len(images), 0) if rows is None else (len(rows), rows.contiguous())
+    out = torch.empty(count, channels, height, width)
+    call("image_batch", images, places, count, channels, height * width, table, out)
+    return out
 
 
 class Table:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from harness import native
 from harness.data._augment import augment_images
 from harness.data._knobs import Augment, DataConfig
 from harness.seeding import sub_seed
@@ -94,15 +95,31 @@ class Dataset:
 
         The order of operations is torchvision's (ToTensor, then Normalize), so values agree bit for bit.
         """
+        if _is_served(images):
+            return native.image_batch(images, None, self._table)
+        return self._by_plain_operations(images)
+
+    def _by_plain_operations(self, images: Tensor) -> Tensor:
         values = images.float().div_(self.max_value)
         return values.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """What each value of a pixel becomes, float32 (C, 256): looking it up is several times as fast on a CPU."""
+        values = torch.arange(256, dtype=torch.uint8).repeat(len(self.mean), 1)
+        return self._by_plain_operations(values[:, None]).squeeze(1)
 
     def batch(self, split: Split, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs, float32 (B, C, H, W), and labels, int64 (B,), without augmentation.
 
         indices: int64 (B,) on the data's device, or a slice.
         """
-        return self.normalized(split.images[indices]), split.labels[indices]
+        labels = split.labels[indices]
+        if isinstance(indices, slice):
+            return self.normalized(split.images[indices]), labels
+        if _is_served(split.images):
+            return native.image_batch(split.images, indices, self._table), labels
+        return self.normalized(split.images.index_select(0, indices)), labels
 
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Like `batch` on the train split; augmented if the config says so and a generator is given.
@@ -110,10 +127,15 @@ class Dataset:
         generator: on the data's device. The draws depend on its state and on the batch size, nothing else;
         where augmentation is off it is left untouched.
         """
+        if generator is None or not self.augment.active:
+            return self.batch(self.train, indices)
         images = self.train.images.index_select(0, indices)  # whole rows: seven times as fast as [indices] on CPUs
-        if generator is not None and self.augment.active:
-            images = augment_images(images, self.augment, generator)
-        return self.normalized(images), self.train.labels[indices]
+        return self.normalized(augment_images(images, self.augment, generator)), self.train.labels[indices]
+
+
+def _is_served(images: Tensor) -> bool:
+    """Whether harness/native_images.c can make batches of these."""
+    return images.device.type == "cpu" and images.is_contiguous() and native.library() is not None
 
 
 def order(count: int, seed: int, epoch: int, device: torch.device | str) -> Tensor:

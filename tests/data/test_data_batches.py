@@ -1,0 +1,80 @@
+"""Batches by the native pass: to the last bit those of plain operations, for any rows, channels and threads."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness import native
+from harness.data.base import Augment, Dataset, Split
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+
+
+def dataset(channels: int, max_value: int, side: int = 32, count: int = 90, **augment: bool) -> Dataset:
+    generator = torch.Generator().manual_seed(channels)
+    shape = (count, channels, side, side + 1)
+    images = torch.randint(0, max_value + 1, shape, generator=generator).to(torch.uint8)
+    split = Split(images, torch.arange(count))
+    mean, std = torch.rand(2, channels, generator=generator)
+    return Dataset(split, split, split, ("a", "b"), max_value, mean, std + 0.1, Augment(**augment), "digest")
+
+
+def plain(data: Dataset, images: Tensor) -> Tensor:
+    """torchvision's order: ToTensor, then Normalize."""
+    scaled = images.float() / data.max_value
+    return (scaled - data.mean[None, :, None, None]) / data.std[None, :, None, None]
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("channels", "max_value"), [(1, 16), (3, 255), (2, 200)])
+def test_batches_are_those_of_plain_operations(channels: int, max_value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(channels, max_value)
+    rows = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    for indices in (rows[:64], rows[1::2], rows[:0], slice(5, 70), torch.tensor([0, 0, 89])):
+        inputs, labels = data.batch(data.train, indices)
+        assert torch.equal(inputs, plain(data, data.train.images[indices]))
+        assert torch.equal(labels, data.train.labels[indices])
+    assert torch.equal(data.train_batch(rows)[0], plain(data, data.train.images[rows]))
+    monkeypatch.setattr(native, "image_batch", lambda *_: pytest.fail("no contiguous images"))
+    turned = data.train.images.transpose(2, 3)
+    assert torch.equal(data.normalized(turned), plain(data, turned))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(data.batch(data.train, rows)[0], plain(data, data.train.images[rows]))
+
+
+def test_augmented_batches_are_normalized_alike() -> None:
+    data = dataset(3, 255, side=8, flip=True)
+    rows = torch.arange(40)
+    inputs, _ = data.train_batch(rows, torch.Generator().manual_seed(1))
+    whole = plain(data, data.train.images[rows])
+    flipped = plain(data, data.train.images[rows].flip(3))
+    alike = [torch.equal(one, same) or torch.equal(one, other) for one, same, other in zip(inputs, whole, flipped)]
+    assert all(alike)
+    assert not torch.equal(inputs, whole)
+
+
+def test_the_native_pass_is_the_one_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, called = dataset(3, 255), []
+    known = native.image_batch
+    monkeypatch.setattr(native, "image_batch", lambda *given: called.append(given) or known(*given))
+    data.batch(data.train, torch.arange(3))
+    data.batch(data.train, slice(0, 3))
+    assert len(called) == 2
+
+
+@pytest.mark.parametrize("rows", [[0, 90], [-1, 3]])
+def test_a_row_that_is_not_there_is_refused(rows: list[int]) -> None:
+    data = dataset(1, 16)
+    with pytest.raises(IndexError, match="90"):
+        data.batch(data.train, torch.tensor(rows))
