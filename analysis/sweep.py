@@ -58,7 +58,9 @@ class Trial:
 
     @property
     def chosen(self) -> bool:
-        return self.cell.chosen is not None and self.cell.chosen.get("trial") == self.number
+        """By its run, where that is known: a queue that was rebuilt from records numbers its trials anew."""
+        chosen = self.cell.chosen or {}
+        return chosen["run_id"] == self.run_id if chosen.get("run_id") else chosen.get("trial") == self.number
 
 
 @dataclass(frozen=True)

@@ -178,10 +178,13 @@ def _drawn(runs: Traversable) -> dict[tuple[str, int], dict[str, Any]]:
     """The parameters of the trials in a folder of runs, by cell and number."""
     found = {}
     for run in runs.iterdir() if runs.is_dir() else ():
-        if (run / "trials.json").is_file():
-            for entry in json.loads((run / "trials.json").read_text(encoding="utf-8")):
-                if entry["phase"] == "tune":
-                    found[entry["cell"], entry["trial"]] = entry["params"]
+        try:
+            entries = json.loads((run / "trials.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or not whole
+            continue
+        for entry in entries:
+            if entry["phase"] == "tune":
+                found[entry["cell"], entry["trial"]] = entry["params"]
     return found
 
 

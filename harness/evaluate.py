@@ -141,6 +141,7 @@ def _session(record: Mapping[str, Any], device: str | None) -> "Session":
     config = complete(raw)
     if config.run_id() != record["run_id"]:
         raise UserError(f"its configuration now names another run ({config.run_id()}): this code is not what made it")
+    # Without the weights that it began with: what methods prepared from them is in the state that is loaded next.
     session = build(config)
     if session.dataset.digest != record["provenance"]["data_digest"]:
         raise UserError("the data are not those that it was trained on (their digests differ)")

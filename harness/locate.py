@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from harness import yaml_file
+from harness.archive import refuse_archive
 from harness.errors import UserError, nearest
 
 
@@ -26,6 +27,7 @@ def sweep_folder(named: Path, root: Path) -> Path:
         known = [path.parent.name for path in sorted(root.glob("*/sweep.json"))]
         there = f" (launched there: {', '.join(known)})" if known else ""
         raise UserError(f"{folder}: no sweep was launched there{nearest(folder.name, known)}{there}; see --root")
+    refuse_archive(folder)
     return folder
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from harness.config import RunConfig
 from harness.errors import Stopped
+from harness.knobs import QuantizerKnobs
 from harness.record import RunDirectory, read_json
 from harness.schema import MIN_BITS
 
@@ -20,7 +21,7 @@ CarryOut = Callable[[RunConfig, Path], object]
 
 
 def parent_of(config: RunConfig) -> RunConfig:
-    """The configuration of the float run that another one begins with."""
+    """The configuration of the float run that another one begins with, less what float training does not heed."""
     assert config.pretrain is not None
     changed = {
         "phase": "tune",
@@ -28,8 +29,10 @@ def parent_of(config: RunConfig) -> RunConfig:
         "train": config.pretrain,
         "methods": ({"name": "none"},),
         "target_bit": None,
-        "watch_bit": MIN_BITS,  # the same for all targets: what is watched changes nothing
+        "watch_bit": MIN_BITS,
         "also_watch": (),
+        "quantizer": QuantizerKnobs(),
+        "deploy": config.deploy.model_copy(update={"scale": "recalibrate", "methods": ("rtn",)}),
     }
     return config.model_copy(update=changed)
 
@@ -57,7 +60,7 @@ def starting_weights(
     else:
         raise Stopped
     try:
-        if not files.best.exists():
+        if not files.best.exists() or not files.record.exists():
             files.record.unlink(missing_ok=True)  # weights that somebody deleted are trained again
             print(f"training the float network to start from first: run {parent.run_id()}", flush=True)
             carry_out(parent, files.path)
@@ -71,5 +74,13 @@ def told_of(config: RunConfig, folder: Path) -> dict[str, object]:
     if config.pretrain is None:
         return {}
     run_id = parent_of(config).run_id()
-    record = read_json(folder / run_id / "record.json") or {}
-    return {"pretrained": {"run_id": run_id, "best_epoch": record.get("best_epoch"), "monitor": record.get("monitor")}}
+    record = read_json(folder / run_id / "record.json") or {"provenance": {}}
+    code = {name: record["provenance"].get(name) for name in ("git", "numerics_version")}
+    told = {name: record.get(name) for name in ("best_epoch", "monitor")}
+    return {"pretrained": {"run_id": run_id, **told, **code}}
+
+
+def drop_half_done(config: RunConfig, folder: Path) -> None:
+    """Remove the checkpoint of an unfinished float network, so that other code does not go on with it."""
+    if config.pretrain is not None:
+        RunDirectory(folder / parent_of(config).run_id()).checkpoint.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from harness.archive import runs_of
 from harness.config import complete, component
 from harness.errors import UserError, run_command
 from harness.run import line, run
+from harness.schema import FLOAT
 
 #: Of the provenance: what a difference may come from.
 _MATTERS = ("device", "threads", "numerics_version", "packages", "data_digest")
@@ -29,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, required=True, metavar="NEW", help="the directory of the new run")
     parser.add_argument("--data-root", type=Path, metavar="PATH", help="where the data is; default: as recorded")
     options = parser.parse_args(arguments)
+    if (options.dir / "record.json").exists():
+        raise UserError(f"--dir {str(options.dir)!r} holds a finished run; give the new one a directory of its own")
     recorded = read_record(options.run, options.root)
-    raw = recorded["config"]
+    raw = _as_recorded(recorded)
     if options.data_root:
-        raw = {**raw, "data": {**raw["data"], "root": str(options.data_root)}}
+        raw["data"]["root"] = str(options.data_root)
     config = complete(raw)
     from harness.data import prepare
 
@@ -41,6 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
     found = differences(recorded, again)
     print("\n".join(found) or f"run {recorded['run_id']}: all {len(recorded['rows'])} rows are the same")
     return 1 if found else 0
+
+
+def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a record, with what `harness.evaluate` may have added to its rows, and off W&B.
+
+    There, the run that was first carried out has the same name, and should stay as it is.
+    """
+    raw: dict[str, Any] = json.loads(json.dumps(record["config"]))
+    rows = record["rows"]
+    raw["deploy"]["bits"] = sorted({row["bits"] for row in rows} - {FLOAT})
+    raw["deploy"]["methods"] = list(dict.fromkeys(row["deploy"] for row in rows))
+    raw["runtime"]["wandb"] = "off"
+    return raw
 
 
 def read_record(named: str, root: Path) -> dict[str, Any]:
@@ -55,7 +71,10 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
         what = f"could be any of {', '.join(sorted(found))}" if found else "is not there"
         raise UserError(f"--root {str(root)!r}: run {named!r} {what}")
     (folder,) = found.values()
-    return dict(json.loads((folder / "record.json").read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads((folder / "record.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{folder / 'record.json'} cannot be read: {error}") from None
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:

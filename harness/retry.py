@@ -91,6 +91,8 @@ def _repeat(sweep: "Sweep", study: "optuna.Study", trial: "optuna.trial.FrozenTr
     """Enqueue a trial with a failed one's parameters, which takes its place in all counts."""
     from optuna.trial import TrialState, create_trial
 
+    from harness.config import complete
+    from harness.pretrain import drop_half_done
     from harness.study import RETRY_OF
 
     kept: dict[str, Any] = {
@@ -109,7 +111,10 @@ def _repeat(sweep: "Sweep", study: "optuna.Study", trial: "optuna.trial.FrozenTr
         )
     )
     if why and "run_id" in kept:  # what the old code left half done is not continued by the new
-        sweep.run_directory(kept["run_id"]).checkpoint.unlink(missing_ok=True)
+        files = sweep.run_directory(kept["run_id"])
+        files.checkpoint.unlink(missing_ok=True)
+        if written := read_json(files.config):
+            drop_half_done(complete(written["config"]), sweep.folder / "pretrained")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def _carry_out(
     parents = around.pretrained or files.path / "pretrained"
 
     def train_first(parent: RunConfig, directory: Path) -> None:
-        run(parent, directory, asked_to_stop=asked_to_stop, around=Around(around.tags, job_id=around.job_id))
+        # Tagged apart on W&B: it is no run of the sweep.
+        tagged = Around(("pretrain",), job_id=around.job_id)
+        run(parent, directory, lambda metrics: print(line(metrics), flush=True), asked_to_stop, tagged)
 
     weights = starting_weights(config, parents, train_first, asked_to_stop)
     started = time.time()

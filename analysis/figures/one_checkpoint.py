@@ -10,16 +10,19 @@ from matplotlib.axes import Axes
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.paired import QAT, WORDS, accuracies, compare
+from analysis.protocol import refuse_mixed_protocols
 from analysis.series import Group, Series
 from analysis.statistics import t_interval
+from harness.errors import UserError
 
 NAME, ORDER, SCOPE = "one_checkpoint", 95, Scope.SWEEPS
 TITLE = "One network for every bit-width"
 CAPTION = (
     "Test accuracy of networks each of which is rounded to every bit-width, tuned (strength, learning rate, target) "
-    f"for the worst of them, against {WORDS[QAT]} with a network for each bit-width, tuned for that one. Mean over "
-    "seeds and 95% t interval; at the right the worst bit-width of each seed. The points as csv hold the differences, "
-    "paired by seed."
+    f"for the worst of them, against {WORDS[QAT]} with a network for each bit-width, tuned for that one (where there "
+    "is none for a bit-width, that for the next lower one). Mean over seeds and 95% t interval. At the right the worst "
+    "bit-width of each seed: of one network, or of several that were trained apart. The points as csv hold the "
+    "differences, paired by seed."
 )
 PER_BIT, WORST = f"{QAT}, a network each", "worst"
 
@@ -34,46 +37,76 @@ class Line(NamedTuple):
 
 
 def draw(groups: Sequence[Group]) -> Drawing:
-    """A panel for each model and data set that has both kinds of sweep."""
-    pairs = []
-    for title in dict.fromkeys(group.title for group in groups):
-        own = [group for group in groups if group.title == title]
-        single = [one for group in own if "worst" in group.objective for one in group.series if one.first]
-        each = [one for group in own if group.objective == ("target",) for one in group.series if one.method == QAT]
-        if single and each:
-            pairs.append((title, lines(single, each)))
+    """A panel for each sweep of the first kind that has one of the second, of the same protocol."""
+    pairs, reasons = [], []
+    for group in groups:
+        if group.objective[:1] == ("worst",):
+            try:
+                pairs.append((group, lines(group, _counterpart(group, groups))))
+            except NothingToDraw as reason:
+                reasons.append(f"{group.sweep}: {reason}")
     if not pairs:
-        raise NothingToDraw(
-            "it takes a sweep tuned for the worst bit-width (objective: worst) and one tuned for each target "
-            f"(objective: target) with {QAT}, of one model on one data set"
-        )
+        wanted = f"it takes a sweep tuned for the worst bit-width (objective: worst) and {_COUNTERPART}"
+        raise NothingToDraw("; ".join(reasons) or wanted)
     style.use_style()
-    frame = pd.concat([_points(title, found) for title, found in pairs], ignore_index=True)
-    names = list(dict.fromkeys(line.label.partition("@")[0] for _, found in pairs for line in found[1:]))
-    marks = {PER_BIT: style.Mark("0.0", "*", "-"), **style.marks(names)}
-    figure, blocks = style.panels(len(pairs), 1, 2.3, len(names) + 1, shared=False)
+    names = [_panel_name(group, [other for other, _ in pairs]) for group, _ in pairs]
+    frame = pd.concat([_points(name, found) for name, (_, found) in zip(names, pairs, strict=True)], ignore_index=True)
+    methods = list(dict.fromkeys(line.label.partition("@")[0] for _, found in pairs for line in found[1:]))
+    marks = {PER_BIT: style.Mark("0.0", "*", "-"), **style.marks(methods)}
+    figure, blocks = style.panels(len(pairs), 1, 2.3, len(methods) + 1, shared=False)
     handles: dict[str, object] = {}
-    for (title, found), (axes,) in zip(pairs, blocks, strict=True):
-        _panel(axes, frame[frame["group"] == title], found, marks, handles)
-        axes.set_title(title)
+    for name, (_, found), (axes,) in zip(names, pairs, blocks, strict=True):
+        _panel(axes, frame[frame["group"] == name], found, marks, handles)
+        axes.set_title(name)
         axes.set_ylabel("Test accuracy (%)")
     figure.supxlabel("Deployment bit-width", fontsize=8)
-    labels = list(handles)
-    style.legend_above(figure, list(handles.values()), labels, "one network rounded to every bit-width", frame["n"])
-    return Drawing(figure, frame, ("y axis: linear",))
+    title = "one network rounded to every bit-width"
+    style.legend_above(figure, list(handles.values()), list(handles), title, frame["n"])
+    return Drawing(figure, frame, ("y axis: linear", *reasons))
 
 
-def lines(single: Sequence[Series], each: Sequence[Series]) -> list[Line]:
+_COUNTERPART = f"one tuned for each target (objective: target) with {QAT}, of one model on one data set"
+
+
+def _panel_name(group: Group, drawn: Sequence[Group]) -> str:
+    """Model and data set, with the sweep where others have the same."""
+    return group.title if sum(other.title == group.title for other in drawn) == 1 else f"{group.sweep}: {group.title}"
+
+
+def _counterpart(single: Group, groups: Sequence[Group]) -> list[Series]:
+    """QAT with a network a bit-width, from the one other sweep whose runs may be compared with these."""
+    found = []
+    for group in groups:
+        each = [one for one in group.series if one.first and one.method == QAT and one.target is not None]
+        if group.title == single.title and group.objective == ("target",) and each:
+            runs = [*single.finals, *(final for one in each for final in one.finals)]
+            cells = list({id(final.cell): final.cell for final in runs}.values())
+            try:
+                refuse_mixed_protocols("", runs, cells)
+            except UserError:
+                continue
+            found.append((group.sweep, each))
+    if len(found) != 1:
+        which = f" (here: {', '.join(name for name, _ in found)})" if found else ""
+        raise NothingToDraw(f"it takes {_COUNTERPART}, in the same protocol{which}")
+    return found[0][1]
+
+
+def lines(single: Group, each: Sequence[Series]) -> list[Line]:
     """The networks a bit-width first, then the others; at the bit-widths that all were deployed at.
 
-    Where no network was trained for a bit-width, that for the next lower one stands there.
+    Where no network was trained for a bit-width, that for the next lower one stands there, or the lowest.
     """
-    tested = [set(found) for one in (*single, *each) for found in accuracies(one).values()]
+    own = [one for one in single.series if one.first]
+    tested = [set(found) for one in (*own, *each) for found in accuracies(one).values()]
     bits = sorted(b for b in set.intersection(*tested) if isinstance(b, int))
     by_target = {one.target: one for one in each if one.target in bits}
-    chosen = {b: by_target[max((t for t in by_target if t <= b), default=min(by_target))] for b in bits}
-    found = [Line(PER_BIT, *_values({b: chosen[b] for b in bits}))]
-    return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one))) for one in single)]
+    if not by_target:
+        raise NothingToDraw(f"no network of {QAT} was trained for a bit-width that all were deployed at")
+    lowest = min(by_target)
+    chosen = {b: by_target[max((t for t in by_target if t <= b), default=lowest)] for b in bits}
+    found = [Line(PER_BIT, *_values(chosen))]
+    return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one))) for one in own)]
 
 
 def _values(networks: Mapping[int, Series]) -> tuple[dict[str, dict[int, float]], dict[str, str]]:

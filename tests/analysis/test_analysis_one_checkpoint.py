@@ -65,9 +65,48 @@ def test_the_worst_is_that_of_each_seed(tmp_path: Path) -> None:
 
 def test_it_takes_both_kinds_of_sweep(tmp_path: Path) -> None:
     write(tmp_path)
-    for groups in ([], groups_of(tmp_path)[:1], groups_of(tmp_path)[1:]):
+    for groups in ([], groups_of(tmp_path)[:1]):
         with pytest.raises(NothingToDraw, match="objective: worst"):
             one_checkpoint.draw(groups)
+    with pytest.raises(NothingToDraw, match=r"single: it takes one tuned for each target \(objective: target\)"):
+        one_checkpoint.draw(groups_of(tmp_path)[1:])
+
+
+def test_sweeps_of_other_protocols_are_no_measure(tmp_path: Path) -> None:
+    write(tmp_path)
+    tuned = SweepWriter(tmp_path, "finetuned", seeds=SEEDS)
+    add_exactly(tuned, "ste", 2, near(1, 1, 1, 1, 1, seeds=SEEDS), pretrain={"epochs": 3})
+    tuned.write()
+    groups = [*groups_of(tmp_path), *make_groups(load_sweep(tmp_path, "finetuned"))]
+    drawing = one_checkpoint.draw(groups)
+    plt.close(drawing.figure)
+    assert drawing.frame["mean"].iloc[0] == pytest.approx(95), "not the one that was made otherwise"
+    twin = SweepWriter(tmp_path, "twin", seeds=SEEDS)
+    add_exactly(twin, "ste", 2, near(1, 1, 1, 1, 1, seeds=SEEDS))
+    twin.write()
+    with pytest.raises(NothingToDraw, match=r"same protocol \(here: each, twin\)"):
+        one_checkpoint.draw([*groups, *make_groups(load_sweep(tmp_path, "twin"))])
+
+
+def test_two_sweeps_for_the_worst_have_a_panel_each(tmp_path: Path) -> None:
+    write(tmp_path)
+    again = SweepWriter(tmp_path, "again", seeds=SEEDS)
+    again.objective = ["worst", "target"]
+    add_exactly(again, "oscillation", 2, near(70, 70, 70, 70, 70, seeds=SEEDS))
+    again.write()
+    drawing = one_checkpoint.draw([*groups_of(tmp_path), *make_groups(load_sweep(tmp_path, "again"))])
+    plt.close(drawing.figure)
+    assert set(drawing.frame["group"]) == {"single: mlp5 on digits", "again: mlp5 on digits"}
+    assert len(drawing.figure.axes) == 2
+
+
+def test_no_network_for_a_bit_width_that_all_were_deployed_at(tmp_path: Path) -> None:
+    write(tmp_path)
+    sweep = SweepWriter(tmp_path, "each", seeds=SEEDS)
+    add_exactly(sweep, "ste", 5, near(1, 1, 1, 1, 1, seeds=SEEDS))
+    sweep.write()
+    with pytest.raises(NothingToDraw, match="single: no network of ste"):
+        one_checkpoint.draw(groups_of(tmp_path))
 
 
 def test_it_is_drawn_for_a_root_and_for_no_single_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

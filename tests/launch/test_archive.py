@@ -12,7 +12,9 @@ from tiny_sweep import RUNS, records, write_sweep
 from analysis.load import load_sweep
 from harness.archive import main as archive
 from harness.archive import pack, runs_of
+from harness.cancel import main as cancel
 from harness.errors import UserError
+from harness.evaluate import main as evaluate
 from harness.launch import main as launch
 from harness.repeat import differences
 from harness.repeat import main as repeat
@@ -109,12 +111,14 @@ def test_a_failed_run_is_kept_with_its_reason(carried_out: Path, tmp_path: Path)
     sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
     trial = next(run for run in sorted(records(tmp_path / "runs")) if phase_of(sweep, run) == "tune")
     (sweep / "runs" / trial / "record.json").unlink()
-    status = {"state": "failed", "reason": "TrainingError: nan", "traceback": "/home", "host": "here"}
+    reason = "OSError: no file '/home/somebody/data/x.png' and none at ~/cifar/x.png; 3/4 done"
+    status = {"state": "failed", "reason": reason, "traceback": "/home", "host": "here"}
     (sweep / "runs" / trial / "status.json").write_text(json.dumps(status))
     pack(sweep, tmp_path / "kept")
-    for root in ("runs", "kept"):
+    shown = "OSError: no file '.../x.png' and none at .../x.png; 3/4 done"
+    for root, expected in (("runs", reason), ("kept", shown)):
         (failure,) = load_sweep(tmp_path / root, "tiny").failures
-        assert (failure.run_id, failure.reason) == (trial, "TrainingError: nan")
+        assert (failure.run_id, failure.reason) == (trial, expected)
     with zipfile.ZipFile(tmp_path / "kept/tiny/runs.zip") as packed:
         assert b"/home" not in packed.read(f"{trial}/status.json")
 
@@ -123,22 +127,64 @@ def phase_of(sweep: Path, run: str) -> str:
     return str(json.loads((sweep / "runs" / run / "record.json").read_text())["phase"])
 
 
+def test_a_failed_final_is_over(carried_out: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
+    final = load_sweep(carried_out / "runs", "tiny").finals[0]
+    (sweep / "runs" / final.run_id / "record.json").unlink()
+    with pytest.raises(UserError, match=f"not complete: final run {final.run_id} is not over"):
+        pack(sweep, tmp_path / "kept")
+    (sweep / "runs" / final.run_id / "status.json").write_text('{"state": "failed", "reason": "nan"}')
+    pack(sweep, tmp_path / "kept")
+    kept = load_sweep(tmp_path / "kept", "tiny")
+    assert [(one.cell, one.seed) for one in kept.missing] == [(final.cell.id, final.seed)]
+
+
+def test_a_sweep_that_has_grown_is_not_complete(carried_out: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
+    spec = json.loads((sweep / "sweep.json").read_text())
+    for grown, words in (("tune", "has 2 of 3 trials"), ("final", "has no finals yet")):
+        larger = {"tune": {**spec["tune"], "trials": 3}, "final": {"seeds": [0, 1, 2]}}[grown]
+        (sweep / "sweep.json").write_text(json.dumps({**spec, grown: larger}))
+        with pytest.raises(UserError, match=words):
+            pack(sweep, tmp_path / "kept")
+
+
+def test_a_database_is_not_named(carried_out: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
+    spec = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps({**spec, "storage": "postgresql://me@here/db"}))
+    assert json.loads((pack(sweep, tmp_path / "kept") / "sweep.json").read_text())["storage"] == "journal"
+
+
 def test_what_is_refused(carried_out: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no sweep"):
         pack(tmp_path, tmp_path / "kept")
     with pytest.raises(UserError, match="holds no archive"):
         archive(["unpack", str(carried_out / "runs/tiny"), "--to", str(tmp_path)])
+    with pytest.raises(UserError, match="is an archive"):
+        cancel([str(carried_out / "tiny.yaml"), "--root", str(carried_out / "kept")])
     sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
+    with pytest.raises(UserError, match="where the sweep itself is"):
+        pack(sweep, tmp_path / "runs")
     path = sweep / "runs" / sorted(records(tmp_path / "runs"))[0] / "record.json"
     record = json.loads(path.read_text())
     record["config"]["data"]["root"] = "/home/somebody/data"
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"data\.root is '/home/somebody/data', a path of this machine"):
         pack(sweep, tmp_path / "kept")
-    final = next(run for run in records(tmp_path / "runs") if phase_of(sweep, run) == "final")
-    (sweep / "runs" / final / "record.json").unlink()
-    with pytest.raises(UserError, match=f"not complete: final runs {final}"):
-        pack(sweep, tmp_path / "kept")
+
+
+def test_a_damaged_archive_is_named(carried_out: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(carried_out / "kept/tiny", tmp_path / "kept/tiny")
+    (kept / "runs.zip").write_bytes((kept / "runs.zip").read_bytes()[:1000])
+    for reading in (
+        lambda: load_sweep(tmp_path / "kept", "tiny"),
+        lambda: archive(["unpack", str(kept), "--to", str(tmp_path / "again")]),
+        lambda: repeat(["abc", "--root", str(tmp_path / "kept"), "--dir", str(tmp_path / "new")]),
+    ):
+        with pytest.raises(UserError, match=r"runs\.zip cannot be read"):
+            reading()
+    assert not list((tmp_path / "again").iterdir()), "nothing half unpacked is left"
 
 
 def test_a_run_of_an_archive_is_repeated_to_the_last_digit(
@@ -148,6 +194,18 @@ def test_a_run_of_an_archive_is_repeated_to_the_last_digit(
     assert repeat([run[:8], "--root", str(carried_out / "kept"), "--dir", str(tmp_path / "again")]) == 0
     assert f"run {run}: all 6 rows are the same" in capsys.readouterr().out
     assert json.loads((tmp_path / "again/record.json").read_text())["run_id"] == run
+    with pytest.raises(UserError, match="holds a finished run"):
+        repeat([run, "--root", str(carried_out / "kept"), "--dir", str(tmp_path / "again")])
+
+
+def test_rows_that_were_added_later_are_repeated_too(
+    carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = shutil.copytree(carried_out / "runs", tmp_path / "runs")
+    final = load_sweep(runs, "tiny").finals[0].run_id
+    assert evaluate([str(runs / "tiny/runs" / final), "--bits", "3"]) == 0
+    assert repeat([final, "--root", str(runs), "--dir", str(tmp_path / "again")]) == 0
+    assert "all 8 rows are the same" in capsys.readouterr().out
 
 
 def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,4 +224,4 @@ def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys
     ]
     for name, what in (("zzz", "is not there"), ("", "could be any of")):
         with pytest.raises(UserError, match=what):
-            repeat([name, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "again")])
+            repeat([name, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "none")])

@@ -11,7 +11,7 @@ from training_details_common import config
 from harness import data
 from harness.config import RunConfig, component
 from harness.errors import Stopped, UserError
-from harness.pretrain import parent_of, starting_weights
+from harness.pretrain import drop_half_done, parent_of, starting_weights
 from harness.record import read_json
 from harness.run import Around, run
 
@@ -34,9 +34,11 @@ def test_it_starts_from_the_best_epoch_of_the_float_network(tmp_path: Path) -> N
     assert rows(record)["float"] == rows(parent)["float"], "no step: the float network as it is"
     assert rows(record)[2] == rows(parent)[2]
     assert rows(record) != rows(run(config(train__epochs=0), tmp_path / "scratch"))
-    assert record["provenance"]["pretrained"] == {
-        "run_id": folder.name, "best_epoch": parent["best_epoch"], "monitor": parent["monitor"],
-    }  # fmt: skip
+    told, made = record["provenance"]["pretrained"], parent["provenance"]
+    assert (told["run_id"], told["best_epoch"], told["monitor"]) == (
+        folder.name, parent["best_epoch"], parent["monitor"],
+    )  # fmt: skip
+    assert (told["git"], told["numerics_version"]) == (made["git"], made["numerics_version"])
     assert parent["epochs"] == 3
 
 
@@ -59,6 +61,9 @@ def test_the_network_names_the_run() -> None:
     assert tuned().run_id() != plain.run_id()
     assert tuned(pretrain={**FLOAT, "epochs": 4}).run_id() != tuned().run_id()
     assert parent_of(tuned(target_bit=2)).run_id() == parent_of(tuned(target_bit=4, methods="lsq")).run_id()
+    unlike = tuned(quantizer={"granularity": "channel"}, deploy__methods=["rtn", "bn_reestimation"])
+    assert parent_of(unlike).run_id() == parent_of(tuned()).run_id(), "nothing that float training heeds"
+    assert parent_of(unlike).deploy.methods == ("rtn",)
     assert parent_of(tuned(seed=1)).run_id() != parent_of(tuned(seed=2)).run_id()
 
 
@@ -75,6 +80,26 @@ def test_runs_that_share_it_train_it_once(tmp_path: Path) -> None:
     third = run(tuned(methods="dampening"), tmp_path / "three", around=around)
     assert (folder / "best.safetensors").exists()
     assert third["provenance"]["pretrained"] == first["provenance"]["pretrained"]
+
+
+def test_killed_before_its_record_was_written_it_is_finished(tmp_path: Path) -> None:
+    around = Around(pretrained=tmp_path / "shared")
+    first = run(tuned(), tmp_path / "one", around=around)
+    (folder,) = (tmp_path / "shared").iterdir()
+    (folder / "record.json").unlink()
+    second = run(tuned(methods="lsq"), tmp_path / "two", around=around)
+    assert second["provenance"]["pretrained"]["monitor"] == first["provenance"]["pretrained"]["monitor"]
+    assert (folder / "record.json").exists()
+
+
+def test_what_other_code_left_half_done_can_be_dropped(tmp_path: Path) -> None:
+    checkpoint = tmp_path / parent_of(tuned()).run_id() / "checkpoint.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    drop_half_done(config(), tmp_path)
+    assert checkpoint.exists()
+    drop_half_done(tuned(), tmp_path)
+    assert not checkpoint.exists()
 
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
