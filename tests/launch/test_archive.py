@@ -84,6 +84,12 @@ def test_what_is_not_drawn_yet_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count("not drawn yet") == 4, "the finals, whose trial is not chosen"
 
 
+def test_runs_are_listed_of_a_dry_run_only(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--runs is for --dry-run"):
+        launch([str(write_sweep(tmp_path)), "--root", str(tmp_path / "runs"), "--runs"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unpacked_sweep_is_complete_and_can_grow(
     carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

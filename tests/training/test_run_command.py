@@ -36,6 +36,9 @@ def test_a_run_needs_no_service(tmp_path: Path) -> None:
     assert done.stdout.count("epoch ") == 2
     assert done.stdout.count("accuracy") == 8
     assert str(tmp_path / "run/record.json") in done.stdout
+    again = command(tmp_path, (tmp_path / "run/config.json").read_text())
+    assert again.returncode == 0, "what a run leaves behind names the same run"
+    assert "epoch " not in again.stdout
     other = command(tmp_path, CONFIG.replace("width: 16", "width: 17"))
     assert other.returncode == 2
     assert "directory of its own" in other.stderr
