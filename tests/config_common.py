@@ -70,6 +70,7 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "target_bit": 4,
         "watch_bit": 4,
         "also_watch": (2,),
+        "pretrain": {"epochs": 3},
         "methods": [{"name": "lsq"}],
         "model": {"name": "mlp5", "width": 9},
         "data": {"name": "digits", "normalize": "standardize"},

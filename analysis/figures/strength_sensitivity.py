@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
@@ -21,6 +22,8 @@ CAPTION = (
 _CURVES = {"at_target": "at the target", "mean_of_others": "mean of the others"}
 #: From this ratio of the largest to the smallest value on, the axis is logarithmic.
 _LOG_RATIO = 8.0
+#: Below this one, 3 is labelled as well as 1.
+_TWO_DECADES = 100.0
 _LEAST_TRIALS = 3
 
 
@@ -84,3 +87,8 @@ def _scatter(axes: Axes, panel: pd.DataFrame, mark: style.Mark) -> None:
         axes.axvline(value, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9, zorder=0)
     if panel["value"].min() > 0 and panel["value"].max() / panel["value"].min() >= _LOG_RATIO:
         axes.set_xscale("log")
+        # Matplotlib labels the minor ticks of less than two decades, one over the other in a narrow panel.
+        short = panel["value"].max() / panel["value"].min() < _TWO_DECADES
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if short else (1,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
