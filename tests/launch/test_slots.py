@@ -28,6 +28,7 @@ def alive(sweep: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_eight_workers_on_two_gpus_are_two_at_a_time_each_on_its_own(tmp_path: Path) -> None:
     # The devices do not exist here: the runs fall back to the CPU, the binding is the same.
     sweep, folder = write_sweep(tmp_path, 1), tmp_path / "runs/tiny"
