@@ -40,8 +40,7 @@ def standardized_cubic(
     return out
 
 
-# Freezing: over a weight some of which is held at codes of its own. held: bool, code:
-# int8, both like the weight.
+# Freezing: over a weight some of which is held at codes of its own. held: bool, code: int8, both like the weight.
 
 
 def hold(others: Tensor, held: Tensor, code: Tensor, step: Tensor, out: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import native, native_methods
-from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQuantizer
+from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQuantizer, alike, served
 from harness.quantization.rounding import BOUND_SLACK
 
 
@@ -88,12 +88,7 @@ class FrozenQuantizer(WeightQuantizer):
         return torch.where(self.frozen, self.code, inner.codes(weight))
 
     def _native(self, weight: Tensor) -> bool:
-        return (
-            self.fused
-            and weight.dtype == torch.float32
-            and not torch.compiler.is_compiling()
-            and native.serves(weight, self.frozen, self.code)
-        )
+        return self.fused and served(weight) and native.serves(weight, self.frozen, self.code)
 
     def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
         return self if bits == self.bits else FrozenElsewhere(self, self.weight_quantizer.at_bits(bits, scale))
@@ -146,12 +141,6 @@ def _limit(decay: float, threshold: float) -> int:
     return int((_halves() * decay <= threshold).sum())
 
 
-def _fitting(gradient: Tensor, like: Tensor) -> Tensor:
-    """A gradient as the native passes take it: fp32, in the order in memory of another tensor."""
-    gradient = gradient.float()
-    return gradient if native.serves(like, gradient) else torch.empty_like(like, dtype=torch.float32).copy_(gradient)
-
-
 class _Hold(torch.autograd.Function):
     """Held weights by their codes and the step, others as they are given."""
 
@@ -171,7 +160,7 @@ class _Hold(torch.autograd.Function):
         if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
             share = torch.where(held, gradients[0] * code, 0.0).sum_to_size(shape)
             return torch.where(held, 0.0, gradients[0]), share, None, None
-        others, sums = native_methods.hold_backward(_fitting(gradients[0], held), held, code, shape.numel())
+        others, sums = native_methods.hold_backward(alike(gradients[0], held), held, code, shape.numel())
         return others, sums.float().view(shape), None, None
 
 
@@ -199,7 +188,7 @@ class _HoldMaxAbs(torch.autograd.Function):
         inner = quantizer.weight_quantizer
         peak = inner.peaks(weight)
         step = inner.step_of(peak).flatten()
-        others, sums = native_methods.hold_backward(_fitting(gradients[0], held), held, code, step.numel())
+        others, sums = native_methods.hold_backward(alike(gradients[0], held), held, code, step.numel())
         both, graph = (peak.flatten(), step), inner.scale_gradient == "graph"
         result = native.quantize_backward(weight, others, *both, inner.clipped_at, BOUND_SLACK, graph, sums)
         return result, None, None, None

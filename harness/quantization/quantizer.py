@@ -157,10 +157,10 @@ class _FakeQuantize(torch.autograd.Function):
         return native.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
 
 
-def alike(gradient: Tensor, weight: Tensor) -> Tensor:
-    """A gradient in fp32, and in the weight's order in memory."""
+def alike(gradient: Tensor, like: Tensor) -> Tensor:
+    """A gradient as the native passes take it: fp32, in the order in memory of another tensor."""
     gradient = gradient.float()
-    return gradient if native.serves(weight, gradient) else torch.empty_like(weight).copy_(gradient)
+    return gradient if native.serves(like, gradient) else torch.empty_like(like, dtype=torch.float32).copy_(gradient)
 
 
 class ClippedQuantizer(MaxAbsQuantizer):
