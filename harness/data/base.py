@@ -96,8 +96,8 @@ class Dataset:
         The order of operations is torchvision's (ToTensor, then Normalize), so values agree bit for bit.
         """
         if _is_served(images):
-            return native.image_batch(images, None, self._table)
-        return self._by_plain_operations(images)
+            return _unambiguous(native.image_batch(images, None, self._table))
+        return _unambiguous(self._by_plain_operations(images))
 
     def _by_plain_operations(self, images: Tensor) -> Tensor:
         values = images.float().div_(self.max_value)
@@ -118,7 +118,7 @@ class Dataset:
         if isinstance(indices, slice):
             return self.normalized(split.images[indices]), labels
         if _is_served(split.images):
-            return native.image_batch(split.images, indices, self._table), labels
+            return _unambiguous(native.image_batch(split.images, indices, self._table)), labels
         return self.normalized(split.images.index_select(0, indices)), labels
 
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -136,6 +136,17 @@ class Dataset:
 def _is_served(images: Tensor) -> bool:
     """Whether harness/native_images.c can make batches of these."""
     return images.device.type == "cpu" and images.is_contiguous() and native.library() is not None
+
+
+def _unambiguous(images: Tensor) -> Tensor:
+    """The same memory, said to be channels-last where there is one channel, which is in either order at once.
+
+    The networks are channels-last; unless told, a first convolution takes its order from strides that mean nothing.
+    """
+    if images.shape[1] != 1:
+        return images
+    height, width = images.shape[2:]
+    return images.as_strided(images.shape, (height * width, 1, width, 1)) if images.is_contiguous() else images
 
 
 def order(count: int, seed: int, epoch: int, device: torch.device | str) -> Tensor:

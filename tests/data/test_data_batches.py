@@ -73,6 +73,27 @@ def test_the_native_pass_is_the_one_that_serves(monkeypatch: pytest.MonkeyPatch)
     assert len(called) == 2
 
 
+@pytest.mark.parametrize("native_passes", [True, False])
+def test_images_of_one_channel_are_said_to_be_channels_last(
+    native_passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in either order; strides decide which convolution runs, and so the last bits of all that follows."""
+    if not native_passes:
+        monkeypatch.setattr(native, "library", lambda: None)
+    data = dataset(1, 16, flip=True)
+    rows, generator = torch.arange(5), torch.Generator().manual_seed(0)
+    for inputs, _ in (
+        data.batch(data.train, rows),
+        data.batch(data.train, slice(0, 5)),
+        data.train_batch(rows),
+        data.train_batch(rows, generator),
+    ):
+        assert inputs.shape == (5, 1, 32, 33)
+        assert inputs.stride() == (32 * 33, 1, 33, 1)
+    colour = dataset(3, 255)
+    assert colour.batch(colour.train, rows)[0].is_contiguous()
+
+
 @pytest.mark.parametrize("rows", [[0, 90], [-1, 3]])
 def test_a_row_that_is_not_there_is_refused(rows: list[int]) -> None:
     data = dataset(1, 16)
