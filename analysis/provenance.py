@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.output import as_csv
 from analysis.series import Group
 from analysis.sweep import Final, Trial
 from harness import schema
@@ -55,8 +56,8 @@ def code_digest() -> str:
 
 
 def digest(frame: pd.DataFrame) -> str:
-    """A hash of the points."""
-    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
+    """A hash of the points as they are written."""
+    return hashlib.sha256(as_csv(frame).encode()).hexdigest()
 
 
 def _of_group(group: Group) -> dict[str, Any]:
