@@ -78,7 +78,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{self.model} on {self.data}"
+        """Model and data, and what the sweep file says beside them (`label`)."""
+        label = (self.settings or {}).get("label")
+        return f"{self.model} on {self.data}" + (f" ({label})" if label else "")
 
     @property
     def file_suffix(self) -> str:

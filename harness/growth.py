@@ -7,12 +7,12 @@ from typing import Any
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted keys in which a sweep differs from its earlier self, growth of targets left out.
 
-    Trials may rise and seeds may be added; workers, retries, the runtime section and data.root may change, and so may
-    the storage: a queue that is not there is rebuilt from the records. A key that
-    an older version did not write yet counts as its default.
+    Trials may rise and seeds may be added; the label, workers, retries, the runtime section and data.root may change,
+    and so may the storage: a queue that is not there is rebuilt from the records. A key that an older version did not
+    write yet counts as its default.
     """
     free = (
-        *("workers", "runs_per_gpu", "max_retries", "max_lost", "changed_code", "storage"),
+        *("label", "workers", "runs_per_gpu", "max_retries", "max_lost", "changed_code", "storage"),
         *("base.runtime", "base.data.root", "base.data.download"),
     )
     flat_old, flat_new = _flat(old), _flat(new)

@@ -70,6 +70,9 @@ class SweepSpec(Knobs):
     """A sweep file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    label: str | None = Field(
+        None, pattern=r"^[^\n]{1,60}$", description="said by figures and tables beside model and data"
+    )
     base: dict[str, Any] = Field(description="run settings shared by all cells")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="multiplies every cell, e.g. models")
     cells: tuple[CellKnobs, ...] = Field(min_length=1)

@@ -153,6 +153,7 @@ def test_a_later_override_wins(tmp_path: Path) -> None:
         ("final.seeds", [0, 1, 2], []),
         ("final.seeds", [2, 1, 0], []),
         ("final.seeds", [0], ["final.seeds"]),
+        ("label", "reduced: 5 epochs", []),
         ("workers", 5, []),
         ("max_retries", 5, []),
         ("base.runtime", {"device": "cpu"}, []),

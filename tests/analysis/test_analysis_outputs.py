@@ -21,6 +21,7 @@ from analysis.output import as_csv
 from analysis.provenance import digest
 from analysis.series import Group, make_groups
 from harness.errors import UserError
+from harness.sweep import plain, read
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "analysis/make_figures.py"
@@ -58,6 +59,15 @@ def test_table_marks_the_target_and_bolds_a_separate_best(tmp_path: Path) -> Non
     assert "[97.0 ± 0.0*]" in text[4]
     assert "98.0 ± 0.0*" in text[5]
     assert len({len(line.rstrip()) for line in text[3:4] + text[6:7]}) == 1
+
+
+def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path).write()
+    spec = plain(read(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced: 5 epochs"}
+    (sweep.folder / "sweep.json").write_text(json.dumps(spec))
+    assert make_figures.main(["--root", str(tmp_path)]) == 0
+    for name in ("cross_bit_table.md", "cross_bit_table.tex", "claims.md", "claims.tex", "ranking.md", "report.html"):
+        assert "mlp5 on digits (reduced: 5 epochs)" in (sweep.folder / "figures" / name).read_text(), name
 
 
 def test_one_seed_prints_no_interval(tmp_path: Path) -> None:
