@@ -8,10 +8,8 @@ best epoch is where the methods then prepare the network. It touches no test ima
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from harness.alone import alone
 from harness.config import RunConfig
-from harness.errors import Stopped
 from harness.knobs import QuantizerKnobs
 from harness.record import RunDirectory, read_json
 from harness.schema import MIN_BITS
@@ -50,22 +48,11 @@ def starting_weights(
     parent = parent_of(config)
     files = RunDirectory(folder / parent.run_id())
     files.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(files.path / "run.lock")
-    while not asked_to_stop():
-        try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            continue
-    else:
-        raise Stopped
-    try:
+    with alone(files.path, asked_to_stop):
         if not files.best.exists() or not files.record.exists():
             files.record.unlink(missing_ok=True)  # weights that somebody deleted are trained again
             print(f"training the float network to start from first: run {parent.run_id()}", flush=True)
             carry_out(parent, files.path)
-    finally:
-        lock.release()
     return files.best
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from submitit import JobEnvironment
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from harness import place, runlog, schema, source
+from harness.alone import alone
 from harness.errors import Pruned, Stopped, UserError
 from harness.record import Heartbeat, RunDirectory, read_json
 from harness.stopping import Stopping
@@ -167,7 +167,7 @@ class Worker(Checkpointable):
         report = _reporter(sweep, claim)
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
         heading = f"{claim.cell.id}, {claim.phase}, trial {claim.trial.number}, worker {self.name}, {place.named()}"
-        with _alone(files, stopping), runlog.logged(files.path, heading) as note:
+        with alone(files.path, stopping.asked), runlog.logged(files.path, heading) as note:
             note_trial(files, claim)
 
             def epoch_done(metrics: dict[str, Any]) -> None:
@@ -192,25 +192,6 @@ def _labels(sweep: "Sweep", claim: "Claim") -> dict[str, Any]:
 def _log_path() -> str | None:
     """The file that this process's standard error goes to; None outside of Submitit's jobs."""
     return str(JobEnvironment().paths.stderr) if "SUBMITIT_FOLDER" in os.environ else None
-
-
-class _alone:
-    """One process a run: two cells may name the same one, and the second waits here, then finds the record."""
-
-    def __init__(self, files: RunDirectory, stopping: Stopping) -> None:
-        self._lock, self._stopping = FileLock(files.path / "run.lock"), stopping
-
-    def __enter__(self) -> None:
-        while not self._stopping.asked():
-            try:
-                self._lock.acquire(timeout=1)
-                return
-            except Timeout:
-                continue
-        raise Stopped
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
 
 def _reporter(sweep: "Sweep", claim: "Claim") -> Callable[[dict[str, Any]], None]:

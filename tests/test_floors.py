@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "quantization"),
-            *("record", "archive", "runlog", "source", "cache", "native", "native_methods", "stopwatch"),
+            *("alone", "record", "archive", "runlog", "source", "cache", "native", "native_methods", "stopwatch"),
         ),
         0,
     ),
@@ -47,7 +47,7 @@ TORCH_FREE = (
     *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "record"),
     *("data", "data.digits", "data.cifar10", "data.tiny_imagenet", "data.image_folder"),
     *("config", "search", "objective", "overrides", "sweep", "growth", "tracking", "run", "pretrain"),
-    *("archive", "runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping", "schedule"),
+    *("alone", "archive", "runlog", "source", "cache", "storage", "rebuild", "roster", "place", "stopping", "schedule"),
     *("algorithms", "study", "plan", "worker", "launch", "fleet", "dry_run", "progress", "profile"),
     *("locate", "standing", "status", "cancel", "retry", "logs", "dashboard", "evaluate", "repeat"),
     *("calibration", "models", "methods"),
