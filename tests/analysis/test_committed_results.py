@@ -58,6 +58,20 @@ def differing_versions() -> list[str]:
     return [f"{name} {it} rather than {pinned[name]}" for name, it in found.items() if it != pinned[name]]
 
 
+@pytest.mark.parametrize("page", ["README.md", "analysis/results/README.md"])
+def test_the_pages_hold_the_ranking_as_it_was_computed(page: str) -> None:
+    rows = [line for line in (RESULTS / "mlp5/figures/ranking.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 7
+    assert "\n".join(rows) in (REPOSITORY / page).read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "analysis/results/README.md"])
+def test_what_the_pages_link_to_is_there(page: str) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", (REPOSITORY / page).read_text())
+    assert len(links) > 5
+    assert not [link for link in links if not (REPOSITORY / page).parent.joinpath(link).exists()]
+
+
 @pytest.mark.slow
 def test_the_committed_records_give_the_committed_figures_to_the_last_byte(tmp_path: Path) -> None:
     if differing := differing_versions():
