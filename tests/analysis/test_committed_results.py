@@ -73,6 +73,7 @@ def test_what_the_pages_link_to_is_there(page: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # all figures of all committed sweeps, a minute and a half on 2 idle cores
 def test_the_committed_records_give_the_committed_figures_to_the_last_byte(tmp_path: Path) -> None:
     if differing := differing_versions():
         pytest.skip(f"another environment than analysis/results/constraints.txt: {', '.join(differing[:5])}")
