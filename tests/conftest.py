@@ -5,8 +5,8 @@ import os
 import pytest
 
 os.environ["WANDB_MODE"] = "offline"
-# Of the processes that tests start, too: threads that share a core with other tests wait for each other by spinning, and
-# seconds become minutes.
+# Of the processes that tests start, too: threads that share a core with other tests wait for each other by spinning,
+# and seconds become minutes.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("WANDB_API_KEY", None)
 
