@@ -175,3 +175,26 @@ def test_a_layer_whose_weights_would_stay_float_is_refused_until_excluded(layer:
     with pytest.raises(UserError, match=rf"'odd': weights of {type(layer).__name__} cannot be quantized; exclude 'odd"):
         attach(model)
     assert list(attach(model, ["odd*"])) == ["linear"]
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8])
+@pytest.mark.parametrize("stride", [2, (1, 3)])
+def test_gradients_of_strided_1x1_convolutions_over_few_channels(channels: int, stride: int | tuple[int, int]) -> None:
+    """torch's own crashes the process here on some processors, waits for ever, or is wrong."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, 8, 1, stride=stride)
+    exact = copy.deepcopy(plain).double()
+    model = nn.Sequential(plain).to(memory_format=torch.channels_last)
+    attach(model)
+    x = torch.randn(8, channels, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
+    other = x.detach().double().contiguous().requires_grad_()
+    y, expected = model(x), exact(other)
+    assert y.shape == expected.shape
+    pull = torch.randn(expected.shape, dtype=torch.float64)
+    y.backward(pull.float())
+    expected.backward(pull)
+    for found, wanted in ((y, expected), (x.grad, other.grad), (plain.weight.grad, exact.weight.grad)):
+        assert found is not None
+        assert wanted is not None
+        # 2048 products of fp32 in a sum: 1e-6 relative in norm.
+        assert (found.double() - wanted).norm() <= 1e-5 * wanted.norm()
