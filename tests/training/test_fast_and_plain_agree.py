@@ -31,6 +31,8 @@ PAIRS = [
     (method, model) for method in METHODS for model in MODELS if all(model in HAVE[it] for it in find(method).requires)
 ]
 NEIGHBOURS = list(itertools.pairwise([("", ""), *PAIRS]))
+#: Compiling takes 5 to 60 s, several times as much where other tests compile beside it.
+COMPILES = pytest.mark.timeout(1200)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -85,9 +87,10 @@ def test_native_passes_agree(method: str, model: str, device: str) -> None:
 
 
 @pytest.mark.slow
+@COMPILES
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    # Compiling takes 5 to 30 s: every method on one network with convolutions, some on all.
+    # Every method on one network with convolutions, some on all.
     ("method", "model"),
     [pair for pair in PAIRS if pair[1] == "resnet18" or pair[0] in ("none", "ste", "qkr")],
 )
@@ -115,6 +118,7 @@ def test_a_compiled_network_agrees(method: str, model: str, device: str) -> None
 
 
 @pytest.mark.slow
+@COMPILES
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_compiled_run_learns_alike(precision: str) -> None:
     fast, fast_lines = trained(config("oscillation", "vit_tiny", "on", "cpu", precision))
@@ -163,6 +167,7 @@ def test_an_error_of_the_model_itself_is_not_hidden() -> None:
 
 
 @pytest.mark.slow
+@COMPILES
 def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     wanted = config("lsq", "resnet18", "on", "cpu")
     whole = run(wanted, tmp_path / "whole")
