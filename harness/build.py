@@ -1,6 +1,8 @@
 """From a configuration to a session: everything a run is made of, drawn from the configuration's seeds."""
 
 import os
+import platform
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,10 +129,23 @@ def choose_device(runtime: RuntimeKnobs) -> torch.device:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """ "fp32" or "bf16"; "auto" is bf16 where the device has matrix units for it (capability, never timing)."""
     if wanted != "auto":
+        if wanted == "bf16" and device.type == "cpu" and not _multiplies_bf16():
+            warnings.warn(
+                "train.precision: bf16 on a CPU without units for it takes tens of times as long as fp32; "
+                "auto chooses by what the CPU has",
+                stacklevel=2,
+            )
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the CPU has any instruction for products in bf16, as far as torch tells: of x86 alone."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def make_optimizer(knobs: TrainKnobs, model: nn.Module, methods: Sequence[Method]) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def test_device_and_precision() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
             choose_device(RuntimeKnobs(device="cuda"))
+
+
+def test_bf16_on_a_cpu_without_units_for_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.build._multiplies_bf16", lambda: False)
+    with pytest.warns(UserWarning, match=r"train.precision: bf16 on a CPU without units.*auto"):
+        assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+    monkeypatch.setattr("harness.build._multiplies_bf16", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 def test_bf16_trains_and_is_evaluated_in_fp32() -> None:
