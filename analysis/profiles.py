@@ -43,9 +43,10 @@ class Benchmark(NamedTuple):
 
 def collect(groups: Sequence[Group]) -> Benchmark:
     """The scores of the methods that every task has, at least one seed each; nothing is filled in for the others."""
+    groups, notes = _fullest(groups)
     float_accuracy = [_float_accuracy(group) for group in groups]
     relative = None not in float_accuracy
-    notes = [] if relative else [_lacking(groups, float_accuracy)]
+    notes += [] if relative else [_lacking(groups, float_accuracy)]
     scores: dict[str, dict[str, Floats]] = {}
     tasks: dict[str, None] = {}
     for group, name, whole in zip(groups, _names(groups), float_accuracy):
@@ -60,6 +61,21 @@ def collect(groups: Sequence[Group]) -> Benchmark:
     complete = {method: own for method, own in scores.items() if len(own) == len(tasks)}
     notes += [_left_out(method, own, list(tasks)) for method, own in scores.items() if method not in complete]
     return Benchmark(complete, relative, tuple(notes))
+
+
+def _fullest(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """Of the sweeps of one model on one data set those with the most methods, tuned for their targets if any is.
+
+    A control with a few methods, or a study of something else, would leave those few alone to be compared.
+    """
+
+    def methods(group: Group) -> tuple[bool, int]:
+        return group.objective == ("target",), len({one.training_label for one in group.series})
+
+    most = {group.title: max(methods(each) for each in groups if each.title == group.title) for group in groups}
+    kept = [group for group in groups if methods(group) == most[group.title]]
+    left = [f"{group.title} ({group.sweep})" for group in groups if methods(group) != most[group.title]]
+    return kept, [f"left out, since another sweep of the same has more methods: {'; '.join(left)}"] if left else []
 
 
 def accuracies(one: Series, bits: int | str) -> list[float]:

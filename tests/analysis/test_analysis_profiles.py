@@ -178,6 +178,24 @@ def test_one_model_in_two_sweeps_is_two_tasks(tmp_path: Path) -> None:
     assert found.tasks[::4] == ["one on digits (a), 2 bits", "one on digits (b), 2 bits", "two on digits, 2 bits"]
 
 
+def test_of_one_model_in_two_sweeps_that_with_more_methods_counts(tmp_path: Path) -> None:
+    exact(tmp_path, "a", "one", 80, 60).write()
+    control = SweepWriter(tmp_path, "b")
+    control.add("ste", 2, [(60, 0)] * 5, model={"name": "one"})
+    control.write()
+    single = quickstart(tmp_path, "c")
+    single.objective = ["worst"]  # more methods, but tuned for something else
+    for record in single.records.values():
+        record["config"]["model"] = {"name": "one"}
+    single.write()
+    exact(tmp_path, "d", "two", 50, 40).write()
+    found = profiles.collect(groups_of(tmp_path, "a", "b", "c", "d"))
+    assert found.tasks[::4] == ["one on digits, 2 bits", "two on digits, 2 bits"]
+    assert set(found.scores) == {"float", "ste@2"}
+    assert found.relative
+    assert found.notes[0].endswith("one on digits (b); one on digits (c)")
+
+
 def test_figure_reads_in_one_order_and_repeats_to_the_bit(tmp_path: Path) -> None:
     quickstart(tmp_path, "a").write()
     other_model(tmp_path, "b").write()
