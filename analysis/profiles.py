@@ -26,11 +26,13 @@ class Benchmark(NamedTuple):
     """Method (training label) -> task -> scores, over tasks that all of the methods have in common.
 
     relative: whether scores are shares of the group's float accuracy, or accuracies in %.
+    groups: those that the tasks are from.
     """
 
     scores: dict[str, dict[str, Floats]]
     relative: bool
     notes: tuple[str, ...]
+    groups: tuple[Group, ...] = ()
 
     @property
     def tasks(self) -> list[str]:
@@ -44,6 +46,8 @@ class Benchmark(NamedTuple):
 def collect(groups: Sequence[Group]) -> Benchmark:
     """The scores of the methods that every task has, at least one seed each; nothing is filled in for the others."""
     groups, notes = _fullest(groups)
+    groups, without = _comparable(groups)
+    notes += without
     float_accuracy = [_float_accuracy(group) for group in groups]
     relative = None not in float_accuracy
     notes += [] if relative else [_lacking(groups, float_accuracy)]
@@ -60,7 +64,7 @@ def collect(groups: Sequence[Group]) -> Benchmark:
                     scores.setdefault(one.training_label, {})[task] = np.array(values) / divisor
     complete = {method: own for method, own in scores.items() if len(own) == len(tasks)}
     notes += [_left_out(method, own, list(tasks)) for method, own in scores.items() if method not in complete]
-    return Benchmark(complete, relative, tuple(notes))
+    return Benchmark(complete, relative, tuple(notes), tuple(groups))
 
 
 def _fullest(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
@@ -76,6 +80,29 @@ def _fullest(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
     kept = [group for group in groups if methods(group) == most[group.title]]
     left = [f"{group.title} ({group.sweep})" for group in groups if methods(group) != most[group.title]]
     return kept, [f"left out, since another sweep of the same has more methods: {'; '.join(left)}"] if left else []
+
+
+def _comparable(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """Of all groups those, two at least, that make the largest table of methods by tasks without a gap.
+
+    One small study of three methods would otherwise leave three to be compared, whatever the others hold.
+    """
+    own = [frozenset(one.training_label for one in group.series if one.first) for group in groups]
+    shared: set[frozenset[str]] = set()  # what any of the groups have in common
+    for methods in own:
+        shared |= {methods} | {methods & others for others in shared}
+
+    def holders(methods: frozenset[str]) -> list[Group]:
+        return [group for group, present in zip(groups, own) if methods <= present]
+
+    def size(methods: frozenset[str]) -> tuple[int, int, list[str]]:
+        found = holders(methods)
+        return len(methods) * sum(len(group.bits()) for group in found), len(found), sorted(methods)
+
+    best = max((methods for methods in shared if len(holders(methods)) > 1), key=size, default=frozenset())
+    kept = holders(best)
+    left = [f"{group.title} ({group.sweep})" for group in groups if group not in kept]
+    return kept, [f"left out, since with it fewer methods could be compared: {'; '.join(left)}"] if left else []
 
 
 def accuracies(one: Series, bits: int | str) -> list[float]:

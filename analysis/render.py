@@ -114,7 +114,7 @@ def _draw(
         section.undrawn[module.name] = str(reason)
         return
     stem = module.name + suffix
-    content = provenance.describe(groups, command, drawing.frame, drawing.notes)
+    content = provenance.describe(drawing.groups or groups, command, drawing.frame, drawing.notes)
     made.figure(stem, drawing.figure, f"points sha256 {content['points_sha256']}")
     plt.close(drawing.figure)
     made.csv(f"{stem}.csv", drawing.frame)

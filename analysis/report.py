@@ -91,7 +91,7 @@ def _table(table: tables.Table) -> dict[str, Any]:
         "title": table.title,
         "bits": [tables.header(bits) for bits in table.bits],
         "rows": table.rows,
-        "legend": tables.LEGEND.format(target="underlined", best="bold"),
+        "legend": table.legend("underlined", "bold"),
     }
 
 

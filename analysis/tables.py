@@ -11,7 +11,7 @@ from analysis.statistics import Interval, separate_best
 from harness.schema import FLOAT
 
 NAME = "cross_bit_table"
-LEGEND = "the target bit-width is {target}, a best whose interval is separate from the second best's {best}"
+_LEGEND = "the target bit-width is {target}, a best whose interval is separate from the second best's {best}"
 
 _LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
@@ -45,6 +45,12 @@ class Table:
     bits: tuple[str, ...]
     rows: tuple[tuple[str, str, tuple[Entry, ...]], ...]
     frame: pd.DataFrame
+
+    def legend(self, target: str, best: str) -> str:
+        """How to read the marks, which a target and a best have, and what is not to be known from a label."""
+        aimed = any(label.startswith("none@") for label, _, _ in self.rows)
+        control = "; none@b is float training whose best epoch (and knob) is chosen at b bits" if aimed else ""
+        return _LEGEND.format(target=target, best=best) + control
 
 
 def make_table(group: Group) -> Table:
@@ -92,8 +98,7 @@ def to_text(table: Table) -> str:
     ]
     rule = "-" * len(aligned[0])
     title = f"{table.title} - test accuracy (%), mean ± half-width of the 95% t interval over seeds"
-    legend = LEGEND.format(target="in [ ]", best="has a *")
-    return "\n".join([title, "", aligned[0], rule, *aligned[1:], rule, legend])
+    return "\n".join([title, "", aligned[0], rule, *aligned[1:], rule, table.legend("in [ ]", "has a *")])
 
 
 def _marked(entry: Entry, target: str, best: str) -> str:
@@ -114,14 +119,14 @@ def to_markdown(table: Table) -> str:
             text = f"<u>{entry.text()}</u>" if entry.target else entry.text()
             texts.append(f"**{text}**" if entry.best else text)
         lines.append(f"| {label.replace('|', chr(92) + '|')} | {seeds} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", LEGEND.format(target="underlined", best="bold").capitalize() + ".", ""])
+    return "\n".join([*lines, "", _sentence(table.legend("underlined", "bold")), ""])
 
 
 def to_latex(table: Table) -> str:
     """A booktabs `tabular`, to be put unchanged into a paper that loads booktabs."""
     lines = [
         f"% {table.title}: test accuracy (%), mean and half-width of the 95% t interval over seeds",
-        "% " + LEGEND.format(target="underlined", best="bold"),
+        "% " + table.legend("underlined", "bold"),
         rf"\begin{{tabular}}{{lr{'r' * len(table.bits)}}}",
         r"\toprule",
         " & ".join(["Method", "Seeds", *(header(b) for b in table.bits)]) + r" \\",
@@ -135,6 +140,10 @@ def to_latex(table: Table) -> str:
             texts.append(rf"\textbf{{{text}}}" if entry.best else text)
         lines.append(" & ".join([escape_latex(label), seeds.replace("-", "--"), *texts]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def escape_latex(text: str) -> str:

@@ -16,13 +16,19 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.series import Group
+
 
 class Drawing(NamedTuple):
-    """A figure, the exact points in it as a tidy frame, and what a reader of the points should know."""
+    """A figure, the exact points in it as a tidy frame, and what a reader of the points should know.
+
+    groups: those that it shows, where it leaves some of what it was given out.
+    """
 
     figure: Figure
     frame: pd.DataFrame
     notes: tuple[str, ...] = ()
+    groups: tuple[Group, ...] | None = None
 
 
 class NothingToDraw(Exception):

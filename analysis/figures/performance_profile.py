@@ -67,7 +67,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     right.set(xlabel=f"Interquartile mean{',' if benchmark.relative else ''} {unit}")
     handles = [Line2D([], [], **looks[method]) for method in methods]
     style.legend_of(figure, handles, methods, _legend_title(benchmark))
-    return Drawing(figure, frame, (*benchmark.notes, *_seed_notes(benchmark), axis.note))
+    return Drawing(figure, frame, (*benchmark.notes, *_seed_notes(benchmark), axis.note), benchmark.groups)
 
 
 class _Axis(NamedTuple):

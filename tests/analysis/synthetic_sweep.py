@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.load import load_sweep
+from analysis.series import Group, make_groups
+
 BITS = (2, 3, 4, 8, "float")
 #: (method, target) -> mean and sd of test accuracy in % at 2, 3, 4, 8 and float bits.
 MEASURED: dict[tuple[str, int | None], tuple[tuple[float, float], ...]] = {
@@ -113,6 +116,20 @@ def quickstart(root: Path, name: str = "quickstart", **options: Any) -> SweepWri
     for method, target in MEASURED:
         sweep.add(method, target)
     return sweep
+
+
+def steady(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> SweepWriter:
+    """Numbers without spread, so that a test can name them."""
+    sweep = SweepWriter(root, seeds=seeds)
+    sweep.add("ste", 2, [(97, 0), (95, 0), (95, 0), (95, 0), (95, 0)])
+    sweep.add("soft_round", 2, [(90, 0), (95, 0), (98, 0), (98, 0), (98, 0)])
+    return sweep
+
+
+def only_group(root: Path, name: str = "quickstart") -> Group:
+    """The group of a sweep that has one."""
+    (group,) = make_groups(load_sweep(root, name))
+    return group
 
 
 #: Changes a sweep before it is written.

@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_sweep import MEASURED, SweepWriter, quickstart
+from synthetic_sweep import MEASURED, SweepWriter, only_group, quickstart
 
 from analysis.load import load_sweep, read_metrics, sweep_names
-from analysis.series import Group, make_groups, summarize
+from analysis.series import make_groups, summarize
 from harness.errors import UserError
-
-
-def only_group(root: Path, name: str = "quickstart") -> Group:
-    (group,) = make_groups(load_sweep(root, name))
-    return group
 
 
 def test_labels_targets_and_means(tmp_path: Path) -> None:

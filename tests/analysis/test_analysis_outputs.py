@@ -12,14 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from analysis_cost import Shape, write_sweep
-from synthetic_sweep import SweepWriter, quickstart
+from synthetic_sweep import only_group, quickstart, steady
 
-from analysis import make_figures, tables
+from analysis import make_figures
 from analysis.figures import Drawing, NothingToDraw, find_figures
 from analysis.load import load_sweep
 from analysis.output import as_csv
 from analysis.provenance import digest
-from analysis.series import Group, make_groups
+from analysis.series import Group
 from harness.errors import UserError
 from harness.sweep import plain, read
 
@@ -27,38 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "analysis/make_figures.py"
 
 
-def only_group(root: Path, name: str = "quickstart") -> Group:
-    (group,) = make_groups(load_sweep(root, name))
-    return group
-
-
 def draw(name: str, group: Group) -> Drawing:
     """A figure of a group."""
     (module,) = [module for module in find_figures() if module.name == name]
     return module.draw(group)
-
-
-def exact(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> SweepWriter:
-    """Numbers without spread, so that a test can name them."""
-    sweep = SweepWriter(root, seeds=seeds)
-    sweep.add("ste", 2, [(97, 0), (95, 0), (95, 0), (95, 0), (95, 0)])
-    sweep.add("soft_round", 2, [(90, 0), (95, 0), (98, 0), (98, 0), (98, 0)])
-    return sweep
-
-
-def test_table_marks_the_target_and_bolds_a_separate_best(tmp_path: Path) -> None:
-    exact(tmp_path).write()
-    table = tables.make_table(only_group(tmp_path))
-    latex = tables.to_latex(table)
-    assert r"ste@2 & 3 & \textbf{\underline{97.0 $\pm$ 0.0}} & 95.0 $\pm$ 0.0 & 95.0" in latex
-    assert r"soft\_round@2 & 3 & \underline{90.0 $\pm$ 0.0} & 95.0 $\pm$ 0.0 & \textbf{98.0 $\pm$ 0.0}" in latex
-    markdown = tables.to_markdown(table)
-    assert "| ste@2 | 3 | **<u>97.0 ± 0.0</u>** | 95.0 ± 0.0 | 95.0 ± 0.0 |" in markdown
-    text = tables.to_text(table).splitlines()
-    assert text[4].split("  ")[0] == "ste@2"
-    assert "[97.0 ± 0.0*]" in text[4]
-    assert "98.0 ± 0.0*" in text[5]
-    assert len({len(line.rstrip()) for line in text[3:4] + text[6:7]}) == 1
 
 
 def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(tmp_path: Path) -> None:
@@ -68,48 +40,6 @@ def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(tmp_pa
     assert make_figures.main(["--root", str(tmp_path)]) == 0
     for name in ("cross_bit_table.md", "cross_bit_table.tex", "claims.md", "claims.tex", "ranking.md", "report.html"):
         assert "mlp5 on digits (reduced: 5 epochs)" in (sweep.folder / "figures" / name).read_text(), name
-
-
-def test_one_seed_prints_no_interval(tmp_path: Path) -> None:
-    exact(tmp_path, seeds=(0,)).write()
-    table = tables.make_table(only_group(tmp_path))
-    assert "97.0 ±—" in tables.to_text(table)
-    assert r"97.0 $\pm$---" in tables.to_latex(table)
-    assert "textbf" not in tables.to_latex(table)
-
-
-def test_incomplete_seeds_are_stated_in_the_table(tmp_path: Path) -> None:
-    sweep = exact(tmp_path)
-    del sweep.cells["ste-target_bit=2"]["finals"]["2"]
-    rows = sweep.run_of("soft_round-target_bit=2", 0)["rows"]
-    rows[:] = [row for row in rows if row["bits"] != 8]
-    sweep.write()
-    table = tables.make_table(only_group(tmp_path))
-    assert [row[1] for row in table.rows] == ["2/3", "2-3/3"]
-
-
-def test_latex_is_balanced_booktabs(tmp_path: Path) -> None:
-    sweep = quickstart(tmp_path)
-    sweep.add("odd_&%$#{}~^\\name", 2)
-    for record in sweep.records.values():
-        record["run_id"] = record["run_id"].replace("\\", "")
-    sweep.records = {record["run_id"]: record for record in sweep.records.values()}
-    sweep.metrics = {run_id.replace("\\", ""): lines for run_id, lines in sweep.metrics.items()}
-    for cell in sweep.cells.values():
-        cell["finals"] = {seed: run_id.replace("\\", "") for seed, run_id in cell["finals"].items()}
-    sweep.write()
-    latex = tables.to_latex(tables.make_table(only_group(tmp_path)))
-    body = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
-    assert re.findall(r"\\(begin|end)\{tabular\}", body) == ["begin", "end"]
-    assert body.startswith(r"\begin{tabular}{lrrrrrr}")
-    assert re.findall(r"\\(\w+rule)", body) == ["toprule", "midrule", "bottomrule"]
-    plain = re.sub(r"\\[\\&%$#_{}]", "", body)
-    assert plain.count("{") == plain.count("}")
-    assert plain.count("$") % 2 == 0
-    assert not re.search(r"[#_%]", plain)
-    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 7
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {6}
 
 
 def test_a_new_figure_is_one_new_file() -> None:
@@ -273,7 +203,7 @@ def test_where_the_numbers_come_from(tmp_path: Path) -> None:
 def test_every_sweep_is_drawn_and_one_bad_sweep_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exact(tmp_path).write()
+    steady(tmp_path).write()
     (tmp_path / "quickstart").rename(tmp_path / "second")
     bad = quickstart(tmp_path, "bad")
     bad.cells["ste-target_bit=2"]["seeds"] = [5]

@@ -196,11 +196,28 @@ def test_of_one_model_in_two_sweeps_that_with_more_methods_counts(tmp_path: Path
     assert found.notes[0].endswith("one on digits (b); one on digits (c)")
 
 
+def test_a_small_study_does_not_leave_few_methods_to_be_compared(tmp_path: Path) -> None:
+    quickstart(tmp_path, "a").write()
+    other_model(tmp_path, "b").write()
+    exact(tmp_path, "small", "two", 50, 40).write()  # two methods
+    found = profiles.collect(groups_of(tmp_path, "a", "small", "b"))
+    assert len(found.scores) == len(MEASURED)
+    assert [task.partition(" on")[0] for task in found.tasks[::4]] == ["mlp5", "net"]
+    assert found.notes == ("left out, since with it fewer methods could be compared: two on digits (small)",)
+    assert [group.sweep for group in found.groups] == ["a", "b"]  # whose runs the figure is then said to be of
+    more = ["small", *"cdef"]
+    for name in more[1:]:
+        exact(tmp_path, name, f"more-{name}", 50, 40).write()
+    found = profiles.collect(groups_of(tmp_path, "a", "b", *more))  # with many tasks, two methods are the larger table
+    assert set(found.scores) == {"float", "ste@2"}
+    assert len(found.tasks) == 4 * 7
+
+
 def test_figure_reads_in_one_order_and_repeats_to_the_bit(tmp_path: Path) -> None:
     quickstart(tmp_path, "a").write()
     other_model(tmp_path, "b").write()
     groups = groups_of(tmp_path, "a", "b")
-    figure, frame, _ = performance_profile.draw(groups)
+    figure, frame, *_ = performance_profile.draw(groups)
     means = frame[frame["panel"] == "interquartile mean"]
     order = list(means["series"])
     assert order[-1] == "float"

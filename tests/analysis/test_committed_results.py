@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.provenance import PACKAGES
@@ -63,6 +65,27 @@ def test_the_pages_hold_the_ranking_as_it_was_computed(page: str) -> None:
     rows = [line for line in (RESULTS / "mlp5/figures/ranking.md").read_text().splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 7
     assert "\n".join(rows) in (REPOSITORY / page).read_text()
+
+
+def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
+    """In each section, the rows that name a series of the sweep that the section links to first."""
+    checked: Counter[str] = Counter()
+    for section in re.split(r"^## ", (RESULTS / "README.md").read_text(), flags=re.MULTILINE)[1:]:
+        linked = re.search(r"\]\(\.\./\.\./sweeps/(\w+)\.yaml\)", section)
+        if linked is None:
+            continue
+        frame = pd.read_csv(RESULTS / linked[1] / "figures/cross_bit_table.csv", dtype={"bits": str})
+        computed = {(row.series, row.bits): f"{row.mean:.1f}" for row in frame.itertuples()}
+        header: list[str] = []
+        for line in section.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+            header = cells if cells and not cells[0] else header
+            label = cells[0].strip("`") if cells else ""
+            bits = [name.removesuffix(" bits") for name in header]
+            numbers = {b: cell for b, cell in zip(bits, cells) if (label, b) in computed}
+            assert numbers == {b: computed[label, b] for b in numbers}, line
+            checked[linked[1]] += bool(numbers)
+    assert dict(checked) == {"per_bit": 3, "one_checkpoint": 3}
 
 
 @pytest.mark.parametrize("page", ["README.md", "analysis/results/README.md"])
