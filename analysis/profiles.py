@@ -46,7 +46,7 @@ class Benchmark(NamedTuple):
 def collect(groups: Sequence[Group]) -> Benchmark:
     """The scores of the methods that every task has, at least one seed each; nothing is filled in for the others."""
     groups, notes = _fullest(groups)
-    groups, without = _comparable(groups)
+    groups, without = _unlabelled(groups)
     notes += without
     float_accuracy = [_float_accuracy(group) for group in groups]
     relative = None not in float_accuracy
@@ -82,27 +82,21 @@ def _fullest(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
     return kept, [f"left out, since another sweep of the same has more methods: {'; '.join(left)}"] if left else []
 
 
-def _comparable(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
-    """Of all groups those, two at least, that make the largest table of methods by tasks without a gap.
+def _unlabelled(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """Those without a label of their own, if they are of two models or data sets at least; all otherwise.
 
-    One small study of three methods would otherwise leave three to be compared, whatever the others hold.
+    A label says that a sweep is something else than its model and data say, as a reduced one is. Its few methods
+    would be the only ones that every task has.
     """
-    own = [frozenset(one.training_label for one in group.series if one.first) for group in groups]
-    shared: set[frozenset[str]] = set()  # what any of the groups have in common
-    for methods in own:
-        shared |= {methods} | {methods & others for others in shared}
 
-    def holders(methods: frozenset[str]) -> list[Group]:
-        return [group for group, present in zip(groups, own) if methods <= present]
+    def labelled(group: Group) -> bool:
+        return bool((group.settings or {}).get("label"))
 
-    def size(methods: frozenset[str]) -> tuple[int, int, list[str]]:
-        found = holders(methods)
-        return len(methods) * sum(len(group.bits()) for group in found), len(found), sorted(methods)
-
-    best = max((methods for methods in shared if len(holders(methods)) > 1), key=size, default=frozenset())
-    kept = holders(best)
-    left = [f"{group.title} ({group.sweep})" for group in groups if group not in kept]
-    return kept, [f"left out, since with it fewer methods could be compared: {'; '.join(left)}"] if left else []
+    kept = [group for group in groups if not labelled(group)]
+    left = [f"{group.title} ({group.sweep})" for group in groups if labelled(group)]
+    if not left or len({group.title for group in kept}) < 2:
+        return list(groups), []
+    return kept, [f"left out, since a label sets it apart: {'; '.join(left)}"]
 
 
 def accuracies(one: Series, bits: int | str) -> list[float]:

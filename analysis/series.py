@@ -1,5 +1,6 @@
 """Sort the finals of a sweep into groups (one model on one data set) and series (one line of a figure)."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -131,13 +132,15 @@ def summarize(group: Group) -> pd.DataFrame:
     lines = []
     for one in group.series:
         for bits in group.bits():
-            interval = t_interval([100 * value for value in _accuracies(one, bits)])
+            values = [100 * value for value in _accuracies(one, bits)]
+            interval = t_interval(values)
             lines.append(
                 {
                     "series": one.label, "method": one.name, "target_bit": one.target, "bits": bits,
                     "n": interval.n, "n_planned": len(one.cell.seeds), "mean": interval.mean,
                     "half_width": interval.half_width,
                     "low": max(interval.low, 0.0), "high": min(interval.high, 100.0),
+                    "lowest": min(values, default=math.nan), "highest": max(values, default=math.nan),
                 }
             )  # fmt: skip
     frame = pd.DataFrame(lines)

@@ -1,5 +1,6 @@
 """One look for all figures: the venue's widths, fonts legible in print, marks told apart without colour."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tueplots import figsizes
@@ -31,6 +33,8 @@ _DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2))
 _DASHES += [(0, (2.5, 1.2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 1.5, 2, 1.5))]
 
 
+#: The end of a name that tells in which way a method was deployed.
+_WAY = re.compile(r"(, \w+)+$")
 #: What is drawn in one colour and marker whatever else a sweep holds, so that two papers' figures read alike.
 _FIXED = ("ste", "oscillation", "lsq")
 
@@ -99,8 +103,28 @@ def use_style() -> None:
 
 
 def marks(methods: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each method: the known ones their own, others in order of the sweep file. A hundred differ."""
-    names = [method for method in dict.fromkeys(methods) if method != FLOAT]
+    """A mark for each method: the known ones their own, others in order of the sweep file. A hundred differ.
+
+    Further ways to deploy one method (`ste, rtn` and `ste, bn_reestimation`) are lighter and dotted.
+    """
+    ways: dict[str, list[str]] = {}
+    for method in dict.fromkeys(methods):
+        ways.setdefault(_WAY.sub("", method), []).append(method)
+    own = _marks(ways)
+    told = {method: [name for name in names if name != method] for method, names in ways.items()}
+    return own | {name: _lighter(own[method], i) for method, names in told.items() for i, name in enumerate(names)}
+
+
+def _lighter(mark: Mark, times: int) -> Mark:
+    if times == 0:
+        return mark
+    red, green, blue = to_rgb(mark.color)
+    color = tuple(1 - 0.55**times * (1 - part) for part in (red, green, blue))
+    return Mark(color, _MARKERS[(_MARKERS.find(mark.marker) + 5 * times) % len(_MARKERS)], (0, (1, 1)))
+
+
+def _marks(methods: Iterable[str]) -> dict[str, Mark]:
+    names = [method for method in methods if method != FLOAT]
     places = {method: _FIXED.index(method) for method in names if method in _FIXED}
     free = (i for i in count(0) if i not in places.values())
     result = {FLOAT: Mark("0.25", "h", (0, (1, 1)))}
@@ -154,11 +178,20 @@ def panels(
 
 
 def legend_above(
-    figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str, counts: Iterable[int], bars: bool = True
+    figure: Figure,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    title: str,
+    counts: Iterable[int],
+    bars: bool = True,
+    two: bool = False,
 ) -> None:
-    """A legend over all panels that says what the lines are: means over so many seeds, with `bars` or without."""
+    """A legend over all panels that says what the lines are: means over so many seeds, with `bars` or without.
+
+    two: bars are from the one seed to the other.
+    """
     seeds = seeds_text(counts)
-    drawn = "mean and 95% t interval" if bars else "mean"
+    drawn = ("mean and range" if two else "mean and 95% t interval") if bars else "mean"
     spread = "one seed, no interval" if seeds == "n = 1" else f"{drawn} over seeds ({seeds})"
     legend_of(figure, handles, labels, f"{title}\n{spread}")
 

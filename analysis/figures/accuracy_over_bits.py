@@ -14,8 +14,8 @@ NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
 CAPTION = (
     "Test accuracy of the final runs after rounding to each bit-width: mean over seeds and 95% Student-t interval (cut "
-    "at 0 and 100 %, without an end there), a panel for each target bit-width; of ten methods and more "
-    "the mean alone. Float training is the same in each."
+    "at 0 and 100 %, without an end there; of two seeds, whose interval says little, both instead), a panel for each "
+    "target bit-width; of ten methods and more the mean alone. Float training is the same in each."
 )
 
 # Where accuracies reach this high and spread this far, a linear axis squeezes what matters into a hair.
@@ -31,6 +31,8 @@ def draw(group: Group) -> Drawing:
     """Mean over seeds with its 95% Student-t interval; no line crosses a bit-width that was not measured."""
     style.use_style()
     frame = summarize(group)
+    if two := frame["n"].max() == 2:
+        frame[["low", "high"]] = frame[["lowest", "highest"]]
     bits = group.bits()
     methods = _reading_order(frame)
     targets: list[int | None] = [*group.targets()] or [None]
@@ -55,8 +57,8 @@ def draw(group: Group) -> Drawing:
         block[0].set_ylabel(label)
     figure.supxlabel("Deployment bit-width", fontsize=8)
     labels = _labels(frame, methods)
-    style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars)
-    cut = "intervals are cut at 0 and 100 %"
+    style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars, two)
+    cut = "bars reach from one seed to the other" if two else "intervals are cut at 0 and 100 %"
     return Drawing(figure, drawn, (note, cut if bars else "intervals, too many to be read, stand in the table alone"))
 
 

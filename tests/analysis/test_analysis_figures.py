@@ -192,6 +192,29 @@ def test_a_hundred_methods_have_marks_of_their_own() -> None:
     assert len(looks) == len(marks) == 101
 
 
+def test_ways_to_deploy_a_method_share_its_colour() -> None:
+    marks = style.marks(["ste, rtn", "ste, gptq", "float, rtn", "float, gptq", "ste", "ste (a=1, b=2)"])
+    assert marks["ste, rtn"] == marks["ste"]  # the first way as the method itself
+    assert marks["float, rtn"] == style.marks(["float"])["float"]
+    assert marks["ste, gptq"].marker != marks["ste"].marker
+    assert min(marks["ste, gptq"].color) > min(marks["ste"].color)
+    assert marks["ste (a=1, b=2)"].color not in {marks["ste"].color, marks["ste, gptq"].color}  # another cell
+
+
+def test_of_two_seeds_both_are_drawn(tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path, seeds=(0, 1))
+    sweep.add("ste", 2)
+    sweep.write()
+    (group,) = make_groups(load_sweep(tmp_path, "quickstart"))
+    drawing = draw("accuracy_over_bits", group)
+    (legend,) = drawing.figure.legends
+    assert legend.get_title().get_text().endswith("mean and range over seeds (n = 2)")
+    assert drawing.frame["low"].equals(drawing.frame["lowest"])
+    two = [100 * row["accuracy"] for run in sweep.records.values() for row in run["rows"] if row["bits"] == 2]
+    assert set(drawing.frame.loc[0, ["low", "high"]]) <= set(two)
+    assert (drawing.frame["half_width"] > drawing.frame["high"] - drawing.frame["low"]).all()
+
+
 @pytest.mark.parametrize(("count", "bars"), [(8, True), (9, False)])
 def test_a_crowded_panel_shows_means_alone(count: int, bars: bool, tmp_path: Path) -> None:
     sweep = SweepWriter(tmp_path)

@@ -52,7 +52,7 @@ def test_a_new_figure_is_one_new_file() -> None:
 
 def test_accuracy_figure_has_a_panel_a_target_and_float_in_each(tmp_path: Path) -> None:
     quickstart(tmp_path).write()
-    figure, frame, notes = draw("accuracy_over_bits", only_group(tmp_path))
+    figure, frame, notes, _ = draw("accuracy_over_bits", only_group(tmp_path))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["Target: 2 bits (shaded)", "Target: 3 bits (shaded)"]
     assert [len(axes.containers) for axes in figure.axes] == [3, 3]
@@ -70,7 +70,7 @@ def test_a_bit_width_that_was_not_measured_breaks_the_line(tmp_path: Path) -> No
         rows = sweep.run_of("ste-target_bit=2", seed)["rows"]
         rows[:] = [row for row in rows if row["bits"] != 4]
     sweep.write()
-    figure, frame, _ = draw("accuracy_over_bits", only_group(tmp_path))
+    figure, frame, _, _ = draw("accuracy_over_bits", only_group(tmp_path))
     assert len(frame) == 24
     heights = [container[0].get_ydata() for container in figure.axes[0].containers]
     assert sum(pd.isna(height[2]) for height in heights) == 1
@@ -78,7 +78,7 @@ def test_a_bit_width_that_was_not_measured_breaks_the_line(tmp_path: Path) -> No
 
 def test_oscillation_stops_where_the_first_seed_stops(tmp_path: Path) -> None:
     sweep = quickstart(tmp_path).write()  # seeds train for 40, 37 and 34 epochs
-    _, frame, notes = draw("oscillation_over_training", only_group(tmp_path))
+    _, frame, notes, _ = draw("oscillation_over_training", only_group(tmp_path))
     assert set(frame.groupby("series")["epoch"].max()) == {34}
     assert set(frame["n"]) == {3}
     assert any(note.startswith("ste@2: osc/frequency not drawn at 6 epochs (35 to 40)") for note in notes)
@@ -92,7 +92,7 @@ def test_a_run_without_metrics_is_noted_and_not_averaged_around(tmp_path: Path) 
     sweep = quickstart(tmp_path).write()
     folder = tmp_path / "quickstart/runs" / sweep.cells["ste-target_bit=2"]["finals"]["1"]
     (folder / "metrics.jsonl").unlink()
-    _, frame, notes = draw("oscillation_over_training", only_group(tmp_path))
+    _, frame, notes, _ = draw("oscillation_over_training", only_group(tmp_path))
     assert "ste@2" not in set(frame["series"])
     assert any("metrics.jsonl: not there, of a run of 37 epochs" in note for note in notes)
 
@@ -103,7 +103,7 @@ def test_a_cut_file_of_metrics_is_listed_and_counts_for_no_mean(
     sweep = quickstart(tmp_path).write()
     path = tmp_path / "quickstart/runs" / sweep.cells["ste-target_bit=2"]["finals"]["1"] / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
-    _, frame, _ = draw("oscillation_over_training", only_group(tmp_path))
+    _, frame, _, _ = draw("oscillation_over_training", only_group(tmp_path))
     assert "ste@2" not in set(frame["series"])
     make_figures.main(["--root", str(tmp_path), "--figure", "accuracy_over_bits"])
     said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Interquartile means and performance profiles, against numbers worked out by hand and against scipy."""
 
+import json
 import time
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from analysis import profiles
 from analysis.figures import NothingToDraw, performance_profile
 from analysis.load import load_sweep
 from analysis.series import Group, make_groups
+from harness.sweep import plain, read
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def groups_of(root: Path, *names: str) -> list[Group]:
@@ -196,21 +200,20 @@ def test_of_one_model_in_two_sweeps_that_with_more_methods_counts(tmp_path: Path
     assert found.notes[0].endswith("one on digits (b); one on digits (c)")
 
 
-def test_a_small_study_does_not_leave_few_methods_to_be_compared(tmp_path: Path) -> None:
+def test_a_labelled_study_does_not_leave_few_methods_to_be_compared(tmp_path: Path) -> None:
     quickstart(tmp_path, "a").write()
     other_model(tmp_path, "b").write()
-    exact(tmp_path, "small", "two", 50, 40).write()  # two methods
-    found = profiles.collect(groups_of(tmp_path, "a", "small", "b"))
+    small = exact(tmp_path, "small", "two", 50, 40).write()  # two methods
+    groups = groups_of(tmp_path, "a", "small", "b")
+    assert len(profiles.collect(groups).scores) == 2
+    spec = plain(read(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced"}
+    (small.folder / "sweep.json").write_text(json.dumps(spec))
+    groups = groups_of(tmp_path, "a", "small", "b")
+    found = profiles.collect(groups)
     assert len(found.scores) == len(MEASURED)
-    assert [task.partition(" on")[0] for task in found.tasks[::4]] == ["mlp5", "net"]
-    assert found.notes == ("left out, since with it fewer methods could be compared: two on digits (small)",)
+    assert found.notes == ("left out, since a label sets it apart: two on digits (reduced) (small)",)
     assert [group.sweep for group in found.groups] == ["a", "b"]  # whose runs the figure is then said to be of
-    more = ["small", *"cdef"]
-    for name in more[1:]:
-        exact(tmp_path, name, f"more-{name}", 50, 40).write()
-    found = profiles.collect(groups_of(tmp_path, "a", "b", *more))  # with many tasks, two methods are the larger table
-    assert set(found.scores) == {"float", "ste@2"}
-    assert len(found.tasks) == 4 * 7
+    assert profiles.collect(groups[:2]).notes[0].startswith("oscillation@2 left out")  # of two, both are compared
 
 
 def test_figure_reads_in_one_order_and_repeats_to_the_bit(tmp_path: Path) -> None:
