@@ -166,7 +166,7 @@ def test_a_step_is_autograds_through_the_harness_rounding(kind: model.Kind, step
 
 
 def test_figure_draws_simulation_on_analysis() -> None:
-    figure, frame, notes = univariate_model.draw()
+    figure, frame, notes, _ = univariate_model.draw()
     assert [axes.get_title()[:3] for axes in figure.axes] == ["(a)", "(b)", "(c)"]
     assert figure.get_figwidth() == univariate_model.style.venue().page
     assert list(frame.columns) == ["panel", "series", "method", "lambda", "x", "y", "kind"]
