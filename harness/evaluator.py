@@ -1,6 +1,6 @@
 """Accuracy and loss of a network at each deployment bit-width. Works on copies; changes nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,9 +29,14 @@ class Evaluator:
     batch_size: int
     precision: Literal["fp32", "bf16"] = "fp32"
 
-    def rows(self, model: nn.Module, phase: str, split: Literal["val", "test"]) -> list[dict[str, Any]]:
-        """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats."""
-        cases = list(self._cases())
+    def rows(
+        self, model: nn.Module, phase: str, split: Literal["val", "test"], deploys: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats.
+
+        deploys: the evaluator's own when left out.
+        """
+        cases = [(deploy, bits) for deploy in deploys or self.deploys for bits in self.bits]
         models = [self.deployed(model, bits, deploy) for deploy, bits in cases]
         found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
@@ -39,9 +44,6 @@ class Evaluator:
             values = (phase, split, deploy, self.context.scale, bits, accuracy, loss, n)
             rows.append(dict(zip(schema.ROW, values, strict=True)))
         return rows
-
-    def _cases(self) -> Iterator[tuple[str, Bits]]:
-        return ((deploy, bits) for deploy in self.deploys for bits in self.bits)
 
     def deployed(self, model: nn.Module, bits: Bits, deploy: str = "rtn") -> nn.Module:
         """A copy of the model as it would be deployed at a bit-width, in evaluation mode, weights on the grid."""

@@ -184,7 +184,8 @@ def _finish_epoch(session: Session) -> dict[str, Any]:
 def validate(session: Session) -> dict[str, float]:
     """Validation metrics of the weights as they are; keeps them when they are the best so far."""
     progress = session.progress
-    rows = session.evaluator.rows(session.model, session.config.phase, "val")
+    # Metrics are of rounding to nearest alone; further deploy methods wait for the record's rows.
+    rows = session.evaluator.rows(session.model, session.config.phase, "val", ("rtn",))
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise TrainingError(

@@ -10,6 +10,7 @@ from filelock import FileLock
 from harness import evaluate
 from harness.config import complete
 from harness.errors import UserError
+from harness.methods import bn_reestimation
 from harness.run import run
 
 RAW: dict[str, Any] = {
@@ -55,6 +56,14 @@ def test_deploy_methods_cross_with_training_methods(tmp_path: Path) -> None:
     note = json.loads((tmp_path / "later/record.json").read_text())["provenance"]["rows_added"]
     assert [(one["rows"], one["deploy"]) for one in note] == [(8, ["bn_reestimation"])]
     assert note[0]["git"] == record["provenance"]["git"]
+
+
+def test_epochs_do_not_pay_for_further_deploy_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(bn_reestimation, "reestimate", lambda *arguments: calls.append(arguments))
+    deploy = {"bits": [2, 8], "scale": "keep_range", "methods": ["rtn", "bn_reestimation"]}
+    finished(tmp_path, model=RESNET, deploy=deploy, train={"epochs": 2, "batch_size": 32})
+    assert len(calls) == 2 * 4  # only the record's rows: 2, 3, 8 and float, validation and test images
 
 
 def test_a_second_time_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
