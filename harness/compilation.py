@@ -1,4 +1,4 @@
-"""torch.compile where it pays: the whole network on long runs, the passes over the weights on GPUs.
+"""torch.compile where it pays: the whole network, on long runs.
 
 What a compiled network computes differs from the plain one in the last bits (sums in another order, fused
 multiply-add), so whether it is compiled is decided by what a run is and what the machine has, never by timing.
@@ -12,12 +12,14 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from harness import native
+
 #: off: plain operations only. kernels: the native passes over the weights. full: these, and the network compiled.
 Compiled = Literal["off", "kernels", "full"]
 
 #: Compiling costs 10 to 40 s, once a network and process (3 s where torch's cache on disk has it); a compiled step of
-#: ResNet-18 saves 0.1 s on a CPU with bf16 units.
-MIN_STEPS = 1000
+#: ResNet-18 saves 0.1 s on a CPU with bf16 units. For a GPU it costs minutes, and a step saves milliseconds.
+MIN_STEPS = {"cpu": 1000, "cuda": 20_000}
 #: Networks with fewer weights are bound by other things; an MLP of 1 M was slower compiled.
 MIN_WEIGHTS = 2_000_000
 
@@ -29,7 +31,7 @@ def choose(wanted: str, device: torch.device, model: nn.Module, total_steps: int
     if wanted == "off":
         return "off"
     weights = sum(parameter.numel() for parameter in model.parameters())
-    pays = total_steps >= MIN_STEPS and (weights >= MIN_WEIGHTS or device.type == "cuda")
+    pays = total_steps >= MIN_STEPS[device.type] and (weights >= MIN_WEIGHTS or device.type == "cuda")
     if twice or not (pays or wanted == "on") or not has_compiler(device):
         return "kernels"
     return "full"
@@ -38,9 +40,7 @@ def choose(wanted: str, device: torch.device, model: nn.Module, total_steps: int
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile can make code for a device here: a C++ compiler, and Triton for a GPU."""
     if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return bool(has_triton())
+        return native.on_gpu(device)
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 

@@ -113,12 +113,29 @@ def _processor() -> str:
     return "\n".join((sys.platform, platform.machine(), platform.processor(), *flags))
 
 
+def on_gpu(device: torch.device) -> bool:
+    """Whether a device is a GPU that Triton makes code for: the passes of harness/gpu.py then serve."""
+    return device.type == "cuda" and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    from torch.utils._triton import has_triton
+
+    return bool(has_triton())
+
+
 def serves(*tensors: Tensor) -> bool:
     """Whether the passes can run on these: on the CPU, dense, all of one shape and order in memory."""
+    here = all(tensor.device.type == "cpu" for tensor in tensors)
+    return here and alike_in_memory(*tensors) and library() is not None
+
+
+def alike_in_memory(*tensors: Tensor) -> bool:
+    """Whether tensors are dense, and all of one shape and order in memory."""
     first = tensors[0]
     dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    alike = all(tensor.device.type == "cpu" and _order(tensor) == _order(first) for tensor in tensors)
-    return dense and alike and library() is not None
+    return dense and all(_order(tensor) == _order(first) for tensor in tensors[1:])
 
 
 def _order(tensor: Tensor) -> list[tuple[int, int]]:

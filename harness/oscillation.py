@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import native, schema
-from harness.compilation import compiled
+from harness import gpu_passes, native, schema
 from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
 from harness.layers import QuantLayer, weight_layers
@@ -31,8 +30,8 @@ class OscillationTracker:
 
     bits: 2 to 8. momentum: of the frequency's moving average, in (0, 1). threshold: the frequency above which a
     weight counts as oscillating. Memory: 4 bytes a weight (int8 code and direction, fp16 frequency).
-    fused: False for plain tensor operations; None also uses the compiled pass of harness/native.c on the CPU, with
-    equal results; True also compiles the update on a GPU. Raises UserError where there is nothing to watch.
+    fused: False for plain tensor operations; otherwise one pass over all weights where there is one, with equal
+    results (harness/native.c on a CPU, harness/gpu.py on a GPU). Raises UserError where there is nothing to watch.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class OscillationTracker:
         per_channel = any(watch.read()[0].per_channel for watch in self._watches.values())
         self._table = native.Table([watch.code for watch in self._watches.values()], per_channel)
         device = next(iter(self._watches.values())).code.device
-        self._advance_all = compiled(_advance_all, device) if fused and device.type == "cuda" else _advance_all
+        self._on_gpu = gpu_passes.Track() if self._fused and native.on_gpu(device) else None
 
     @torch.no_grad()
     def update(self) -> None:
@@ -67,12 +66,14 @@ class OscillationTracker:
         watches = list(self._watches.values())
         self._decay *= 1 - self._momentum
         increment = self._momentum / self._decay
-        if self._fused and native.library() is not None:
+        if self._on_gpu is not None:
+            watches = self._on_gpu(watches, increment)
+        elif self._fused and native.library() is not None:
             places, rows = zip(watches, self._table.entries, strict=True), self._table.rows
             watches = [watch for watch, entry in places if not watch.enter(entry, rows)]
             self._table.track(increment)
-        if watches:
-            self._advance_all(watches, torch.tensor(increment))
+        for watch in watches:
+            watch.advance(torch.tensor(increment))
         if self._decay < SMALLEST_DECAY:
             for watch in self._watches.values():
                 watch.frequency.mul_(self._decay)
@@ -238,11 +239,6 @@ class _Watch:
         distance = self.threshold_distance()
         sums = (self.flips, self.oscillations, frequency.sum(), (frequency > threshold).sum(), distance.sum())
         return torch.stack([value.double() for value in sums])
-
-
-def _advance_all(watches: list[_Watch], increment: Tensor) -> None:
-    for watch in watches:
-        watch.advance(increment)
 
 
 def _histogram(distance: Tensor) -> Tensor:

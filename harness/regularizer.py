@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harness import native
-from harness.compilation import compiled
+from harness import gpu_passes, native
 from harness.errors import UserError
 from harness.knobs import QuantizerKnobs
 from harness.layers import weight_layers
@@ -104,7 +103,7 @@ class OscillationRegularizer:
 
     model: any module; its linear and convolution layers are regularized, but for the `exclude` globs.
     bits: the bit-width to prepare for, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations;
-    None also uses the compiled pass of harness/native.c on the CPU; True also compiles the pass on a GPU.
+    otherwise one pass over all weights where there is one (harness/native.c on a CPU, harness/gpu.py on a GPU).
     """
 
     def __init__(
@@ -129,12 +128,18 @@ class OscillationRegularizer:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
         self._fused = fused is not False
         self._table = native.Table([layer.weight for layer in self._layers], knobs.granularity == "channel")
-        device = self._layers[0].weight.device
-        self._add_all = compiled(_add_all, device) if fused and device.type == "cuda" else _add_all
+        self._on_gpu: gpu_passes.Regularize | None = None
+        if self._fused and native.on_gpu(self._layers[0].weight.device):
+            pairs = [(layer.weight, layer.quantizer) for layer in self._layers]
+            self._on_gpu = gpu_passes.Regularize(*zip(*pairs, strict=True))
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
+        if self._on_gpu is not None:
+            value = self._on_gpu([layer.gradient() for layer in self._layers], self.strength)
+            if value is not None:
+                return value
         plain, values = self._layers, []
         if self._fused and native.library() is not None:
             places, rows = zip(self._layers, self._table.entries, strict=True), self._table.rows
@@ -143,5 +148,5 @@ class OscillationRegularizer:
                 values.append(self._table.regularize(self.strength, BOUND_SLACK))
         if plain:
             weights, gradients = [layer.weight for layer in plain], [layer.gradient() for layer in plain]
-            values += self._add_all(weights, gradients, [layer.quantizer for layer in plain], self.strength)
+            values += _add_all(weights, gradients, [layer.quantizer for layer in plain], self.strength)
         return torch.stack(values).sum()

@@ -18,11 +18,12 @@ FLOORS = {
     **dict.fromkeys(
         (
             *("errors", "explain", "registry", "knobs", "seeding", "schema", "yaml_file", "quantization"),
-            *("alone", "record", "archive", "runlog", "source", "cache", "native", "native_methods", "stopwatch"),
+            *("alone", "record", "archive", "runlog", "source", "cache", "stopwatch"),
+            *("native", "native_methods", "gpu", "gpu_quantize"),
         ),
         0,
     ),
-    **dict.fromkeys(("layers", "attention", "bilinear_attention", "data", "compilation"), 1),
+    **dict.fromkeys(("layers", "attention", "bilinear_attention", "data", "compilation", "gpu_passes"), 1),
     **dict.fromkeys(("models", "oscillation", "regularizer", "calibration", "features"), 2),
     "methods": 3,
     **dict.fromkeys(("config", "search", "objective", "overrides", "sweep", "growth"), 4),

@@ -3,7 +3,9 @@
 Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, ...) per output channel.
 """
 
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +100,9 @@ class MaxAbsQuantizer(WeightQuantizer):
         return peak / self.levels.high
 
     def peaks(self, weight: Tensor) -> Tensor:
-        """`max_abs` by a native pass; the caller has asked `native.serves`."""
+        """`max_abs` by a native pass; the caller has asked `native.serves`, or `served_on_gpu`."""
+        if native.on_gpu(weight.device):
+            return _on_gpu().peaks(weight).view(())
         peaks = native.peaks(weight, weight.shape[0] if self.per_channel else 1)
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
@@ -112,7 +116,7 @@ class MaxAbsQuantizer(WeightQuantizer):
         return -1.0
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.fused and served(weight):
+        if self.fused and (served(weight) or served_on_gpu(weight, self)):
             result: Tensor = _FakeQuantize.apply(weight, self)
             return result
         return self.plain(weight)
@@ -131,13 +135,26 @@ def served(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and not torch.compiler.is_compiling() and native.serves(weight)
 
 
+def served_on_gpu(weight: Tensor, quantizer: WeightQuantizer) -> bool:
+    """Whether the passes of harness/gpu_quantize.py may."""
+    usual = weight.dtype == torch.float32 and not torch.compiler.is_compiling() and not quantizer.per_channel
+    return usual and native.on_gpu(weight.device) and native.alike_in_memory(weight)
+
+
+def _on_gpu() -> ModuleType:
+    from harness import gpu_quantize  # needs Triton
+
+    return gpu_quantize
+
+
 class _FakeQuantize(torch.autograd.Function):
     """A max-abs quantizer's forward and backward pass, each one native pass over the weight."""
 
     @staticmethod
     def forward(weight: Tensor, quantizer: MaxAbsQuantizer) -> Tensor:
         step = quantizer.step_of(quantizer.peaks(weight))
-        return native.quantize(weight, step.flatten(), quantizer.clipped_at)
+        passes = _on_gpu() if native.on_gpu(weight.device) else native
+        return cast(Tensor, passes.quantize(weight, step.flatten(), quantizer.clipped_at))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -154,13 +171,16 @@ class _FakeQuantize(torch.autograd.Function):
         peak = quantizer.peaks(weight)  # read again rather than kept: the copy of a model may share the quantizer
         step, graph = quantizer.step_of(peak), quantizer.scale_gradient == "graph"
         both = (peak.flatten(), step.flatten())
-        return native.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
+        passes = _on_gpu() if native.on_gpu(weight.device) else native
+        return passes.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
 
 
 def alike(gradient: Tensor, like: Tensor) -> Tensor:
     """A gradient as the native passes take it: fp32, in the order in memory of another tensor."""
     gradient = gradient.float()
-    return gradient if native.serves(like, gradient) else torch.empty_like(like, dtype=torch.float32).copy_(gradient)
+    if native.alike_in_memory(like, gradient):
+        return gradient
+    return torch.empty_like(like, dtype=torch.float32).copy_(gradient)
 
 
 class ClippedQuantizer(MaxAbsQuantizer):
@@ -197,6 +217,14 @@ class ClippedQuantizer(MaxAbsQuantizer):
         factor = 1.0 if scale == "keep_range" else other.levels.high / self.levels.high
         other.ratio = self.ratio * factor
         return other
+
+
+def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
+    """The steps of quantizers with one step a tensor, (N,), from max|w| of each one's weight, (N,)."""
+    first = quantizers[0]
+    if all(type(each) is MaxAbsQuantizer and each.levels == first.levels for each in quantizers):
+        return first.step_of(peaks)
+    return torch.stack([each.step_of(peak).reshape(()) for each, peak in zip(quantizers, peaks, strict=True)])
 
 
 def make_quantizer(

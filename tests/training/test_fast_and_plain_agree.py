@@ -135,7 +135,7 @@ def test_a_compiled_run_learns_alike(precision: str) -> None:
 
 def test_what_auto_comes_to() -> None:
     small, large = torch.nn.Linear(10, 10), torch.nn.Linear(2000, 1001)
-    cpu, long = torch.device("cpu"), compilation.MIN_STEPS
+    cpu, long = torch.device("cpu"), compilation.MIN_STEPS["cpu"]
     assert compilation.choose("off", cpu, large, long, twice=False) == "off"
     assert compilation.choose("auto", cpu, large, long - 1, twice=False) == "kernels"
     assert compilation.choose("auto", cpu, small, long, twice=False) == "kernels"
