@@ -18,7 +18,8 @@ from harness import native
 Compiled = Literal["off", "kernels", "full"]
 
 #: Compiling costs 10 to 40 s, once a network and process (3 s where torch's cache on disk has it); a compiled step of
-#: ResNet-18 saves 0.1 s on a CPU with bf16 units. For a GPU it costs minutes, and a step saves milliseconds.
+#: ResNet-18 saves 0.1 s on a CPU with bf16 units. For an H200 it costs 28 s where nothing else compiles,
+#: minutes where other runs start beside it, and a step saves milliseconds.
 MIN_STEPS = {"cpu": 1000, "cuda": 20_000}
 #: Networks with fewer weights are bound by other things; an MLP of 1 M was slower compiled.
 MIN_WEIGHTS = 2_000_000
