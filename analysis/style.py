@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -177,6 +178,16 @@ def panels(
     return figure, blocks
 
 
+def spread(points: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Points whose `low` and `high` are what is drawn about the mean, and whether these are two seeds.
+
+    Columns n, low, high, lowest, highest: of two seeds, whose t interval is nine times as wide as they lie apart, the
+    seeds themselves.
+    """
+    two = bool(points["n"].max() == 2)
+    return (points.assign(low=points["lowest"], high=points["highest"]) if two else points), two
+
+
 def legend_above(
     figure: Figure,
     handles: Sequence[Any],
@@ -192,8 +203,8 @@ def legend_above(
     """
     seeds = seeds_text(counts)
     drawn = ("mean and range" if two else "mean and 95% t interval") if bars else "mean"
-    spread = "one seed, no interval" if seeds == "n = 1" else f"{drawn} over seeds ({seeds})"
-    legend_of(figure, handles, labels, f"{title}\n{spread}")
+    what = "one seed, no interval" if seeds == "n = 1" else f"{drawn} over seeds ({seeds})"
+    legend_of(figure, handles, labels, f"{title}\n{what}")
 
 
 def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:

@@ -30,9 +30,7 @@ _MANY, _CROWD = 6, 10
 def draw(group: Group) -> Drawing:
     """Mean over seeds with its 95% Student-t interval; no line crosses a bit-width that was not measured."""
     style.use_style()
-    frame = summarize(group)
-    if two := frame["n"].max() == 2:
-        frame[["low", "high"]] = frame[["lowest", "highest"]]
+    frame, two = style.spread(summarize(group))
     bits = group.bits()
     methods = _reading_order(frame)
     targets: list[int | None] = [*group.targets()] or [None]

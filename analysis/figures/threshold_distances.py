@@ -19,7 +19,8 @@ TITLE = "Distance of weights to decision thresholds"
 CAPTION = (
     "Share of all weights by their distance to the nearest decision threshold, in steps of the quantizer at the "
     "watched bit-width, in bins of 0.025: 0 is on a threshold, 0.5 on a grid point. Before training, and as deployed "
-    "(best epoch), mean over seeds with 95% Student-t band."
+    "(best epoch), mean over seeds with 95% Student-t band (of two seeds, whose band says little, from one to the "
+    "other)."
 )
 
 #: Beyond half a step lie clipped weights only, in the last bin.
@@ -33,7 +34,7 @@ def draw(group: Group) -> Drawing:
     points, notes = _points(group)
     if not points:
         raise NothingToDraw("the records hold no histogram of threshold distances (runs of an older version)")
-    frame = pd.concat(points, ignore_index=True)
+    frame, two = style.spread(pd.concat(points, ignore_index=True))
     watched = sorted(frame["bits"].unique())
     methods = sorted(frame["method"].unique(), key=lambda name: (name == FLOAT, _order(group, name)))
     marks = style.marks(one.name for one in group.series)
@@ -55,7 +56,7 @@ def draw(group: Group) -> Drawing:
         axes.set_ylabel("Share of weights (%)" + ("\n(log axis)" if axes.get_yscale() == "log" else ""))
     figure.supxlabel("Distance to the nearest decision threshold (steps)", fontsize=8)
     labels = ["before training", *methods]
-    style.legend_above(figure, [handles[label] for label in labels], labels, group.title, frame["n"])
+    style.legend_above(figure, [handles[label] for label in labels], labels, group.title, frame["n"], two=two)
     return Drawing(figure, frame, tuple(notes))
 
 
@@ -112,7 +113,7 @@ def _shares(by_seed: Iterable[list[int]]) -> pd.DataFrame:
         low, high = (max(interval.low, 0.0), interval.high) if interval.n > 1 else (np.nan, np.nan)
         lines.append(
             {"from": _EDGES[place], "to": _EDGES[place + 1], "n": interval.n, "mean": interval.mean,
-             "low": low, "high": high}
+             "low": low, "high": high, "lowest": min(values), "highest": max(values)}
         )  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -1,6 +1,7 @@
 """The figures of layers, thresholds and tuning trials: their points against the records they come from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,23 @@ def test_ways_to_deploy_a_method_share_its_colour() -> None:
     assert marks["ste (a=1, b=2)"].color not in {marks["ste"].color, marks["ste, gptq"].color}  # another cell
 
 
-def test_of_two_seeds_both_are_drawn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["accuracy_over_bits", "threshold_distances"])
+def test_of_two_seeds_both_are_drawn(name: str, group: Group) -> None:
+    pairs = tuple(replace(one, finals=one.finals[:2]) for one in group.series)
+    drawing = draw(name, replace(group, series=pairs))
+    (legend,) = drawing.figure.legends
+    assert legend.get_title().get_text().endswith("mean and range over seeds (n = 2)")
+    assert drawing.frame["low"].equals(drawing.frame["lowest"])
+    assert drawing.frame["high"].equals(drawing.frame["highest"])
+    assert (drawing.frame["high"] > drawing.frame["low"]).any()
+
+
+def test_the_ends_of_two_seeds_are_their_values(tmp_path: Path) -> None:
     sweep = SweepWriter(tmp_path, seeds=(0, 1))
     sweep.add("ste", 2)
     sweep.write()
     (group,) = make_groups(load_sweep(tmp_path, "quickstart"))
     drawing = draw("accuracy_over_bits", group)
-    (legend,) = drawing.figure.legends
-    assert legend.get_title().get_text().endswith("mean and range over seeds (n = 2)")
-    assert drawing.frame["low"].equals(drawing.frame["lowest"])
     two = [100 * row["accuracy"] for run in sweep.records.values() for row in run["rows"] if row["bits"] == 2]
     assert set(drawing.frame.loc[0, ["low", "high"]]) <= set(two)
     assert (drawing.frame["half_width"] > drawing.frame["high"] - drawing.frame["low"]).all()
