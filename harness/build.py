@@ -43,8 +43,7 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
-    fused = False if twice else {"off": False, "kernels": None, "full": True}[how]
-    context, calibration = _context(config, steps, fused), _calibration(config, dataset)
+    context, calibration = _context(config, steps, how != "off" and not twice), _calibration(config, dataset)
     methods = build_stack(config.methods, context)
     for method in methods:
         method.prepare(model, calibration)
@@ -88,7 +87,7 @@ def _evaluator(
     )
 
 
-def _context(config: RunConfig, steps: int, fused: bool | None) -> Context:
+def _context(config: RunConfig, steps: int, fused: bool) -> Context:
     return Context(
         target_bit=config.target_bit,
         total_steps=steps * config.train.epochs,

@@ -42,12 +42,12 @@ class OscillationTracker:
         exclude: Iterable[str] = (),
         momentum: float = 0.01,
         threshold: float = 0.02,
-        fused: bool | None = None,
+        fused: bool = True,
     ) -> None:
         if not 0 < momentum < 1:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
         knobs = quantizer or QuantizerKnobs()
-        self.threshold, self._fused = threshold, fused is not False
+        self.threshold, self._fused = threshold, fused
         self._momentum, self._decay = momentum, 1.0
         self._watches = {
             name: _Watch(layer, make_quantizer(knobs, bits).fit(_effective(layer)))

@@ -114,7 +114,7 @@ class OscillationRegularizer:
         quantizer: QuantizerKnobs | None = None,
         scale_gradient: Literal["graph", "detached"] = "graph",
         exclude: Iterable[str] = (),
-        fused: bool | None = None,
+        fused: bool = True,
     ) -> None:
         self.strength = strength
         knobs = quantizer or QuantizerKnobs()
@@ -126,7 +126,7 @@ class OscillationRegularizer:
         ]
         if not self._layers:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
-        self._fused = fused is not False
+        self._fused = fused
         self._table = native.Table([layer.weight for layer in self._layers], knobs.granularity == "channel")
         self._on_gpu: gpu_passes.Regularize | None = None
         if self._fused and native.on_gpu(self._layers[0].weight.device):

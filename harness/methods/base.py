@@ -44,8 +44,8 @@ class Context:
     """What a method may know of its run.
 
     target_bit: 2 to 8, or None for plain float training. exclude: layer globs left in float.
-    seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether closed forms may run
-    as compiled passes: False never, None on the CPU, True everywhere.
+    seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether one pass over the
+    weights (harness/native.c, harness/gpu.py) may take the place of plain operations, where there is one.
     """
 
     target_bit: int | None = None
@@ -55,7 +55,7 @@ class Context:
     quantizer: QuantizerKnobs = field(default_factory=QuantizerKnobs)
     scale: ScalePolicy = "recalibrate"
     exclude: tuple[str, ...] = ()
-    fused: bool | None = None
+    fused: bool = True
 
     def bits(self) -> int:
         """The target bit of a method that needs one (`Method.needs_target_bit`)."""
@@ -161,7 +161,7 @@ def default_quantizer(layer: "QuantLayer", context: Context) -> "WeightQuantizer
 
     from harness.quantization import make_quantizer
 
-    quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused is not False)
+    quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused)
     with torch.no_grad():
         return quantizer.to(layer.weight.device).fit(layer.weight_transform(layer.weight))
 

@@ -81,7 +81,7 @@ class Dampening(Method):
         total: Tensor | float = 0.0
         for name in self._layers:
             quantizer, weight = self._read(name)
-            total = total + distance(weight, quantizer, self.config.aggregation, self.context.fused is not False)
+            total = total + distance(weight, quantizer, self.config.aggregation, self.context.fused)
         return strength * total
 
     def strength_at(self, index: int, total: int) -> float:

@@ -77,7 +77,7 @@ class Freezing(Method):
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         for name, layer in self._layers.items():
             effective = layer.weight_transform(layer.weight).detach()
-            layer.weight_quantizer = FrozenQuantizer(self._below(name), effective, self.context.fused is not False)
+            layer.weight_quantizer = FrozenQuantizer(self._below(name), effective, self.context.fused)
         knobs, excluded = self.context.quantizer, self.context.exclude
         self._tracker = OscillationTracker(
             model, self.context.bits(), knobs, excluded, self.config.momentum, fused=self.context.fused

@@ -137,7 +137,7 @@ class Kurtosis(Method):
             return 0.0
         import torch
 
-        target, fused = self.config.target, self.context.fused is not False
+        target, fused = self.config.target, self.context.fused
         losses = [kurtosis_loss(layer.weight_transform(layer.weight), target, fused) for layer in self._layers]
         return self.config.strength * torch.stack(losses).mean()
 

@@ -42,7 +42,7 @@ class LearnedStepSize(Method):
         def learned(layer: "QuantLayer") -> LSQQuantizer:
             per_channel = self.context.quantizer.granularity == "channel"
             quantizer = LSQQuantizer(self.context.bits(), per_channel, self.config.levels)
-            quantizer.fused = self.context.fused is not False
+            quantizer.fused = self.context.fused
             return quantizer.fit(layer.weight_transform(layer.weight))
 
         layers: dict[str, QuantLayer] = attach(model, self.context.exclude, weight_quantizer=learned)

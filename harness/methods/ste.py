@@ -40,6 +40,6 @@ class StraightThrough(Method):
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: make_quantizer(
-                self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused is not False
+                self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused
             ).fit(layer.weight_transform(layer.weight)),
         )

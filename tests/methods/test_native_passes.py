@@ -195,7 +195,7 @@ def pair(kind: str, channels_last: bool = False) -> tuple[nn.Module, Oscillation
         attach(model, weight_quantizer=lambda layer: Odd(2))
     if kind == "double":
         model = model.double()
-    trackers = [OscillationTracker(model, 3, knobs, momentum=0.02, fused=fused) for fused in (None, False)]
+    trackers = [OscillationTracker(model, 3, knobs, momentum=0.02, fused=fused) for fused in (True, False)]
     return model, trackers[0], trackers[1]
 
 
