@@ -41,7 +41,8 @@ class Regularize:
         return self._table.regularize(self._weights, gradients, (peaks, steps), one.levels.high, slack, graph, strength)
 
 
-W = TypeVar("W", bound="Watched")
+_W = TypeVar("_W", bound="Watched")
+_STATE = ("code", "direction", "frequency", "flips", "oscillations")
 
 
 class Watched(Protocol):
@@ -57,9 +58,6 @@ class Watched(Protocol):
         """The quantizer that decides the codes, and the weight that it sees."""
 
 
-_STATE = ("code", "direction", "frequency", "flips", "oscillations")
-
-
 class Track:
     """The tracker's pass. Tables are kept for the sets of layers that were served."""
 
@@ -67,7 +65,7 @@ class Track:
         self._tables: dict[tuple[int, ...], Layers] = {}
         self._ranges: dict[tuple[tuple[int, int], ...], Tensor] = {}
 
-    def __call__(self, watches: Sequence[W], increment: float) -> list[W]:
+    def __call__(self, watches: Sequence[_W], increment: float) -> list[_W]:
         """Bring the layers that the pass serves up to date; returns the others."""
         found = [(watch, *watch.read()) for watch in watches]
         served = [entry for entry in found if _tracked(*entry)]

@@ -72,8 +72,9 @@ class OscillationTracker:
             places, rows = zip(watches, self._table.entries, strict=True), self._table.rows
             watches = [watch for watch, entry in places if not watch.enter(entry, rows)]
             self._table.track(increment)
+        added = torch.tensor(increment)
         for watch in watches:
-            watch.advance(torch.tensor(increment))
+            watch.advance(added)
         if self._decay < SMALLEST_DECAY:
             for watch in self._watches.values():
                 watch.frequency.mul_(self._decay)
