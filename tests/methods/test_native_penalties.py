@@ -187,7 +187,7 @@ def network() -> nn.Module:
 @pytest.mark.parametrize("name", LOSSES)
 def test_fused_off_is_the_same_penalty_by_plain_operations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values, gradients = [], []
-    for fused in (None, True, False):
+    for fused in (True, False):
         model = network()
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
@@ -204,10 +204,10 @@ def test_fused_off_is_the_same_penalty_by_plain_operations(name: str, monkeypatc
         assert model[3].weight.grad is None
         values.append(float(value.detach()))
         gradients.append(torch.cat([gradient.flatten() for gradient in before]) - 1)
-    assert values[0] == values[1] == pytest.approx(values[2], rel=1e-5)
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
     # One was there, to which the gradient is added: that rounds to 6e-8.
-    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-5, atol=3e-7)
-    assert float(gradients[2].norm()) > 1e-3
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=3e-7)
+    assert float(gradients[1].norm()) > 1e-3
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
