@@ -89,6 +89,7 @@ def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
         "finetune_mlp5": 7,
         "resnet18_short": 14,
         "resnet18_reduced": 10,
+        "vit_reduced": 7,
         "per_bit": 3,
         "one_checkpoint": 3,
     }
