@@ -1,7 +1,7 @@
 """When the passes of harness/gpu.py take the place of plain operations, and what they are told."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,17 +42,13 @@ class Regularize:
 
 
 _W = TypeVar("_W", bound="Watched")
-_STATE = ("code", "direction", "frequency", "flips", "oscillations")
 
 
 class Watched(Protocol):
-    """What the tracker keeps of a layer: see `harness.oscillation`."""
+    """What the tracker keeps of a layer: see `harness.oscillation`. STATE: its tensors' names, in the pass's order."""
 
+    STATE: ClassVar[tuple[str, ...]]
     code: Tensor
-    direction: Tensor
-    frequency: Tensor
-    flips: Tensor
-    oscillations: Tensor
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer that decides the codes, and the weight that it sees."""
@@ -67,11 +63,16 @@ class Track:
 
     def __call__(self, watches: Sequence[_W], increment: float) -> list[_W]:
         """Bring the layers that the pass serves up to date; returns the others."""
-        found = [(watch, *watch.read()) for watch in watches]
-        served = [entry for entry in found if _tracked(*entry)]
+        served, others = [], []
+        for watch in watches:
+            quantizer, weight = watch.read()
+            if _tracked(watch, quantizer, weight):
+                served.append((watch, quantizer, weight))
+            else:
+                others.append(watch)
         if served:
             self._track(served, increment)
-        return [entry[0] for entry in found if not _tracked(*entry)]
+        return others
 
     def _track(self, served: Sequence[tuple[Watched, WeightQuantizer, Tensor]], increment: float) -> None:
         watches, quantizers, weights = zip(*served, strict=True)
@@ -80,7 +81,7 @@ class Track:
         ranges = tuple(tuple(quantizer.levels) for quantizer in quantizers)
         if ranges not in self._ranges:
             self._ranges[ranges] = torch.tensor(ranges, dtype=torch.float32).T.contiguous().to(weights[0].device)
-        state = [[getattr(watch, field) for watch in watches] for field in _STATE]
+        state = [[getattr(watch, field) for watch in watches] for field in watches[0].STATE]
         table.track(weights, _steps(table, quantizers, weights), self._ranges[ranges], state, increment)
 
 

@@ -1,7 +1,7 @@
 """A max-abs quantizer's forward and backward pass on a GPU, for weights with one step a tensor: harness/native.c's.
 
-Plain operations take 29 launches a layer, these 10, and read the weight five times instead of some thirty. The
-arithmetic, fp32, is that of harness/quantization/quantizer.py; codes are the same codes, and sums have a fixed order.
+Plain operations take 29 launches a layer, these 11, and read the weight five times. The arithmetic, fp32, is
+that of harness/quantization/quantizer.py; codes are the same codes, and sums have a fixed order.
 
 Importing this module needs Triton: harness/gpu_passes.py asks first.
 """

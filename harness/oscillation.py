@@ -6,7 +6,7 @@ Trackers are updated after optimizer steps only, never by a forward pass, so eva
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +160,7 @@ def _effective(layer: nn.Linear | nn.Conv2d) -> Tensor:
 class _Watch:
     """The codes, last directions and frequencies (over the tracker's decay) of one layer's weights."""
 
-    STATE = ("code", "direction", "frequency", "flips", "oscillations")
+    STATE: ClassVar[tuple[str, ...]] = ("code", "direction", "frequency", "flips", "oscillations")
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, default: WeightQuantizer) -> None:
         self.layer = layer
