@@ -8,7 +8,9 @@ import pandas as pd
 
 from analysis.series import Group, method_of
 from analysis.sweep import Final, Sweep, Trial
-from harness import objective, schema
+from harness.core.bits import FLOAT
+from harness.records import schema
+from harness.sweep import objective
 
 #: Columns of `trials_frame` before those of the parameters; accuracies in % of the validation split.
 TRIAL_COLUMNS = (
@@ -55,7 +57,7 @@ def trials_frame(group: Group) -> pd.DataFrame:
 def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
     accuracies = val_accuracies(trial)
     target = trial.config.get("target_bit")
-    widths = {bits: value for bits, value in accuracies.items() if bits != schema.FLOAT}
+    widths = {bits: value for bits, value in accuracies.items() if bits != FLOAT}
     others = [value for bits, value in widths.items() if bits != target]
     return {
         "cell": trial.cell.id,
@@ -64,10 +66,10 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
         "trial": trial.number,
         "run_id": trial.run_id,
         "chosen": trial.chosen,
-        "at_target": accuracies.get(target or schema.FLOAT),
+        "at_target": accuracies.get(target or FLOAT),
         "worst": min(widths.values(), default=None),
         "mean_of_others": fmean(others) if others else None,
-        "float": accuracies.get(schema.FLOAT),
+        "float": accuracies.get(FLOAT),
         **{f"w{bits}": value for bits, value in widths.items()},
         **{PARAMETER + name: value for name, value in trial.params.items()},
     }
@@ -76,8 +78,8 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
 def objective_value(trial: Trial, name: str) -> float:
     """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
     rows = [row for row in trial.record["rows"] if row["split"] == "val"]
-    bits = [row["bits"] for row in rows if row["bits"] != schema.FLOAT]
-    return objective.value(name, schema.as_metrics(rows), bits, trial.config.get("target_bit") or schema.FLOAT)
+    bits = [row["bits"] for row in rows if row["bits"] != FLOAT]
+    return objective.value(name, schema.as_metrics(rows), bits, trial.config.get("target_bit") or FLOAT)
 
 
 def val_accuracies(run: Trial) -> dict[int | str, float]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from analysis.records import read_record
 from analysis.sweep import Cell, Epochs, Failure, Final, Missing, Sweep, Trial, refuse_nothing
-from harness.archive import runs_of
-from harness.errors import UserError, unknown
-from harness.schema import EPOCH
+from harness.core.errors import UserError, unknown
+from harness.records.archive import runs_of
+from harness.records.schema import EPOCH
 
 
 def sweep_names(root: Path) -> list[str]:

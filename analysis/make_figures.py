@@ -13,7 +13,8 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError, run_command
+from harness.core.command import run_command
+from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

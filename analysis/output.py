@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 #: What the last complete set consisted of, so that what is no longer made does not lie about for ever.
 _MANIFEST = "made.json"

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from analysis.series import Group, Series
 from analysis.statistics import LEVEL
 from analysis.sweep import Final
-from harness.schema import FLOAT, FREQUENCY
+from harness.core.bits import FLOAT
+from harness.records.schema import FREQUENCY
 
 QAT, REGULARIZER = "ste", "oscillation"
 WORDS = {QAT: "QAT", REGULARIZER: "regularizer"}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.series import Group, Series
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
 
 Floats = NDArray[np.float64]
 #: Task -> scores, shape (seeds,).

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.load import flatten
 from analysis.sweep import Cell, Final
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 _SHOWN = 5
 

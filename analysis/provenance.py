@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.output import as_csv
 from analysis.series import Group
 from analysis.sweep import Final, Trial
-from harness import schema
+from harness.records import schema
 
 PACKAGES = ("matplotlib", "numpy", "optuna", "pandas", "scipy", "seaborn", "tueplots")
 

@@ -11,7 +11,7 @@ from analysis.paired import Lacking, accuracies, frequencies
 from analysis.series import Group, Series
 from analysis.statistics import Interval, separate_best, t_interval
 from analysis.tables import Entry, escape_latex
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
 
 NAME = "ranking"
 LEGEND = (

@@ -5,7 +5,8 @@ import math
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from harness.schema import FLOAT, ROW
+from harness.core.bits import FLOAT
+from harness.records.schema import ROW
 
 _RECORD = {"run_id": str, "phase": str, "config": dict, "provenance": dict, "rows": list}
 _CONFIG = {"seed": int, "methods": list, "model": dict, "data": dict, "train": dict, "deploy": dict}

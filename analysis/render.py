@@ -13,7 +13,7 @@ from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
 from analysis.series import Group
 from analysis.sweep import Sweep
-from harness.errors import UserError, unknown
+from harness.core.errors import UserError, unknown
 
 #: What figures that are about several groups are about.
 OVERALL = (Scope.ROOT, Scope.SWEEPS)

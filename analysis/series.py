@@ -13,7 +13,8 @@ import pandas as pd
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.statistics import t_interval
 from analysis.sweep import Cell, Final, Missing, Sweep, Trial
-from harness.schema import FLOAT, watched_at
+from harness.core.bits import FLOAT
+from harness.records.schema import watched_at
 
 #: Grid keys that split a sweep into groups rather than into series.
 _GROUPING = re.compile(r"(model|data)(\.|$)")

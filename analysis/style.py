@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tueplots import figsizes
 
-from harness.errors import unknown
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
+from harness.core.errors import unknown
 
 #: Inches; narrower panels have no room for four bit-widths and a label.
 _NARROWEST_PANEL = 1.55

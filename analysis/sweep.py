@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Final:
     seed: int
     run_id: str
     record: dict[str, Any] = field(repr=False)
-    #: Reads what the run reported, epoch by epoch (harness/schema.py has the names).
+    #: Reads what the run reported, epoch by epoch (harness/records/schema.py has the names).
     epochs: Callable[[], Epochs] = field(repr=False)
 
     @property

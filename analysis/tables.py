@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.series import Group, summarize
 from analysis.statistics import Interval, separate_best
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
 
 NAME = "cross_bit_table"
 _LEGEND = "the target bit-width is {target}, a best whose interval is separate from the second best's {best}"

@@ -66,7 +66,7 @@ def simulate(
 def oscillations(codes: Floats) -> NDArray[np.bool_]:
     """Which of T steps oscillate, for codes (T + 1, ...): bool (T, ...).
 
-    As harness/oscillation.py counts: a change of the code against the direction of its last change, however long
+    As the oscillation tracker counts: a change of the code against the direction of its last change, however long
     ago that was. The first change never counts.
     """
     changes = np.sign(np.diff(codes, axis=0))

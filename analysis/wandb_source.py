@@ -13,8 +13,8 @@ from typing import Any
 from analysis.load import flatten
 from analysis.records import problem_of
 from analysis.sweep import Cell, Epochs, Failure, Final, Missing, Sweep, Trial, refuse_nothing
-from harness.errors import UserError
-from harness.schema import EPOCH, RECORD
+from harness.core.errors import UserError
+from harness.records.schema import EPOCH, RECORD
 
 #: More epochs than any run has: W&B thins out a history that is longer.
 _EVERY_EPOCH = 100_000

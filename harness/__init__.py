@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 NUMERICS_VERSION = 3
 
 _LIBRARY = {
-    "attach": "harness.layers",
-    "OscillationRegularizer": "harness.regularizer",
-    "OscillationTracker": "harness.oscillation",
+    "attach": "harness.quantization.layers",
+    "OscillationRegularizer": "harness.oscillation.regularizer",
+    "OscillationTracker": "harness.oscillation.tracker",
     "MaxAbsQuantizer": "harness.quantization",
     "LSQQuantizer": "harness.quantization",
-    "round_to_nearest": "harness.methods.base",
+    "round_to_nearest": "harness.quantization.deploy",
 }
 __all__ = ["NUMERICS_VERSION", "__version__", *_LIBRARY]  # noqa: PLE0604  (names served by __getattr__)
 

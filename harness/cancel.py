@@ -9,12 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import roster
-from harness.errors import run_command
-from harness.locate import add_arguments, sweep_folder
-from harness.record import RunDirectory, is_alive, process_identity, write_json
-from harness.roster import Member
-from harness.stopping import STOP
+from harness.cli.find import add_arguments, sweep_folder
+from harness.cluster.slurm import NO_ANSWER, QUEUE_TIMEOUT_S
+from harness.cluster.workers import WorkerInfo, list_workers
+from harness.core.command import run_command
+from harness.records.files import write_json
+from harness.records.heartbeat import is_alive, process_identity
+from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import STOP
 
 #: Workers elsewhere look for the request with their heartbeat, and may be in the middle of a long step.
 PATIENCE_S = 30.0
@@ -27,13 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = sweep_folder(options.sweep, options.root)
     write_json(folder / STOP, {"when": time.time(), "by": process_identity()})
-    members = roster.roster(folder)
-    silent = [member for member in members if member.present and member.why == roster.NO_ANSWER]
+    members = list_workers(folder)
+    silent = [member for member in members if member.present and member.why == NO_ANSWER]
     asked = [member for member in members if member.present and member not in silent]
     _ask(folder, asked)
     left = _wait(folder, asked)
-    from harness import plan
-    from harness.study import load_sweep
+    from harness.sweep import plan
+    from harness.sweep.queue import load_sweep
 
     sweep = load_sweep(folder)
     with sweep.lock():
@@ -50,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if left or silent else 0
 
 
-def _ask(folder: Path, members: Sequence[Member]) -> None:
+def _ask(folder: Path, members: Sequence[WorkerInfo]) -> None:
     jobs = sorted({str(member.job_id) for member in members if member.cluster == "slurm"})
     if jobs:
         try:
-            subprocess.run(["scancel", *jobs], check=False, timeout=roster.QUEUE_TIMEOUT_S)
+            subprocess.run(["scancel", *jobs], check=False, timeout=QUEUE_TIMEOUT_S)
         except (OSError, subprocess.SubprocessError) as error:
             print(f"scancel: {error}; the workers will see {folder / STOP}", file=sys.stderr)
     here = process_identity()["machine"]
@@ -65,11 +67,11 @@ def _ask(folder: Path, members: Sequence[Member]) -> None:
             os.kill(int(member.status["pid"]), signal.SIGTERM)
 
 
-def _wait(folder: Path, asked: Sequence[Member]) -> list[Member]:
+def _wait(folder: Path, asked: Sequence[WorkerInfo]) -> list[WorkerInfo]:
     """Those of the workers asked that do not stop in time."""
     names, end = {member.name for member in asked}, time.monotonic() + PATIENCE_S
     while True:
-        left = [member for member in roster.roster(folder) if member.name in names and member.present]
+        left = [member for member in list_workers(folder) if member.name in names and member.present]
         if not left or time.monotonic() > end:
             return left
         time.sleep(0.5)

@@ -1,6 +1,6 @@
 """`python -m harness.dashboard SWEEP.yaml`: a saved view of a sweep's runs on Weights & Biases.
 
-Every key comes from harness/schema.py. The panels that compare methods group their runs by W&B's group, which is
+Every key comes from harness/records/schema.py. Panels that compare methods group their runs by W&B's group, which is
 `model/method/w<bit>`. The view's own list of runs stays ungrouped: scatter plots follow that list, and would show a
 group as the one point of its means.
 """
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import schema
-from harness.errors import UserError, run_command
+from harness.core.bits import FLOAT
+from harness.core.command import run_command
+from harness.core.errors import UserError
+from harness.records import schema
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
-    from harness.search import Choices, Range
-    from harness.sweep import Cell, SweepSpec
+    from harness.sweep.cells import Cell
+    from harness.sweep.config import SweepConfig
+    from harness.sweep.search_space import Choices, Range
 
 #: Runs that a panel shows at most; W&B's own 10 would be a part of a group, and of its mean.
 MOST_RUNS = 1000
@@ -65,18 +68,20 @@ def _check_package() -> None:
         ) from None
 
 
-def _read(named: Path, root: Path) -> "tuple[SweepSpec, Sequence[Cell]]":
+def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
     """A sweep as it was launched, else as its file has it. Raises UserError where launching the file would."""
-    from harness import dry_run, sweep
-    from harness.algorithms import check_algorithms
-    from harness.locate import sweep_folder
-    from harness.study import load_sweep
+    from harness.cli import preflight
+    from harness.cli.find import sweep_folder
+    from harness.sweep.cells import expand
+    from harness.sweep.config import read_sweep
+    from harness.sweep.queue import load_sweep
+    from harness.sweep.samplers import check_algorithms
 
     if not named.is_dir():
-        spec = sweep.read(named)
-        cells = sweep.expand(spec)
+        spec = read_sweep(named)
+        cells = expand(spec)
         check_algorithms(spec)
-        dry_run.check_stacks(cells, spec.tune.seed)
+        preflight.check_stacks(cells, spec.tune.seed)
         if not (root / spec.name / "sweep.json").exists():
             return spec, cells
     launched = load_sweep(sweep_folder(named, root))  # it knows what --set replaced
@@ -94,14 +99,14 @@ class Facts:
     runs: int
 
 
-def _facts(spec: "SweepSpec", cells: "Sequence[Cell]") -> Facts:
+def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
     """What the view of a sweep depends on."""
-    from harness.search import corners
+    from harness.sweep.search_space import corners
 
     configs = [cell.config(point, spec.tune.seed, "tune") for cell in cells for point in corners(cell.search)]
     bits = {bits for config in configs for bits in config.evaluated_bits if isinstance(bits, int)}
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
-    return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), schema.FLOAT), _parameters(cells), runs)
+    return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), FLOAT), _parameters(cells), runs)
 
 
 def _parameters(cells: "Sequence[Cell]") -> "dict[str, Choices | Range]":

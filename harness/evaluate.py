@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from harness import registry
-from harness.config import complete
-from harness.errors import UserError, run_command, unknown
-from harness.record import RunDirectory, read_json, write_json
-from harness.schema import FLOAT, MAX_BITS, MIN_BITS
-from harness.source import code_version
+from harness.core import registry
+from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS
+from harness.core.command import run_command
+from harness.core.errors import UserError, unknown
+from harness.records.code_version import code_version
+from harness.records.files import read_json, write_json
+from harness.records.run_directory import RunDirectory
+from harness.training.config import complete
 
 if TYPE_CHECKING:
-    from harness.train import Session
+    from harness.training.session import Session
 
 #: How far the recorded float accuracy may be from what the weights reach here: another device rounds otherwise.
 TOLERANCE = 0.005
@@ -133,7 +135,7 @@ def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, devi
 
 def _session(record: Mapping[str, Any], device: str | None) -> "Session":
     """The run as it was built, on the data that it was trained on."""
-    from harness.build import build
+    from harness.training.build import build
 
     raw = dict(record["config"])
     if device:

@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import source
-from harness.errors import UserError, run_command
-from harness.record import read_json, write_json
-from harness.stopping import STOP
+from harness.core.command import run_command
+from harness.core.errors import UserError
+from harness.records import code_version
+from harness.records.files import read_json, write_json
+from harness.records.sweep_directory import STOP
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
-    from harness.fleet import Fleet
-    from harness.study import Sweep
-    from harness.sweep import SweepSpec
+    from harness.cluster.pool import WorkerPool
+    from harness.sweep.config import SweepConfig
+    from harness.sweep.queue import OpenSweep
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,19 +62,24 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
     if options.runs and not options.dry_run:
         raise UserError("--runs is for --dry-run: it lists what would be run")
-    from harness import profile, sweep
+    from harness.cluster.slurm import read_profile
+    from harness.sweep.cells import expand
+    from harness.sweep.config import read_sweep
 
-    spec = sweep.read(options.sweep, options.set)
-    slurm = profile.read(options.profile)
-    cells = sweep.expand(spec)
-    from harness import dry_run, fleet
-    from harness.algorithms import check_algorithms
+    spec = read_sweep(options.sweep, options.set)
+    slurm = read_profile(options.profile)
+    cells = expand(spec)
+    from harness.cli import dry_run, preflight
+    from harness.cluster.pool import WorkerPool
+    from harness.cluster.slots import local_slots, visible_gpus
+    from harness.cluster.slurm import check_slurm
+    from harness.sweep.samplers import check_algorithms
 
     check_algorithms(spec)
-    dry_run.check_stacks(cells, spec.tune.seed)
-    slots = fleet.local_slots(options.gpus, spec.runs_per_gpu)
+    preflight.check_stacks(cells, spec.tune.seed)
+    slots = local_slots(options.gpus, spec.runs_per_gpu)
     workers = _workers(options, spec, slots)
-    absent = set(options.gpus or ()) - set(fleet.visible_gpus())
+    absent = set(options.gpus or ()) - set(visible_gpus())
     if absent:
         print(
             f"--gpus: no CUDA device {', '.join(sorted(absent))} is seen here; runs bound to it use the CPU",
@@ -84,19 +90,19 @@ def main(arguments: list[str] | None = None) -> int:
             dry_run.show_runs(spec, cells, options.root)
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
         return dry_run.show_standing(spec, options.root)
-    dry_run.check_data(spec, cells)
+    preflight.check_data(spec, cells)
     if options.cluster == "slurm":
-        fleet.check_slurm(slurm)
-    dry_run.prepare_data(spec, cells)
-    from harness.study import open_sweep
+        check_slurm(slurm)
+    preflight.prepare_data(spec, cells)
+    from harness.sweep.queue import open_sweep
 
     opened = open_sweep(spec, options.root, _check_code)
     if read_json(opened.folder / "code.json") is None:
-        write_json(opened.folder / "code.json", {"code": source.code_version(), "changes": []})
-    return _launch(opened, options, fleet.Fleet(opened, options.cluster, workers, slurm, slots))
+        write_json(opened.folder / "code.json", {"code": code_version.code_version(), "changes": []})
+    return _launch(opened, options, WorkerPool(opened, options.cluster, workers, slurm, slots))
 
 
-def _workers(options: argparse.Namespace, spec: "SweepSpec", slots: tuple[str, ...]) -> int:
+def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str, ...]) -> int:
     """How many workers may be present at once. Raises UserError for more than the storage bears."""
     wanted: int = options.workers or spec.workers or {"slurm": 8, "debug": 1}.get(options.cluster, len(slots))
     if options.cluster == "local" and wanted > len(slots):
@@ -110,18 +116,21 @@ def _workers(options: argparse.Namespace, spec: "SweepSpec", slots: tuple[str, .
     return wanted
 
 
-def _check_code(opened: "Sweep") -> None:
+def _check_code(opened: "OpenSweep") -> None:
     """Say so, or refuse, when this is not the code that launched the sweep. Raises UserError."""
-    mine, launched = source.code_version(), (read_json(opened.folder / "code.json") or {}).get("code", {})
-    if source.differs(mine, launched):
-        text = f"the code is {source.named(mine)}, and {opened.folder} was launched with {source.named(launched)}"
+    mine, launched = code_version.code_version(), (read_json(opened.folder / "code.json") or {}).get("code", {})
+    if code_version.differs(mine, launched):
+        launched_with = code_version.named(launched)
+        text = f"the code is {code_version.named(mine)}, and {opened.folder} was launched with {launched_with}"
         if opened.spec.changed_code == "refuse":
             raise UserError(f"{text} (changed_code: refuse); launch from that code, or give the sweep another name")
         print(f"{text}: runs from now on say so in their records", file=sys.stderr)
 
 
-def _launch(opened: "Sweep", options: argparse.Namespace, fleet: "Fleet") -> int:
-    from harness import plan, progress, tracking
+def _launch(opened: "OpenSweep", options: argparse.Namespace, pool: "WorkerPool") -> int:
+    from harness.cli import progress
+    from harness.sweep import plan
+    from harness.training import wandb_mirror
 
     (opened.folder / STOP).unlink(missing_ok=True)
     plan.top_up(opened)
@@ -132,11 +141,11 @@ def _launch(opened: "Sweep", options: argparse.Namespace, fleet: "Fleet") -> int
     if options.detach and options.cluster == "local":
         return _detach(opened.folder / "launch.log")
     runtime = dict(opened.spec.base.get("runtime", {}))
-    print(tracking.explain_mode(tracking.wandb_mode(runtime.get("wandb", "auto"))))
+    print(wandb_mirror.explain_mode(wandb_mirror.wandb_mode(runtime.get("wandb", "auto"))))
     if options.cluster == "debug":
-        fleet.worker(keep_signals=True)()
+        pool.worker(keep_signals=True)()
         return progress.summary(opened)
-    submitted = fleet.fill()
+    submitted = pool.fill()
     if options.cluster == "local" and not submitted:
         print("the workers of another launch are at it; this one follows them", flush=True)
     if options.cluster == "slurm":
@@ -144,12 +153,13 @@ def _launch(opened: "Sweep", options: argparse.Namespace, fleet: "Fleet") -> int
         print(f"{what}, {missing} runs to go; results come to {opened.folder}", flush=True)
         if not options.wait:
             return 0
-    return _follow(opened, fleet, options.cluster)
+    return _follow(opened, pool, options.cluster)
 
 
-def _follow(opened: "Sweep", fleet: "Fleet", cluster: str) -> int:
+def _follow(opened: "OpenSweep", pool: "WorkerPool", cluster: str) -> int:
     """Show progress until the sweep is complete, replacing workers that die while work is left."""
-    from harness import plan, progress
+    from harness.cli import progress
+    from harness.sweep import plan
 
     # Slurm's controller, or a database, is asked each time.
     look_every_s = 3.0 if cluster == "slurm" or opened.spec.storage != "journal" else 0.5
@@ -160,7 +170,7 @@ def _follow(opened: "Sweep", fleet: "Fleet", cluster: str) -> int:
                 if (opened.folder / STOP).exists():
                     print("cancelled by harness.cancel; launch again to go on", file=sys.stderr)
                     return 130
-                fleet.mend()
+                pool.mend()
                 time.sleep(look_every_s)
             display.show(opened, plan.count(opened))
     except KeyboardInterrupt:
@@ -168,7 +178,7 @@ def _follow(opened: "Sweep", fleet: "Fleet", cluster: str) -> int:
             print("the workers go on; --wait follows again, python -m harness.cancel stops them", file=sys.stderr)
         else:
             print("interrupted: workers write their checkpoints and stop; the same command continues", file=sys.stderr)
-            fleet.stop()
+            pool.stop()
         raise
     return progress.summary(opened)
 

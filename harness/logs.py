@@ -4,10 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from harness.errors import UserError, run_command
-from harness.locate import run_folder
-from harness.record import FINISHED, RunDirectory, read_status
-from harness.runlog import LOG
+from harness.cli.find import run_folder
+from harness.core.command import run_command
+from harness.core.errors import UserError
+from harness.records.heartbeat import read_status
+from harness.records.run_directory import FINISHED, RunDirectory
+from harness.records.run_log import LOG
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,11 +12,12 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from harness.archive import runs_of
-from harness.config import complete, component
-from harness.errors import UserError, run_command
-from harness.run import line, run
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
+from harness.core.command import run_command
+from harness.core.errors import UserError
+from harness.records.archive import runs_of
+from harness.training.config import complete, component
+from harness.training.run import line, run
 
 #: Of the provenance: what a difference may come from.
 _MATTERS = ("device", "threads", "numerics_version", "packages", "data_digest")

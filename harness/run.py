@@ -1,202 +1,17 @@
-"""One run: build, resume, train, evaluate, record. `python -m harness.run CONFIG.yaml --dir DIR` does one by hand.
-
-Needs neither wandb nor optuna nor submitit.
-"""
+"""`python -m harness.run CONFIG.yaml --dir DIR`: carry out one run by hand."""
 
 import argparse
 import os
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from harness import yaml_file
-from harness.config import RunConfig, complete, component
-from harness.errors import Pruned, Stopped, UserError, run_command
-from harness.record import Heartbeat, RunDirectory, read_json, write_json
-from harness.schema import as_metrics
-from harness.source import code_version
-
-if TYPE_CHECKING:  # imported on use: `--help` and a mistake in the file answer without torch
-    from harness.train import Session
-
-EpochHook = Callable[[dict[str, Any]], None]
-#: The largest share of its time that a run may spend on writing checkpoints.
-CHECKPOINT_SHARE = 0.05
+from harness.core import yaml_file
+from harness.core.command import run_command
+from harness.training.config import complete, component
+from harness.training.run import line, run
 
 
-@dataclass(frozen=True)
-class Around:
-    """What surrounds a run and decides none of its numbers.
-
-    notes: for the record's provenance. labels: for W&B's copy of the configuration, by the names in harness/schema.py.
-    pretrained: where float networks to start from are kept; None: in the run's own directory.
-    """
-
-    tags: tuple[str, ...] = ()
-    keep_best: bool = True
-    job_id: str | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: Path | None = None
-
-
-def run(
-    config: RunConfig,
-    directory: Path,
-    epoch_done: EpochHook = lambda metrics: None,
-    asked_to_stop: Callable[[], bool] = lambda: False,
-    around: Around = Around(),
-) -> dict[str, Any]:
-    """Carry out a run in its directory, or continue it, or return its record if it is there already.
-
-    epoch_done gets each epoch's metrics and may raise Pruned. Raises Stopped once asked to stop (the checkpoint
-    stands), UserError for a directory that belongs to another run, and whatever training raises.
-    """
-    files, run_id = RunDirectory(directory), config.run_id()
-    _claim(files, config, run_id)
-    if (record := read_json(files.record)) is not None:
-        return dict(record)
-    with Heartbeat(files, around.job_id) as beat:
-        notes = {**around.notes, "attempts": beat.fields["attempt"]}
-        try:
-            record = _carry_out(config, run_id, files, epoch_done, asked_to_stop, replace(around, notes=notes))
-            beat.state = "done"
-            return record
-        except Stopped:
-            beat.state = "cancelled"
-            raise
-        except Pruned:
-            beat.state = "pruned"
-            files.checkpoint.unlink(missing_ok=True)
-            raise
-
-
-def _claim(files: RunDirectory, config: RunConfig, run_id: str) -> None:
-    """Make the directory this run's, or refuse it."""
-    try:
-        files.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dir {str(files.path)!r}: cannot be made: {error.strerror}") from None
-    there = read_json(files.config)
-    if there is not None and there.get("run_id") != run_id:
-        raise UserError(
-            f"{files.path} holds run {there.get('run_id')}, and this configuration is run {run_id}; "
-            "give it a directory of its own"
-        )
-    if there is None:
-        write_json(files.config, {"run_id": run_id, "config": config.model_dump(mode="json")})
-
-
-def _carry_out(
-    config: RunConfig,
-    run_id: str,
-    files: RunDirectory,
-    epoch_done: EpochHook,
-    asked_to_stop: Callable[[], bool],
-    around: Around,
-) -> dict[str, Any]:
-    from harness import checkpoint
-    from harness.build import build
-    from harness.pretrain import starting_weights, told_of
-    from harness.provenance import describe
-    from harness.tracking import Mirror
-    from harness.train import train, validate
-
-    code_version()  # what is imported from here on; later edits of the files do not reach this run
-    parents = around.pretrained or files.path / "pretrained"
-
-    def train_first(parent: RunConfig, directory: Path) -> None:
-        # Tagged apart on W&B: it is no run of the sweep.
-        tagged = Around(("pretrain",), job_id=around.job_id)
-        run(parent, directory, lambda metrics: print(line(metrics), flush=True), asked_to_stop, tagged)
-
-    weights = starting_weights(config, parents, train_first, asked_to_stop)
-    started = time.time()
-    session = build(config, weights)
-    resumed = checkpoint.restore(files.checkpoint, session)
-    files.keep_metrics_until(session.progress.epoch if resumed else 0)
-    mirror = Mirror(config, run_id, files.path, around.tags, files.read_metrics(), around.labels)
-    saver = _Saver(config, session, files)
-
-    def on_epoch(metrics: dict[str, Any]) -> None:
-        files.append_metrics(metrics)
-        mirror.log(metrics)
-        saver.save_if_due()
-        epoch_done(metrics)
-
-    def between_steps() -> bool:
-        saver.save_if_due()
-        return asked_to_stop()
-
-    try:
-        train(session, on_epoch, between_steps)
-        if not session.progress.best_state:
-            validate(session)  # no training steps: the network as it came is the best there is
-        notes = {**around.notes, **told_of(config, parents)}
-        record = _record(session, run_id, {**describe(session, started), **notes})
-        if around.keep_best:
-            checkpoint.save_weights(files.best, session.progress.best_state)
-        write_json(files.record, record)
-        files.checkpoint.unlink(missing_ok=True)
-    except BaseException as error:
-        stopped = isinstance(error, Stopped)
-        if stopped:
-            saver.save()
-        mirror.break_off(stopped)
-        raise
-    mirror.finish({**as_metrics(record["rows"]), "best_epoch": record["best_epoch"]}, record, files.best)
-    return record
-
-
-class _Saver:
-    """Writes checkpoints between steps, as often as the configuration says, but not at any cost."""
-
-    def __init__(self, config: RunConfig, session: "Session", files: RunDirectory) -> None:
-        self._session, self._files = session, files
-        self._every_s = config.runtime.checkpoint_every_s
-        self._due = time.monotonic() + self._every_s
-
-    def save_if_due(self) -> None:
-        if time.monotonic() >= self._due:
-            self.save()
-
-    def save(self) -> None:
-        from harness import checkpoint
-
-        begun = time.monotonic()
-        self._files.flush_metrics()
-        checkpoint.save(self._files.checkpoint, self._session)
-        ended = time.monotonic()
-        self._due = ended + max(self._every_s, (ended - begun) / CHECKPOINT_SHARE)
-
-
-def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What record.json holds. The test split is read here, once, and for final runs only."""
-    config, progress = session.config, session.progress
-    session.model.load_state_dict(progress.best_state)
-    rows = session.evaluator.rows(session.model, config.phase, "val")
-    if config.phase == "final":
-        rows += session.evaluator.rows(session.model, config.phase, "test")
-    return {
-        "run_id": run_id,
-        "phase": config.phase,
-        "config": config.model_dump(mode="json"),
-        "resolved": {"device": str(session.device), "precision": session.precision, "compiled": session.compiled},
-        "provenance": provenance,
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "monitor": progress.best_value,
-        "rows": rows,
-        "threshold_histograms": {  # after: of the weights that are deployed
-            str(bits): {"before": progress.first_histograms.get(bits), "after": tracker.threshold_histogram()}
-            for bits, tracker in session.trackers.items()
-        },
-    }
-
-
-def _main() -> None:
+def main() -> None:
+    """Carry out the command."""
     parser = argparse.ArgumentParser(prog="python -m harness.run", description="Carry out one run.")
     parser.add_argument("config", type=Path, help="a YAML file of run settings (see the README), or a config.json")
     parser.add_argument("--dir", type=Path, required=True, help="the run's directory; an unfinished run goes on")
@@ -212,15 +27,5 @@ def _main() -> None:
     print(f"record: {os.path.join(arguments.dir, 'record.json')}")
 
 
-def line(metrics: dict[str, Any]) -> str:
-    """An epoch in one line, for a reader."""
-    from harness import schema
-
-    return (
-        f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
-        f"val {100 * metrics[schema.MONITOR]:.2f} %  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
-    )
-
-
 if __name__ == "__main__":
-    run_command(_main)
+    run_command(main)

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from harness.errors import run_command
-from harness.locate import add_arguments, sweep_folder
-from harness.roster import NO_ANSWER
+from harness.cli.find import add_arguments, sweep_folder
+from harness.cluster.slurm import NO_ANSWER
+from harness.core.command import run_command
 
 #: Seconds between two looks with --watch.
 WATCH_EVERY_S = 3.0
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     form.add_argument("--watch", action="store_true", help="until the sweep is complete; Ctrl-C ends the watching only")
     options = parser.parse_args(arguments)
     folder = sweep_folder(options.sweep, options.root)
-    from harness.standing import standing
-    from harness.study import load_sweep
+    from harness.cli.status_report import standing
+    from harness.sweep.queue import load_sweep
 
     sweep = load_sweep(folder)
     if options.json:

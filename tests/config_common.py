@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from harness.config import DeployKnobs, RunConfig, RuntimeKnobs, TrainKnobs, complete
-from harness.knobs import Knobs, QuantizerKnobs
+from harness.core.config_base import QuantizerConfig, StrictConfig
+from harness.training.config import DeployConfig, RunConfig, RuntimeConfig, TrainConfig, complete
 
 RAW: dict[str, Any] = {
     "seed": 3,
@@ -36,8 +36,8 @@ def run_id(**changes: Any) -> str:
 
 
 #: Of every field of these sections, a value other than its default.
-OTHER: dict[type[Knobs], dict[str, Any]] = {
-    TrainKnobs: {
+OTHER: dict[type[StrictConfig], dict[str, Any]] = {
+    TrainConfig: {
         "epochs": 41,
         "batch_size": 129,
         "optimizer": "sgd",
@@ -51,9 +51,9 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
         "label_smoothing": 0.1,
         "precision": "bf16",
     },
-    QuantizerKnobs: {"granularity": "channel", "range": "mse"},
-    DeployKnobs: {"bits": (2,), "scale": "keep_step", "methods": ("lsq",), "precision": "bf16"},
-    RuntimeKnobs: {
+    QuantizerConfig: {"granularity": "channel", "range": "mse"},
+    DeployConfig: {"bits": (2,), "scale": "keep_step", "methods": ("lsq",), "precision": "bf16"},
+    RuntimeConfig: {
         "device": "cpu",
         "threads": 3,
         "compile": "off",
@@ -83,10 +83,10 @@ OTHER: dict[type[Knobs], dict[str, Any]] = {
 }
 
 
-SECTIONS = {TrainKnobs: "train", QuantizerKnobs: "quantizer", DeployKnobs: "deploy", RuntimeKnobs: "runtime"}
+SECTIONS = {TrainConfig: "train", QuantizerConfig: "quantizer", DeployConfig: "deploy", RuntimeConfig: "runtime"}
 
 
-FREE = {"deploy__bits", "deploy__methods", "runtime", *(f"runtime__{name}" for name in OTHER[RuntimeKnobs])}
+FREE = {"deploy__bits", "deploy__methods", "runtime", *(f"runtime__{name}" for name in OTHER[RuntimeConfig])}
 
 
 FIELDS = [

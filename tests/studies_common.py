@@ -6,10 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from harness import plan, study
-from harness.record import read_json
-from harness.study import Claim, Sweep
-from harness.sweep import SweepSpec
+from harness.records.files import read_json
+from harness.sweep import plan, queue
+from harness.sweep.config import SweepConfig
+from harness.sweep.queue import Claim, OpenSweep
 
 RATE = {"low": 1e-4, "high": 1e-2, "log": True}
 
@@ -39,8 +39,8 @@ def raw(**changes: Any) -> dict[str, Any]:
     return {**deepcopy(RAW), **changes}
 
 
-def open_sweep(root: Path, **changes: Any) -> Sweep:
-    return study.open_sweep(SweepSpec.model_validate(raw(**changes)), root)
+def open_sweep(root: Path, **changes: Any) -> OpenSweep:
+    return queue.open_sweep(SweepConfig.model_validate(raw(**changes)), root)
 
 
 def record(accuracy: float, loss: float = 1.0, **by_bits: float) -> dict[str, Any]:
@@ -59,30 +59,30 @@ def record(accuracy: float, loss: float = 1.0, **by_bits: float) -> dict[str, An
     }
 
 
-def claims(sweep: Sweep, worker: str = "w") -> list[Claim]:
+def claims(sweep: OpenSweep, worker: str = "w") -> list[Claim]:
     """All that can be claimed now."""
     found = []
-    while (claim := study.claim(sweep, worker)) is not None:
+    while (claim := queue.claim(sweep, worker)) is not None:
         found.append(claim)
     return found
 
 
-def finish_tuning(sweep: Sweep, values: Callable[[Claim], dict[str, Any]]) -> None:
+def finish_tuning(sweep: OpenSweep, values: Callable[[Claim], dict[str, Any]]) -> None:
     plan.top_up(sweep)
     for claim in claims(sweep):
         assert claim.phase == "tune"
-        study.tell(sweep, claim, values(claim))
+        queue.tell(sweep, claim, values(claim))
     plan.top_up(sweep)
 
 
-def states(sweep: Sweep, cell: str) -> Counter[str]:
+def states(sweep: OpenSweep, cell: str) -> Counter[str]:
     return Counter(trial.state.name for trial in sweep.studies[cell].get_trials(deepcopy=False))
 
 
-def final_runs(sweep: Sweep) -> list[tuple[str, int, str]]:
+def final_runs(sweep: OpenSweep) -> list[tuple[str, int, str]]:
     trials = sweep.finals.get_trials(deepcopy=False)
     return [tuple(trial.user_attrs[key] for key in ("cell", "seed", "run_id")) for trial in trials]  # type: ignore[misc]
 
 
-def cells(sweep: Sweep) -> dict[str, dict[str, Any]]:
+def cells(sweep: OpenSweep) -> dict[str, dict[str, Any]]:
     return {cell["id"]: cell for cell in read_json(sweep.folder / "cells.json")["cells"]}

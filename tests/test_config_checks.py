@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from config_common import FIELDS, FREE, GOLDEN, OTHER, RAW, run_id
 
-from harness.config import complete
-from harness.knobs import Knobs
+from harness.core.config_base import StrictConfig
+from harness.training.config import complete
 
 
 def test_the_golden_run_id() -> None:
@@ -49,7 +49,7 @@ def test_the_order_of_keys_is_no_part_of_the_identity() -> None:
 
 
 @pytest.mark.parametrize("section", OTHER, ids=lambda section: section.__name__)
-def test_every_field_is_tried_below(section: type[Knobs]) -> None:
+def test_every_field_is_tried_below(section: type[StrictConfig]) -> None:
     assert set(OTHER[section]) == set(section.model_fields)
 
 

@@ -8,10 +8,10 @@ import pytest
 from config_common import FIELDS, FREE, GOLDEN, RAW, run_id
 from pydantic import Field
 
-from harness.config import TrainKnobs, complete
-from harness.errors import UserError
-from harness.explain import explain
-from harness.knobs import IDENTITY_IF_CHANGED, NOT_IDENTITY, Knobs
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, StrictConfig
+from harness.core.errors import UserError
+from harness.core.validation import explain
+from harness.training.config import TrainConfig, complete
 
 FLOAT_RUN = {"methods": "none", "target_bit": None, "watch_bit": 2}
 
@@ -43,7 +43,7 @@ def test_the_order_of_a_stack_names_the_run() -> None:
     assert run_id(methods=["ste", "oscillation"]) != run_id(methods=["oscillation", "ste"])
 
 
-class Old(Knobs):
+class Old(StrictConfig):
     a: int = 1
 
 
@@ -55,7 +55,7 @@ class New(Old):
     path: str = Field("x", json_schema_extra=NOT_IDENTITY)
 
 
-class Outer(Knobs):
+class Outer(StrictConfig):
     inner: Old = New()
     several: tuple[Old, ...] = (New(),)
     named: dict[str, Old] = Field(default_factory=lambda: {"k": New(path="y")})
@@ -119,7 +119,7 @@ def test_complete_fills_in_every_default() -> None:
     assert config.methods == ({"name": "ste", "scale_gradient": "graph"},)
     assert config.model["width"] == 256
     assert config.data["normalize"] == "unit"
-    assert config.train == TrainKnobs()
+    assert config.train == TrainConfig()
     assert config.watch_bit == 3
 
 
@@ -173,5 +173,5 @@ def test_a_configuration_is_frozen() -> None:
 
 def test_explain_takes_a_prefix() -> None:
     with pytest.raises(ValueError) as caught:
-        TrainKnobs.model_validate({"epohs": 3})
-    assert explain(caught.value, TrainKnobs, "x: ").startswith("x: epohs: unknown key; did you mean 'epochs'?")  # type: ignore[arg-type]
+        TrainConfig.model_validate({"epohs": 3})
+    assert explain(caught.value, TrainConfig, "x: ").startswith("x: epohs: unknown key; did you mean 'epochs'?")  # type: ignore[arg-type]

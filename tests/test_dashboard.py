@@ -14,10 +14,12 @@ import yaml
 from wandb_common import config, fresh_server
 from wandb_server import ENTITY, WandbServer
 
-from harness import dashboard, launch, schema
+from harness import dashboard, launch
+from harness.core.bits import FLOAT
+from harness.core.errors import UserError
 from harness.dashboard import main
-from harness.errors import UserError
-from harness.run import Around, run
+from harness.records import schema
+from harness.training.run import Around, run
 
 LEARNING_RATE = {"train.learning_rate": {"low": 1e-4, "high": 1e-2}}
 SWEEP = {
@@ -162,7 +164,7 @@ def test_what_the_panels_show(sweep: Path, capsys: Output) -> None:
     profile, _, distances = found["Layers"]
     assert (profile["metrics"], distances["metrics"]) == ([schema.LAYER_PROFILE], [schema.THRESHOLD_HISTOGRAM])
     assert "groupBy" not in profile  # W&B shows the histogram of a run, not of a group
-    bits = (2, 3, 8, schema.FLOAT)  # the target of the second cell is among them
+    bits = (2, 3, 8, FLOAT)  # the target of the second cell is among them
     *accuracies, tests = found["Accuracy at each bit-width"]
     assert [panel["metrics"] for panel in accuracies] == [[schema.accuracy("val", b)] for b in bits]
     assert tests["metrics"] == [schema.accuracy("test", b) for b in bits]
@@ -235,7 +237,7 @@ def test_a_launched_sweep_is_shown_as_it_was_launched(named: str, sweep: Path, t
     payload = printed(capsys, *([sweep, "--root", root] if named == "the file" else [root / "mine"]))
     assert payload["projectName"] == "other"
     shown = [panel["metrics"] for panel in sections(payload)["Accuracy at each bit-width"]]
-    assert shown[:-1] == [[schema.accuracy("val", bits)] for bits in (3, 4, schema.FLOAT)]
+    assert shown[:-1] == [[schema.accuracy("val", bits)] for bits in (3, 4, FLOAT)]
 
 
 BAD = {

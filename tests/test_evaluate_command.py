@@ -8,10 +8,10 @@ import pytest
 from filelock import FileLock
 
 from harness import evaluate
-from harness.config import complete
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.methods import bn_reestimation
-from harness.run import run
+from harness.training.config import complete
+from harness.training.run import run
 
 RAW: dict[str, Any] = {
     "methods": "ste",

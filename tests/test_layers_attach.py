@@ -9,10 +9,11 @@ from layers_common import Recording, images, network
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import LSQQuantizer, MaxAbsQuantizer, attach, registry
-from harness.errors import UserError
-from harness.layers import SLOTS, QuantConv2d, QuantLinear, weight_layers
+from harness import LSQQuantizer, MaxAbsQuantizer, attach
+from harness.core import registry
+from harness.core.errors import UserError
 from harness.models import build_model
+from harness.quantization.layers import SLOTS, QuantConv2d, QuantLinear, weight_layers
 
 # Attaching
 

@@ -10,9 +10,9 @@ from layers_common import Recording, images, network
 from torch import Tensor, nn
 
 from harness import LSQQuantizer, MaxAbsQuantizer, attach, round_to_nearest
-from harness.errors import UserError
-from harness.layers import QuantLayer, QuantMatMul
-from harness.methods.base import set_deployed
+from harness.core.errors import UserError
+from harness.quantization.deploy import set_deployed
+from harness.quantization.layers import QuantLayer, QuantMatMul
 
 
 def test_quantizers_compute_in_fp32_under_autocast() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness import objective
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.sweep import objective
 
 METRICS = {"val/acc_w2": 0.5, "val/acc_w3": 0.25, "val/acc_w4": 0.75, "val/acc_float": 1.0, "val/loss_w2": 3.5}
 

@@ -10,7 +10,8 @@ import torch
 from oscillation_common import mlp, state
 from torch import nn
 
-from harness import MaxAbsQuantizer, OscillationTracker, attach, schema
+from harness import MaxAbsQuantizer, OscillationTracker, attach
+from harness.records import schema
 
 
 def follow(trajectories: Sequence[Sequence[int]], bits: int = 8, momentum: float = 0.01) -> OscillationTracker:

@@ -8,8 +8,9 @@ import torch
 from oscillation_common import mlp, state
 from torch import Tensor, nn
 
-from harness import LSQQuantizer, MaxAbsQuantizer, OscillationRegularizer, OscillationTracker, attach, schema
-from harness.errors import UserError
+from harness import LSQQuantizer, MaxAbsQuantizer, OscillationRegularizer, OscillationTracker, attach
+from harness.core.errors import UserError
+from harness.records import schema
 
 
 def test_one_figure_a_layer_and_totals_over_weights() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import profile
-from harness.errors import UserError
+from harness.cluster.slurm import Profile, read_profile
+from harness.core.errors import UserError
 
 TIMES = {
     "90": 90,
@@ -24,41 +24,41 @@ TIMES = {
 
 @pytest.mark.parametrize(("text", "minutes"), TIMES.items())
 def test_times_in_minutes_rounded_up(text: str, minutes: int) -> None:
-    assert profile.Profile(time=text).submitit_parameters(1)["time"] == minutes
+    assert Profile(time=text).submitit_parameters(1)["time"] == minutes
 
 
 @pytest.mark.parametrize("text", ["", "four", "4h", "1:2:3:4", "-5", "1-", "1.5", "1-1-1", "04:00:00 "])
 def test_other_times_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.yaml").write_text(f"time: '{text}'\n")
     with pytest.raises(UserError, match=r"p\.yaml: time: '.*': not a Slurm time \(legal: minutes, hours:minutes"):
-        profile.read(tmp_path / "p.yaml")
+        read_profile(tmp_path / "p.yaml")
 
 
 @pytest.mark.parametrize("text", ["0", "00:00:00"])
 def test_no_time_at_all_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="time"):
-        profile.Profile(time=text)
+        Profile(time=text)
 
 
 def test_a_time_may_stand_without_quotes(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("time: 04:00:00\n")
-    assert profile.read(tmp_path / "p.yaml").submitit_parameters(1)["time"] == 240
+    assert read_profile(tmp_path / "p.yaml").submitit_parameters(1)["time"] == 240
 
 
 @pytest.mark.parametrize(("text", "minutes"), [("90", 90), ("12:30:00", 750)])
 def test_a_time_that_yaml_takes_for_a_number(tmp_path: Path, text: str, minutes: int) -> None:
     (tmp_path / "p.yaml").write_text(f"time: {text}\n")
-    assert profile.read(tmp_path / "p.yaml").submitit_parameters(1)["time"] == minutes
+    assert read_profile(tmp_path / "p.yaml").submitit_parameters(1)["time"] == minutes
 
 
 def test_without_a_file_the_defaults() -> None:
-    assert profile.read(None) == profile.Profile()
+    assert read_profile(None) == Profile()
 
 
 def test_what_submitit_is_asked_for(tmp_path: Path) -> None:
     text = "partition: gpu\ngpus: 2\ncpus: 4\nmemory_gb: 10\ntime: 1-00\nsetup: [module load x]\nsbatch: {nice: 3}\n"
     (tmp_path / "p.yaml").write_text(text)
-    parameters = profile.read(tmp_path / "p.yaml").submitit_parameters(6)
+    parameters = read_profile(tmp_path / "p.yaml").submitit_parameters(6)
     assert parameters == {
         "partition": "gpu",
         "time": 1440,
@@ -77,23 +77,23 @@ def test_what_submitit_is_asked_for(tmp_path: Path) -> None:
 def test_submitit_knows_every_parameter() -> None:
     from submitit.slurm.slurm import _make_sbatch_string
 
-    named = profile.Profile(partition="p", account="a", qos="q", constraint="c").submitit_parameters(1)
+    named = Profile(partition="p", account="a", qos="q", constraint="c").submitit_parameters(1)
     assert set(named) <= set(inspect.signature(_make_sbatch_string).parameters)
 
 
 @pytest.mark.parametrize("workers", [1, 300])
 def test_no_more_at_once_than_the_profile_or_the_launch_allows(workers: int) -> None:
-    assert profile.Profile().submitit_parameters(workers)["array_parallelism"] == min(workers, 256)
+    assert Profile().submitit_parameters(workers)["array_parallelism"] == min(workers, 256)
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("memory: 3\n")
     with pytest.raises(UserError, match=r"p\.yaml: memory: unknown key; did you mean 'memory_gb'\?"):
-        profile.read(tmp_path / "p.yaml")
+        read_profile(tmp_path / "p.yaml")
 
 
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[1] / "slurm").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_the_profiles_that_come_along_are_legal(path: Path) -> None:
-    assert profile.read(path).submitit_parameters(1)["time"] > 0
+    assert read_profile(path).submitit_parameters(1)["time"] > 0

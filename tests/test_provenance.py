@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import source
+from harness.records import code_version
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    monkeypatch.setattr(source, "_PACKAGE", folder)
+    monkeypatch.setattr(code_version, "_PACKAGE", folder)
     return folder
 
 
 def version() -> dict[str, object]:
     """The version as it is now, past the cache."""
-    return source.code_version.__wrapped__()
+    return code_version.code_version.__wrapped__()
 
 
 def test_a_clean_tree(package: Path) -> None:
@@ -45,15 +45,15 @@ def test_edits_of_known_and_unknown_files_change_the_hash(package: Path) -> None
 
 
 def test_without_git_the_files_tell_versions_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(code_version, "_PACKAGE", tmp_path)
     (tmp_path / "a.py").write_text("a = 1\n")
     first = version()
     assert set(first) == {"source"}
-    assert source.named(first) == f"files {first['source']}"
+    assert code_version.named(first) == f"files {first['source']}"
     (tmp_path / "a.py").write_text("a = 2\n")
-    assert source.differs(first, version())
+    assert code_version.differs(first, version())
     (tmp_path / "a.py").write_text("a = 1\n")
-    assert not source.differs(first, version())
+    assert not code_version.differs(first, version())
 
 
 def test_a_commit_elsewhere_is_the_same_code(package: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_commit_elsewhere_is_the_same_code(package: Path) -> None:
         subprocess.run(["git", *command], cwd=package.parent, check=True)
     second = version()
     assert first["sha"] != second["sha"]
-    assert not source.differs(first, second)
+    assert not code_version.differs(first, second)
     (package / "provenance.py").write_text("# edited\n")
-    assert source.differs(second, version())
-    assert source.named(version()) == f"{second['sha'][:7]} (changed: {version()['diff_hash']})"
+    assert code_version.differs(second, version())
+    assert code_version.named(version()) == f"{second['sha'][:7]} (changed: {version()['diff_hash']})"

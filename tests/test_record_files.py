@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from record_common import Crash
 
-from harness.record import RunDirectory, read_json, write_json, written_aside
+from harness.records.files import read_json, write_json, written_aside
+from harness.records.run_directory import RunDirectory
 
 
 def names(folder: Path) -> set[str]:

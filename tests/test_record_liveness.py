@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from record_common import Crash
 
-from harness import record
-from harness.record import Heartbeat, RunDirectory, is_alive, read_json, read_status, write_json
+from harness.records import heartbeat
+from harness.records.files import read_json, write_json
+from harness.records.heartbeat import Heartbeat, is_alive, read_status
+from harness.records.run_directory import RunDirectory
 
 # status.json
 
@@ -76,7 +78,7 @@ def test_a_state_that_the_run_set_itself_stands(tmp_path: Path, state: str) -> N
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "HEARTBEAT_EVERY_S", 0.01)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_EVERY_S", 0.01)
     files = RunDirectory(tmp_path)
     with Heartbeat(files) as beat:
         first, end = status(files)["heartbeat"], time.monotonic() + 5
@@ -88,20 +90,20 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_beat_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "HEARTBEAT_EVERY_S", 0.01)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_EVERY_S", 0.01)
     files, failed = RunDirectory(tmp_path), threading.Event()
-    write = record.write_json
+    write = write_json
 
     def full(*arguments: Any, **keywords: Any) -> None:
         failed.set()
         raise OSError(28, "No space left on device")
 
     with Heartbeat(files) as beat:
-        monkeypatch.setattr(record, "write_json", full)
+        monkeypatch.setattr(heartbeat, "write_json", full)
         assert failed.wait(5)
         time.sleep(0.05)
         assert beat._thread.is_alive()
-        monkeypatch.setattr(record, "write_json", write)
+        monkeypatch.setattr(heartbeat, "write_json", write)
         beat.state = "done"
     assert status(files)["state"] == "done"
 
@@ -118,12 +120,12 @@ def test_a_half_written_status_counts_as_none(tmp_path: Path) -> None:
 
 
 def test_this_process_is_alive() -> None:
-    assert is_alive(record.process_identity())
-    assert is_alive({**record.process_identity(), "age_s": 1e9})  # asked on this machine, however late its beat
+    assert is_alive(heartbeat.process_identity())
+    assert is_alive({**heartbeat.process_identity(), "age_s": 1e9})  # asked on this machine, however late its beat
 
 
 def test_a_process_that_ended_is_not_alive() -> None:
-    code = "import json; from harness.record import process_identity; print(json.dumps(process_identity()))"
+    code = "import json; from harness.records.heartbeat import process_identity; print(json.dumps(process_identity()))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     identity = json.loads(ended.stdout)
     assert identity["pid"] != os.getpid()
@@ -132,7 +134,7 @@ def test_a_process_that_ended_is_not_alive() -> None:
 
 def test_a_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = {**record.process_identity(), "pid": child.pid, "pid_started": record._start_time(child.pid)}
+    identity = {**heartbeat.process_identity(), "pid": child.pid, "pid_started": heartbeat._start_time(child.pid)}
     assert is_alive(identity)
     child.kill()
     end = time.monotonic() + 5
@@ -144,13 +146,13 @@ def test_a_zombie_is_not_alive() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times come from /proc")
 def test_another_process_with_the_same_pid_is_not_the_same() -> None:
-    identity = record.process_identity()
+    identity = heartbeat.process_identity()
     assert not is_alive({**identity, "pid_started": "1"})
     assert not is_alive({**identity, "pid_started": None})
 
 
 def _elsewhere(files: RunDirectory, **changes: Any) -> None:
-    other = {**record.process_identity(), "machine": "elsewhere.example"}
+    other = {**heartbeat.process_identity(), "machine": "elsewhere.example"}
     write_json(files.status, {"state": "running", **other, **changes})
 
 
@@ -172,7 +174,7 @@ def test_a_clock_that_is_off_changes_nothing(tmp_path: Path, monkeypatch: pytest
     files = RunDirectory(tmp_path)
     _elsewhere(files, heartbeat=time.time() + skew_s)
     real = time.time
-    monkeypatch.setattr(record.time, "time", lambda: real() - skew_s)
+    monkeypatch.setattr(heartbeat.time, "time", lambda: real() - skew_s)
     found = read_status(files)
     assert found is not None
     assert is_alive(found)
@@ -183,15 +185,17 @@ def test_a_clock_that_is_off_changes_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_where_nothing_may_be_written_this_machines_clock_serves(tmp_path: Path) -> None:
-    assert record.files_clock(tmp_path / "not there") == pytest.approx(time.time(), abs=5)
+    assert heartbeat.files_clock(tmp_path / "not there") == pytest.approx(time.time(), abs=5)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("partial", [{}, {"machine": record._machine()}, {"machine": record._machine(), "pid": 0}])
+@pytest.mark.parametrize(
+    "partial", [{}, {"machine": heartbeat._machine()}, {"machine": heartbeat._machine(), "pid": 0}]
+)
 def test_a_status_that_names_no_process_is_not_alive(partial: dict[str, Any]) -> None:
     assert not is_alive(partial)
 
 
 @pytest.mark.parametrize(("pid", "started"), [(os.getpid(), "unknown"), (2**22 + 1, None)], ids=["own", "none"])
 def test_without_proc_a_signal_asks(pid: int, started: str | None) -> None:
-    assert record._start_time_without_proc(pid) == started
+    assert heartbeat._start_time_without_proc(pid) == started

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UserError
-from harness.search import Choices, Range, Space, corners, draw
+from harness.core.errors import UserError
+from harness.sweep.search_space import Choices, Range, Space, corners, draw
 
 SPACE: Space = {
     "log": Range(low=1e-4, high=1e-1, log=True),

@@ -9,12 +9,15 @@ import pytest
 from optuna.trial import TrialState
 from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, record, states
 
-from harness import plan, roster, study
-from harness.record import Heartbeat, RunDirectory, process_identity, write_json
-from harness.study import Sweep
+from harness.records.files import write_json
+from harness.records.heartbeat import Heartbeat, process_identity
+from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import living_workers
+from harness.sweep import plan, queue
+from harness.sweep.queue import OpenSweep
 
 
-def dead(sweep: Sweep, name: str, age_s: float = 0.0, **changes: Any) -> None:
+def dead(sweep: OpenSweep, name: str, age_s: float = 0.0, **changes: Any) -> None:
     """The status of a worker whose pid now belongs to another process."""
     files = RunDirectory(sweep.folder / "workers" / name)
     files.path.mkdir(parents=True)
@@ -34,10 +37,10 @@ def test_only_trials_of_dead_workers_are_put_back(tmp_path: Path) -> None:
     with Heartbeat(RunDirectory(sweep.folder / "workers" / "alive")):
         taken = {}
         for name in ("dead", "alive", "ended", "far", "far and late", "never seen"):
-            claim = study.claim(sweep, name)
+            claim = queue.claim(sweep, name)
             assert claim is not None
             taken[name] = (claim.cell.id, claim.trial.number)
-        assert roster.living(sweep.folder) == ["alive", "far"]
+        assert living_workers(sweep.folder) == ["alive", "far"]
         assert plan.reap(sweep) == 4
         assert plan.reap(sweep) == 0
     running = {
@@ -54,16 +57,16 @@ def test_only_trials_of_dead_workers_are_put_back(tmp_path: Path) -> None:
 def test_a_worker_taken_for_dead_may_tell_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
-    claim = study.claim(sweep, "slow")
+    claim = queue.claim(sweep, "slow")
     assert claim is not None
     plan.top_up(sweep)
     assert sweep.studies[TWO].trials[0].state == TrialState.WAITING
-    study.tell(sweep, claim, record(0.5))  # says so, and does not raise
-    again = study.claim(sweep, "quick")
+    queue.tell(sweep, claim, record(0.5))  # says so, and does not raise
+    again = queue.claim(sweep, "quick")
     assert again is not None
     assert again.run_id == claim.run_id  # so the record that stands there is found
-    study.tell(sweep, again, record(0.5))
-    study.tell(sweep, claim, record(0.5))
+    queue.tell(sweep, again, record(0.5))
+    queue.tell(sweep, claim, record(0.5))
     assert sweep.studies[TWO].trials[0].value == 0.5
 
 
@@ -82,9 +85,9 @@ def test_a_run_fails_for_good_after_its_retries(tmp_path: Path, retries: int) ->
     sweep = open_sweep(tmp_path, max_retries=retries, tune={"trials": 1})
     plan.top_up(sweep)
     seen = []
-    while (claim := study.claim(sweep, "w")) and claim.cell.id == TWO:
+    while (claim := queue.claim(sweep, "w")) and claim.cell.id == TWO:
         seen.append((claim.trial.number, claim.run_id))
-        study.tell_failed(sweep, claim, "ValueError: no")
+        queue.tell_failed(sweep, claim, "ValueError: no")
     assert len(seen) == retries + 1
     assert len(set(seen)) == 1
     assert states(sweep, TWO) == {"FAIL": 1}
@@ -102,7 +105,7 @@ def test_a_pruned_trial_is_finished(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, tune={"trials": 1}, pruner="median")
     plan.top_up(sweep)
     for claim in claims(sweep):
-        study.tell_pruned(claim)
+        queue.tell_pruned(claim)
     plan.top_up(sweep)
     counts = plan.count(sweep)
     assert (counts["tune"].pruned, counts["tune"].left, counts["final"].total) == (2, 0, 0)
@@ -126,7 +129,7 @@ def test_of_equals_the_lowest_number_is_chosen(tmp_path: Path) -> None:
     plan.top_up(sweep)
     taken = claims(sweep)
     for claim in reversed(taken):  # whoever is first
-        study.tell(sweep, claim, record(0.5 if claim.trial.number else 0.25))
+        queue.tell(sweep, claim, record(0.5 if claim.trial.number else 0.25))
     plan.top_up(sweep)
     assert cells(sweep)[TWO]["chosen"]["trial"] == 1
 
@@ -164,7 +167,7 @@ def test_finals_are_enqueued_once_when_the_tuning_of_their_cell_is_over(tmp_path
     taken = claims(sweep)
     for claim in taken:
         if claim.cell.id == TWO:
-            study.tell(sweep, claim, record(0.5))
+            queue.tell(sweep, claim, record(0.5))
     with Heartbeat(RunDirectory(sweep.folder / "workers" / "w")):  # still busy with the other cell
         for _ in range(3):
             plan.top_up(sweep)
@@ -182,5 +185,5 @@ def test_finals_are_no_part_of_a_sampler_s_history(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     finish_tuning(sweep, lambda claim: record(0.5))
     for claim in claims(sweep):
-        study.tell(sweep, claim, record(0.125))
+        queue.tell(sweep, claim, record(0.125))
     assert {trial.value for cell in (TWO, THREE) for trial in sweep.studies[cell].trials} == {0.5}

@@ -9,9 +9,10 @@ from typing import Any
 from optuna.trial import TrialState
 from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, raw, record, states
 
-from harness import plan, study
-from harness.record import Heartbeat, RunDirectory
-from harness.sweep import SweepSpec
+from harness.records.heartbeat import Heartbeat
+from harness.records.run_directory import RunDirectory
+from harness.sweep import plan, queue
+from harness.sweep.config import SweepConfig
 
 # Topping up
 
@@ -21,7 +22,7 @@ def test_trials_are_topped_up_exactly(tmp_path: Path) -> None:
     for _ in range(3):
         plan.top_up(sweep)
         assert states(sweep, TWO) == states(sweep, THREE) == {"WAITING": 3}
-    first = study.claim(sweep, "w")
+    first = queue.claim(sweep, "w")
     assert first is not None
     for _ in range(3):
         plan.top_up(open_sweep(tmp_path))  # by another process, as far as storage can tell
@@ -33,13 +34,13 @@ def test_all_is_claimed_once_the_least_tuned_cell_first(tmp_path: Path) -> None:
     plan.top_up(sweep)
     found = [(claim.cell.id, claim.trial.number, claim.phase) for claim in claims(sweep)]
     assert found == [(cell, number, "tune") for number in range(3) for cell in (TWO, THREE)]
-    assert study.claim(sweep, "w") is None
+    assert queue.claim(sweep, "w") is None
 
 
 def test_a_claim_is_complete(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
-    claim = study.claim(sweep, "me")
+    claim = queue.claim(sweep, "me")
     assert claim is not None
     assert claim.config.train.learning_rate == claim.trial.params["train.learning_rate"]
     assert (claim.config.seed, claim.config.phase, claim.config.target_bit) == (1000, "tune", 2)
@@ -56,7 +57,7 @@ def test_a_finished_sweep_offers_nothing(tmp_path: Path) -> None:
     assert [(claim.phase, claim.config.seed) for claim in finals] == [("final", 0), ("final", 1)] * 2
     assert plan.count(sweep)["final"].left == 4
     for claim in finals:
-        study.tell(sweep, claim, {"rows": []})
+        queue.tell(sweep, claim, {"rows": []})
     plan.top_up(sweep)
     assert claims(sweep) == []
     counts = plan.count(sweep)
@@ -67,25 +68,25 @@ def test_a_finished_sweep_offers_nothing(tmp_path: Path) -> None:
 
 
 def _claim_all(root: str, spec: dict[str, Any], worker: int, ready: Any, results: Any) -> None:
-    sweep = study.open_sweep(SweepSpec.model_validate(spec), Path(root))
+    sweep = queue.open_sweep(SweepConfig.model_validate(spec), Path(root))
     found = []
     with Heartbeat(RunDirectory(sweep.folder / "workers" / f"w{worker}")):  # or it would count as dead
         ready.wait(60)
-        while (claim := study.claim(sweep, f"w{worker}")) is not None:
+        while (claim := queue.claim(sweep, f"w{worker}")) is not None:
             time.sleep(0.02)  # a run; without it one process is done before the others have woken up
             if claim.phase == "tune":
                 found.append((claim.cell.id, claim.trial.number))
-                study.tell(sweep, claim, record(claim.trial.number / 100))
+                queue.tell(sweep, claim, record(claim.trial.number / 100))
             else:
                 found.append(("final", claim.trial.number))
-                study.tell(sweep, claim, {"rows": []})
+                queue.tell(sweep, claim, {"rows": []})
         plan.top_up(sweep)
     results.put(found)
 
 
 def test_four_processes_claim_forty_trials_once_each(tmp_path: Path) -> None:
     spec = raw(tune={"trials": 20})
-    sweep = study.open_sweep(SweepSpec.model_validate(spec), tmp_path)
+    sweep = queue.open_sweep(SweepConfig.model_validate(spec), tmp_path)
     plan.top_up(sweep)
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(4), context.Queue()
@@ -100,7 +101,7 @@ def test_four_processes_claim_forty_trials_once_each(tmp_path: Path) -> None:
     tuned = sorted(item for part in found for item in part if item[0] != "final")
     assert tuned == [(cell, number) for cell in (TWO, THREE) for number in range(20)]
     assert sum(bool(part) for part in found) > 1  # or it proved nothing
-    sweep = study.open_sweep(sweep.spec, tmp_path)
+    sweep = queue.open_sweep(sweep.spec, tmp_path)
     assert states(sweep, TWO) == states(sweep, THREE) == {"COMPLETE": 20}
     workers = Counter(trial.user_attrs["worker"] for trial in sweep.studies[TWO].trials)
     assert set(workers) <= {"w0", "w1", "w2", "w3"}
@@ -115,14 +116,14 @@ def test_four_processes_claim_forty_trials_once_each(tmp_path: Path) -> None:
 def test_put_back_keeps_number_and_parameters(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, sampler="tpe")
     plan.top_up(sweep)
-    first = study.claim(sweep, "a")
+    first = queue.claim(sweep, "a")
     assert first is not None
-    study.put_back(sweep, first.trial)
-    again = study.claim(sweep, "b")
+    queue.put_back(sweep, first.trial)
+    again = queue.claim(sweep, "b")
     assert again is not None
     assert (again.cell.id, again.trial.number) == (first.cell.id, first.trial.number)
     assert again.trial.params == first.trial.params
     assert again.run_id == first.run_id
     assert sweep.studies[TWO].trials[0].user_attrs["worker"] == "b"
-    study.tell(sweep, again, record(0.5))
+    queue.tell(sweep, again, record(0.5))
     assert sweep.studies[TWO].trials[0].value == 0.5

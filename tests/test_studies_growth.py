@@ -22,12 +22,13 @@ from studies_common import (
     states,
 )
 
-from harness import plan, study
-from harness.record import Heartbeat, RunDirectory
-from harness.search import draw
-from harness.seeding import sub_seed
-from harness.stopping import Stopping
-from harness.worker import Worker
+from harness.cluster.signals import Stopping
+from harness.cluster.worker import Worker
+from harness.core.seeding import sub_seed
+from harness.records.heartbeat import Heartbeat
+from harness.records.run_directory import RunDirectory
+from harness.sweep import plan, queue
+from harness.sweep.search_space import draw
 
 
 def test_without_tuning_the_finals_use_the_values_as_written(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_grown_sweep_adds_only_what_is_missing(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     finish_tuning(sweep, lambda claim: record(0.5 - claim.trial.number / 10))
     for claim in claims(sweep):
-        study.tell(sweep, claim, {"rows": []})
+        queue.tell(sweep, claim, {"rows": []})
     before = final_runs(sweep)
     chosen = cells(sweep)[TWO]["chosen"]
     assert chosen["trial"] == 0
@@ -77,14 +78,14 @@ def test_a_grown_sweep_adds_only_what_is_missing(tmp_path: Path) -> None:
     assert final_runs(grown) == before  # the new seed waits for the new choice
     with Heartbeat(RunDirectory(grown.folder / "workers" / "w")):  # who holds the other claims
         first = next(claim for claim in new if claim.phase == "tune" and claim.cell.id == THREE)
-        study.tell(grown, first, record(0.75))
+        queue.tell(grown, first, record(0.75))
         plan.top_up(grown)
     assert cells(grown)[THREE]["chosen"]["trial"] == 0  # trial 3 is better, but 4 is still under way
     assert final_runs(grown) == before
     for claim in new:
         if claim is first:
             continue
-        study.tell(
+        queue.tell(
             grown, claim, record(0.125 if claim.cell.id == TWO else 0.75) if claim.phase == "tune" else {"rows": []}
         )
     plan.top_up(grown)
@@ -113,15 +114,15 @@ def test_a_static_sampler_gives_a_trial_the_same_parameters_in_any_order(tmp_pat
     def params(name: str, backwards: bool) -> dict[tuple[str, int], Any]:
         sweep = open_sweep(tmp_path / name, sampler=sampler, tune={"trials": 4})
         if backwards:  # one trial at a time, the cells the other way round, some put back and some told
-            sweep = study.Sweep(sweep.spec, list(reversed(sweep.cells)), sweep.folder)
+            sweep = queue.OpenSweep(sweep.spec, list(reversed(sweep.cells)), sweep.folder)
         plan.top_up(sweep)
         found = {}
-        while (claim := study.claim(sweep, "w")) and claim.phase == "tune":
+        while (claim := queue.claim(sweep, "w")) and claim.phase == "tune":
             key = (claim.cell.id, claim.trial.number)
             if backwards and key not in found:
-                study.put_back(sweep, claim.trial)
+                queue.put_back(sweep, claim.trial)
             elif backwards:
-                study.tell(sweep, claim, record(0.5))
+                queue.tell(sweep, claim, record(0.5))
             found[key] = (claim.trial.params, claim.run_id)
         return found
 
@@ -148,10 +149,10 @@ def test_tpe_learns_from_what_it_was_told(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, sampler={"name": "tpe", "n_startup_trials": 5}, tune={"trials": 20})
     plan.top_up(sweep)
     rates: dict[str, list[float]] = {TWO: [], THREE: []}
-    while (claim := study.claim(sweep, "w")) is not None and claim.phase == "tune":
+    while (claim := queue.claim(sweep, "w")) is not None and claim.phase == "tune":
         rate = claim.trial.params["train.learning_rate"]
         rates[claim.cell.id].append(rate)
-        study.tell(sweep, claim, record(1 - abs(math.log10(rate) + 2) / 2))  # best at the upper end, 1e-2
+        queue.tell(sweep, claim, record(1 - abs(math.log10(rate) + 2) / 2))  # best at the upper end, 1e-2
     for drawn in rates.values():
         # Median of the last ten: for uninformed draws it is 1e-3 in the middle, and above 3e-3 once in 10 sweeps.
         assert sorted(drawn[-10:])[5] > 3e-3
@@ -184,10 +185,10 @@ def test_values_that_clash_fail_their_trial_not_their_worker(tmp_path: Path) -> 
     sweep = open_sweep(tmp_path, tune={"trials": 1})
     plan.top_up(sweep)
     broken = [
-        study.Cell(cell.id, {**cell.raw, "target_bit": 40}, cell.grid, cell.set, cell.search) for cell in sweep.cells
+        queue.Cell(cell.id, {**cell.raw, "target_bit": 40}, cell.grid, cell.set, cell.search) for cell in sweep.cells
     ]
     stopping, worker = Stopping(tmp_path, 1.0), Worker(str(sweep.folder), "w", keep_signals=True)
-    claim = study.claim(study.Sweep(sweep.spec, broken, sweep.folder), "w")
+    claim = queue.claim(queue.OpenSweep(sweep.spec, broken, sweep.folder), "w")
     assert claim is not None
     assert worker._carry_out(sweep, claim, stopping) == 1
     assert states(sweep, TWO) == {"FAIL": 1}  # at once: trying again would not help

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import growth, sweep
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.sweep.cells import assign, expand
+from harness.sweep.changes import changed_keys
+from harness.sweep.config import SweepConfig, plain, read_sweep
 
 RAW: dict[str, Any] = {
     "name": "s",
@@ -32,12 +34,12 @@ RAW: dict[str, Any] = {
 }
 
 
-def spec(**changes: Any) -> sweep.SweepSpec:
-    return sweep.SweepSpec.model_validate({**deepcopy(RAW), **changes})
+def spec(**changes: Any) -> SweepConfig:
+    return SweepConfig.model_validate({**deepcopy(RAW), **changes})
 
 
 def test_cells_in_the_order_of_the_file() -> None:
-    cells = sweep.expand(spec())
+    cells = expand(spec())
     assert [cell.id for cell in cells] == [
         "none,watch_bit=2",
         "ste,target_bit=2",
@@ -49,7 +51,7 @@ def test_cells_in_the_order_of_the_file() -> None:
 
 
 def test_the_outer_grid_multiplies_every_cell() -> None:
-    cells = sweep.expand(spec(grid={"model.width": [4, 8], "train.batch_size": [16]}))
+    cells = expand(spec(grid={"model.width": [4, 8], "train.batch_size": [16]}))
     assert len(cells) == 8
     assert cells[1].id == "none,model.width=8,train.batch_size=16,watch_bit=2"
     assert cells[1].raw["model"] == {"name": "mlp5", "width": 8}
@@ -58,27 +60,27 @@ def test_the_outer_grid_multiplies_every_cell() -> None:
 
 
 def test_a_grid_over_whole_sections_is_labelled_by_name() -> None:
-    cells = sweep.expand(spec(grid={"model": [{"name": "mlp5", "width": 4}, {"width": 5, "name": "mlp5"}]}))
+    cells = expand(spec(grid={"model": [{"name": "mlp5", "width": 4}, {"width": 5, "name": "mlp5"}]}))
     assert [cell.id for cell in cells[:2]] == ["none,model=mlp5-4,watch_bit=2", "none,model=mlp5-5,watch_bit=2"]
 
 
 def test_cells_share_nothing() -> None:
     given = spec()
-    cells = sweep.expand(given)
+    cells = expand(given)
     cells[0].raw["train"]["epochs"] = 99  # type: ignore[index]
     assert cells[1].raw["train"] == {"epochs": 1}
     assert given.base["train"] == {"epochs": 1}
 
 
 def test_the_configuration_of_a_run() -> None:
-    config = sweep.expand(spec())[3].config({"oscillation.strength": 2.5, "train.learning_rate": 0.5}, 7, "final")
+    config = expand(spec())[3].config({"oscillation.strength": 2.5, "train.learning_rate": 0.5}, 7, "final")
     assert (config.seed, config.phase, config.target_bit) == (7, "final", 4)
     assert config.methods[1] == {"name": "oscillation", "strength": 2.5, "scale_gradient": "graph"}
     assert config.train.learning_rate == 0.5
 
 
 def test_searched_values_do_not_stay_in_the_cell() -> None:
-    cell = sweep.expand(spec())[3]
+    cell = expand(spec())[3]
     before = deepcopy(dict(cell.raw))
     names = {cell.config({"oscillation.strength": value}, 0, "tune").run_id() for value in (1.0, 2.0, 1.0)}
     assert len(names) == 2
@@ -87,7 +89,7 @@ def test_searched_values_do_not_stay_in_the_cell() -> None:
 
 def test_an_illegal_value_names_the_cell() -> None:
     with pytest.raises(UserError, match=r"^cell ste\+oscillation,target_bit=4: method 'oscillation': strength: -1"):
-        sweep.expand(spec())[3].config({"oscillation.strength": -1}, 0, "tune")
+        expand(spec())[3].config({"oscillation.strength": -1}, 0, "tune")
 
 
 @pytest.mark.parametrize(
@@ -101,19 +103,19 @@ def test_an_illegal_value_names_the_cell() -> None:
 )
 def test_assign(key: str, after: dict[str, Any]) -> None:
     raw: dict[str, Any] = {"methods": [{"name": "ste"}], "train": {"epochs": 1}}
-    sweep.assign(raw, key, 5)
+    assign(raw, key, 5)
     assert raw == after
 
 
 @pytest.mark.parametrize(("key", "said"), [("lsq.levels", "unknown setting 'lsq'"), ("train.epochs.x", "is a value")])
 def test_assign_refuses(key: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        sweep.assign({"methods": [{"name": "ste"}], "train": {"epochs": 1}}, key, 5)
+        assign({"methods": [{"name": "ste"}], "train": {"epochs": 1}}, key, 5)
 
 
-def read(tmp_path: Path, *overrides: str) -> sweep.SweepSpec:
+def read(tmp_path: Path, *overrides: str) -> SweepConfig:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(RAW, sort_keys=False))
-    return sweep.read(tmp_path / "s.yaml", overrides)
+    return read_sweep(tmp_path / "s.yaml", overrides)
 
 
 @pytest.mark.parametrize(
@@ -173,26 +175,24 @@ def test_changed_keys(path: str, value: Any, changed: list[str]) -> None:
     for part in parents:
         place = place[part]
     place[last] = value
-    after = sweep.SweepSpec.model_validate(raw)
-    assert growth.changed_keys(sweep.plain(spec()), sweep.plain(after)) == changed
+    after = SweepConfig.model_validate(raw)
+    assert changed_keys(plain(spec()), plain(after)) == changed
 
 
 def test_only_whole_keys_are_free() -> None:
-    assert growth.changed_keys({"base": {"data": {"root_x": 1}}}, {"base": {"data": {"root_x": 2}}}) == [
-        "base.data.root_x"
-    ]
+    assert changed_keys({"base": {"data": {"root_x": 1}}}, {"base": {"data": {"root_x": 2}}}) == ["base.data.root_x"]
 
 
 def test_a_sweep_without_tuning_may_not_begin_to_tune() -> None:
-    plain = sweep.plain(spec(tune={"trials": 0}))
-    assert growth.changed_keys(plain, sweep.plain(spec())) == ["tune.trials"]
+    before = plain(spec(tune={"trials": 0}))
+    assert changed_keys(before, plain(spec())) == ["tune.trials"]
 
 
 def test_json_there_and_back() -> None:
     given = spec(grid={"model.width": [4, 8]}, objective=["mean", "val/loss_w2"], sampler={"name": "tpe", "x": 1})
-    again = sweep.SweepSpec.model_validate(sweep.plain(given))
+    again = SweepConfig.model_validate(plain(given))
     assert again == given
-    assert sweep.plain(again) == sweep.plain(given)
+    assert plain(again) == plain(given)
     assert again.cells[2].search["oscillation.strength"] == given.cells[2].search["oscillation.strength"]
 
 
@@ -200,4 +200,4 @@ def test_json_there_and_back() -> None:
     "path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_the_sweeps_that_come_along_are_legal(path: Path) -> None:
-    assert sweep.expand(sweep.read(path))
+    assert expand(read_sweep(path))

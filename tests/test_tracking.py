@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness import schema
-from harness.config import complete
-from harness.tracking import Mirror, explain_mode, group_of, wandb_mode
+from harness.core.bits import FLOAT
+from harness.records import schema
+from harness.training.config import complete
+from harness.training.wandb_mirror import Mirror, explain_mode, group_of, wandb_mode
 
 RAW: dict[str, Any] = {
     "seed": 3,
@@ -112,7 +113,7 @@ METRICS = {
     schema.TRAIN_PENALTY: 0.5,
     schema.MONITOR: 0.5,
     schema.accuracy("val", 2): 0.5,
-    schema.accuracy("val", schema.FLOAT): 0.75,
+    schema.accuracy("val", FLOAT): 0.75,
     schema.FREQUENCY: 0.125,
     schema.FLIPS_PER_WEIGHT: 0.0625,
     schema.OSCILLATING_FRACTION: 0.25,

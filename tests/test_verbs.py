@@ -12,24 +12,28 @@ from typing import Any
 import pytest
 from studies_common import THREE, TWO, claims, finish_tuning, open_sweep, record, states
 
-from harness import cancel, logs, plan, retry, source, status, study
-from harness.errors import UserError
-from harness.record import Heartbeat, RunDirectory, process_identity, write_json
-from harness.standing import standing
-from harness.stopping import STOP
-from harness.study import Sweep
+from harness import cancel, logs, retry, status
+from harness.cli.status_report import standing
+from harness.core.errors import UserError
+from harness.records import code_version
+from harness.records.files import write_json
+from harness.records.heartbeat import Heartbeat, process_identity
+from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import STOP
+from harness.sweep import plan, queue
+from harness.sweep.queue import OpenSweep
 
 
-def by_cell(sweep: Sweep) -> dict[str, dict[str, Any]]:
+def by_cell(sweep: OpenSweep) -> dict[str, dict[str, Any]]:
     return {cell["id"]: cell for cell in standing(sweep)["cells"]}
 
 
-def fail_one(sweep: Sweep, reason: str = "ValueError: no") -> study.Claim:
+def fail_one(sweep: OpenSweep, reason: str = "ValueError: no") -> queue.Claim:
     """Claim a trial and let it fail for good."""
-    claim = study.claim(sweep, "w")
+    claim = queue.claim(sweep, "w")
     assert claim is not None
     assert claim.run_id
-    study.tell_failed(sweep, claim, reason, retry=False)
+    queue.tell_failed(sweep, claim, reason, retry=False)
     return claim
 
 
@@ -40,12 +44,12 @@ def test_status_counts_each_cell(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
     with Heartbeat(RunDirectory(sweep.folder / "workers" / "w"), "job_7") as beat:
-        first, second, third = (study.claim(sweep, "w") for _ in range(3))
+        first, second, third = (queue.claim(sweep, "w") for _ in range(3))
         assert first
         assert second
         assert third
-        study.tell(sweep, first, record(0.7))
-        study.tell_pruned(third)
+        queue.tell(sweep, first, record(0.7))
+        queue.tell_pruned(third)
         beat.note(gpu="2", slot="gpu2.0", run=second.run_id)
         found = standing(sweep)
         beat.state = "done"
@@ -66,7 +70,7 @@ def test_status_counts_each_cell(tmp_path: Path) -> None:
 def test_status_puts_back_what_dead_workers_held(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
-    study.claim(sweep, "never seen")
+    queue.claim(sweep, "never seen")
     found = standing(sweep)
     assert sum(cell["running"] for cell in found["cells"]) == 0
     assert found["state"] == "stopped"
@@ -77,7 +81,7 @@ def test_status_knows_a_complete_sweep(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     finish_tuning(sweep, lambda claim: record(0.5))
     for claim in claims(sweep):
-        study.tell(sweep, claim, {"rows": []})
+        queue.tell(sweep, claim, {"rows": []})
     found = standing(sweep)
     assert (found["state"], found["left"], found["eta_s"]) == ("complete", 0, 0)
 
@@ -117,7 +121,7 @@ def test_status_needs_no_torch_and_names_what_is_there(tmp_path: Path) -> None:
 def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
-    assert study.claim(sweep, "busy") is not None
+    assert queue.claim(sweep, "busy") is not None
     folder = sweep.folder / "workers" / "busy"
     code = (
         "import sys, time; from pathlib import Path; from harness.record import Heartbeat, RunDirectory\n"
@@ -171,7 +175,7 @@ def test_a_failed_trial_gets_another_chance_with_its_parameters(tmp_path: Path) 
     again = next(claim for claim in claims(sweep) if claim.cell.id == TWO)
     assert again.trial.number != failed.trial.number
     assert (again.params, again.run_id) == (failed.params, failed.run_id)
-    study.tell(sweep, again, record(0.9))
+    queue.tell(sweep, again, record(0.9))
     plan.top_up(sweep)
     assert by_cell(sweep)[TWO]["done"] == 1
     assert {entry["id"]: entry for entry in plan.chosen_cells(sweep)}[TWO]["chosen"]["run_id"] == failed.run_id
@@ -187,7 +191,7 @@ def test_a_failed_final_run_gets_another_chance(tmp_path: Path) -> None:
     assert len(finals) == 4
     assert [claim.run_id for claim in finals].count(failed.run_id) == 1
     for claim in finals:
-        study.tell(sweep, claim, {"rows": []})
+        queue.tell(sweep, claim, {"rows": []})
     assert standing(sweep)["state"] == "complete"
 
 
@@ -214,7 +218,7 @@ def test_changed_code_has_to_be_explained(tmp_path: Path, monkeypatch: pytest.Mo
     assert retry.main([str(sweep.folder), "--changed-code", "the loss was wrong"]) == 0
     assert not files.checkpoint.exists()  # what the old code left half done is not continued
     code = json.loads((sweep.folder / "code.json").read_text())
-    assert code["code"] == source.code_version()
+    assert code["code"] == code_version.code_version()
     assert [(change["from"], change["why"]) for change in code["changes"]] == [
         ({"source": "other"}, "the loss was wrong")
     ]

@@ -7,9 +7,9 @@ import pytest
 from wandb_common import assert_complete, config, fresh_server, run_until, sync
 from wandb_server import WandbServer
 
-from harness import schema
-from harness.config import RunConfig
-from harness.run import Around, run
+from harness.records import schema
+from harness.training.config import RunConfig
+from harness.training.run import Around, run
 
 KEEPS = Around(keep_best=True)
 

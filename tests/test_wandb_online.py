@@ -9,7 +9,7 @@ import pytest
 from wandb_common import assert_complete, config, epochs, fresh_server, holds_key, run_until, sync
 from wandb_server import WandbServer
 
-from harness.run import Around, run
+from harness.training.run import Around, run
 
 
 @pytest.fixture

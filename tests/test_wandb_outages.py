@@ -9,10 +9,11 @@ import pytest
 from wandb_common import assert_complete, config, epochs, fresh_server, holds_key, run_until, sync
 from wandb_server import WandbServer
 
-from harness import schema, tracking
-from harness.errors import Stopped
-from harness.run import run
-from harness.tracking import Mirror
+from harness.core.errors import Stopped
+from harness.records import schema
+from harness.training import wandb_mirror
+from harness.training.run import run
+from harness.training.wandb_mirror import Mirror
 
 #: The two ways of being away; the slow suite tries both.
 AWAY = [pytest.param(False, id="503"), pytest.param(True, id="silent", marks=pytest.mark.slow)]
@@ -27,8 +28,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     """Waits of a second or two in place of half a minute; returns how much longer than usual a run may take."""
-    monkeypatch.setattr(tracking, "START_PATIENCE_S", 2.0)
-    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 2.0)
+    monkeypatch.setattr(wandb_mirror, "START_PATIENCE_S", 2.0)
+    monkeypatch.setattr(wandb_mirror, "FINISH_PATIENCE_S", 2.0)
     return 15.0
 
 

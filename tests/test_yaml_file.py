@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import yaml_file
-from harness.errors import UserError
+from harness.core import yaml_file
+from harness.core.errors import UserError
 
 FLOATS = {
     "1e-4": 1e-4,

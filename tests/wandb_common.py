@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from wandb_server import API_KEY, WandbServer
 
-from harness import schema
-from harness.config import RunConfig, complete
-from harness.errors import Stopped
-from harness.run import run
-from harness.tracking import Mirror
+from harness.core.errors import Stopped
+from harness.records import schema
+from harness.training.config import RunConfig, complete
+from harness.training.run import run
+from harness.training.wandb_mirror import Mirror
 
 EPOCHS = 4
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis import style
 from analysis.figures import Drawing, Scope
 from analysis.series import Group, summarize
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
 
 NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"

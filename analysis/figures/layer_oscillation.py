@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.series import Group, Series
-from harness.schema import LAYER_PREFIX
+from harness.records.schema import LAYER_PREFIX
 
 NAME, ORDER, SCOPE = "layer_oscillation", 50, Scope.GROUP
 TITLE = "Oscillation by layer"

@@ -13,7 +13,7 @@ from analysis.paired import QAT, WORDS, accuracies, compare
 from analysis.protocol import refuse_mixed_protocols
 from analysis.series import Group, Series
 from analysis.statistics import t_interval
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 NAME, ORDER, SCOPE = "one_checkpoint", 95, Scope.SWEEPS
 TITLE = "One network for every bit-width"

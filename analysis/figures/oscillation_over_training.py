@@ -14,7 +14,8 @@ from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.series import Group
 from analysis.statistics import t_interval
 from analysis.sweep import Final
-from harness.schema import FLOAT, FREQUENCY, OSCILLATING_FRACTION
+from harness.core.bits import FLOAT
+from harness.records.schema import FREQUENCY, OSCILLATING_FRACTION
 
 NAME, ORDER, SCOPE = "oscillation_over_training", 40, Scope.GROUP
 TITLE = "Oscillation over training"

@@ -9,7 +9,7 @@ from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import objective_value
 from analysis.series import Group
 from analysis.sweep import Trial
-from harness import objective
+from harness.sweep import objective
 
 NAME, ORDER, SCOPE = "parameter_importance", 90, Scope.GROUP
 TITLE = "Importance of the searched parameters"
@@ -92,11 +92,12 @@ def _importances(group: Group) -> tuple[pd.DataFrame, list[str]]:
 
 def _spaces(group: Group) -> dict[str, Any]:
     """The search space of each cell, from the sweep as it was launched."""
-    from harness.sweep import SweepSpec, expand
+    from harness.sweep.cells import expand
+    from harness.sweep.config import SweepConfig
 
     if group.settings is None:
         return {}
-    return {cell.id: cell.search for cell in expand(SweepSpec.model_validate(group.settings), checked=False)}
+    return {cell.id: cell.search for cell in expand(SweepConfig.model_validate(group.settings), checked=False)}
 
 
 def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
@@ -104,7 +105,7 @@ def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    from harness.rebuild import distribution
+    from harness.sweep.samplers import distribution
 
     distributions = {parameter: distribution(dimension) for parameter, dimension in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)

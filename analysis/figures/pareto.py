@@ -11,7 +11,7 @@ from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import trials_frame
 from analysis.series import Group
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
 
 NAME, ORDER, SCOPE = "pareto", 80, Scope.GROUP
 TITLE = "Accuracy at the target against the worst bit-width"

@@ -15,7 +15,7 @@ from analysis import profiles, style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.profiles import Benchmark, Floats
 from analysis.series import Group, Series
-from harness.schema import FLOAT
+from harness.core.bits import FLOAT
 
 NAME, ORDER, SCOPE = "performance_profile", 100, Scope.ROOT
 TITLE = "Methods over models, data sets and bit-widths"

@@ -12,7 +12,8 @@ from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.series import Group, Series
 from analysis.statistics import t_interval
-from harness.schema import FLOAT, THRESHOLD_EDGES
+from harness.core.bits import FLOAT
+from harness.records.schema import THRESHOLD_EDGES
 
 NAME, ORDER, SCOPE = "threshold_distances", 60, Scope.GROUP
 TITLE = "Distance of weights to decision thresholds"

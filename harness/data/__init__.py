@@ -7,10 +7,10 @@ A data-set file defines `Config(DataConfig)`, `check(config)` (file system only,
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from harness.data._knobs import Augment, DataConfig
-from harness.errors import UserError
-from harness.registry import load
-from harness.seeding import sub_seed
+from harness.core.errors import UserError
+from harness.core.registry import load
+from harness.core.seeding import sub_seed
+from harness.data._config import Augment, DataConfig
 
 if TYPE_CHECKING:
     import torch

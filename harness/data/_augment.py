@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.data._knobs import Augment
+from harness.data._config import Augment
 
 
 def augment_images(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import PIL
 import torch
 
-from harness.cache import cache_folder
+from harness.core.cache import cache_folder
 from harness.data.base import Raw, Split
 
 #: Part of every key; goes up when the way images are decoded changes.

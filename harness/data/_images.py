@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.core.errors import UserError
 from harness.data._source import Source
-from harness.errors import UserError
 
 #: Files a task decodes; one task a file would spend a third of its time on the pool.
 CHUNK = 256

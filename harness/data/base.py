@@ -7,10 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from harness import native
+from harness.core.seeding import sub_seed
 from harness.data._augment import augment_images
-from harness.data._knobs import Augment, DataConfig
-from harness.seeding import sub_seed
+from harness.data._config import Augment, DataConfig
+from harness.kernels import cpu
 
 __all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "order"]
 
@@ -96,7 +96,7 @@ class Dataset:
         The order of operations is torchvision's (ToTensor, then Normalize), so values agree bit for bit.
         """
         if _is_served(images):
-            return _unambiguous(native.image_batch(images, None, self._table))
+            return _unambiguous(cpu.image_batch(images, None, self._table))
         return _unambiguous(self._by_plain_operations(images))
 
     def _by_plain_operations(self, images: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Dataset:
         if isinstance(indices, slice):
             return self.normalized(split.images[indices]), labels
         if _is_served(split.images):
-            return _unambiguous(native.image_batch(split.images, indices, self._table)), labels
+            return _unambiguous(cpu.image_batch(split.images, indices, self._table)), labels
         return self.normalized(split.images.index_select(0, indices)), labels
 
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -134,8 +134,8 @@ class Dataset:
 
 
 def _is_served(images: Tensor) -> bool:
-    """Whether harness/native_images.c can make batches of these."""
-    return images.device.type == "cpu" and images.is_contiguous() and native.library() is not None
+    """Whether harness/kernels/csrc/images.c can make batches of these."""
+    return images.device.type == "cpu" and images.is_contiguous() and cpu.library() is not None
 
 
 def _unambiguous(images: Tensor) -> Tensor:

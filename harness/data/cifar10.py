@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.data._knobs import DataConfig, root_of
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.data._config import DataConfig, root_of
 
 if TYPE_CHECKING:
     import numpy as np

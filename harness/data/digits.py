@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from harness.data._knobs import DataConfig
-from harness.seeding import sub_seed
+from harness.core.seeding import sub_seed
+from harness.data._config import DataConfig
 
 if TYPE_CHECKING:
     from harness.data.base import Raw

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.data._knobs import DataConfig, refuse_download, root_of
+from harness.core.errors import UserError
+from harness.data._config import DataConfig, refuse_download, root_of
 from harness.data._source import Archive, Folder, Source
-from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.data.base import Raw

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from harness import registry
-from harness.errors import UserError
+from harness.core import registry
+from harness.core.errors import UserError
 from harness.methods.base import Context, Method, MethodConfig
 
 __all__ = ["build_stack", "find"]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from harness import registry
-from harness.errors import UserError, run_command
+from harness.core import registry
+from harness.core.command import run_command
+from harness.core.errors import UserError
 from harness.methods import find
 
 

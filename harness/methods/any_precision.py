@@ -41,14 +41,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from harness.errors import UserError
-from harness.methods.base import Bits, Method, MethodConfig, Step, set_deployed
-from harness.schema import MAX_BITS, MIN_BITS
+from harness.core.bits import MAX_BITS, MIN_BITS, Bits
+from harness.core.errors import UserError
+from harness.methods.base import Method, MethodConfig, Step
+from harness.quantization.deploy import set_deployed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
     from harness.quantization import DoReFaQuantizer
 
 
@@ -171,9 +172,9 @@ class AnyPrecision(Method):
         return ("float", *integers) if self.config.include_float else tuple(integers)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.features import norm_layers
-        from harness.layers import attach
+        from harness.methods._requirements import norm_layers
         from harness.quantization import DoReFaTransform
+        from harness.quantization.layers import attach
 
         bits, per_channel = self.context.bits(), self.context.quantizer.granularity == "channel"
         switch = Switch(bits)
@@ -228,8 +229,8 @@ class AnyPrecision(Method):
     def deploy(self, model: "nn.Module", bits: Bits, calibration: "Calibration") -> None:
         import torch
 
-        from harness.layers import attach
         from harness.quantization import DoReFaQuantizer
+        from harness.quantization.layers import attach
 
         norms = [layer for layer in model.modules() if isinstance(layer, SwitchedNorm)]
         layers = attach(model, self.context.exclude).values()

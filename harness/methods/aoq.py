@@ -43,16 +43,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.methods.base import Context, Method, MethodConfig, Step, round_to_nearest
+from harness.methods.base import Context, Method, MethodConfig, Step
+from harness.quantization.deploy import round_to_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
+    from harness.methods.base import Calibration
     from harness.quantization import DecoupledQuantizer
+    from harness.quantization.layers import QuantLayer
 
 #: Where a stage begins is a product of floats: an index so little before it is there.
 SLACK = 1e-9
@@ -106,8 +107,8 @@ class AllowingOscillation(Method):
         return cls.Config(explore=0.3, settle=0.6, updates=2, pull=1.0)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
         from harness.quantization import DecoupledQuantizer
+        from harness.quantization.layers import attach
 
         # Before the slots are filled. Outside the model, and in no checkpoint: the same weights make it anew.
         self._teacher = float_copy(model, self.context.exclude) if self.config.teacher == "initial" else None
@@ -200,7 +201,7 @@ def float_copy(model: "nn.Module", exclude: tuple[str, ...] = ()) -> "nn.Module"
     """A frozen copy of a model that computes as it does without its quantizers, in evaluation mode."""
     from copy import deepcopy
 
-    from harness.layers import Slotted
+    from harness.quantization.layers import Slotted
 
     copy = round_to_nearest(deepcopy(model), "float", exclude=exclude).eval().requires_grad_(False)
     for module in copy.modules():

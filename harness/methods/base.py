@@ -13,27 +13,23 @@ for each step:
 method.deploy(copy of the model, bits, calibration)   at each evaluation and bit-width
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from harness.knobs import Knobs, QuantizerKnobs
-from harness.schema import FLOAT
+from harness.core.bits import Bits, ScalePolicy
+from harness.core.config_base import QuantizerConfig, StrictConfig
 
-if TYPE_CHECKING:  # imported on use: a method's knobs are checked without torch
+if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
     from harness.quantization import WeightQuantizer
-
-Bits = int | Literal["float"]
-ScalePolicy = Literal["keep_step", "keep_range", "recalibrate"]
+    from harness.quantization.layers import QuantLayer
 
 
-class MethodConfig(Knobs):
+class MethodConfig(StrictConfig):
     """The knobs of a method; each method nests its own subclass, named Config."""
 
     name: str = Field(description="the method's file name without .py")
@@ -45,14 +41,14 @@ class Context:
 
     target_bit: 2 to 8, or None for plain float training. exclude: layer globs left in float.
     seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether one pass over the
-    weights (harness/native.c, harness/gpu.py) may take the place of plain operations, where there is one.
+    weights (harness/kernels) may take the place of plain operations, where there is one.
     """
 
     target_bit: int | None = None
     total_steps: int = 1
     steps_per_epoch: int = 1
     seed: int = 0
-    quantizer: QuantizerKnobs = field(default_factory=QuantizerKnobs)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     scale: ScalePolicy = "recalibrate"
     exclude: tuple[str, ...] = ()
     fused: bool = True
@@ -110,7 +106,7 @@ class Method:
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:
-        """Knobs under which four steps show the method's effect; used by the conformance tests."""
+        """StrictConfig under which four steps show the method's effect; used by the conformance tests."""
         return cls.Config(name=cls.__module__.rpartition(".")[2])
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
@@ -166,59 +162,15 @@ def default_quantizer(layer: "QuantLayer", context: Context) -> "WeightQuantizer
         return quantizer.to(layer.weight.device).fit(layer.weight_transform(layer.weight))
 
 
-def round_to_nearest(
-    model: "nn.Module",
-    bits: Bits | Mapping[str, Bits],
-    scale: ScalePolicy = "recalibrate",
-    quantizer: QuantizerKnobs | None = None,
-    exclude: tuple[str, ...] = (),
-) -> "nn.Module":
-    """Replace every weight by its quantized value, in place; slots are emptied. Returns the model.
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of training images, without augmentation, the same ones on every reading.
 
-    bits: 2 to 8 or "float" (the latent weights themselves), or one per layer name. A layer with a quantizer of
-    its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its range, or recalibrate,
-    that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers that are deployed
-    already stay as they are, so round a copy. Raises UserError for impossible bits.
+    draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device.
     """
-    import torch
 
-    from harness.layers import QuantLayer, attach, weight_layers
+    draw: "Callable[[int], tuple[Tensor, Tensor]]"
 
-    layers = weight_layers(model, exclude)
-    attach(model, exclude)
-    for name, layer in layers.items():
-        assert isinstance(layer, QuantLayer)
-        if layer.deployed:
-            continue
-        with torch.no_grad():
-            weight = layer.weight_transform(layer.weight)
-            layer_bits = bits[name] if isinstance(bits, Mapping) else bits
-            if layer_bits != FLOAT:
-                weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerKnobs())(weight)
-            set_deployed(layer, weight)
-    return model
-
-
-def set_deployed(layer: "QuantLayer", weight: "Tensor") -> None:
-    """Give a layer the weight it is deployed with and empty its weight slots; for `Method.deploy`."""
-    from torch import nn
-
-    from harness.layers import Unfilled
-
-    # A parameter of its own: what shares the trained one (a tied layer, an embedding) must keep it as it is.
-    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
-    layer.deployed = True
-
-
-def _deploy_quantizer(
-    layer: "QuantLayer", weight: "Tensor", bits: Bits, scale: ScalePolicy, quantizer: QuantizerKnobs
-) -> "WeightQuantizer":
-    from harness.quantization import WeightQuantizer, levels, make_quantizer
-
-    levels(bits)  # type: ignore[arg-type]  # refuses what is no bit-width
-    assert isinstance(bits, int)
-    own = layer.weight_quantizer
-    if isinstance(own, WeightQuantizer) and (scale != "recalibrate" or bits == own.bits):
-        return own.at_bits(bits, "keep_range" if scale == "keep_range" else "keep_step")
-    return make_quantizer(quantizer, bits).to(weight.device).fit(weight)
+    def batches(self, count: int) -> "Iterator[tuple[Tensor, Tensor]]":
+        """The first `count` batches."""
+        return (self.draw(index) for index in range(count))

@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.methods.base import Bits, Method, MethodConfig, round_to_nearest
+from harness.core.bits import Bits
+from harness.methods.base import Method, MethodConfig
+from harness.quantization.deploy import round_to_nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 class BatchNormReestimation(Method):

@@ -42,14 +42,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from harness.errors import UserError, unknown
+from harness.core.errors import UserError, unknown
 from harness.methods.base import Context, Method, MethodConfig, Step, default_quantizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
+    from harness.methods.base import Calibration
+    from harness.quantization.layers import QuantLayer
 
 
 class ConfidenceGuidedAnnealing(Method):
@@ -81,7 +81,7 @@ class ConfidenceGuidedAnnealing(Method):
         return cls.Config(boundary=0.1, start=0.2)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import Unfilled, attach
+        from harness.quantization.layers import Unfilled, attach
 
         for layer in attach(model, self.context.exclude).values():
             if isinstance(layer.weight_quantizer, Unfilled):
@@ -90,7 +90,7 @@ class ConfidenceGuidedAnnealing(Method):
     def prepared(self, model: "nn.Module") -> None:
         import torch
 
-        from harness.layers import attach
+        from harness.quantization.layers import attach
 
         layers = attach(model, self.context.exclude)
         chosen = self._chosen(layers)
@@ -167,8 +167,8 @@ class ConfidenceGuidedAnnealing(Method):
 
 
 def _check_quantizer(name: str, layer: "QuantLayer") -> None:
-    from harness.layers import SlotTakenError
     from harness.quantization import WeightQuantizer
+    from harness.quantization.layers import SlotTakenError
 
     kind: Any = type(layer.weight_quantizer)
     if issubclass(kind, WeightQuantizer):
@@ -185,7 +185,7 @@ def _entry_by_entry(layer: "QuantLayer") -> bool:
     """Whether each entry of the effective weight depends on the same entry of the weight, and on no other."""
     import torch
 
-    from harness.layers import Unfilled
+    from harness.quantization.layers import Unfilled
 
     if isinstance(layer.weight_transform, Unfilled):
         return True

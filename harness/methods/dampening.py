@@ -33,9 +33,9 @@ from harness.methods.base import Method, MethodConfig, Step, default_quantizer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
+    from harness.methods.base import Calibration
     from harness.quantization import WeightQuantizer
+    from harness.quantization.layers import QuantLayer
 
 Aggregation = Literal["kernel_mean", "mean", "sum"]
 
@@ -62,7 +62,7 @@ class Dampening(Method):
         return cls.Config(strength=3.0)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
+        from harness.quantization.layers import attach
 
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         # Kept out of the slots, and of the model: what is empty now may be filled by a later method of the stack.
@@ -94,8 +94,8 @@ class Dampening(Method):
 
     def _read(self, name: str) -> "tuple[WeightQuantizer, Tensor]":
         """The quantizer of a layer, and the weight that it sees, with its graph."""
-        from harness.layers import SlotTakenError, Unfilled
         from harness.quantization import WeightQuantizer
+        from harness.quantization.layers import SlotTakenError, Unfilled
 
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
@@ -111,7 +111,7 @@ class Dampening(Method):
 def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation, fused: bool = False) -> "Tensor":
     """agg( (sg[q(w)] - clip(w, s n, s p))^2 ) of one layer, shape (), with the gradient of the weight.
 
-    fused: whether native passes (harness/native_dampening.c) may compute it, where they can.
+    fused: whether native passes (harness/kernels/csrc/dampening.c) may compute it, where they can.
     """
     found = _by_native_passes(weight, quantizer, aggregation) if fused else None
     return _by_plain_operations(weight, quantizer, aggregation) if found is None else found
@@ -138,12 +138,12 @@ def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregatio
     """
     import torch
 
-    from harness import native, native_methods
+    from harness.kernels import cpu, dispatch
     from harness.quantization import MaxAbsQuantizer
+    from harness.quantization.autograd import closed_form
     from harness.quantization.learned_step import on_plain_grid
-    from harness.quantization.rounding import closed_form
 
-    if not on_plain_grid(quantizer) or weight.dtype != torch.float32 or not native.serves(weight):
+    if not on_plain_grid(quantizer) or weight.dtype != torch.float32 or not dispatch.serves(weight):
         return None
     with torch.no_grad():
         if isinstance(quantizer, MaxAbsQuantizer):
@@ -156,7 +156,7 @@ def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregatio
     share = {"sum": 1.0, "mean": 1 / weight.numel(), "kernel_mean": len(weight) / weight.numel()}[aggregation]
     return closed_form(
         weight,
-        (share * native_methods.dampening_value(weight, steps, low, high)).float(),
-        lambda w, factor: native_methods.dampening_gradient(w, steps, low, high, 2 * share * factor),
+        (share * cpu.dampening_value(weight, steps, low, high)).float(),
+        lambda w, factor: cpu.dampening_gradient(w, steps, low, high, 2 * share * factor),
         lambda w: _by_plain_operations(w, quantizer, aggregation),
     )

@@ -4,7 +4,7 @@ After each optimizer step t, for every weight, with the integer code k = q(w) / 
 
     E <- m k + (1 - m) E,        f <- m o + (1 - m) f,        if f > f_th(t): frozen from now on at round(E),
 
-o = 1 where the code changed against the direction of its last change (harness/oscillation.py). A frozen weight's
+o = 1 where the code changed against the direction of its last change (oscillation/tracker.py). A frozen weight's
 quantizer gives `s round(E)`, the integer it was at most of the time, by the present step s: the step goes on
 learning through it, and its latent weight has no gradient and no effect. f_th is off until t0 = start T, then
 
@@ -36,9 +36,9 @@ from harness.methods.base import Context, Method, MethodConfig, Step, default_qu
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
+    from harness.methods.base import Calibration
     from harness.quantization import FrozenQuantizer, WeightQuantizer
+    from harness.quantization.layers import QuantLayer
 
 
 class Freezing(Method):
@@ -70,9 +70,9 @@ class Freezing(Method):
         return cls.Config(threshold=0.05, momentum=0.3)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
-        from harness.oscillation import OscillationTracker
+        from harness.oscillation.tracker import OscillationTracker
         from harness.quantization import FrozenQuantizer
+        from harness.quantization.layers import attach
 
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         for name, layer in self._layers.items():
@@ -122,8 +122,8 @@ class Freezing(Method):
         """The quantizer in a layer's slot, or the default one where that is empty."""
         import torch
 
-        from harness.layers import SlotTakenError, Unfilled
         from harness.quantization import WeightQuantizer
+        from harness.quantization.layers import SlotTakenError, Unfilled
 
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 def gradient_norm(loss: "Tensor", tensors: "Sequence[Tensor]") -> "Tensor | float":
@@ -80,8 +80,8 @@ class GradientL1(Method):
         return cls.Config(last_epochs=1)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.errors import UserError
-        from harness.layers import attach
+        from harness.core.errors import UserError
+        from harness.quantization.layers import attach
 
         self._layers = [layer for layer in attach(model, self.context.exclude).values() if layer.weight.requires_grad]
         if not self._layers:
@@ -115,7 +115,7 @@ class GradientL1(Method):
 
     def _watch(self) -> None:
         """Keep, from now on, the tensors of each forward pass that are no parameters."""
-        from harness.layers import Unfilled
+        from harness.quantization.layers import Unfilled
 
         self._watching = True
         self._plain: dict[int, Tensor] = {}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 def kurtosis(weight: "Tensor") -> "Tensor":
@@ -64,13 +64,13 @@ def _smallest_variance(dtype: "torch.dtype", mean: "Tensor") -> "Tensor":
 def kurtosis_loss(weight: "Tensor", target: float, fused: bool = False) -> "Tensor":
     """`(K - target)^2`, shape (); 0 with gradient 0 for a constant tensor.
 
-    fused: whether native passes (harness/native_kurtosis.c) may compute it, where they can.
+    fused: whether native passes (harness/kernels/csrc/kurtosis.c) may compute it, where they can.
     """
     import torch
 
-    from harness import native
+    from harness.kernels import dispatch
 
-    if fused and weight.dtype == torch.float32 and native.serves(weight):
+    if fused and weight.dtype == torch.float32 and dispatch.serves(weight):
         found = _by_native_passes(weight, target)
         if found is not None:
             return found
@@ -85,11 +85,11 @@ def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
     """
     import torch
 
-    from harness import native_methods
-    from harness.quantization.rounding import closed_form
+    from harness.kernels import cpu
+    from harness.quantization.autograd import closed_form
 
     count = weight.numel()
-    mean, second, third, fourth = native_methods.moments(weight)
+    mean, second, third, fourth = cpu.moments(weight)
     variance = second / max(1, count - 1)
     if not variance > _smallest_variance(weight.dtype, torch.tensor(mean, dtype=torch.float64)):
         return None
@@ -99,7 +99,7 @@ def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
     def gradient(w: "Tensor", factor: float) -> "Tensor":
         outer = 2 * (value - target) * factor * 4 / deviation
         cubic = outer / count
-        return native_methods.standardized_cubic(
+        return cpu.standardized_cubic(
             w, mean, deviation, cubic, -outer * value / (count - 1), -cubic * third / count / deviation**3
         )
 
@@ -123,8 +123,8 @@ class Kurtosis(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.errors import UserError
-        from harness.layers import attach
+        from harness.core.errors import UserError
+        from harness.quantization.layers import attach
 
         layers = attach(model, self.context.exclude).values()
         # By identity: a shared weight counts once.

@@ -46,7 +46,7 @@ from harness.methods.base import Method, MethodConfig, Step
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 class LearnedCompanding(Method):
@@ -68,8 +68,8 @@ class LearnedCompanding(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
         from harness.quantization import CompandingQuantizer
+        from harness.quantization.layers import attach
 
         per_channel, knobs = self.context.quantizer.granularity == "channel", self.config
         self._layers = attach(
@@ -84,7 +84,7 @@ class LearnedCompanding(Method):
         self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]
 
     def prepared(self, model: "nn.Module") -> None:
-        from harness.layers import SlotTakenError
+        from harness.quantization.layers import SlotTakenError
 
         for (name, layer), own in zip(self._layers.items(), self._quantizers, strict=True):
             # Only now can it be told: a curve that is still straight looks like a uniform grid to what wraps it.

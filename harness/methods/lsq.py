@@ -19,8 +19,8 @@ from harness.methods.base import Method, MethodConfig, Step
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
+    from harness.methods.base import Calibration
+    from harness.quantization.layers import QuantLayer
 
 
 class LearnedStepSize(Method):
@@ -36,8 +36,8 @@ class LearnedStepSize(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
         from harness.quantization import LSQQuantizer
+        from harness.quantization.layers import attach
 
         def learned(layer: "QuantLayer") -> LSQQuantizer:
             per_channel = self.context.quantizer.granularity == "channel"

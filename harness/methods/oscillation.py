@@ -24,7 +24,7 @@ from harness.methods.base import Method, MethodConfig, Step
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 class Oscillation(Method):
@@ -46,7 +46,7 @@ class Oscillation(Method):
         return cls.Config(strength=3.0)
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.regularizer import OscillationRegularizer
+        from harness.oscillation.regularizer import OscillationRegularizer
 
         self._regularizer = OscillationRegularizer(
             model,
@@ -59,7 +59,7 @@ class Oscillation(Method):
         )
 
     def prepared(self, model: "nn.Module") -> None:
-        from harness.layers import QuantLayer, SlotTakenError, Unfilled
+        from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled
 
         for name, layer in model.named_modules():
             if isinstance(layer, QuantLayer) and not isinstance(layer.weight_transform, Unfilled):

@@ -38,13 +38,13 @@ method of its own. The paper has no TinyViT.
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.methods.base import Method, MethodConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 class QueryKeyReparametrization(Method):
@@ -62,7 +62,7 @@ class QueryKeyReparametrization(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.bilinear_attention import check_joinable, join_queries_and_keys
+        from harness.quantization.bilinear_attention import check_joinable, join_queries_and_keys
 
         chosen = self._chosen(model)
         for name, attention in chosen.items():  # all of them, before anything changes
@@ -74,8 +74,8 @@ class QueryKeyReparametrization(Method):
 
     def _chosen(self, model: "nn.Module") -> dict[str, Any]:
         """The attentions, by name, whose `qkv` is not excluded."""
-        from harness.attention import attentions
-        from harness.layers import weight_layers
+        from harness.quantization.attention import attentions
+        from harness.quantization.layers import weight_layers
 
         layers = {id(layer) for layer in weight_layers(model, self.context.exclude).values()}
         found: dict[str, Any] = attentions(model)

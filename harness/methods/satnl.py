@@ -34,8 +34,8 @@ from harness.methods.base import Method, MethodConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
-    from harness.layers import QuantLayer
+    from harness.methods.base import Calibration
+    from harness.quantization.layers import QuantLayer
 
 #: The largest |w| / kappa at the start; at 1, v would be infinite. A weight there still has 2 % of its gradient.
 CLIP = 0.99
@@ -97,7 +97,7 @@ class SaturatingNonlinearity(Method):
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
         import torch
 
-        from harness.layers import attach
+        from harness.quantization.layers import attach
 
         layers = attach(
             model, self.context.exclude, weight_transform=lambda layer: _module()(self._kappa(layer))

@@ -36,7 +36,7 @@ from harness.methods.base import Method, MethodConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 class StatisticalQuantization(Method):
@@ -53,8 +53,8 @@ class StatisticalQuantization(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
         from harness.quantization import StatisticalQuantizer
+        from harness.quantization.layers import attach
 
         wanted = self.config.granularity
         per_channel = (self.context.quantizer.granularity if wanted == "run" else wanted) == "channel"

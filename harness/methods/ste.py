@@ -16,7 +16,7 @@ from harness.methods.base import Method, MethodConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 
 class StraightThrough(Method):
@@ -33,8 +33,8 @@ class StraightThrough(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.layers import attach
         from harness.quantization import make_quantizer
+        from harness.quantization.layers import attach
 
         attach(
             model,

@@ -31,7 +31,7 @@ from harness.methods.base import Method, MethodConfig, Step
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.calibration import Calibration
+    from harness.methods.base import Calibration
 
 Pairing = Literal["one", "two"]
 
@@ -68,8 +68,8 @@ class SymmetryRegularizer(Method):
     config: Config
 
     def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.errors import UserError
-        from harness.layers import attach
+        from harness.core.errors import UserError
+        from harness.quantization.layers import attach
 
         layers = attach(model, self.context.exclude).values()
         kept = [layer for layer in layers if layer.weight.requires_grad and not is_depthwise(layer)]

@@ -3,10 +3,10 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness import registry
+from harness.core import registry
+from harness.core.seeding import sub_seed
 from harness.models._weights import load_checkpoint
 from harness.models.base import ModelConfig
-from harness.seeding import sub_seed
 
 if TYPE_CHECKING:  # imported on use, here and in each model's file: knobs are checked without torch
     from torch import Tensor, nn

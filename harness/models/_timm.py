@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError, nearest
+from harness.core.errors import UserError, nearest
 from harness.models._weights import downloading, hub_offline_if_unreachable
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 from safetensors import SafetensorError
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -5,15 +5,15 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from harness.errors import UserError, nearest
-from harness.knobs import Knobs
+from harness.core.config_base import StrictConfig
+from harness.core.errors import UserError, nearest
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 CHECKPOINT = "checkpoint:"
 _FORMS = ("scratch", "pretrained", "checkpoint:<path>")
 
 
-class ModelConfig(Knobs):
+class ModelConfig(StrictConfig):
     """Base of each model file's `Config`. A model adds its knobs and, where it has one, `min_image_side`."""
 
     #: The shorter image side in pixels below which the model does not work: smaller images are enlarged.

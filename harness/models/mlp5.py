@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.models.base import ModelConfig
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Config(ModelConfig):
-    """Knobs of mlp5."""
+    """StrictConfig of mlp5."""
 
     name: str = "mlp5"
     depth: int = Field(5, ge=1, le=64, description="linear layers, the classifier included")

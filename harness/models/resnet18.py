@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.models._weights import downloading, drop_head
 from harness.models.base import ModelConfig
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Config(ModelConfig):
-    """Knobs of resnet18."""
+    """StrictConfig of resnet18."""
 
     name: str = "resnet18"
     small_stem: bool = Field(

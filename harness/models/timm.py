@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.models._timm import check_name, create
 from harness.models.base import ModelConfig
 
@@ -15,7 +15,7 @@ _PREFIX = "timm:"
 
 
 class Config(ModelConfig):
-    """Knobs of timm's models. Some take no `drop_path` or no `dropout`, and refuse it."""
+    """StrictConfig of timm's models. Some take no `drop_path` or no `dropout`, and refuse it."""
 
     drop_path: float | None = Field(
         None, ge=0, lt=1, description="stochastic depth: rate of the last block; null: the model's own default"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.models._timm import create
 from harness.models.base import ModelConfig
 
@@ -20,7 +20,7 @@ _Four = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_le
 
 
 class Config(ModelConfig):
-    """Knobs of tiny_vit."""
+    """StrictConfig of tiny_vit."""
 
     min_image_side: ClassVar[int] = 64
 

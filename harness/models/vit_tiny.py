@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from harness.errors import UserError
-from harness.knobs import IDENTITY_IF_CHANGED
+from harness.core.config_base import IDENTITY_IF_CHANGED
+from harness.core.errors import UserError
 from harness.models._timm import create
 from harness.models.base import ModelConfig
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Config(ModelConfig):
-    """Knobs of vit_tiny."""
+    """StrictConfig of vit_tiny."""
 
     name: str = "vit_tiny"
     width: int = Field(192, ge=8, le=4096, description="features of a token")

@@ -1,5 +1,6 @@
 """Rounding, grids and weight quantizers: pure tensor functions below, small modules above."""
 
+from harness.quantization.autograd import round_ste
 from harness.quantization.companding import CompandingQuantizer
 from harness.quantization.decoupled import DecoupledQuantizer
 from harness.quantization.dorefa import DoReFaQuantizer, DoReFaTransform
@@ -7,7 +8,6 @@ from harness.quantization.frozen import FrozenQuantizer
 from harness.quantization.grid import Levels, clip_ratio, levels, max_abs, round_to_codes
 from harness.quantization.learned_step import LSQQuantizer
 from harness.quantization.quantizer import ClippedQuantizer, MaxAbsQuantizer, WeightQuantizer, make_quantizer
-from harness.quantization.rounding import round_ste
 from harness.quantization.statistical import StatisticalQuantizer
 
 __all__ = [

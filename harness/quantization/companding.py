@@ -10,9 +10,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from harness.quantization.autograd import clip, round_ste
 from harness.quantization.grid import safe_step
 from harness.quantization.quantizer import KeepScale, WeightQuantizer
-from harness.quantization.rounding import clip, round_ste
 
 #: Logarithms of slopes further below the largest count as this far: a slope of exp(-10) of another's is flat for any
 #: use, and from there on fp32 could not tell the ends of an interval apart.

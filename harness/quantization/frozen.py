@@ -1,6 +1,6 @@
 """A quantizer around another one that holds some weights at integer codes of their own.
 
-On the CPU its work is a few native passes (harness/native_freezing.c); plain tensor operations serve anywhere else.
+On the CPU its work is a few native passes (harness/kernels/csrc/freezing.c); plain operations serve anywhere else.
 """
 
 from functools import cache, lru_cache
@@ -9,9 +9,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from harness import native, native_methods
+from harness.kernels import cpu, dispatch
+from harness.quantization.autograd import BOUND_SLACK
 from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQuantizer, alike, served
-from harness.quantization.rounding import BOUND_SLACK
 
 
 class FrozenQuantizer(WeightQuantizer):
@@ -46,9 +46,9 @@ class FrozenQuantizer(WeightQuantizer):
 
         That is where fp16 `frequency * decay` exceeds the threshold; None as long as nothing freezes.
         """
-        if self.fused and native.serves(codes, average, frequency, self.frozen, self.code):
+        if self.fused and dispatch.serves(codes, average, frequency, self.frozen, self.code):
             limit = _NEVER if threshold is None else _limit(decay, threshold)
-            native_methods.settle(codes, average, frequency, self.frozen, self.code, momentum, limit)
+            cpu.settle(codes, average, frequency, self.frozen, self.code, momentum, limit)
             return
         average += (codes - average).mul_(momentum)  # rounded after each operation, not lerp_: as the native pass
         if threshold is not None:
@@ -69,7 +69,7 @@ class FrozenQuantizer(WeightQuantizer):
             result: Tensor = _HoldMaxAbs.apply(weight, self.frozen, self.code, self)
             return result
         others, step = inner(weight), inner.step(weight)
-        if not (_by_rows(step, weight) and native.serves(others, self.frozen) and others.dtype == torch.float32):
+        if not (_by_rows(step, weight) and dispatch.serves(others, self.frozen) and others.dtype == torch.float32):
             return torch.where(self.frozen, step * self.code, others)
         result = _Hold.apply(others, step, self.frozen, self.code)
         return result
@@ -84,11 +84,11 @@ class FrozenQuantizer(WeightQuantizer):
         if self._native(weight) and type(inner).codes is WeightQuantizer.codes:
             step = inner.step_of(inner.peaks(weight)) if _is_max_abs(inner) else inner.step(weight)
             if _by_rows(step, weight):
-                return native_methods.held_codes(weight, self.frozen, self.code, step.contiguous(), *inner.levels)
+                return cpu.held_codes(weight, self.frozen, self.code, step.contiguous(), *inner.levels)
         return torch.where(self.frozen, self.code, inner.codes(weight))
 
     def _native(self, weight: Tensor) -> bool:
-        return self.fused and served(weight) and native.serves(weight, self.frozen, self.code)
+        return self.fused and served(weight) and dispatch.serves(weight, self.frozen, self.code)
 
     def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
         return self if bits == self.bits else FrozenElsewhere(self, self.weight_quantizer.at_bits(bits, scale))
@@ -146,7 +146,7 @@ class _Hold(torch.autograd.Function):
 
     @staticmethod
     def forward(others: Tensor, step: Tensor, held: Tensor, code: Tensor) -> Tensor:
-        return native_methods.hold(others, held, code, step.contiguous())
+        return cpu.hold(others, held, code, step.contiguous())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -160,7 +160,7 @@ class _Hold(torch.autograd.Function):
         if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
             share = torch.where(held, gradients[0] * code, 0.0).sum_to_size(shape)
             return torch.where(held, 0.0, gradients[0]), share, None, None
-        others, sums = native_methods.hold_backward(alike(gradients[0], held), held, code, shape.numel())
+        others, sums = cpu.hold_backward(alike(gradients[0], held), held, code, shape.numel())
         return others, sums.float().view(shape), None, None
 
 
@@ -171,8 +171,8 @@ class _HoldMaxAbs(torch.autograd.Function):
     def forward(weight: Tensor, held: Tensor, code: Tensor, quantizer: FrozenQuantizer) -> Tensor:
         inner: Any = quantizer.weight_quantizer
         step = inner.step_of(inner.peaks(weight)).flatten()
-        others = native.quantize(weight, step, inner.clipped_at)
-        return native_methods.hold(others, held, code, step, out=others)
+        others = cpu.quantize(weight, step, inner.clipped_at)
+        return cpu.hold(others, held, code, step, out=others)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -188,7 +188,7 @@ class _HoldMaxAbs(torch.autograd.Function):
         inner = quantizer.weight_quantizer
         peak = inner.peaks(weight)
         step = inner.step_of(peak).flatten()
-        others, sums = native_methods.hold_backward(alike(gradients[0], held), held, code, step.numel())
+        others, sums = cpu.hold_backward(alike(gradients[0], held), held, code, step.numel())
         both, graph = (peak.flatten(), step), inner.scale_gradient == "graph"
-        result = native.quantize_backward(weight, others, *both, inner.clipped_at, BOUND_SLACK, graph, sums)
+        result = cpu.quantize_backward(weight, others, *both, inner.clipped_at, BOUND_SLACK, graph, sums)
         return result, None, None, None

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
-from harness.schema import MAX_BITS, MIN_BITS
+from harness.core.bits import MAX_BITS, MIN_BITS
+from harness.core.errors import UserError
 
 LevelsKind = Literal["symmetric", "full", "unsigned"]
 

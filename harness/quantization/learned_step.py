@@ -6,10 +6,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from harness import native
+from harness.kernels import cpu
+from harness.quantization.autograd import BOUND_SLACK, clip, round_ste, scale_gradient
 from harness.quantization.grid import LevelsKind, safe_step
 from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer, alike, served
-from harness.quantization.rounding import BOUND_SLACK, clip, round_ste, scale_gradient
 
 
 class LSQQuantizer(WeightQuantizer):
@@ -64,7 +64,7 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, step: Tensor, high: int) -> Tensor:
-        return native.quantize(weight, step.flatten(), high)
+        return cpu.quantize(weight, step.flatten(), high)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -79,7 +79,7 @@ class _LearnedStep(torch.autograd.Function):
             of_weight, of_step = torch.autograd.grad(plain, (weight, step), gradients[0], create_graph=True)
             return of_weight, of_step, None
         gradient = alike(gradients[0], weight)
-        of_weight, pulls = native.learned_step_backward(weight, gradient, step.flatten(), high, BOUND_SLACK)
+        of_weight, pulls = cpu.learned_step_backward(weight, gradient, step.flatten(), high, BOUND_SLACK)
         return of_weight, pulls.view(step.shape), None
 
 

@@ -10,8 +10,9 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from harness import native
-from harness.knobs import QuantizerKnobs
+from harness.core.config_base import QuantizerConfig
+from harness.kernels import cpu, dispatch
+from harness.quantization.autograd import BOUND_SLACK, clip, round_ste
 from harness.quantization.grid import (
     Levels,
     LevelsKind,
@@ -21,7 +22,6 @@ from harness.quantization.grid import (
     round_to_codes,
     safe_step,
 )
-from harness.quantization.rounding import BOUND_SLACK, clip, round_ste
 
 #: Whether a step computed from the weights takes part in the gradient.
 ScaleGradient = Literal["graph", "detached"]
@@ -82,7 +82,7 @@ class MaxAbsQuantizer(WeightQuantizer):
     """The paper's quantizer: symmetric, `s = max|w| / Q`; 2 bits is ternary (arXiv 2502.00490, section 2).
 
     scale_gradient: "graph" leaves s in the graph, as the paper's code does; "detached" cuts it out. `fused` may be
-    set to False for plain tensor operations where a native pass (harness/native.c) would serve.
+    set to False for plain tensor operations where a native pass (harness/kernels/csrc/weights.c) would serve.
     """
 
     fused: bool = True
@@ -101,9 +101,9 @@ class MaxAbsQuantizer(WeightQuantizer):
 
     def peaks(self, weight: Tensor) -> Tensor:
         """`max_abs` by a native pass; the caller has asked `native.serves`, or `served_on_gpu`."""
-        if native.on_gpu(weight.device):
+        if dispatch.on_gpu(weight.device):
             return _on_gpu().peaks(weight).view(())
-        peaks = native.peaks(weight, weight.shape[0] if self.per_channel else 1)
+        peaks = cpu.peaks(weight, weight.shape[0] if self.per_channel else 1)
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
     def ratios(self, ones: Tensor) -> Tensor:
@@ -132,19 +132,19 @@ class MaxAbsQuantizer(WeightQuantizer):
 
 def served(weight: Tensor) -> bool:
     """Whether a native pass may take the place of plain operations on this weight."""
-    return weight.dtype == torch.float32 and not torch.compiler.is_compiling() and native.serves(weight)
+    return weight.dtype == torch.float32 and not torch.compiler.is_compiling() and dispatch.serves(weight)
 
 
 def served_on_gpu(weight: Tensor, quantizer: WeightQuantizer) -> bool:
-    """Whether the passes of harness/gpu_quantize.py may."""
+    """Whether the passes of harness/kernels/triton_quantize.py may."""
     usual = weight.dtype == torch.float32 and not torch.compiler.is_compiling() and not quantizer.per_channel
-    return usual and native.on_gpu(weight.device) and native.alike_in_memory(weight)
+    return usual and dispatch.on_gpu(weight.device) and dispatch.alike_in_memory(weight)
 
 
 def _on_gpu() -> ModuleType:
-    from harness import gpu_quantize  # needs Triton
+    from harness.kernels import triton_quantize  # needs Triton
 
-    return gpu_quantize
+    return triton_quantize
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -153,7 +153,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, quantizer: MaxAbsQuantizer) -> Tensor:
         step = quantizer.step_of(quantizer.peaks(weight))
-        passes = _on_gpu() if native.on_gpu(weight.device) else native
+        passes = _on_gpu() if dispatch.on_gpu(weight.device) else cpu
         return cast(Tensor, passes.quantize(weight, step.flatten(), quantizer.clipped_at))
 
     @staticmethod
@@ -171,14 +171,14 @@ class _FakeQuantize(torch.autograd.Function):
         peak = quantizer.peaks(weight)  # read again rather than kept: the copy of a model may share the quantizer
         step, graph = quantizer.step_of(peak), quantizer.scale_gradient == "graph"
         both = (peak.flatten(), step.flatten())
-        passes = _on_gpu() if native.on_gpu(weight.device) else native
+        passes = _on_gpu() if dispatch.on_gpu(weight.device) else cpu
         return passes.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
 
 
 def alike(gradient: Tensor, like: Tensor) -> Tensor:
     """A gradient as the native passes take it: fp32, in the order in memory of another tensor."""
     gradient = gradient.float()
-    if native.alike_in_memory(like, gradient):
+    if dispatch.alike_in_memory(like, gradient):
         return gradient
     return torch.empty_like(like, dtype=torch.float32).copy_(gradient)
 
@@ -228,7 +228,7 @@ def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
 
 
 def make_quantizer(
-    knobs: QuantizerKnobs, bits: int, scale_gradient: ScaleGradient = "graph", fused: bool = True
+    knobs: QuantizerConfig, bits: int, scale_gradient: ScaleGradient = "graph", fused: bool = True
 ) -> MaxAbsQuantizer:
     """The run's default quantizer at a bit-width: max-abs or clipped, per tensor or per channel."""
     kind = ClippedQuantizer if knobs.range == "mse" else MaxAbsQuantizer

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from harness.quantization.autograd import straight_through
 from harness.quantization.grid import safe_step
 from harness.quantization.quantizer import KeepScale, WeightQuantizer
-from harness.quantization.rounding import straight_through
 
 
 class StatisticalQuantizer(WeightQuantizer):

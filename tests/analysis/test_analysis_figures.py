@@ -18,7 +18,8 @@ from analysis.figures.pareto import undominated
 from analysis.frames import rows_frame, trials_frame
 from analysis.load import load_sweep
 from analysis.series import Group, make_groups
-from harness import schema
+from harness.core.bits import FLOAT
+from harness.records import schema
 
 SHAPE = Shape(trials=12, seeds=3, epochs=5, layers=4)
 FIGURES = {module.name: module for module in find_figures()}
@@ -127,13 +128,13 @@ def test_undominated_by_hand() -> None:
 
 def test_pareto_shows_float_training_at_every_target(group: Group) -> None:
     frame = draw("pareto", group).frame
-    own = frame[frame["method"] == schema.FLOAT]
+    own = frame[frame["method"] == FLOAT]
     assert own.groupby("panel").size().to_dict() == {2: 12, 3: 12, 4: 12}
     (trial,) = [t for t in group.trials if t.cell.id == "none" and t.number == 5]
     rows = {row["bits"]: 100 * row["accuracy"] for row in trial.record["rows"]}
     line = own[(own["panel"] == 3) & (own["trial"] == 5)].iloc[0]
     assert line["at_target"] == rows[3]
-    assert line["worst"] == min(value for bits, value in rows.items() if bits != schema.FLOAT)
+    assert line["worst"] == min(value for bits, value in rows.items() if bits != FLOAT)
 
 
 def test_importances_are_those_of_the_study_itself(group: Group) -> None:

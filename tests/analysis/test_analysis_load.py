@@ -10,7 +10,7 @@ from synthetic_sweep import MEASURED, SweepWriter, only_group, quickstart
 
 from analysis.load import load_sweep, read_metrics, sweep_names
 from analysis.series import make_groups, summarize
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 
 def test_labels_targets_and_means(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from analysis.load import load_sweep
 from analysis.output import as_csv
 from analysis.provenance import digest
 from analysis.series import Group
-from harness.errors import UserError
-from harness.sweep import plain, read
+from harness.core.errors import UserError
+from harness.sweep.config import plain, read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "analysis/make_figures.py"
@@ -35,7 +35,7 @@ def draw(name: str, group: Group) -> Drawing:
 
 def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(tmp_path: Path) -> None:
     sweep = quickstart(tmp_path).write()
-    spec = plain(read(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced: 5 epochs"}
+    spec = plain(read_sweep(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced: 5 epochs"}
     (sweep.folder / "sweep.json").write_text(json.dumps(spec))
     assert make_figures.main(["--root", str(tmp_path)]) == 0
     for name in ("cross_bit_table.md", "cross_bit_table.tex", "claims.md", "claims.tex", "ranking.md", "report.html"):

@@ -13,7 +13,7 @@ from analysis import profiles
 from analysis.figures import NothingToDraw, performance_profile
 from analysis.load import load_sweep
 from analysis.series import Group, make_groups
-from harness.sweep import plain, read
+from harness.sweep.config import plain, read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,7 +206,7 @@ def test_a_labelled_study_does_not_leave_few_methods_to_be_compared(tmp_path: Pa
     small = exact(tmp_path, "small", "two", 50, 40).write()  # two methods
     groups = groups_of(tmp_path, "a", "small", "b")
     assert len(profiles.collect(groups).scores) == 2
-    spec = plain(read(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced"}
+    spec = plain(read_sweep(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced"}
     (small.folder / "sweep.json").write_text(json.dumps(spec))
     groups = groups_of(tmp_path, "a", "small", "b")
     found = profiles.collect(groups)

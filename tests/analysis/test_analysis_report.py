@@ -15,7 +15,7 @@ from synthetic_sweep import MEASURED, SweepWriter, quickstart
 
 from analysis import make_figures, render
 from analysis.figures import find_figures
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 #: What a sweep of one model on one data set shows: the others compare several.
 OF_ONE_GROUP = [module for module in find_figures() if module.scope not in render.OVERALL]

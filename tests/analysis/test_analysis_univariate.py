@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from analysis import univariate as model
 from analysis.figures import univariate_model
-from harness.oscillation import OscillationTracker
+from harness.oscillation.tracker import OscillationTracker
 from harness.quantization import WeightQuantizer
-from harness.quantization.rounding import round_ste
+from harness.quantization.autograd import round_ste
 
 #: d / s: neither rational with a small denominator nor 0 or 1/2.
 DISTANCES = (np.arange(20) + 0.37) / 40

@@ -22,7 +22,7 @@ from analysis.series import make_groups, summarize
 from analysis.sweep import Sweep
 from analysis.wandb_source import load_sweep as load_from_wandb
 from harness import launch
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 RATE = {"low": 1e-4, "high": 1e-2, "log": True}
 SWEEP: dict[str, Any] = {

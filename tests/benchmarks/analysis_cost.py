@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import schema
-from harness.record import RunDirectory, write_json
-from harness.sweep import SweepSpec
+from harness.core.bits import FLOAT
+from harness.records import schema
+from harness.records.files import write_json
+from harness.records.run_directory import RunDirectory
+from harness.sweep.config import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEAST_RECORDS = 100
@@ -84,7 +86,7 @@ def _launched(name: str, shape: Shape) -> dict[str, Any]:
         "base": {"data": {"name": "digits"}, "model": {"name": "resnet18"}, "train": {"epochs": shape.epochs},
                  "deploy": {"bits": list(BITS), "scale": "recalibrate"}},
     }  # fmt: skip
-    return SweepSpec.model_validate(spec).model_dump(mode="json")
+    return SweepConfig.model_validate(spec).model_dump(mode="json")
 
 
 def write_run(
@@ -110,7 +112,7 @@ def write_run(
         {"phase": phase, "split": split, "deploy": "rtn", "scale": "recalibrate", "bits": bits,
          "accuracy": min(1.0, max(0.0, draw.gauss(mean, 1) / 100)), "loss": 0.3, "n": 5000}
         for split in ("val", "test")[: 1 if phase == "tune" else 2]
-        for bits, mean in zip((*BITS, schema.FLOAT), means, strict=True)
+        for bits, mean in zip((*BITS, FLOAT), means, strict=True)
     ]  # fmt: skip
     config = {
         "seed": number if phase == "final" else 1000, "target_bit": target, "watch_bit": target or 2,
@@ -136,7 +138,7 @@ def write_run(
 def _metrics(epoch: int, level: float, means: tuple[float, ...], layers: int, draw: random.Random) -> dict[str, Any]:
     """An epoch, with about as many figures as a real one of a network of so many layers."""
     rise = level * (1 - math.exp(-epoch / 5))
-    values = {schema.accuracy("val", bits): mean / 100 for bits, mean in zip((*BITS, schema.FLOAT), means, strict=True)}
+    values = {schema.accuracy("val", bits): mean / 100 for bits, mean in zip((*BITS, FLOAT), means, strict=True)}
     by_layer = {schema.layer_frequency(f"layer.{i}"): rise * draw.uniform(0.5, 1.5) for i in range(layers)}
     return {
         schema.EPOCH: epoch, schema.TRAIN_LOSS: 1 / epoch, schema.FREQUENCY: rise,

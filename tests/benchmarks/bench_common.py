@@ -10,10 +10,11 @@ from unittest import mock
 
 import torch
 
-from harness.build import build
-from harness.config import RunConfig, complete, component
 from harness.data.base import Dataset, Split, order
-from harness.train import Session, step
+from harness.training.build import build
+from harness.training.config import RunConfig, complete, component
+from harness.training.loop import step
+from harness.training.session import Session
 
 #: Training images of CIFAR-10 once a tenth validates, and the steps that makes an epoch at a batch of 128.
 TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 45_000, 5_000, 10_000
@@ -85,7 +86,7 @@ def make_session(config: RunConfig, train: int = 4096, val: int = 512) -> Sessio
             digest="random images",
         )
 
-    with mock.patch("harness.build.load_dataset", in_memory):
+    with mock.patch("harness.training.build.load_dataset", in_memory):
         return build(config)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from bench_common import compared, configure, in_turn, make_session, models, settings
 from bench_report import Clock, Row, figure
 
-from harness.evaluator import evaluate
-from harness.train import Session
+from harness.training.evaluator import evaluate
+from harness.training.session import Session
 
 #: Validation images of each network, and the rounds that are timed: fewer than CIFAR-10's 5,000 where a pass takes
 #: seconds, which counts against the product, as the rounding of the weights is spread over fewer images.

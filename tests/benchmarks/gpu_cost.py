@@ -23,8 +23,8 @@ from optuna.trial import TrialState
 from torch import Tensor
 from torch.nn import functional
 
-from harness import study
-from harness.train import Session
+from harness.sweep import queue
+from harness.training.session import Session
 
 #: Workers that share the GPU, and runs of each launch: the first of each worker bears its start.
 SHARED, RUNS_EACH = 6, 5
@@ -141,7 +141,7 @@ def launch(workers: int, runs: int, epochs: int, device: str) -> tuple[list[Ran]
         seconds = clock.lap()
         if ended.returncode != 0:
             raise RuntimeError(f"the launch ended with {ended.returncode}\n{(ended.stdout + ended.stderr)[-3000:]}")
-        found = study.load_sweep(Path(folder) / "shared").finals.get_trials(states=(TrialState.COMPLETE,))
+        found = queue.load_sweep(Path(folder) / "shared").finals.get_trials(states=(TrialState.COMPLETE,))
         done = [
             Ran(trial.user_attrs["worker"], trial.datetime_start, trial.datetime_complete)
             for trial in found

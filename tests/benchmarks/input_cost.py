@@ -12,7 +12,7 @@ from bench_common import TRAIN_IMAGES, Loop, compared, configure, in_turn, make_
 from bench_report import Clock, Row, figure
 from torch import Tensor, nn
 
-from harness.train import Session
+from harness.training.session import Session
 
 
 def input_share(session: Session, rounds: int, device: str) -> Row:

@@ -13,11 +13,11 @@ from typing import Any
 from bench_common import Loop, compared, configure, in_turn, make_session, settings, untracked
 from bench_report import Clock, Row, figure
 
-from harness import registry
-from harness.errors import UserError
-from harness.train import Session
+from harness.core import registry
+from harness.core.errors import UserError
+from harness.training.session import Session
 
-#: Knobs and rounds: small enough that all methods take turns within minutes on a CPU.
+#: StrictConfig and rounds: small enough that all methods take turns within minutes on a CPU.
 NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
     "mlp5": ({"name": "mlp5"}, 60),
     "resnet18, width 16": ({"name": "resnet18", "width": 16}, 12),

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness.layers import weight_layers
 from harness.methods.base import Context, Method, Step
+from harness.quantization.layers import weight_layers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reference"))
 

@@ -33,8 +33,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness.config import component
 from harness.models import build_model
+from harness.training.config import component
 
 BITS = 3
 STRENGTH = 1.0

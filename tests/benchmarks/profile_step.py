@@ -18,7 +18,7 @@ from bench_common import Loop, clocked, configure, make_session, models, setting
 from bench_report import plain_table, sentence
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from harness.train import Session
+from harness.training.session import Session
 
 NETWORKS = ("resnet18", "vit_tiny")
 TOP = 15

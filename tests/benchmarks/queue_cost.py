@@ -17,25 +17,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness import plan, study
-from harness.stopping import Stopping
-from harness.study import Claim, Sweep, load_sweep
-from harness.sweep import SweepSpec
-from harness.worker import Worker
+from harness.cluster.signals import Stopping
+from harness.cluster.worker import Worker
+from harness.sweep import plan, queue
+from harness.sweep.config import SweepConfig
+from harness.sweep.queue import Claim, OpenSweep, load_sweep
 
 
 class NoOp(Worker):
     """A worker whose runs do nothing; prints when each was claimed and how long that took."""
 
-    def perform(self, sweep: Sweep, claim: Claim, stopping: Stopping) -> list[float]:
+    def perform(self, sweep: OpenSweep, claim: Claim, stopping: Stopping) -> list[float]:
         """The objective from the parameters alone."""
         print(json.dumps({"trial": claim.trial.number, "cell": claim.cell.id, "phase": claim.phase}), flush=True)
         return [0.5]
 
 
-def spec(name: str, cells: int, trials: int, seeds: int) -> SweepSpec:
+def spec(name: str, cells: int, trials: int, seeds: int) -> SweepConfig:
     """A sweep of so many cells and trials each."""
-    return SweepSpec.model_validate(
+    return SweepConfig.model_validate(
         {
             "name": name,
             "base": {
@@ -61,23 +61,23 @@ def spec(name: str, cells: int, trials: int, seeds: int) -> SweepSpec:
 def work(folder: Path, name: str) -> None:
     """One worker process: time its claims."""
     claims: list[tuple[float, float]] = []
-    inner = study.claim
+    inner = queue.claim
 
-    def timed(sweep: Sweep, worker: str) -> Claim | None:
+    def timed(sweep: OpenSweep, worker: str) -> Claim | None:
         begun = time.perf_counter()
         found = inner(sweep, worker)
         if found is not None:
             claims.append((time.time(), time.perf_counter() - begun))
         return found
 
-    study.claim = timed
+    queue.claim = timed
     NoOp(str(folder), name)()
     print(json.dumps({"claims": claims, "torch": "torch" in sys.modules}), flush=True)
 
 
 def simulate(folder: Path, trials: int, workers: int) -> dict[str, Any]:
     """Carry the simulation out; its figures."""
-    sweep = study.open_sweep(spec("scale", 1, trials, 1), folder)
+    sweep = queue.open_sweep(spec("scale", 1, trials, 1), folder)
     begun = time.perf_counter()
     plan.top_up(sweep)
     created = time.perf_counter() - begun
@@ -116,12 +116,12 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def status_cost(folder: Path, runs: int) -> dict[str, Any]:
     """Seconds of `harness.status --json`, as a command, on a finished sweep of so many runs in 50 cells."""
-    sweep = study.open_sweep(spec("many", 50, runs // 50, 1), folder)
+    sweep = queue.open_sweep(spec("many", 50, runs // 50, 1), folder)
     begun = time.perf_counter()
     plan.top_up(sweep)
     created = time.perf_counter() - begun
-    while claim := study.claim(sweep, "w"):
-        study.tell_values(claim, [0.5])
+    while claim := queue.claim(sweep, "w"):
+        queue.tell_values(claim, [0.5])
     command = [sys.executable, "-m", "harness.status", str(sweep.folder), "--json"]
     begun = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)

@@ -1,6 +1,6 @@
 """What a run costs besides its training: `python tests/benchmarks/run_cost.py [--runs 24]`.
 
-A real worker (harness/worker.py), in a process of its own, carries out runs that train next to nothing: claim, build,
+A real worker (cluster/worker.py), in a process of its own, carries out runs that train next to nothing: claim, build,
 one epoch of one step, evaluate, record, tell. Cells with the W&B mirror offline and off take turns. The first run of
 each cell is left out: it pays for imports. Prints the rows of `make bench` as JSON.
 """
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import plan, study
-from harness.stopping import Stopping
-from harness.study import Claim, Sweep
-from harness.sweep import SweepSpec
-from harness.worker import Worker
+from harness.cluster.signals import Stopping
+from harness.cluster.worker import Worker
+from harness.sweep import plan, queue
+from harness.sweep.config import SweepConfig
+from harness.sweep.queue import Claim, OpenSweep
 
 GOAL_S = 0.3
 #: Batch sizes beyond the images there are: one step an epoch, and different runs for the two cells.
@@ -30,7 +30,7 @@ MIRRORED, NOT_MIRRORED = 100, 101
 class Timed(Worker):
     """A worker that notes when it has told each run's value."""
 
-    def _carry_out(self, sweep: Sweep, claim: Claim, stopping: Stopping) -> int:
+    def _carry_out(self, sweep: OpenSweep, claim: Claim, stopping: Stopping) -> int:
         finished = super()._carry_out(sweep, claim, stopping)
         batch_size = claim.config.train.batch_size
         figures = {"told": time.perf_counter(), "mirrored": batch_size == MIRRORED, "phase": claim.phase}
@@ -38,7 +38,7 @@ class Timed(Worker):
         return finished
 
 
-def spec(runs: int) -> SweepSpec:
+def spec(runs: int) -> SweepConfig:
     """A sweep of so many runs a cell, two of them finals."""
     space = {"train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     modes = ((MIRRORED, "offline"), (NOT_MIRRORED, "off"))
@@ -55,7 +55,7 @@ def spec(runs: int) -> SweepSpec:
         "runtime": {"device": "cpu"},
     }
     seeds = [0, 1]
-    return SweepSpec.model_validate(
+    return SweepConfig.model_validate(
         {
             "name": "nothing",
             "base": base,
@@ -69,19 +69,19 @@ def spec(runs: int) -> SweepSpec:
 
 def work(folder: Path) -> None:
     """One worker process; prints when it claimed and told each run."""
-    inner = study.claim
+    inner = queue.claim
 
-    def timed(sweep: Sweep, worker: str) -> Claim | None:
+    def timed(sweep: OpenSweep, worker: str) -> Claim | None:
         print(json.dumps({"claiming": time.perf_counter()}), flush=True)
         return inner(sweep, worker)
 
-    study.claim = timed
+    queue.claim = timed
     Timed(str(folder), "worker", threads=1)()
 
 
 def carry_out(folder: Path, runs: int) -> list[dict[str, Any]]:
     """The seconds of each run, in order. Raises RuntimeError when anything that a run leaves behind is missing."""
-    sweep = study.open_sweep(spec(runs), folder)
+    sweep = queue.open_sweep(spec(runs), folder)
     plan.top_up(sweep)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(folder), "OMP_NUM_THREADS": "1"}  # nobody's W&B account

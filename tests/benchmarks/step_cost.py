@@ -14,7 +14,7 @@ from bench_common import Loop, compared, configure, in_turn, make_session, model
 from bench_report import Clock, Row, figure
 from naive_oscillation import NaiveRegularizer, NaiveTracker
 
-from harness.train import Session
+from harness.training.session import Session
 
 #: Rounds that are timed, and the goals by variant; what stands below and has no goal is reported.
 CASES: dict[str, tuple[int, dict[str, float]]] = {

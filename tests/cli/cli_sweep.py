@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import yaml
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.launch import main
 
 #: As an edit's value: the key is taken out.

@@ -10,9 +10,10 @@ import pytest
 from cli_bad_input_common import Edits
 from cli_sweep import BASE, SEARCH, Cli, edited
 
-from harness import study, sweep
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.launch import main
+from harness.sweep import queue
+from harness.sweep.config import read_sweep
 
 
 def test_a_missing_profile_is_refused(cli: Cli) -> None:
@@ -58,7 +59,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("key", "edits"), CHANGES.items(), ids=CHANGES)
 def test_a_sweep_edited_after_it_ran_is_refused_and_the_key_named(cli: Cli, key: str, edits: Edits) -> None:
-    study.open_sweep(sweep.read(cli.file(BASE)), cli.root)
+    queue.open_sweep(read_sweep(cli.file(BASE)), cli.root)
     before = {path: path.read_bytes() for path in cli.root.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=rf"differs in: {key}\. Only tune\.trials and final\.seeds may grow"):
         main([str(cli.file(edited(edits))), "--cluster", "debug", "--root", str(cli.root)])
@@ -67,13 +68,13 @@ def test_a_sweep_edited_after_it_ran_is_refused_and_the_key_named(cli: Cli, key:
 
 @pytest.mark.parametrize("edits", [{"tune/trials": 1}, {"final/seeds": [1]}], ids=["trials", "seeds"])
 def test_a_sweep_that_would_shrink_is_told_its_size(cli: Cli, edits: Edits) -> None:
-    study.open_sweep(sweep.read(cli.file(BASE)), cli.root)
+    queue.open_sweep(read_sweep(cli.file(BASE)), cli.root)
     with pytest.raises(UserError, match=r"has grown to tune\.trials \d+ and final\.seeds \[.*a sweep cannot shrink"):
         main([str(cli.file(edited(edits))), "--cluster", "debug", "--root", str(cli.root)])
 
 
 def test_all_changed_keys_are_named(cli: Cli) -> None:
-    study.open_sweep(sweep.read(cli.file(BASE)), cli.root)
+    queue.open_sweep(read_sweep(cli.file(BASE)), cli.root)
     edits = {"base/train/epochs": 2, "tune/seed": 7}
     with pytest.raises(UserError, match=r"differs in: base\.train\.epochs, tune\.seed\."):
         main([str(cli.file(edited(edits))), "--cluster", "debug", "--root", str(cli.root)])
@@ -94,9 +95,9 @@ def test_all_changed_keys_are_named(cli: Cli) -> None:
     ids=str,
 )
 def test_a_sweep_may_grow(cli: Cli, edits: Edits) -> None:
-    study.open_sweep(sweep.read(cli.file(BASE)), cli.root)
-    grown = study.open_sweep(sweep.read(cli.file(edited(edits))), cli.root)
-    assert study.load_sweep(grown.folder).spec == grown.spec
+    queue.open_sweep(read_sweep(cli.file(BASE)), cli.root)
+    grown = queue.open_sweep(read_sweep(cli.file(edited(edits))), cli.root)
+    assert queue.load_sweep(grown.folder).spec == grown.spec
 
 
 # Files that a sweep names

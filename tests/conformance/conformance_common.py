@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from harness.config import component
-from harness.features import lacking
-from harness.layers import QuantLayer
 from harness.methods import find
+from harness.methods._requirements import lacking
 from harness.models import build_model
 from harness.quantization import WeightQuantizer
+from harness.quantization.layers import QuantLayer
+from harness.training.config import component
 
 DIGITS = (1, 8, 8)
 

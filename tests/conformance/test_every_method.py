@@ -9,15 +9,16 @@ import pytest
 import torch
 from conformance_common import fitting, groups, pairs
 
-from harness import registry
-from harness.build import build
-from harness.config import RunConfig, complete
-from harness.errors import Stopped
-from harness.layers import QuantLayer, Unfilled, weight_layers
+from harness.core import registry
+from harness.core.errors import Stopped
 from harness.methods import find
-from harness.run import run
-from harness.schema import FREQUENCY, TRAIN_LOSS
-from harness.train import Session, train
+from harness.quantization.layers import QuantLayer, Unfilled, weight_layers
+from harness.records.schema import FREQUENCY, TRAIN_LOSS
+from harness.training.build import build
+from harness.training.config import RunConfig, complete
+from harness.training.loop import train
+from harness.training.run import run
+from harness.training.session import Session
 
 METHODS = registry.names("method")
 WITH_STRENGTH = [name for name in METHODS if "strength" in find(name).Config.model_fields]

@@ -18,14 +18,15 @@ from conformance_common import fitting, groups, pairs
 from torch import Tensor
 
 import harness
-from harness import checkpoint, registry
-from harness.build import build
-from harness.config import RunConfig, complete
+from harness.core import registry
+from harness.core.errors import Stopped, UserError
 from harness.data.base import Dataset
-from harness.errors import Stopped, UserError
-from harness.layers import weight_layers
 from harness.methods import find
-from harness.train import train
+from harness.quantization.layers import weight_layers
+from harness.training import checkpoint
+from harness.training.build import build
+from harness.training.config import RunConfig, complete
+from harness.training.loop import train
 
 METHODS = registry.names("method")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

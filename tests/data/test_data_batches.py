@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import native
 from harness.data.base import Augment, Dataset, Split
+from harness.kernels import cpu
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -46,10 +46,10 @@ def test_batches_are_those_of_plain_operations(channels: int, max_value: int, mo
         assert torch.equal(inputs, plain(data, data.train.images[indices]))
         assert torch.equal(labels, data.train.labels[indices])
     assert torch.equal(data.train_batch(rows)[0], plain(data, data.train.images[rows]))
-    monkeypatch.setattr(native, "image_batch", lambda *_: pytest.fail("no contiguous images"))
+    monkeypatch.setattr(cpu, "image_batch", lambda *_: pytest.fail("no contiguous images"))
     turned = data.train.images.transpose(2, 3)
     assert torch.equal(data.normalized(turned), plain(data, turned))
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(cpu, "library", lambda: None)
     assert torch.equal(data.batch(data.train, rows)[0], plain(data, data.train.images[rows]))
 
 
@@ -66,8 +66,8 @@ def test_augmented_batches_are_normalized_alike() -> None:
 
 def test_the_native_pass_is_the_one_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     data, called = dataset(3, 255), []
-    known = native.image_batch
-    monkeypatch.setattr(native, "image_batch", lambda *given: called.append(given) or known(*given))
+    known = cpu.image_batch
+    monkeypatch.setattr(cpu, "image_batch", lambda *given: called.append(given) or known(*given))
     data.batch(data.train, torch.arange(3))
     data.batch(data.train, slice(0, 3))
     assert len(called) == 2
@@ -79,7 +79,7 @@ def test_images_of_one_channel_are_said_to_be_channels_last(
 ) -> None:
     """They are in either order; strides decide which convolution runs, and so the last bits of all that follows."""
     if not native_passes:
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(cpu, "library", lambda: None)
     data = dataset(1, 16, flip=True)
     rows, generator = torch.arange(5), torch.Generator().manual_seed(0)
     for inputs, _ in (

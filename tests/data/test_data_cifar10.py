@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+from harness.core.errors import UserError
 from harness.data import check, load_dataset, prepare
 from harness.data.cifar10 import Config
-from harness.errors import UserError
 
 Writer = Callable[..., Path]
 unofficial = pytest.mark.filterwarnings("ignore:.*not the official CIFAR-10")

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from harness.core.errors import UserError
 from harness.data import DataConfig, Dataset, load_dataset, order, prepare
 from harness.data._split import channel_statistics
 from harness.data.digits import Config
-from harness.errors import UserError
 
 DEVICES = [
     "cpu",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.core.errors import UserError
 from harness.data import check, load_dataset, prepare
 from harness.data.image_folder import Config
-from harness.errors import UserError
 
 MakeImage = Callable[..., np.ndarray]
 

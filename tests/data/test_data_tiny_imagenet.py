@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.core.errors import UserError
 from harness.data import check, load_dataset, prepare
 from harness.data.tiny_imagenet import Config
-from harness.errors import UserError
 
 Writer = Callable[..., Path]
 

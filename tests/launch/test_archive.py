@@ -11,11 +11,11 @@ from tiny_sweep import RUNS, records, write_sweep
 
 from analysis.load import load_sweep
 from harness.archive import main as archive
-from harness.archive import pack, runs_of
 from harness.cancel import main as cancel
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.evaluate import main as evaluate
 from harness.launch import main as launch
+from harness.records.archive import pack, runs_of
 from harness.repeat import differences
 from harness.repeat import main as repeat
 

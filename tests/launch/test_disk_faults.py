@@ -13,7 +13,7 @@ import pytest
 from tiny_sweep import RUNS, launch, rows, write_sweep
 
 from harness import status
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 # A big network for a small disk: 1.6 MB of weights, so a checkpoint of 5 MB.
 WIDE = {"width: 16": "width: 256", "final: {seeds: [0, 1]}": "final: {seeds: [0, 1]}\nkeep_best: none"}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tiny_sweep import launch, records, write_sweep
 
-from harness import plan, study
+from harness.cluster.worker import Worker
 from harness.launch import main
-from harness.sweep import read as read_sweep
-from harness.worker import Worker
+from harness.sweep import plan, queue
+from harness.sweep.config import read_sweep as read_sweep
 
 SHORT = ("--set", "data.train_fraction=0.2", "--cluster", "debug", "--set", "runtime.threads=1")
 
@@ -126,7 +126,7 @@ def test_a_worker_submitted_before_the_sweep_grew_works_on_the_grown_one(tmp_pat
     early = Worker(folder=str(sweep_folder), name="early", keep_signals=True)
     sweep = write_sweep(tmp_path, 1)
     grown = ["data.train_fraction=0.2", "runtime.threads=1", "tune.trials=1", "final.seeds=[0, 1]"]
-    opened = study.open_sweep(read_sweep(sweep, grown), tmp_path / "runs")
+    opened = queue.open_sweep(read_sweep(sweep, grown), tmp_path / "runs")
     plan.top_up(opened)
     assert early() == 2
     assert {record["config"]["seed"] for record in records(tmp_path / "runs").values()} == {0, 1, 1000}

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_sweep import REPOSITORY, launch
 
-from harness import registry
+from harness.core import registry
 from harness.methods import find
-from harness.sweep import expand, read
+from harness.sweep.cells import expand
+from harness.sweep.config import read_sweep
 
 DIGITS, CIFAR = (REPOSITORY / f"sweeps/{name}.yaml" for name in ("methods_digits", "methods_cifar10_mlp"))
 #: Does something to batch norm alone, which neither network of these sweeps has.
@@ -18,7 +19,7 @@ NOT_THERE = {"bn_reestimation"}
 
 
 def named(sweep: Path) -> set[str]:
-    return {entry["name"] for cell in read(sweep).cells for entry in cell.methods}
+    return {entry["name"] for cell in read_sweep(sweep).cells for entry in cell.methods}
 
 
 def test_no_method_is_left_out() -> None:
@@ -29,7 +30,7 @@ def test_no_method_is_left_out() -> None:
 
 @pytest.mark.parametrize("sweep", [DIGITS, CIFAR])
 def test_every_cell_has_the_same_budget_and_every_stack_all_targets(sweep: Path) -> None:
-    spec = read(sweep)
+    spec = read_sweep(sweep)
     assert (spec.tune.trials, spec.final.seeds) == (4, (0, 1, 2))
     targets: dict[tuple[str, str], set[int | None]] = {}
     for cell in expand(spec, checked=False):
@@ -50,7 +51,7 @@ def test_the_sweep_on_digits_in_short(tmp_path: Path) -> None:
     replaced = [word for key in (*short, "base.runtime={wandb: 'off'}") for word in ("--set", key)]
     status, output = launch(DIGITS, tmp_path, *replaced, timeout=1500)
     assert status == 0, output
-    cells = expand(read(DIGITS))
+    cells = expand(read_sweep(DIGITS))
     assert len(list((tmp_path / "methods_digits/runs").glob("*/record.json"))) == 2 * len(cells)
     script = [sys.executable, "analysis/make_figures.py", "--root", str(tmp_path)]
     done = subprocess.run(script, cwd=REPOSITORY, capture_output=True, text=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tiny_sweep import RUNS, records, write_sweep
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.launch import main
-from harness.rebuild import distribution
-from harness.search import Choices, Range
+from harness.sweep.samplers import distribution
+from harness.sweep.search_space import Choices, Range
 
 SHORT = ("--cluster", "debug", "--set", "data.train_fraction=0.2", "--set", "runtime.threads=1")
 #: TPE draws trial k from those before it: only the finished trials themselves bring its next draws back.

@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 from tiny_sweep import launch, records, start, write_sweep
 
-from harness import fleet, place, plan, profile, roster, study
-from harness import sweep as sweeps
+from harness.cli.status_report import standing
+from harness.cluster import slots
+from harness.cluster.pool import WorkerPool
+from harness.cluster.slots import local_slots, slot_names, take_slot
+from harness.cluster.slurm import Profile
+from harness.cluster.workers import list_workers
 from harness.launch import main
-from harness.record import RunDirectory, process_identity, write_json
-from harness.standing import standing
-from harness.study import load_sweep
+from harness.records.files import write_json
+from harness.records.heartbeat import process_identity
+from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import note_submitted
+from harness.sweep import plan, queue
+from harness.sweep.config import read_sweep
+from harness.sweep.queue import load_sweep
 
 
 def alive(sweep: Path) -> list[dict[str, Any]]:
@@ -51,14 +59,14 @@ def test_eight_workers_on_two_gpus_are_two_at_a_time_each_on_its_own(tmp_path: P
 
 
 def _hold(folder: str, slots: tuple[str, ...], taken: Any) -> None:
-    with place.take(Path(folder), slots, 1) as where:
+    with take_slot(Path(folder), slots, 1) as where:
         taken.put((where.free, where.slot, where.gpu, os.environ.get("CUDA_VISIBLE_DEVICES")))
         time.sleep(60)
 
 
 def test_a_slot_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    slots = place.slot_names(["0", "3"], 2, 8)
+    slots = slot_names(["0", "3"], 2, 8)
     assert slots == ("gpu0.0", "gpu3.0", "gpu0.1", "gpu3.1")  # one of each GPU before a second of any
 
     def begin(count: int, taken: Any) -> list[Any]:
@@ -88,11 +96,11 @@ def test_a_slot_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) ->
 
 def test_the_cores_are_the_slots_where_no_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(fleet, "cores", lambda: 3)
-    assert fleet.local_slots(None, 4) == ("cpu0", "cpu1", "cpu2")
+    monkeypatch.setattr(slots, "cores", lambda: 3)
+    assert local_slots(None, 4) == ("cpu0", "cpu1", "cpu2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
-    assert fleet.local_slots(None, 1) == ("gpu4.0", "gpu6.0")
-    assert fleet.local_slots(["1"], 2) == ("gpu1.0", "gpu1.1")
+    assert local_slots(None, 1) == ("gpu4.0", "gpu6.0")
+    assert local_slots(["1"], 2) == ("gpu1.0", "gpu1.1")
 
 
 def test_two_local_launches_at_once_share_one_set_of_workers(tmp_path: Path) -> None:
@@ -121,12 +129,12 @@ def test_gpus_are_for_local_launches(tmp_path: Path) -> None:
 
 def test_workers_of_another_machine_take_none_of_the_slots_here(tmp_path: Path) -> None:
     # Two workstations that share a folder: launching on the second adds its own workers.
-    sweep = study.open_sweep(sweeps.read(write_sweep(tmp_path)), tmp_path / "runs")
+    sweep = queue.open_sweep(read_sweep(write_sweep(tmp_path)), tmp_path / "runs")
     plan.top_up(sweep)
     far = RunDirectory(sweep.folder / "workers" / "far")
     far.path.mkdir(parents=True)
     write_json(far.status, {"state": "running", "machine": "elsewhere", "host": "node9"})
-    roster.submit(sweep.folder, "near", cluster="local", by=process_identity())
-    roster.submit(sweep.folder, "queued", cluster="slurm", job_id="1", by=process_identity())
-    members = roster.roster(sweep.folder)
-    assert fleet.Fleet(sweep, "local", 2, profile.Profile(), ("cpu0", "cpu1"))._present(members) == 1
+    note_submitted(sweep.folder, "near", cluster="local", by=process_identity())
+    note_submitted(sweep.folder, "queued", cluster="slurm", job_id="1", by=process_identity())
+    members = list_workers(sweep.folder)
+    assert WorkerPool(sweep, "local", 2, Profile(), ("cpu0", "cpu1"))._present(members) == 1

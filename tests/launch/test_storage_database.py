@@ -19,10 +19,11 @@ from postgres_server import PostgresServer
 from studies_common import THREE, TWO, states
 from tiny_sweep import RUNS, launch, records, rows, start, write_sweep
 
-from harness import plan, study
-from harness.record import Heartbeat, RunDirectory
-from harness.stopping import STOP
-from harness.storage import PASSWORD_VARIABLE, StorageAway
+from harness.records.heartbeat import Heartbeat
+from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import STOP
+from harness.sweep import plan, queue
+from harness.sweep.storage import PASSWORD_VARIABLE, StorageAway
 
 why_not = postgres_server.available()
 needs_postgres = pytest.mark.skipif(why_not is not None, reason=str(why_not))
@@ -165,14 +166,14 @@ def test_sweeps_of_one_name_in_one_database_do_not_see_each_other(
 
 
 def _claim_all(folder: str, worker: int, ready: Any, results: Any) -> None:
-    sweep = study.load_sweep(Path(folder))
+    sweep = queue.load_sweep(Path(folder))
     found = []
     with Heartbeat(RunDirectory(sweep.folder / "workers" / f"w{worker}")):  # or it would count as dead
         ready.wait(60)
-        while (claim := study.claim(sweep, f"w{worker}")) is not None:
+        while (claim := queue.claim(sweep, f"w{worker}")) is not None:
             time.sleep(0.02)  # a run; without it one process is done before the others have woken up
             found.append((claim.cell.id, claim.trial.number))
-            study.tell_values(claim, [claim.trial.number / 100])
+            queue.tell_values(claim, [claim.trial.number / 100])
     results.put(found)
 
 

@@ -12,8 +12,8 @@ import studies_common
 from postgres_server import HOST, USER, PostgresServer
 from tiny_sweep import launch, write_sweep
 
-from harness import plan
-from harness.storage import PASSWORD_VARIABLE
+from harness.sweep import plan
+from harness.sweep.storage import PASSWORD_VARIABLE
 
 why_not = postgres_server.available()
 needs_postgres = pytest.mark.skipif(why_not is not None, reason=str(why_not))

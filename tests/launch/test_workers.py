@@ -12,20 +12,24 @@ import pytest
 from optuna.trial import TrialState
 from tiny_sweep import REPOSITORY, launch, records, start, write_sweep
 
-from harness import place, plan, roster, source, status, study
-from harness import sweep as sweeps
-from harness.errors import UserError
+from harness import status
+from harness.cluster.worker import Worker
+from harness.core.errors import UserError
 from harness.launch import main
-from harness.record import RunDirectory, read_json, read_status, write_json
-from harness.stopping import STOP
-from harness.worker import Worker
+from harness.records import code_version
+from harness.records.files import check_disk, read_json, write_json
+from harness.records.heartbeat import read_status
+from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import STOP, note_submitted
+from harness.sweep import plan, queue
+from harness.sweep.config import read_sweep
 
 ONE_RUN = ("--set", "tune.trials=1", "--set", "final.seeds=[0]", "--set", "data.train_fraction=0.2")
 
 
-def opened(folder: Path, **replaced: str) -> study.Sweep:
+def opened(folder: Path, **replaced: str) -> queue.OpenSweep:
     """The tiny sweep with its trials waiting, not launched."""
-    sweep = study.open_sweep(sweeps.read(write_sweep(folder, 1, **replaced)), folder / "runs")
+    sweep = queue.open_sweep(read_sweep(write_sweep(folder, 1, **replaced)), folder / "runs")
     plan.top_up(sweep)
     return sweep
 
@@ -40,9 +44,9 @@ def test_a_worker_with_other_code_says_so_in_its_status_and_records(
     command = [str(sweep), "--root", str(tmp_path / "runs"), "--cluster", "debug", *ONE_RUN]
     assert main(command) == 0
     kept = read_json(tmp_path / "runs/tiny/code.json")
-    assert kept == {"code": source.code_version(), "changes": []}
+    assert kept == {"code": code_version.code_version(), "changes": []}
     for record in records(tmp_path / "runs").values():
-        assert record["provenance"]["git"] == source.code_version()
+        assert record["provenance"]["git"] == code_version.code_version()
         assert "launched_with" not in record["provenance"]
     write_json(tmp_path / "runs/tiny/code.json", {"code": {"source": "0ther"}, "changes": []})
     capsys.readouterr()
@@ -126,10 +130,10 @@ def test_a_worker_in_which_no_step_ends_gives_up_in_time(tmp_path: Path) -> None
     assert process.returncode == 143
     assert "giving up the work since the last checkpoint" in output
     assert read_json(sweep.folder / "workers/w/status.json")["state"] == "cancelled"
-    assert plan.count(study.load_sweep(sweep.folder))["tune"].running == 1
+    assert plan.count(queue.load_sweep(sweep.folder))["tune"].running == 1
     with sweep.lock():
         assert plan.reap(sweep) == 1
-    assert plan.count(study.load_sweep(sweep.folder))["tune"].running == 0
+    assert plan.count(queue.load_sweep(sweep.folder))["tune"].running == 0
 
 
 # Trials that cost workers
@@ -139,9 +143,9 @@ def test_a_run_that_keeps_killing_its_worker_fails_in_the_end(tmp_path: Path) ->
     sweep = opened(tmp_path, **{"workers: 2": "max_lost: 2"})
     (cell, *_) = sweep.cells
     for attempt in range(3):
-        claim = study.claim(sweep, f"dies {attempt}")
+        claim = queue.claim(sweep, f"dies {attempt}")
         while claim is not None and (claim.cell.id, claim.trial.number) != (cell.id, 0):
-            claim = study.claim(sweep, "other")
+            claim = queue.claim(sweep, "other")
         assert claim is not None
         with sweep.lock():
             plan.reap(sweep)
@@ -154,8 +158,8 @@ def test_a_run_that_keeps_killing_its_worker_fails_in_the_end(tmp_path: Path) ->
 def test_a_requeued_worker_first_frees_what_it_held_before(tmp_path: Path) -> None:
     # Slurm requeues after a lost node under the same name: alive again, it would hold its old trial for ever.
     sweep = opened(tmp_path)
-    claim = study.claim(sweep, "w")
-    other = study.claim(sweep, "another")
+    claim = queue.claim(sweep, "w")
+    other = queue.claim(sweep, "another")
     assert claim is not None
     assert other is not None
     with sweep.lock():
@@ -180,14 +184,14 @@ def test_each_run_has_a_log_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_no_more_is_an_error_of_its_own(tmp_path: Path) -> None:
-    place.check_disk(tmp_path)
+    check_disk(tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="nothing more can be written to"):
-        place.check_disk(tmp_path / "not there")
+        check_disk(tmp_path / "not there")
     full = OSError(28, os.strerror(28))
     with pytest.raises(UserError, match="No space left on device"):
-        place.check_disk(tmp_path, full)
-    place.check_disk(tmp_path, ValueError("the run's own"))
+        check_disk(tmp_path, full)
+    check_disk(tmp_path, ValueError("the run's own"))
 
 
 # Launches that are refused
@@ -232,7 +236,7 @@ def test_a_worker_that_dies_at_its_start_is_shown_with_its_last_words(
     (sweep.folder / "logs").mkdir()
     log = sweep.folder / "logs" / "5_0_log.err"
     log.write_text("module: command not found\nslurmstepd: exit 3\n\n")
-    roster.submit(sweep.folder, "w", cluster="local", job_id="5", log=str(log))
+    note_submitted(sweep.folder, "w", cluster="local", job_id="5", log=str(log))
     submitted = sweep.folder / "workers/w/submitted.json"
     os.utime(submitted, (time.time() - 100, time.time() - 100))
     assert status.main([str(sweep.folder)]) == 0

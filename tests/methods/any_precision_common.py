@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from toy_model import NO_DATA
 
-from harness.build import build
-from harness.knobs import QuantizerKnobs
+from harness.core.bits import Bits
+from harness.core.config_base import QuantizerConfig
 from harness.methods.any_precision import AnyPrecision, SwitchedNorm
-from harness.methods.base import Bits, Context, Step
-from harness.train import Session
+from harness.methods.base import Context, Step
+from harness.training.build import build
+from harness.training.session import Session
 
 RESNET = {"name": "resnet18", "width": 4}
 VIT = {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2}
@@ -33,7 +34,7 @@ def network() -> nn.Sequential:
 
 
 def method(target: int = 3, exclude: tuple[str, ...] = (), granularity: Any = "tensor", **knobs: Any) -> AnyPrecision:
-    quantizer = QuantizerKnobs(granularity=granularity)
+    quantizer = QuantizerConfig(granularity=granularity)
     context = Context(target_bit=target, exclude=exclude, quantizer=quantizer)
     return AnyPrecision(AnyPrecision.Config(**knobs), context)
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness.build import build
-from harness.config import complete
-from harness.layers import attach
 from harness.methods.aoq import AllowingOscillation
 from harness.methods.base import Context
-from harness.train import Session
+from harness.quantization.layers import attach
+from harness.training.build import build
+from harness.training.config import complete
+from harness.training.session import Session
 
 
 def network() -> nn.Sequential:

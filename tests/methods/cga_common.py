@@ -7,14 +7,14 @@ from test_dampening import run_config
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness import train as loop
-from harness.build import build
 from harness.data.base import order
-from harness.layers import QuantLayer
 from harness.methods.base import Context
 from harness.methods.cga import ConfidenceGuidedAnnealing
 from harness.quantization import StatisticalQuantizer, WeightQuantizer
-from harness.train import Session
+from harness.quantization.layers import QuantLayer
+from harness.training import loop
+from harness.training.build import build
+from harness.training.session import Session
 
 OPTIMIZERS = [
     {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.05, "weight_decay": 0.1},

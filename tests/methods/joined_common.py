@@ -10,7 +10,7 @@ from timm.models.tiny_vit import Attention as TinyVitAttention
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness import registry
+from harness.core import registry
 from harness.methods.base import Context
 from harness.methods.qkr import QueryKeyReparametrization
 from harness.models import build_model

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from toy_model import NO_DATA
 
-from harness import checkpoint
-from harness.errors import UserError
-from harness.layers import QuantLayer, attach, weight_layers
-from harness.methods.base import Bits, Step
-from harness.train import step, train
+from harness.core.bits import Bits
+from harness.core.errors import UserError
+from harness.methods.base import Step
+from harness.quantization.layers import QuantLayer, attach, weight_layers
+from harness.training import checkpoint
+from harness.training.loop import step, train
 
 
 @pytest.mark.parametrize(

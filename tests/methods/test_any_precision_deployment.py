@@ -19,14 +19,14 @@ from any_precision_common import (
 from pydantic import ValidationError
 from torch import nn
 
-from harness import checkpoint
-from harness.errors import UserError
-from harness.layers import QuantLayer, attach, weight_layers
+from harness.core.bits import Bits
+from harness.core.errors import UserError
 from harness.methods.any_precision import AnyPrecision
-from harness.methods.base import Bits
 from harness.methods.bn_reestimation import batch_norms, reestimate
 from harness.models import load_checkpoint
-from harness.train import train
+from harness.quantization.layers import QuantLayer, attach, weight_layers
+from harness.training import checkpoint
+from harness.training.loop import train
 
 
 @pytest.mark.parametrize("knobs", [RESNET, VIT], ids=["resnet18", "vit_tiny"])

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness.config import TrainKnobs
-from harness.knobs import QuantizerKnobs
-from harness.layers import QuantLayer, attach
+from harness.core.config_base import QuantizerConfig
 from harness.methods.aoq import AllowingOscillation
 from harness.methods.base import Context, Step
 from harness.quantization import DecoupledQuantizer
-from harness.train import first_eligible_epoch, train
+from harness.quantization.layers import QuantLayer, attach
+from harness.training.config import TrainConfig
+from harness.training.loop import first_eligible_epoch, train
 
 # The schedule
 
@@ -74,7 +74,7 @@ def test_an_epoch_before_the_last_stage_cannot_be_best() -> None:
     assert prepared(network(), settle=0.7).selection_start == 0.7
     assert prepared(network(), pull=0.0).selection_start == 0.2, "the last stage is the second"
     for epochs in range(1, 40):
-        first = first_eligible_epoch(TrainKnobs(epochs=epochs), [prepared(network())])
+        first = first_eligible_epoch(TrainConfig(epochs=epochs), [prepared(network())])
         assert first == 6 * epochs // 10 + 1 <= epochs, "the first epoch all of which is in stage 3, or the last one"
     session = session_of(["aoq"], 1)
     train(session, lambda metrics: None)
@@ -172,7 +172,7 @@ def test_the_pull_by_hand() -> None:
 
 def test_the_pull_per_channel_is_one_norm_a_layer() -> None:
     model = network()
-    method = prepared(model, 3, {"quantizer": QuantizerKnobs(granularity="channel")}, pull=1.0)
+    method = prepared(model, 3, {"quantizer": QuantizerConfig(granularity="channel")}, pull=1.0)
     total = 0.0
     for layer, quantizer in zip(attach(model).values(), quantizers(model), strict=True):
         assert quantizer.threshold_step.shape == (len(layer.weight), *[1] * (layer.weight.dim() - 1))

@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn import functional
 from toy_model import NO_DATA
 
-from harness import checkpoint
-from harness.errors import Stopped
-from harness.layers import SlotTakenError, Unfilled, attach
+from harness.core.errors import Stopped
 from harness.methods import build_stack
 from harness.methods.aoq import AllowingOscillation, distillation, float_copy
 from harness.methods.base import Context, Method, Step
 from harness.quantization import DecoupledQuantizer
-from harness.train import train
+from harness.quantization.layers import SlotTakenError, Unfilled, attach
+from harness.training import checkpoint
+from harness.training.loop import train
 
 # The teacher
 

@@ -9,13 +9,14 @@ from test_dampening import run_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.build import build
-from harness.calibration import Calibration
-from harness.layers import attach
-from harness.methods.base import Bits, Context, round_to_nearest
+from harness.core.bits import Bits
+from harness.methods.base import Calibration, Context
 from harness.methods.bn_reestimation import BatchNormReestimation, batch_norms
 from harness.quantization import LSQQuantizer
-from harness.train import train
+from harness.quantization.deploy import round_to_nearest
+from harness.quantization.layers import attach
+from harness.training.build import build
+from harness.training.loop import train
 
 SIZES = (16, 16, 5, 16)  # what an epoch's batches may look like: the smaller one is left out
 

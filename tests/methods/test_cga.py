@@ -9,12 +9,12 @@ from cga_common import OPTIMIZERS, cga, near, prepared, session_of, steps
 from test_dampening import run_config
 from torch import Tensor, nn
 
-from harness.build import build
-from harness.layers import attach
 from harness.methods.base import Step
 from harness.methods.cga import ConfidenceGuidedAnnealing
 from harness.quantization import LSQQuantizer, MaxAbsQuantizer, StatisticalQuantizer, WeightQuantizer
-from harness.train import train
+from harness.quantization.layers import attach
+from harness.training.build import build
+from harness.training.loop import train
 
 
 def test_who_is_held_by_hand() -> None:

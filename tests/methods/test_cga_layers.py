@@ -6,11 +6,11 @@ from cga_common import near, prepared, session_of, steps
 from test_dampening import Stepless, run_config
 from torch import Tensor, nn
 
-from harness.build import build
-from harness.errors import UserError
-from harness.layers import attach
+from harness.core.errors import UserError
 from harness.methods.base import Step
 from harness.quantization import ClippedQuantizer, StatisticalQuantizer, WeightQuantizer
+from harness.quantization.layers import attach
+from harness.training.build import build
 
 
 def test_only_the_layers_named() -> None:

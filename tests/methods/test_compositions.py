@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness import checkpoint
-from harness.build import build
-from harness.config import RunConfig, complete
-from harness.errors import Stopped
+from harness.core.errors import Stopped
 from harness.methods import find
-from harness.schema import TRAIN_LOSS
-from harness.train import Session, train
+from harness.records.schema import TRAIN_LOSS
+from harness.training import checkpoint
+from harness.training.build import build
+from harness.training.config import RunConfig, complete
+from harness.training.loop import train
+from harness.training.session import Session
 
 VIT = {"name": "vit_tiny", "width": 16, "depth": 1, "heads": 2, "patch": 2}
 MLP = {"name": "mlp5", "width": 12, "depth": 3}

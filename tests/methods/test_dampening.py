@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from toy_model import NO_DATA, Toy, flip_rate
 
-from harness.build import build
-from harness.config import complete
-from harness.knobs import QuantizerKnobs
-from harness.layers import SlotTakenError, attach
+from harness.core.config_base import QuantizerConfig
 from harness.methods.base import Context, Method, Step
 from harness.methods.dampening import Dampening, distance
 from harness.quantization import ClippedQuantizer, LSQQuantizer, WeightQuantizer
-from harness.train import train
+from harness.quantization.layers import SlotTakenError, attach
+from harness.training.build import build
+from harness.training.config import complete
+from harness.training.loop import train
 
 
 def dampening(strength: float = 1.0, start: float = 0.0, bits: int = 4, **context: Any) -> Dampening:
@@ -93,7 +93,7 @@ def test_a_convolution_weight_is_aggregated_over_its_kernels(aggregation: str) -
 def test_layers_add_up_and_a_clipped_default_leaves_what_is_outside_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 5))
-    method = dampening(2.0, bits=2, quantizer=QuantizerKnobs(range="mse"))
+    method = dampening(2.0, bits=2, quantizer=QuantizerConfig(range="mse"))
     method.prepare(model, NO_DATA)
     penalty = method.penalty(Step(1, 1, model))
     assert isinstance(penalty, torch.Tensor)

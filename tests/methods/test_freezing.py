@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from toy_model import NO_DATA, Toy, flip_rate
 
 from harness import OscillationTracker
-from harness.build import build
-from harness.errors import UserError
-from harness.layers import SlotTakenError, attach
-from harness.methods.base import Context, Step, round_to_nearest
+from harness.core.errors import UserError
+from harness.methods.base import Context, Step
 from harness.methods.freezing import Freezing
 from harness.quantization import FrozenQuantizer, LSQQuantizer, MaxAbsQuantizer, WeightQuantizer
-from harness.train import train
+from harness.quantization.deploy import round_to_nearest
+from harness.quantization.layers import SlotTakenError, attach
+from harness.training.build import build
+from harness.training.loop import train
 
 
 def freezing(bits: int = 4, **knobs: Any) -> Freezing:

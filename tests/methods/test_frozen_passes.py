@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness import native, native_methods
-from harness.layers import attach
+from harness.kernels import cpu
 from harness.methods.base import Context, Step
 from harness.methods.freezing import Freezing
 from harness.quantization import ClippedQuantizer, FrozenQuantizer, LSQQuantizer, MaxAbsQuantizer, WeightQuantizer
 from harness.quantization.frozen import _limit
+from harness.quantization.layers import attach
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -214,7 +214,7 @@ def test_threads_change_nothing(threads: None) -> None:
         torch.set_num_threads(count)
         made = [each for own in quantizers for each in results(own, weight)[:2]]
         for groups in (1, len(weight)):
-            made += native_methods.hold_backward(weight.detach(), quantizers[0].frozen, quantizers[0].code, groups)
+            made += cpu.hold_backward(weight.detach(), quantizers[0].frozen, quantizers[0].code, groups)
         everything.append([*made, *(own.codes(weight) for own in quantizers), *walked("max", True, 40).values()])
     for other in everything[1:]:
         for one, same in zip(everything[0], other, strict=True):
@@ -223,8 +223,7 @@ def test_threads_change_nothing(threads: None) -> None:
 
 def test_who_wants_plain_operations_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    for module in (native, native_methods):
-        monkeypatch.setattr(module, "call", lambda name, *rest: called.append(name))
+    monkeypatch.setattr(cpu, "call", lambda name, *rest: called.append(name))
     for below in ("lsq", ""):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 4))

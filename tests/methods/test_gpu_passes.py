@@ -1,4 +1,4 @@
-"""The passes of harness/gpu.py against plain operations: on a GPU, or in Triton's interpreter on the CPU."""
+"""Triton passes against plain operations: on a GPU, or in Triton's interpreter on the CPU."""
 
 import os
 import subprocess
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach, native
-from harness.knobs import QuantizerKnobs
+from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach
+from harness.core.config_base import QuantizerConfig
+from harness.kernels import dispatch
 from harness.quantization import make_quantizer
 
 pytest.importorskip("triton")
@@ -18,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # has to be there befor
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 HERE = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU; see the test of the interpreter")
 
-CLIPPED, CHANNEL = QuantizerKnobs(range="mse"), QuantizerKnobs(granularity="channel")
+CLIPPED, CHANNEL = QuantizerConfig(range="mse"), QuantizerConfig(granularity="channel")
 
 
 @pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="the tests below run by themselves")
@@ -33,7 +34,7 @@ def test_in_the_interpreter() -> None:
 @pytest.fixture(autouse=True)
 def _on_cpus_too(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
-        monkeypatch.setattr(native, "on_gpu", lambda device: True)
+        monkeypatch.setattr(dispatch, "on_gpu", lambda device: True)
 
 
 def network(quantized: tuple[str, ...] = ()) -> nn.Module:
@@ -60,7 +61,7 @@ def move(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize(
     ("quantized", "knobs"), [((), None), (("1", "2"), None), ((), CLIPPED), ((), CHANNEL)], ids=str
 )
-def test_the_tracker_counts_the_same(quantized: tuple[str, ...], knobs: QuantizerKnobs | None) -> None:
+def test_the_tracker_counts_the_same(quantized: tuple[str, ...], knobs: QuantizerConfig | None) -> None:
     model = network(quantized)
     fast, plain = (OscillationTracker(model, 3, knobs, fused=fused) for fused in (True, False))
     left_over: list[int] = []
@@ -90,7 +91,7 @@ def test_the_tracker_counts_the_same(quantized: tuple[str, ...], knobs: Quantize
 @HERE
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
 def test_the_regularizer_has_the_same_gradient(scale_gradient: Literal["graph", "detached"]) -> None:
-    for knobs, bits in ((QuantizerKnobs(), 2), (QuantizerKnobs(), 8), (CLIPPED, 2), (CLIPPED, 4), (CHANNEL, 3)):
+    for knobs, bits in ((QuantizerConfig(), 2), (QuantizerConfig(), 8), (CLIPPED, 2), (CLIPPED, 4), (CHANNEL, 3)):
         model, found = network(), []
         for fused in (True, False):
             regularizer = OscillationRegularizer(model, bits, 30.0, knobs, scale_gradient, fused=fused)
@@ -112,8 +113,8 @@ def test_the_regularizer_has_the_same_gradient(scale_gradient: Literal["graph", 
 
 @HERE
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
-@pytest.mark.parametrize("knobs", [QuantizerKnobs(), CLIPPED], ids=["max", "mse"])
-def test_fake_quantization_is_the_same(knobs: QuantizerKnobs, scale_gradient: Literal["graph", "detached"]) -> None:
+@pytest.mark.parametrize("knobs", [QuantizerConfig(), CLIPPED], ids=["max", "mse"])
+def test_fake_quantization_is_the_same(knobs: QuantizerConfig, scale_gradient: Literal["graph", "detached"]) -> None:
     for bits in (2, 8):
         for weight in weights(network()):
             quantizer = make_quantizer(knobs, bits, scale_gradient).fit(weight)
@@ -133,10 +134,10 @@ def test_fake_quantization_is_the_same(knobs: QuantizerKnobs, scale_gradient: Li
 
 @HERE
 def test_whole_numbers_halves_to_even() -> None:
-    from harness.gpu import Layers
+    from harness.kernels.triton_layers import Layers
 
     weight = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 1e-30], device=DEVICE)
-    quantizer = make_quantizer(QuantizerKnobs(), 8)
+    quantizer = make_quantizer(QuantizerConfig(), 8)
     table, ranges = Layers([weight]), torch.tensor([[-127.0], [127.0]], device=DEVICE)
     code, direction = (torch.zeros(8, dtype=torch.int8, device=DEVICE) for _ in range(2))
     flips, oscillations = (torch.zeros((), dtype=torch.int64, device=DEVICE) for _ in range(2))

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.build import build
-from harness.calibration import Calibration
-from harness.config import complete
-from harness.errors import UserError
-from harness.layers import attach, weight_layers
-from harness.methods.base import Context, Step
+from harness.core.errors import UserError
+from harness.methods.base import Calibration, Context, Step
 from harness.methods.gradient_l1 import GradientL1, gradient_norm
-from harness.schedule import first_eligible_epoch
-from harness.train import Session, train
+from harness.quantization.layers import attach, weight_layers
+from harness.training.build import build
+from harness.training.config import complete
+from harness.training.loop import first_eligible_epoch, train
+from harness.training.session import Session
 
 EVERY_STEP = Context(total_steps=10, steps_per_epoch=10)
 

@@ -8,17 +8,18 @@ from test_dampening import run_config
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness.build import build
-from harness.knobs import QuantizerKnobs
-from harness.layers import SlotTakenError, attach
+from harness.core.config_base import QuantizerConfig
 from harness.methods.base import Context, Step
 from harness.methods.lcq import LearnedCompanding
 from harness.quantization import CompandingQuantizer, MaxAbsQuantizer, WeightQuantizer
-from harness.train import Session, train
+from harness.quantization.layers import SlotTakenError, attach
+from harness.training.build import build
+from harness.training.loop import train
+from harness.training.session import Session
 
 
 def lcq(bits: int = 3, channel: bool = False, **knobs: Any) -> LearnedCompanding:
-    context = Context(target_bit=bits, quantizer=QuantizerKnobs(granularity="channel" if channel else "tensor"))
+    context = Context(target_bit=bits, quantizer=QuantizerConfig(granularity="channel" if channel else "tensor"))
     return LearnedCompanding(LearnedCompanding.Config(**knobs), context)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness import registry
-from harness.errors import UserError
+from harness.core import registry
+from harness.core.errors import UserError
 from harness.methods.__main__ import entries, main, markdown, read_costs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,13 +12,14 @@ import torch
 from plain_oscillation_loss import plain_gradient
 from torch import Tensor, nn
 
-from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach, native
-from harness.knobs import QuantizerKnobs
+from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach
+from harness.core.config_base import QuantizerConfig
+from harness.kernels import dispatch
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, WeightQuantizer, make_quantizer
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
-KNOBS = [QuantizerKnobs(granularity=g, range=r) for g in ("tensor", "channel") for r in ("max", "mse")]
+KNOBS = [QuantizerConfig(granularity=g, range=r) for g in ("tensor", "channel") for r in ("max", "mse")]
 
 
 def network(seed: int = 0, channels_last: bool = False) -> nn.Module:
@@ -44,7 +45,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 @pytest.mark.parametrize("bits", [2, 3, 6])
-def test_regularizer(bits: int, knobs: QuantizerKnobs, scale_gradient: str, channels_last: bool) -> None:
+def test_regularizer(bits: int, knobs: QuantizerConfig, scale_gradient: str, channels_last: bool) -> None:
     model = network(bits, channels_last)
     regularizer = OscillationRegularizer(model, bits, 3.0, knobs, scale_gradient)  # type: ignore[arg-type]
     places, rows = zip(regularizer._layers, regularizer._table.entries, strict=True), regularizer._table.rows
@@ -73,7 +74,7 @@ def test_regularizer_on_ties_and_zeros(channel: bool) -> None:
         model[0].weight.clamp_(-0.05, 0.05)  # type: ignore[operator, union-attr]
         model[1].weight.zero_()  # type: ignore[operator, union-attr]
         model[3].weight[3].zero_()  # type: ignore[index, union-attr]
-    knobs = QuantizerKnobs(granularity="channel" if channel else "tensor")
+    knobs = QuantizerConfig(granularity="channel" if channel else "tensor")
     OscillationRegularizer(model, 2, 3.0, knobs).add_gradient()
     for weight in weights(model):
         assert weight.grad is not None
@@ -93,14 +94,14 @@ def test_threads_change_nothing(threads: None) -> None:
             assert torch.equal(one, same)  # type: ignore[arg-type]
 
 
-def quantizer_of(knobs: QuantizerKnobs, weight: Tensor, scale_gradient: str, fused: bool) -> MaxAbsQuantizer:
+def quantizer_of(knobs: QuantizerConfig, weight: Tensor, scale_gradient: str, fused: bool) -> MaxAbsQuantizer:
     return make_quantizer(knobs, 3, scale_gradient, fused).fit(weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
-def test_fake_quantization(knobs: QuantizerKnobs, scale_gradient: str, channels_last: bool) -> None:
+def test_fake_quantization(knobs: QuantizerConfig, scale_gradient: str, channels_last: bool) -> None:
     for weight in weights(network(3, channels_last)):
         upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         results = []
@@ -224,7 +225,7 @@ def test_tracker_to_the_last_bit(kind: str, channels_last: bool) -> None:
 def test_a_transposed_weight_is_served_by_plain_operations() -> None:
     model = nn.Sequential(nn.Linear(40, 30, bias=False))
     model[0].weight.data = model[0].weight.detach().t().contiguous().t()
-    assert not native.serves(model[0].weight)
+    assert not dispatch.serves(model[0].weight)
     tracker = OscillationTracker(model, 3)
     tracker.update()
     OscillationRegularizer(model, 3, 3.0).add_gradient()

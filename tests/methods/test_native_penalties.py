@@ -10,10 +10,7 @@ from native_penalties_common import MEMORY, SHAPES, by_native_passes, normal, va
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
-from harness import native
-from harness.build import build
-from harness.config import complete
-from harness.layers import attach
+from harness.kernels import dispatch
 from harness.methods.base import Context, Method, Step
 from harness.methods.dampening import Dampening, distance
 from harness.methods.kure import Kurtosis, kurtosis_loss
@@ -28,9 +25,12 @@ from harness.quantization import (
     StatisticalQuantizer,
     WeightQuantizer,
 )
+from harness.quantization.layers import attach
 from harness.quantization.learned_step import on_plain_grid
-from harness.schema import TRAIN_PENALTY
-from harness.train import train
+from harness.records.schema import TRAIN_PENALTY
+from harness.training.build import build
+from harness.training.config import complete
+from harness.training.loop import train
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -193,7 +193,7 @@ def test_fused_off_is_the_same_penalty_by_plain_operations(name: str, monkeypatc
             parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
         method, step = method_of(name, model, fused=fused), Step(9, 10, model)
         if fused is False:
-            monkeypatch.setattr(native, "serves", lambda *tensors: pytest.fail("asked for"))
+            monkeypatch.setattr(dispatch, "serves", lambda *tensors: pytest.fail("asked for"))
         value = method.penalty(step)
         assert isinstance(value, Tensor)
         value.backward()

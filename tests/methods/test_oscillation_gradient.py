@@ -5,12 +5,13 @@ import torch
 from plain_oscillation_loss import plain_gradient, plain_loss
 from torch import Tensor, nn
 
-from harness import OscillationRegularizer, registry
-from harness.knobs import QuantizerKnobs
-from harness.layers import weight_layers
+from harness import OscillationRegularizer
+from harness.core import registry
+from harness.core.config_base import QuantizerConfig
 from harness.models import build_model
+from harness.oscillation.regularizer import oscillation_penalty
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer
-from harness.regularizer import oscillation_penalty
+from harness.quantization.layers import weight_layers
 
 BITS = range(2, 9)
 
@@ -153,8 +154,8 @@ def test_resnet18(dtype: torch.dtype, bits: int, limit: float) -> None:
     assert relative_difference(torch.cat(ours), torch.cat(plain)) <= limit
 
 
-@pytest.mark.parametrize("knobs", [QuantizerKnobs(), QuantizerKnobs(granularity="channel")])
-def test_add_gradient_adds_autograd_of_the_summed_loss(knobs: QuantizerKnobs) -> None:
+@pytest.mark.parametrize("knobs", [QuantizerConfig(), QuantizerConfig(granularity="channel")])
+def test_add_gradient_adds_autograd_of_the_summed_loss(knobs: QuantizerConfig) -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)).double()
     model(torch.randn(5, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).sum().backward()
     before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]

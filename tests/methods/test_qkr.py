@@ -13,18 +13,19 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from harness import evaluate
-from harness.attention import expose_attention_products
-from harness.bilinear_attention import BilinearAttention, HeadProducts
-from harness.build import build
-from harness.config import RunConfig, complete
-from harness.errors import UserError
-from harness.layers import QuantLayer, SlotTakenError, attach, weight_layers
-from harness.methods.base import round_to_nearest
+from harness.core.errors import UserError
 from harness.methods.kure import kurtosis
 from harness.quantization import MaxAbsQuantizer
-from harness.record import read_json
-from harness.run import run
-from harness.train import Session, train
+from harness.quantization.attention import expose_attention_products
+from harness.quantization.bilinear_attention import BilinearAttention, HeadProducts
+from harness.quantization.deploy import round_to_nearest
+from harness.quantization.layers import QuantLayer, SlotTakenError, attach, weight_layers
+from harness.records.files import read_json
+from harness.training.build import build
+from harness.training.config import RunConfig, complete
+from harness.training.loop import train
+from harness.training.run import run
+from harness.training.session import Session
 
 
 def test_excluded_attention_stays_as_it_is() -> None:

@@ -21,8 +21,8 @@ from joined_common import (
 )
 from torch import Tensor
 
-from harness.layers import Unfilled, attach, weight_layers
 from harness.quantization import LSQQuantizer, MaxAbsQuantizer
+from harness.quantization.layers import Unfilled, attach, weight_layers
 
 
 def products(attention: Any, qkv: Tensor) -> Tensor:

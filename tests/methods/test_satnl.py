@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.build import build
-from harness.calibration import Calibration
-from harness.config import complete
-from harness.layers import QuantLayer, SlotTakenError, attach, weight_layers
-from harness.methods.base import Context, round_to_nearest
+from harness.methods.base import Calibration, Context
 from harness.methods.satnl import SaturatingNonlinearity, latent_of, saturated
 from harness.quantization import MaxAbsQuantizer
-from harness.train import Session, train
+from harness.quantization.deploy import round_to_nearest
+from harness.quantization.layers import QuantLayer, SlotTakenError, attach, weight_layers
+from harness.training.build import build
+from harness.training.config import complete
+from harness.training.loop import train
+from harness.training.session import Session
 
 
 def network(std: float = 0.3) -> nn.Sequential:

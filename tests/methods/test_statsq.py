@@ -9,14 +9,15 @@ from test_dampening import run_config
 from torch import Tensor, nn
 
 from harness import OscillationTracker
-from harness.build import build
-from harness.errors import UserError
-from harness.knobs import QuantizerKnobs
-from harness.layers import attach, weight_layers
-from harness.methods.base import Context, round_to_nearest
+from harness.core.config_base import QuantizerConfig
+from harness.core.errors import UserError
+from harness.methods.base import Context
 from harness.methods.statsq import StatisticalQuantization
 from harness.quantization import MaxAbsQuantizer, StatisticalQuantizer
-from harness.train import train
+from harness.quantization.deploy import round_to_nearest
+from harness.quantization.layers import attach, weight_layers
+from harness.training.build import build
+from harness.training.loop import train
 
 SHAPES = [(6, 40), (5, 4, 3, 3)]
 
@@ -186,7 +187,7 @@ def test_other_bit_widths(per_channel: bool) -> None:
 def test_granularity(granularity: str | None, runs: Any) -> None:
     knobs: Any = {} if granularity is None else {"granularity": granularity}
     model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(1, 2, 3), nn.Linear(3, 2))
-    context = Context(target_bit=4, quantizer=QuantizerKnobs(granularity=runs), exclude=("2",))
+    context = Context(target_bit=4, quantizer=QuantizerConfig(granularity=runs), exclude=("2",))
     StatisticalQuantization(StatisticalQuantization.Config(**knobs), context).prepare(model, None)  # type: ignore[arg-type]
     expected = {"run": runs, None: "channel"}.get(granularity, granularity) == "channel"
     assert isinstance(model[2], nn.Linear)

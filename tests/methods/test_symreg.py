@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.build import build
-from harness.calibration import Calibration
-from harness.config import complete
-from harness.errors import UserError
-from harness.layers import attach
-from harness.methods.base import Context, Step
+from harness.core.errors import UserError
+from harness.methods.base import Calibration, Context, Step
 from harness.methods.symreg import Pairing, SymmetryRegularizer, asymmetry, is_depthwise
 from harness.quantization import MaxAbsQuantizer
-from harness.train import train
+from harness.quantization.layers import attach
+from harness.training.build import build
+from harness.training.config import complete
+from harness.training.loop import train
 
 PAIRINGS: list[Pairing] = ["one", "two"]
 

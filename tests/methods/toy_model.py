@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from harness.calibration import Calibration
-from harness.layers import QuantLayer, attach
-from harness.methods.base import Method, Step
+from harness.methods.base import Calibration, Method, Step
 from harness.quantization import LSQQuantizer
+from harness.quantization.layers import QuantLayer, attach
 
 NO_DATA = Calibration(lambda index: (torch.zeros(0), torch.zeros(0)))
 

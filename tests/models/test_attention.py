@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import registry
-from harness.attention import expose_attention_products
-from harness.errors import UserError
-from harness.layers import QuantMatMul
+from harness.core import registry
+from harness.core.errors import UserError
 from harness.models import build_model
+from harness.quantization.attention import expose_attention_products
+from harness.quantization.layers import QuantMatMul
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 MODELS = [({"name": "vit_tiny", "depth": 2}, 2), ({"name": "tiny_vit"}, 10), ({"name": "timm:test_vit"}, 6)]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness import registry
-from harness.errors import UserError
+from harness.core import registry
+from harness.core.errors import UserError
 from harness.models import build_model, load_checkpoint
 
 CIFAR = (3, 32, 32)

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from harness import registry
-from harness.errors import UserError
+from harness.core import registry
+from harness.core.errors import UserError
 from harness.models import ModelConfig, build_model, resized_shape
 
 DIGITS, CIFAR = (1, 8, 8), (3, 32, 32)

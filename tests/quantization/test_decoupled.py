@@ -10,7 +10,7 @@ import torch
 from quantizers_common import BITS, normal
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.quantization import DecoupledQuantizer
 
 

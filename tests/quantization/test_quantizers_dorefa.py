@@ -8,7 +8,7 @@ import torch
 from quantizers_common import BITS, backward, normal
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.quantization import DoReFaQuantizer, DoReFaTransform, WeightQuantizer
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from quantizers_common import BITS, QUANTIZERS, backward, normal
 
-from harness.knobs import QuantizerKnobs
+from harness.core.config_base import QuantizerConfig
 from harness.quantization import (
     ClippedQuantizer,
     LSQQuantizer,
@@ -22,7 +22,7 @@ from harness.quantization import (
     make_quantizer,
     round_ste,
 )
-from harness.quantization.rounding import clip, scale_gradient
+from harness.quantization.autograd import clip, scale_gradient
 
 
 def test_a_clipped_quantizer_at_ratio_one_clips_nothing() -> None:
@@ -184,13 +184,13 @@ def test_max_abs_has_learned_nothing() -> None:
 @pytest.mark.parametrize(
     ("knobs", "kind", "per_channel"),
     [
-        (QuantizerKnobs(), MaxAbsQuantizer, False),
-        (QuantizerKnobs(granularity="channel"), MaxAbsQuantizer, True),
-        (QuantizerKnobs(range="mse"), ClippedQuantizer, False),
-        (QuantizerKnobs(range="mse", granularity="channel"), ClippedQuantizer, True),
+        (QuantizerConfig(), MaxAbsQuantizer, False),
+        (QuantizerConfig(granularity="channel"), MaxAbsQuantizer, True),
+        (QuantizerConfig(range="mse"), ClippedQuantizer, False),
+        (QuantizerConfig(range="mse", granularity="channel"), ClippedQuantizer, True),
     ],
 )
-def test_the_default_quantizer_of_a_run(knobs: QuantizerKnobs, kind: type, per_channel: bool) -> None:
+def test_the_default_quantizer_of_a_run(knobs: QuantizerConfig, kind: type, per_channel: bool) -> None:
     quantizer = make_quantizer(knobs, 5, "detached")
     assert type(quantizer) is kind
     assert (quantizer.bits, quantizer.per_channel, quantizer.scale_gradient) == (5, per_channel, "detached")

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from quantizers_common import BITS, QUANTIZERS, backward, normal
 from torch import Tensor
 
-from harness.errors import UserError
-from harness.knobs import QuantizerKnobs
+from harness.core.config_base import QuantizerConfig
+from harness.core.errors import UserError
 from harness.quantization import (
     LSQQuantizer,
     MaxAbsQuantizer,
@@ -49,7 +49,7 @@ def test_levels(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 0, -3, 9, 40, True, False, 2.5, 4.0, "4", None])
-@pytest.mark.parametrize("build", [levels, *QUANTIZERS[:3], lambda bits: make_quantizer(QuantizerKnobs(), bits)])
+@pytest.mark.parametrize("build", [levels, *QUANTIZERS[:3], lambda bits: make_quantizer(QuantizerConfig(), bits)])
 def test_impossible_bits_are_refused(build: Callable[[Any], object], bits: Any) -> None:
     with pytest.raises(UserError, match=r"2 to 8"):
         build(bits)

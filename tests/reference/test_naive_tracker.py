@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from naive_tracker import Counted, count, threshold_distance
 from torch import nn
 
-from harness import OscillationTracker, schema
-from harness.knobs import QuantizerKnobs
-from harness.layers import attach
+from harness import OscillationTracker
+from harness.core.config_base import QuantizerConfig
 from harness.quantization import LSQQuantizer
+from harness.quantization.layers import attach
+from harness.records import schema
 
 
 def follow(trajectories: Sequence[Sequence[int]], bits: int = 8, momentum: float = 0.01) -> OscillationTracker:
@@ -55,8 +56,8 @@ def test_any_trajectory_equals_the_naive_count(trajectories: list[list[int]]) ->
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("knobs", [QuantizerKnobs(), QuantizerKnobs(granularity="channel")])
-def test_threshold_distance(bits: int, knobs: QuantizerKnobs) -> None:
+@pytest.mark.parametrize("knobs", [QuantizerConfig(), QuantizerConfig(granularity="channel")])
+def test_threshold_distance(bits: int, knobs: QuantizerConfig) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(20, 5).double()
     high = 2 ** (bits - 1) - 1

@@ -10,7 +10,7 @@ import pytest
 from postgres_server import PostgresServer
 from slurm_sweep import MANY_RUNS, launch, on_slurm, rows, status
 
-from harness.storage import PASSWORD_VARIABLE
+from harness.sweep.storage import PASSWORD_VARIABLE
 
 if TYPE_CHECKING:
     from conftest import Cluster

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.build import choose_precision
-from harness.config import complete
-from harness.run import run
+from harness.training.config import complete
+from harness.training.device import choose_precision
+from harness.training.run import run
 
 MODELS: dict[str, dict[str, Any]] = {
     "mlp5": {"name": "mlp5", "width": 32},

@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import compilation, registry, schema
-from harness.build import build
-from harness.config import RunConfig, complete
-from harness.errors import Stopped
+from harness.core import registry
+from harness.core.errors import Stopped
 from harness.methods import find
-from harness.run import run
-from harness.train import Session, forward_context, train
+from harness.records import schema
+from harness.training import compilation
+from harness.training.build import build
+from harness.training.config import RunConfig, complete
+from harness.training.loop import forward_context, train
+from harness.training.run import run
+from harness.training.session import Session
 
 METHODS = registry.names("method")
 MODELS: dict[str, dict[str, Any]] = {

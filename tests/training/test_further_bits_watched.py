@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from training_details_common import config
 
-from harness import schema
-from harness.errors import Stopped
-from harness.run import run
+from harness.core.errors import Stopped
+from harness.records import schema
+from harness.training.run import run
 
 
 def float_run(tmp_path: Path, watch: int, *further: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

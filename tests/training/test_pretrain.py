@@ -9,11 +9,11 @@ from filelock import FileLock
 from training_details_common import config
 
 from harness import data
-from harness.config import RunConfig, component
-from harness.errors import Stopped, UserError
-from harness.pretrain import drop_half_done, parent_of, starting_weights
-from harness.record import read_json
-from harness.run import Around, run
+from harness.core.errors import Stopped, UserError
+from harness.records.files import read_json
+from harness.training.config import RunConfig, component
+from harness.training.pretrain import drop_half_done, parent_of, starting_weights
+from harness.training.run import Around, run
 
 FLOAT = {"epochs": 3, "batch_size": 40, "precision": "fp32", "learning_rate": 3e-3}
 

@@ -12,25 +12,25 @@ import torch
 from torch import Tensor, nn
 from training_details_common import config, same
 
-from harness import checkpoint, schema
-from harness.build import build, choose_device, choose_precision, make_optimizer
-from harness.config import RuntimeKnobs, TrainKnobs, complete
-from harness.errors import UserError
+from harness.core.errors import Stopped, UserError
 from harness.methods.base import Method, Step
-from harness.record import RunDirectory, read_json
-from harness.run import run
-from harness.train import (
-    Stopped,
-    TrainingError,
-    train,
-)
+from harness.records import schema
+from harness.records.files import read_json
+from harness.records.run_directory import RunDirectory
+from harness.training import checkpoint
+from harness.training.build import build
+from harness.training.config import RuntimeConfig, TrainConfig, complete
+from harness.training.device import choose_device, choose_precision
+from harness.training.loop import TrainingError, train
+from harness.training.optimizer import make_optimizer
+from harness.training.run import run
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
 )
 def test_optimizers(name: Any, kind: type) -> None:
-    optimizer = make_optimizer(TrainKnobs(optimizer=name, momentum=0.7), nn.Linear(2, 2), [])
+    optimizer = make_optimizer(TrainConfig(optimizer=name, momentum=0.7), nn.Linear(2, 2), [])
     assert type(optimizer) is kind
     assert optimizer.param_groups[0].get("momentum", 0.7) == 0.7
 
@@ -46,19 +46,19 @@ def test_lsqs_steps_learn_at_their_own_rate_and_do_not_decay() -> None:
 
 
 def test_device_and_precision() -> None:
-    assert choose_device(RuntimeKnobs(device="cpu")) == torch.device("cpu")
+    assert choose_device(RuntimeConfig(device="cpu")) == torch.device("cpu")
     assert choose_precision("fp32", torch.device("cpu")) == "fp32"
     assert choose_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
-            choose_device(RuntimeKnobs(device="cuda"))
+            choose_device(RuntimeConfig(device="cuda"))
 
 
 def test_bf16_on_a_cpu_without_units_for_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.build._multiplies_bf16", lambda: False)
+    monkeypatch.setattr("harness.training.device._multiplies_bf16", lambda: False)
     with pytest.warns(UserWarning, match=r"train.precision: bf16 on a CPU without units.*auto"):
         assert choose_precision("bf16", torch.device("cpu")) == "bf16"
-    monkeypatch.setattr("harness.build._multiplies_bf16", lambda: True)
+    monkeypatch.setattr("harness.training.device._multiplies_bf16", lambda: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose_precision("bf16", torch.device("cpu")) == "bf16"

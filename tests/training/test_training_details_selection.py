@@ -8,12 +8,14 @@ import pytest
 from torch import Tensor, nn
 from training_details_common import Spy, config, same
 
-from harness import checkpoint, schema
-from harness.build import build
-from harness.config import TrainKnobs
+from harness.core.errors import Stopped
 from harness.methods.base import Method, Step
-from harness.schedule import first_eligible_epoch, learning_rate_factor
-from harness.train import Progress, Session, Stopped, out_of_patience, train
+from harness.records import schema
+from harness.training import checkpoint
+from harness.training.build import build
+from harness.training.config import TrainConfig
+from harness.training.loop import first_eligible_epoch, learning_rate_factor, out_of_patience, train
+from harness.training.session import Progress, Session
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -24,11 +26,11 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_constant_learning_rate() -> None:
-    assert [learning_rate_factor(step, 10, 5, TrainKnobs()) for step in range(10)] == [1.0] * 10
+    assert [learning_rate_factor(step, 10, 5, TrainConfig()) for step in range(10)] == [1.0] * 10
 
 
 def test_warm_up_then_cosine() -> None:
-    knobs = TrainKnobs(schedule="cosine", warmup_epochs=0.5)
+    knobs = TrainConfig(schedule="cosine", warmup_epochs=0.5)
     factors = [learning_rate_factor(step, 20, 8, knobs) for step in range(20)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 16)) for k in range(16)], rel=1e-12)
@@ -38,7 +40,7 @@ def test_warm_up_then_cosine() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_warm_up_longer_than_training(schedule: Any) -> None:
-    knobs = TrainKnobs(schedule=schedule, warmup_epochs=100)
+    knobs = TrainConfig(schedule=schedule, warmup_epochs=100)
     assert [learning_rate_factor(step, 4, 2, knobs) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -81,15 +83,15 @@ def staged(start: float) -> list[Method]:
     [(0.0, 10, 1), (0.5, 10, 6), (0.25, 10, 3), (0.99, 10, 10), (1.0, 10, 10), (0.5, 1, 1), (0.29, 100, 30)],
 )
 def test_first_eligible_epoch(start: float, epochs: int, first: int) -> None:
-    assert first_eligible_epoch(TrainKnobs(epochs=epochs), staged(start)) == first
+    assert first_eligible_epoch(TrainConfig(epochs=epochs), staged(start)) == first
 
 
 def test_patience() -> None:
-    knobs = TrainKnobs(epochs=100, patience=3)
+    knobs = TrainConfig(epochs=100, patience=3)
     assert [out_of_patience(Progress(epoch=e, best_epoch=2), knobs, []) for e in range(2, 7)] == [False] * 3 + [
         True
     ] * 2
-    assert not out_of_patience(Progress(epoch=99), TrainKnobs(epochs=100), [])
+    assert not out_of_patience(Progress(epoch=99), TrainConfig(epochs=100), [])
     # eligible from epoch 51 on: epochs before do not count
     never = [out_of_patience(Progress(epoch=e), knobs, staged(0.5)) for e in (10, 50, 52, 53)]
     assert never == [False, False, False, True]

@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from training_details_common import Spy, config, same
 
-from harness import checkpoint, schema
-from harness.build import build, make_optimizer
-from harness.config import TrainKnobs
+from harness.core.seeding import sub_seed
 from harness.data.base import Split, order
-from harness.layers import weight_layers
 from harness.methods.base import Context, Method, Step
-from harness.oscillation import OscillationTracker
-from harness.run import run
-from harness.seeding import sub_seed
-from harness.train import (
-    step,
-    steps_an_epoch,
-    train,
-)
+from harness.oscillation.tracker import OscillationTracker
+from harness.quantization.layers import weight_layers
+from harness.records import schema
+from harness.training import checkpoint
+from harness.training.build import build
+from harness.training.config import TrainConfig
+from harness.training.loop import step, train
+from harness.training.optimizer import make_optimizer
+from harness.training.run import run
+from harness.training.session import steps_an_epoch
 
 
 def test_the_best_checkpoint_is_what_is_deployed_and_tested(tmp_path: Path) -> None:
@@ -223,7 +222,7 @@ def test_a_parameter_group_for_each_set_of_options() -> None:
         Options({"0.weight": {"lr": 0.5}, "1.weight": {"weight_decay": 0.0}}),
         Options({"0.weight": {"weight_decay": 0.0}}),
     ]
-    optimizer = make_optimizer(TrainKnobs(learning_rate=0.2, weight_decay=0.1), model, methods)
+    optimizer = make_optimizer(TrainConfig(learning_rate=0.2, weight_decay=0.1), model, methods)
     assert {(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups} == {
         (0.1, 0.0, 1),
         (0.2, 0.0, 1),
@@ -235,7 +234,7 @@ def test_a_parameter_group_for_each_set_of_options() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_what_a_method_asks_for_may_have_its_first_gradient_later(optimizer: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    knobs = TrainKnobs.model_validate({"optimizer": optimizer})
+    knobs = TrainConfig.model_validate({"optimizer": optimizer})
     usual = Options({"1.weight": {"lr": 1.0, "weight_decay": knobs.weight_decay}})
     stepping = make_optimizer(knobs, model, [usual])
     assert [len(group["params"]) for group in stepping.param_groups] == [3, 1]

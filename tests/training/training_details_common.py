@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import RunConfig, complete
 from harness.methods.base import Context, Method, Step
+from harness.training.config import RunConfig, complete
 
 
 def config(method: str | list[dict[str, Any]] = "ste", **changes: Any) -> RunConfig:

@@ -1,0 +1,1 @@
+"""What commands share: finding a sweep, checks before a launch, progress, the status report."""

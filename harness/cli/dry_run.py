@@ -1,0 +1,117 @@
+"""What `--dry-run` shows of a launch."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cli.preflight import check_data
+from harness.cluster.slurm import Profile, sbatch_text
+from harness.core.errors import UserError
+from harness.records.archive import is_archive, runs_of
+from harness.records.files import read_json
+from harness.sweep.cells import Cell
+from harness.sweep.config import SweepConfig
+from harness.sweep.search_space import Choices, Range
+
+if TYPE_CHECKING:
+    pass
+
+
+def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, profile: Profile, root: Path) -> None:
+    """Print cells, trials, finals, workers and the job that would be submitted."""
+    trials, finals = spec.tune.trials * len(cells), len(spec.final.seeds) * len(cells)
+    print(f"sweep {spec.name} -> {root / spec.name}")
+    print(f"objective {', '.join(spec.objective)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
+    width = max(len(cell.id) for cell in cells)
+    for cell in cells:
+        searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"
+        print(f"  {cell.id:<{width}}  {spec.tune.trials} trials, searching {searched}; {len(spec.final.seeds)} seeds")
+    print(f"{len(cells)} cells, {trials} trials, {finals} finals: {trials + finals} runs")
+    count = min(workers, trials + finals)
+    print(f"{count} workers, cluster {cluster}, storage {spec.storage}")
+    if cluster == "slurm":
+        print("job array that would be submitted:\n")
+        print(sbatch_text(spec, profile, count, root))
+    try:
+        check_data(spec, cells)
+    except UserError as error:
+        print(f"not yet runnable: {error}")
+
+
+def show_standing(spec: SweepConfig, root: Path) -> int:
+    """Print what is there already of a sweep; returns 2 when launching it would be refused."""
+    from harness.records.sweep_directory import living_workers
+    from harness.sweep import plan, queue
+    from harness.sweep.changes import check_change
+
+    folder = root / spec.name
+    if not (folder / "sweep.json").exists():
+        return 0
+    if is_archive(folder):
+        print(f"{folder}: an archive, to be read only")
+        return 0
+    try:
+        check_change(folder, spec)
+    except UserError as error:
+        print(f"would be refused: {error}")
+        return 2
+    there = queue.load_sweep(folder)
+    left = plan.left(dataclasses.replace(there, spec=spec))
+    workers = len(living_workers(folder))
+    print(f"{folder}: {left} runs left, {workers} workers at it" if left else f"{folder}: complete, nothing to do")
+    return 0
+
+
+def show_runs(spec: SweepConfig, cells: Sequence[Cell], root: Path) -> None:
+    """Print each run's id, which names its directory, and what it is, as far as that can be told.
+
+    Ids are made anew from the sweep file; of what is there already (or in an archive) come the trials that an adaptive
+    sampler drew, and the chosen ones.
+    """
+    from harness.sweep.plan import known_params
+
+    folder = root / spec.name
+    entries = {entry["id"]: entry for entry in (read_json(folder / "cells.json") or {"cells": []})["cells"]}
+    drawn = _drawn(runs_of(folder))
+    for cell in cells:
+        for number in range(spec.tune.trials):
+            params = known_params(spec, cell, number) or drawn.get((cell.id, number))
+            _show_run(cell, params, spec.tune.seed, "tune", f"trial {number}")
+        chosen = entries.get(cell.id, {}).get("chosen") or (None if spec.tune.trials else {"params": {}})
+        for seed in spec.final.seeds:
+            _show_run(cell, chosen and chosen["params"], seed, "final", f"seed {seed}")
+
+
+def _drawn(runs: Traversable) -> dict[tuple[str, int], dict[str, Any]]:
+    """The parameters of the trials in a folder of runs, by cell and number."""
+    found = {}
+    for run in runs.iterdir() if runs.is_dir() else ():
+        try:
+            entries = json.loads((run / "trials.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or not whole
+            continue
+        for entry in entries:
+            if entry["phase"] == "tune":
+                found[entry["cell"], entry["trial"]] = entry["params"]
+    return found
+
+
+def _show_run(cell: Cell, params: Mapping[str, Any] | None, seed: int, phase: str, which: str) -> None:
+    try:
+        name = "not drawn yet" if params is None else cell.config(params, seed, phase).run_id()
+    except UserError as error:  # it may start from a checkpoint that is not here
+        name = f"not known ({error})"
+    values = ", ".join(
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in (params or {}).items()
+    )
+    print(f"{name}  {phase:<5}  {cell.id}  {which}  {values}".rstrip())
+
+
+def _shown(dimension: Choices | Range) -> str:
+    if isinstance(dimension, Choices):
+        return "{" + ", ".join(str(choice) for choice in dimension.choices) + "}"
+    notes = [word for word, said in (("log", dimension.log), ("int", dimension.kind == "int")) if said]
+    return f"[{dimension.low:g}, {dimension.high:g}]" + (f" ({', '.join(notes)})" if notes else "")

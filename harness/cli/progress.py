@@ -1,0 +1,118 @@
+"""What a launch shows: bars while it runs (lines where there is no terminal), a table at its end."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from harness.core.bits import FLOAT
+from harness.records.files import read_json
+from harness.sweep import plan
+from harness.sweep.plan import Counts
+from harness.sweep.queue import best_so_far
+
+if TYPE_CHECKING:
+    from harness.sweep.queue import OpenSweep
+
+
+#: Seconds between lines where no bar can be drawn.
+LINE_EVERY_S = 10.0
+_PHASES = {"tune": "tuning", "final": "final runs"}
+
+
+class Display:
+    """Bars for both phases with the best value and the failures so far. Use as a context."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._console = Console()
+        self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+        self._tasks = {phase: self._bars.add_task(name, note="") for phase, name in _PHASES.items()}
+        self._line_at = 0.0
+
+    def __enter__(self) -> "Display":
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def show(self, sweep: "OpenSweep", counts: dict[str, Counts]) -> None:
+        """Bring the display up to date."""
+        over = not any(phase.left for phase in counts.values())
+        if not self._console.is_terminal and time.monotonic() < self._line_at and not over:
+            return
+        notes = {phase: _note(phase_counts) for phase, phase_counts in counts.items()}
+        notes["tune"] = ", ".join(filter(None, (notes["tune"], best_so_far(sweep))))
+        if self._console.is_terminal:
+            for phase, task in self._tasks.items():
+                done = counts[phase].total - counts[phase].left
+                self._bars.update(task, completed=done, total=counts[phase].total, note=notes[phase])
+            return
+        self._line_at = time.monotonic() + LINE_EVERY_S
+        texts = [
+            f"{_PHASES[phase]} {part.total - part.left}/{part.total} ({notes[phase] or 'none running'})"
+            for phase, part in counts.items()
+            if part.total
+        ]
+        print("; ".join(texts), flush=True)
+
+
+def _note(counts: Counts) -> str:
+    parts = [f"{counts.running} running"] if counts.running else []
+    parts += [f"{counts.failed} failed"] if counts.failed else []
+    parts += [f"{counts.pruned} pruned"] if counts.pruned else []
+    return ", ".join(parts)
+
+
+def summary(sweep: "OpenSweep") -> int:
+    """Print the table of cells and the failures; returns the exit status: 1 when any run failed."""
+    counts = plan.count(sweep)
+    table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test accuracy (%)")
+    for heading in ("cell", "trials", "value", "chosen", "seeds"):
+        table.add_column(heading, justify="left" if heading in ("cell", "chosen") else "right", no_wrap=True)
+    cells = read_json(sweep.folder / "cells.json")["cells"]
+    records = {cell["id"]: _records(sweep, cell) for cell in cells}
+    bits = sorted({row["bits"] for found in records.values() for row in _test_rows(found)}, key=str)
+    for bit in bits:
+        table.add_column(str(bit) if bit == FLOAT else f"{bit} bit", justify="right", no_wrap=True)
+    for cell in cells:
+        table.add_row(*_cells_of(cell, records[cell["id"]], bits))
+    console = Console()
+    # Piped or narrow output must not lose a column.
+    Console(width=max(console.width, 60 + 9 * len(bits) + max(len(cell["id"]) for cell in cells))).print(table)
+    failures = [line for phase in counts.values() for line in phase.failures]
+    for line in failures:
+        print(f"failed: {line}")
+    if failures:
+        print(f"logs: {sweep.folder / 'logs'}; each run's traceback stands in its status.json")
+    return 1 if failures else 0
+
+
+def _records(sweep: "OpenSweep", cell: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [read_json(sweep.run_directory(run_id).record) for run_id in cell["finals"].values()]
+    return [record for record in found if record]
+
+
+def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for record in records for row in record["rows"] if row["split"] == "test" and row["deploy"] == "rtn"]
+
+
+def _cells_of(cell: dict[str, Any], records: list[dict[str, Any]], bits: list[Any]) -> list[str]:
+    chosen = cell["chosen"] or {"value": None, "params": {}}
+    value = chosen["value"]
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    params = ", ".join(f"{name.rpartition('.')[2]} {_short(item)}" for name, item in chosen["params"].items())
+    line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-", params or "-"]
+    line.append(f"{len(records)}/{len(cell['seeds'])}")
+    for bit in bits:
+        accuracies = [row["accuracy"] for row in _test_rows(records) if row["bits"] == bit]
+        line.append(f"{100 * sum(accuracies) / len(accuracies):.1f}" if accuracies else "-")
+    return line
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Who carries runs out: workers, their slots and signals, Slurm."""

@@ -1,0 +1,34 @@
+"""How a command line ends: one line for an error of the user, and the exit status."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from harness.core.errors import UserError
+
+#: Errors that say enough by themselves: full, over quota, read-only, not allowed.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's `main`, then exit: 2 with one line for a UserError, 130 on Ctrl-C."""
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # the reader (head, less) went away; nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {error}; mend that and try again: what is finished stays", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

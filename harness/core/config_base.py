@@ -1,0 +1,65 @@
+"""The base of every configuration section: frozen, strict, and aware of what names a run."""
+
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+#: `Field(json_schema_extra=NOT_IDENTITY)`: the field never changes a run's identity (paths, devices).
+NOT_IDENTITY: dict[str, Any] = {"identity": "never"}
+#: For fields added after the first release: they count only once they leave their default.
+IDENTITY_IF_CHANGED: dict[str, Any] = {"identity": "if_changed"}
+
+
+class StrictConfig(BaseModel):
+    """A frozen configuration section that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _number_is_a_number(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
+        """`true` is no 1 and '3' is no 3, though pydantic would take them for that."""
+        checked = handler(value)
+        kinds = _scalars(cls.model_fields[info.field_name or ""].annotation)
+        items = value if isinstance(value, list | tuple) else [value]
+        if kinds & {int, float} and not kinds & {bool, str}:
+            for item in items:
+                if isinstance(item, bool | str):
+                    raise ValueError(f"{item!r} is not a number")
+        return checked
+
+    def identity(self) -> dict[str, Any]:
+        """What of this section names a run, as plain JSON values."""
+        kept: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            rule, value = extra.get("identity"), getattr(self, name)
+            if rule == "never" or (rule == "if_changed" and value == field.get_default(call_default_factory=True)):
+                continue
+            kept[name] = _plain(value)
+        return kept
+
+
+def _scalars(annotation: Any) -> set[Any]:
+    """The plain types that a field's annotation names, inside unions and tuples too."""
+    if get_origin(annotation) is Literal:
+        return {str}
+    inner = get_args(annotation)
+    return {kind for part in inner for kind in _scalars(part)} if inner else {annotation}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrictConfig):
+        return value.identity()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+class QuantizerConfig(StrictConfig):
+    """The default quantizer: how float weights are rounded, and what the tracker and regularizer watch."""
+
+    granularity: Literal["tensor", "channel"] = Field("tensor", description="one step a tensor or a channel")
+    range: Literal["max", "mse"] = Field("max", description="max|w|, or clipped where squared error is least")

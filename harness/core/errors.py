@@ -1,0 +1,39 @@
+"""Errors a user can mend and how a command line reports them; the ways in which a run may end early."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user wrote or left out. The message names field, value and what is legal, but no password."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(masked(str(message)))
+
+
+class Stopped(Exception):
+    """Somebody asked a run to stop; its checkpoint is written."""
+
+
+class Pruned(Exception):
+    """The study's pruner gave a trial up."""
+
+
+def masked(text: str) -> str:
+    """A text with the passwords of URLs replaced: `postgresql://user:***@host`."""
+    text = re.sub(r"(://[^\s/:@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd)=)[^\s&'\"]*", r"\1***", text)
+
+
+def nearest(value: object, legal: Iterable[object]) -> str:
+    """`"; did you mean 'x'?"`, or nothing when no legal name is near."""
+    close = difflib.get_close_matches(str(value), [str(name) for name in legal], n=3, cutoff=0.5)
+    swapped = [name for name in close if sorted(name) == sorted(str(value))]  # lgo is log rather than low
+    return f"; did you mean {(swapped or close)[0]!r}?" if close else ""
+
+
+def unknown(kind: str, value: object, legal: Iterable[object]) -> UserError:
+    """The error for a name that is none of `legal`."""
+    names = sorted(str(name) for name in legal)
+    return UserError(f"unknown {kind} {value!r}{nearest(value, names)} (legal: {', '.join(names)})")

@@ -1,0 +1,41 @@
+"""Components are files: `methods/ste.py` is the method `ste`. Nothing is registered by hand.
+
+Names come from the folder alone, so a misspelt name is refused without importing torch.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from harness.core.errors import UserError, unknown
+
+KINDS = {"method": "methods", "model": "models", "data set": "data"}
+
+
+def names(kind: str) -> list[str]:
+    """The components of a kind ("method", "model" or "data set"), sorted."""
+    folder = Path(__file__).parents[1] / KINDS[kind]
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
+
+
+def check(kind: str, name: str) -> str:
+    """`name` itself, or a UserError with the nearest legal spelling.
+
+    `timm:resnet34` names the model file `timm` and what it is to build.
+    """
+    family = name.partition(":")[0] if kind == "model" else name
+    if family not in names(kind):
+        raise unknown(kind, name, names(kind))
+    return name
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import the file of a component.
+
+    Raises UserError for a name without a file.
+    """
+    family = check(kind, name).partition(":")[0]
+    module = import_module(f"harness.{KINDS[kind]}.{family}")
+    if not hasattr(module, "Config") and kind != "method":
+        raise UserError(f"{kind} {name!r}: harness/{KINDS[kind]}/{family}.py defines no Config")
+    return module

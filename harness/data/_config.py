@@ -1,0 +1,85 @@
+"""The `data` section of a run's configuration. Free of torch, so that a slip in it is refused at once."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from harness.core.config_base import NOT_IDENTITY, StrictConfig
+from harness.core.errors import UserError
+
+
+class Augment(StrictConfig):
+    """Random changes to training images, drawn anew each time an image is seen. Off by default."""
+
+    crop_padding: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="zero-pad each side by this many pixels, then crop at random; 0 is off",
+    )
+    flip: bool = Field(default=False, description="mirror left to right with probability 1/2")
+
+    @property
+    def active(self) -> bool:
+        """Whether training images are changed at all."""
+        return self.flip or self.crop_padding > 0
+
+
+class DataConfig(StrictConfig):
+    """What every data set can be told. Each data-set file sets its own `name` and defaults."""
+
+    name: str = Field(description="a file of harness/data")
+    root: Path | None = Field(
+        default=None,
+        description="folder that holds the files; digits needs none",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    download: bool = Field(
+        default=False,
+        description="fetch missing files (cifar10 only); nothing is ever fetched without it",
+        json_schema_extra=NOT_IDENTITY,
+    )
+    val_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=0.5,
+        description="part of train set aside for validation, unless files give a val split",
+    )
+    train_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="part of the training images kept, every class alike; for quick studies",
+    )
+    normalize: Literal["unit", "standardize"] = Field(
+        default="standardize",
+        description="unit: [0, 1]; standardize: mean 0 and deviation 1 a channel over train",
+    )
+    resize: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="side in pixels; images are made squares of it (aspect is not kept)",
+    )
+    augment: Augment = Field(default=Augment(), description="random changes to training images")
+
+
+def root_of(config: DataConfig, layout: str) -> Path:
+    """The folder or file `data.root` names, with `~` expanded.
+
+    layout: what has to lie there, for the message. Raises UserError where the root is unset or missing.
+    """
+    how = f"{config.name} reads {layout}; set it with --set data.root=PATH or as base.data.root in a sweep file"
+    if config.root is None:
+        raise UserError(f"data.root is not set: {how}")
+    root = config.root.expanduser()
+    if not root.exists():
+        raise UserError(f"data.root: nothing is at {root}: {how}")
+    return root
+
+
+def refuse_download(config: DataConfig, where: str) -> None:
+    """Raise UserError if `data.download` asks for files it cannot fetch; `where` says who can."""
+    if config.download:
+        raise UserError(f"data.download: {config.name} is not fetched by the harness: {where}")

@@ -1,0 +1,41 @@
+"""What a model has, for methods that mean nothing without it: `Method.requires` names some of FEATURES."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import nn
+
+from harness.core.errors import UserError
+from harness.quantization.attention import attentions
+
+
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that normalise activations (batch, layer and group norms), by name."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    kinds = _BatchNorm | nn.LayerNorm | nn.GroupNorm
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+
+
+#: By name: what an error calls it, and how to see whether a model has it.
+FEATURES: dict[str, tuple[str, Callable[[nn.Module], bool]]] = {
+    "attention": (
+        "attention whose products can be reached (timm's vision transformers, TinyViT)",
+        lambda model: bool(attentions(model)),
+    ),
+    "norms": ("normalization layers (batch, layer or group norm)", lambda model: bool(norm_layers(model))),
+}
+
+
+def lacking(model: nn.Module, required: Iterable[str]) -> list[str]:
+    """Which of these features the model lacks, in words. Raises KeyError for what is none of FEATURES."""
+    return [words for words, present in map(FEATURES.__getitem__, required) if not present(model)]
+
+
+def check_requirements(model: nn.Module, name: str, methods: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a model that methods mean nothing on. name: the model's. methods: what each one requires.
+
+    Raises UserError naming method, model and what is missing.
+    """
+    for method, required in methods.items():
+        for words in lacking(model, required):
+            raise UserError(f"method {method!r} needs {words}, and model {name!r} has none")

@@ -1,0 +1,1 @@
+"""Oscillations of weights: the tracker, the regularizer, their one-pass versions."""

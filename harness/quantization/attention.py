@@ -1,0 +1,130 @@
+"""Attention with its two products as modules, so that methods can quantize keys, values and scores."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import UserError
+from harness.quantization.layers import QuantMatMul
+
+
+class ExplicitAttention(nn.Module):
+    """timm's ViT attention, never fused: `av_matmul(softmax(qk_matmul(scale * q, k^T) + mask), v)`.
+
+    Takes over a `timm.layers.Attention` with its parameters; arithmetic and order are timm's unfused path.
+    """
+
+    qkv: nn.Module
+    qk_matmul: QuantMatMul
+    av_matmul: QuantMatMul
+
+    def __init__(self) -> None:
+        raise TypeError("made from an existing attention by expose_attention_products")
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens (B, N, C) to (B, N, dim_out).
+
+        attn_mask: bool (True: may be attended to) or added to the scores, broadcast to (B, heads, N, N); a
+        causal mask takes its place, as in timm.
+        """
+        this: Any = self
+        batch, tokens, _ = x.shape
+        gate_layer = getattr(self, "gate", None)
+        gate = gate_layer(x).sigmoid() if gate_layer is not None else None
+        qkv = self.qkv(x).reshape(batch, tokens, 3, this.num_heads, this.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = this.q_norm(q) * this.scale, this.k_norm(k)
+        scores = self.qk_matmul(q, k.transpose(-2, -1))
+        bias = additive_mask(scores, attn_mask, is_causal)
+        scores = (scores if bias is None else scores + bias).softmax(dim=-1)
+        x = self.av_matmul(this.attn_drop(scores), v)
+        x = this.norm(x.transpose(1, 2).flatten(2))
+        if gate is not None:
+            x = x * gate
+        return this.proj_drop(this.proj(x))
+
+
+class ExplicitTinyVitAttention(nn.Module):
+    """TinyViT's window attention, never fused: `av_matmul(softmax(qk_matmul(scale * q, k^T) + bias), v)`.
+
+    Takes over a `timm.models.tiny_vit.Attention` with its parameters. The relative biases are computed in
+    every pass: timm's cache in eval mode would outlive the weights it came from.
+    """
+
+    qk_matmul: QuantMatMul
+    av_matmul: QuantMatMul
+
+    def __init__(self) -> None:
+        raise TypeError("made from an existing attention by expose_attention_products")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens of one window (B, N, C) to (B, N, C)."""
+        this: Any = self
+        batch, tokens, _ = x.shape
+        qkv = this.qkv(this.norm(x)).view(batch, tokens, this.num_heads, -1)
+        q, k, v = qkv.permute(0, 2, 1, 3).split([this.key_dim, this.key_dim, this.val_dim], dim=-1)
+        scores = self.qk_matmul(q * this.scale, k.transpose(-2, -1))
+        scores = (scores + this.attention_biases[:, this.attention_bias_idxs]).softmax(dim=-1)
+        x = self.av_matmul(scores, v).transpose(1, 2).flatten(2)
+        return this.proj(x)
+
+
+_EXPLICIT: dict[tuple[str, str], type[nn.Module]] = {
+    ("timm.layers.attention", "Attention"): ExplicitAttention,
+    # where older timm defines it
+    ("timm.models.vision_transformer", "Attention"): ExplicitAttention,
+    ("timm.models.tiny_vit", "Attention"): ExplicitTinyVitAttention,
+}
+
+
+def _qualified(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__, type(module).__qualname__
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention modules of a model that can be made explicit or are, by name."""
+    explicit = (ExplicitAttention, ExplicitTinyVitAttention)
+    found = model.named_modules()
+    return {name: module for name, module in found if isinstance(module, explicit) or _qualified(module) in _EXPLICIT}
+
+
+def kind_of(attention: nn.Module) -> type[nn.Module]:
+    """The explicit class of one of `attentions`: ExplicitAttention or ExplicitTinyVitAttention."""
+    return _EXPLICIT.get(_qualified(attention), type(attention))
+
+
+def expose_attention_products(model: nn.Module) -> int:
+    """Make the products of every attention explicit, in place; state dict and module objects stay the same.
+
+    Each attention gets `qk_matmul` (queries by keys) and `av_matmul` (scores by values), without parameters.
+    Returns how many attention modules of the model are explicit now, those of an earlier call included: 0
+    says that the model has none. Raises UserError, before anything changes, naming a module whose attention
+    cannot be opened (torch's MultiheadAttention; attention of timm other than ViT's and TinyViT's).
+    """
+    found: dict[str, Any] = attentions(model)
+    for name, module in model.named_modules():
+        closed = isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn")
+        if closed and name not in found:
+            raise UserError(
+                f"module {name!r}: the products inside {type(module).__module__}.{type(module).__qualname__} cannot be "
+                "quantized; only the attention of timm's vision transformers and of TinyViT can"
+            )
+    for module in found.values():
+        explicit = _EXPLICIT.get(_qualified(module))
+        if explicit is not None:
+            # The class alone changes, so hooks, references and the state dict stay as they are.
+            module.__class__ = explicit
+            module.fused_attn = False
+            module.qk_matmul, module.av_matmul = QuantMatMul(), QuantMatMul()
+    return len(found)
+
+
+def additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """What is added to the scores (B, heads, N, N): timm's `resolve_self_attn_mask`."""
+    if is_causal:
+        tokens = scores.shape[-1]
+        return scores.new_full((tokens, tokens), float("-inf")).triu_(1)
+    if mask is not None and mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
+    return mask

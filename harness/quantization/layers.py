@@ -1,0 +1,227 @@
+"""Layers with quantizer slots.
+
+    y = grad_quantizer(linear(input_quantizer(x), weight_quantizer(weight_transform(weight)), bias))
+
+Every slot is Identity until a method fills it. `weight` stays the same Parameter under the same name, so float
+state dicts load unchanged, and the layer object itself stays the same, so references to it hold.
+"""
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
+
+from harness.core.errors import UserError, unknown
+
+
+class SlotTakenError(UserError):
+    """Two methods of a stack want the same slot of a layer, or one cannot work with what another put into it."""
+
+
+SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", "grad_quantizer")
+
+
+class Unfilled(nn.Identity):
+    """An empty slot. Has no state, so copies of a model share it: evaluation copies models often."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unfilled":
+        return self
+
+    def train(self, mode: bool = True) -> "Unfilled":
+        """Without a mode, which a copy's `eval()` would change in the source."""
+        return self
+
+
+class Slotted(nn.Module):
+    """A module with named slots that methods fill."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = ()
+
+    def add_slots(self) -> None:
+        """Give the module its slots, all empty (Identity)."""
+        for slot in self.SLOTS:
+            setattr(self, slot, Unfilled())
+
+    def fill(self, slot: str, module: nn.Module) -> None:
+        """Put a module into a slot. Raises UserError when the slot is unknown or taken."""
+        if slot not in self.SLOTS:
+            raise unknown("slot", slot, self.SLOTS)
+        present = getattr(self, slot)
+        if not isinstance(present, Unfilled):
+            raise SlotTakenError(
+                f"slot {slot} already holds {type(present).__name__}, so {type(module).__name__} cannot have it: "
+                "two methods of the stack clash"
+            )
+        setattr(self, slot, module)
+
+
+class QuantLayer(Slotted):
+    """What QuantLinear and QuantConv2d share: four slots, and quantizer arithmetic outside autocast."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = SLOTS
+    weight: Tensor
+    weight_transform: nn.Module
+    weight_quantizer: nn.Module
+    input_quantizer: nn.Module
+    grad_quantizer: nn.Module
+    #: Set once the weight is what the network is deployed with.
+    deployed: bool = False
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer uses it, fp32, same shape."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            result: Tensor = self.weight_quantizer(self.weight_transform(self.weight))
+        return result
+
+
+def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
+    """An activation as a layer uses it, same shape; a filled slot computes in fp32, also under autocast."""
+    if isinstance(quantizer, Unfilled):
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = quantizer(x.float())
+    return result
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    """nn.Linear with slots: (..., I) to (..., O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.linear(quantized(self.input_quantizer, x), self.quantized_weight(), self.bias)
+        result: Tensor = self.grad_quantizer(y)
+        return result
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """nn.Conv2d with slots: (N, I, H, W) to (N, O, H', W')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = quantized(self.input_quantizer, x), self.quantized_weight()
+        if self._picks_pixels(x):
+            down, right = self.stride
+            y = functional.conv2d(x[:, :, ::down, ::right], weight, self.bias, groups=self.groups)
+        else:
+            y = self._conv_forward(x, weight, self.bias)
+        result: Tensor = self.grad_quantizer(y)
+        return result
+
+    def _picks_pixels(self, x: Tensor) -> bool:
+        """Whether to pick the pixels that a strided 1x1 convolution reads first: the same result.
+
+        oneDNN's own way writes past its memory where channels are fewer than a vector has floats: wrong gradients,
+        endless waiting or a crash (uxlfoundation/oneDNN issue 6035; seen with torch 2.14).
+        """
+        few = self.in_channels // self.groups < _VECTOR and x.device.type == "cpu"
+        return few and self.kernel_size == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0)
+
+
+#: Floats of the widest vectors that CPUs have.
+_VECTOR = 16
+
+
+class QuantMatMul(Slotted):
+    """A product of two activations, `grad_quantizer(input_quantizer(a) @ other_quantizer(b))`.
+
+    a: (..., N, K), b: (..., K, M), result (..., N, M). For attention: queries by keys, scores by values.
+    """
+
+    SLOTS: ClassVar[tuple[str, ...]] = ("input_quantizer", "other_quantizer", "grad_quantizer")
+    input_quantizer: nn.Module
+    other_quantizer: nn.Module
+    grad_quantizer: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_slots()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        product = quantized(self.input_quantizer, a) @ quantized(self.other_quantizer, b)
+        result: Tensor = self.grad_quantizer(product)
+        return result
+
+
+#: What a subclass may not replace: the quantized forward would lose it.
+_FORWARDS = ("forward", "_conv_forward")
+#: Refused rather than left in float without a word. Embeddings and norms stay float, as in the paper.
+_REFUSED = (
+    nn.MultiheadAttention,  # reads the weights of its layers past their forward
+    nn.Conv1d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.Bilinear,
+)
+_QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
+
+
+def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
+    """The class that gives a layer slots; None for a layer without weights to quantize."""
+    for plain, quantized in _QUANTIZED.items():
+        if isinstance(layer, quantized):
+            return type(layer)
+        if isinstance(layer, plain):
+            own_forward = any(getattr(type(layer), f, None) is not getattr(plain, f, None) for f in _FORWARDS)
+            if own_forward or is_parametrized(layer):
+                raise UserError(
+                    f"layer {name!r}: {type(layer).__name__} computes its own forward or weight, which a quantizer "
+                    "cannot enter; exclude it by name"
+                )
+            return quantized
+    return None
+
+
+def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers whose weights are quantized, by name: linear and convolution layers not excluded.
+
+    exclude: glob patterns of layer names ("head", "stages.0.*"). First and last layers count, as in the
+    paper. Raises UserError for a pattern that matches no layer and for layers that cannot be quantized.
+    """
+    patterns = tuple(exclude)
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    matched: set[str] = set()
+    for name, layer in model.named_modules():
+        hits = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
+        matched |= hits
+        if hits:
+            continue
+        if isinstance(layer, _REFUSED):
+            raise UserError(
+                f"layer {name!r}: weights of {type(layer).__name__} cannot be quantized; exclude '{name}*' to leave "
+                "them in float"
+            )
+        if _quantized_type(name, layer) is not None:
+            found[name] = layer
+    for pattern in patterns:
+        if pattern not in matched:
+            raise unknown("layer in exclude", pattern, found)
+    return found
+
+
+def attach(
+    model: nn.Module, exclude: Iterable[str] = (), **slots: Callable[[QuantLayer], nn.Module]
+) -> dict[str, QuantLayer]:
+    """Give every weight layer its slots, in place, and fill the named ones: one new module per layer.
+
+    slots: slot name to a function of the layer, for example
+    `attach(model, weight_quantizer=lambda layer: MaxAbsQuantizer(3))`. Returns the layers by name.
+    Raises UserError as `weight_layers` does, and when a slot is taken.
+    """
+    layers: dict[str, QuantLayer] = {}
+    for name, plain in weight_layers(model, exclude).items():
+        layer: nn.Module = plain
+        if not isinstance(layer, QuantLayer):
+            layer.__class__ = _quantized_type(name, layer)  # type: ignore[assignment]
+            assert isinstance(layer, QuantLayer)
+            layer.add_slots()
+        layers[name] = layer
+    for slot, build in slots.items():
+        for layer in layers.values():
+            layer.fill(slot, build(layer).to(layer.weight.device))
+    return layers

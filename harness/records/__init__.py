@@ -1,0 +1,1 @@
+"""What lies on disk: files, run and sweep directories, heartbeats, logs, archives, metric names."""

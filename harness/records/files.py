@@ -1,0 +1,83 @@
+"""Files that other processes may read are written aside, flushed to disk and renamed; what a full disk looks like."""
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import UserError
+
+
+@contextmanager
+def written_aside(path: Path, flushed: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well.
+
+    flushed: whether the disk must have it first, so that not even a crash of the machine loses it.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield aside
+        if flushed:
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, flushed: bool = True) -> None:
+    """Write a JSON file atomically. Raises ValueError for NaN, which is not JSON."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    with written_aside(path, flushed) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None when it is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+#: What `check_disk` tries to write: more than the rest of a block, less than matters.
+_PROBE_BYTES = 1 << 17
+
+
+def check_disk(folder: Path, failure: BaseException | None = None) -> None:
+    """Raises UserError when nothing more can be written to a sweep's folder, such as when the disk is full.
+
+    failure: what made somebody ask. It may tell more than a small file that still fits.
+    """
+    error = failure if _is_of_the_disk(failure) else _disk_error(folder)
+    if error is not None:
+        raise UserError(
+            f"nothing more can be written to {folder} ({error}); mend that and launch again: what is finished stays, "
+            "and the runs that were under way go on from their checkpoints"
+        ) from error
+
+
+def _is_of_the_disk(failure: BaseException | None) -> bool:
+    if isinstance(failure, OSError):
+        return failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return failure is not None and os.strerror(errno.ENOSPC) in str(failure)  # safetensors has errors of its own
+
+
+def _disk_error(folder: Path) -> OSError | None:
+    probe = folder / f".probe.{socket.gethostname()}.{os.getpid()}"
+    try:
+        with open(probe, "wb") as file:
+            file.write(os.urandom(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None

@@ -1,0 +1,82 @@
+"""The run directory: the truth about a run. Standard library only.
+
+    config.json  status.json  metrics.jsonl  record.json  checkpoint.pt  best.safetensors
+
+Every file that another process may read is written aside, flushed to disk and renamed.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.core.errors import Stopped
+from harness.records.files import written_aside
+from harness.records.schema import EPOCH
+
+#: States in which a run needs nothing more.
+FINISHED = ("done", "failed", "pruned")
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.status, self.record = (path / f"{name}.json" for name in ("config", "status", "record"))
+        self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.pt"
+        self.best = path / "best.safetensors"
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one epoch. A figure that is not finite is left out: JSON has no word for it."""
+        finite = {key: value for key, value in line.items() if not isinstance(value, float) or abs(value) < 1e300}
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def flush_metrics(self) -> None:
+        """Have the epochs so far on the disk: a checkpoint that says they are over is about to be."""
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The epochs in order; of an epoch written twice the last counts, and a torn line does not."""
+        epochs: dict[int, dict[str, Any]] = {}
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        for line in text.splitlines():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(value, dict) and EPOCH in value:
+                epochs[value[EPOCH]] = value
+        return [epochs[epoch] for epoch in sorted(epochs)]
+
+    def keep_metrics_until(self, epoch: int) -> None:
+        """Drop the epochs after `epoch`, which a resumed run is about to repeat."""
+        kept = [line for line in self.read_metrics() if line[EPOCH] <= epoch]
+        if kept or self.metrics.exists():
+            with written_aside(self.metrics) as aside:
+                aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+@contextmanager
+def alone(folder: Path, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
+    """Hold the lock of the run whose directory `folder` is. Raises Stopped while waiting, once asked to stop."""
+    lock = FileLock(folder / "run.lock")
+    while not asked_to_stop():
+        try:
+            lock.acquire(timeout=1)
+            break
+        except Timeout:
+            continue
+    else:
+        raise Stopped
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,93 @@
+"""The names of everything a run reports. Tracking, dashboards and analysis take them from here."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.core.bits import FLOAT
+
+#: x-axis of every curve; never W&B's own step.
+EPOCH = "epoch"
+TRAIN_LOSS = "train/loss"
+TRAIN_PENALTY = "train/penalty"
+LEARNING_RATE = "train/learning_rate"
+#: The value that early stopping and the best checkpoint go by.
+MONITOR = "val/monitor"
+
+FLIPS_PER_WEIGHT = "osc/flips_per_weight"
+OSCILLATIONS_PER_WEIGHT = "osc/oscillations_per_weight"
+FREQUENCY = "osc/frequency"
+OSCILLATING_FRACTION = "osc/oscillating_fraction"
+THRESHOLD_DISTANCE = "osc/threshold_distance"
+#: Counts of weights by their distance to the nearest decision threshold, one a bin of `THRESHOLD_EDGES`.
+THRESHOLD_HISTOGRAM = "osc/threshold_histogram"
+#: In steps. No weight within a quantizer's range is further than half a step; the last bin holds all that are clipped.
+THRESHOLD_EDGES = tuple(i / 40 for i in range(22))
+LAYER_PREFIX = "osc_layers/"
+#: Frequency by layer, in the order of the network, as the counts of a histogram: W&B draws it as a heat map.
+LAYER_PROFILE = "osc/layer_profile"
+#: In W&B's summary of a finished run: its record.json but for the configuration, and what sweep it is of, as text.
+RECORD = "record"
+#: The fields of a row of record.json, in order.
+ROW = ("phase", "split", "deploy", "scale", "bits", "accuracy", "loss", "n")
+
+
+def accuracy(split: str, bits: int | str) -> str:
+    """`val/acc_w3`, `test/acc_float`: accuracy in [0, 1] on a split at a deployment bit-width."""
+    return f"{split}/acc_{FLOAT}" if bits == FLOAT else f"{split}/acc_w{bits}"
+
+
+def loss(split: str, bits: int | str) -> str:
+    """`val/loss_w3`: mean cross-entropy in nats on a split at a deployment bit-width."""
+    return f"{split}/loss_{FLOAT}" if bits == FLOAT else f"{split}/loss_w{bits}"
+
+
+def worst_accuracy(split: str) -> str:
+    """`val/acc_worst`: the lowest accuracy over the deployment bit-widths, float not among them."""
+    return f"{split}/acc_worst"
+
+
+def accuracy_spread(split: str) -> str:
+    """`val/acc_spread`: the highest less the lowest accuracy over the deployment bit-widths, float not among them."""
+    return f"{split}/acc_spread"
+
+
+def watched_at(name: str, bits: int) -> str:
+    """`osc_w3/frequency`: an oscillation metric of a float run at a further bit-width that it is watched at."""
+    return name.replace("osc/", f"osc_w{bits}/", 1)
+
+
+def layer_frequency(layer: str) -> str:
+    """`osc_layers/net_0`: mean oscillation frequency of a layer (dots break W&B's keys)."""
+    return LAYER_PREFIX + layer.replace(".", "_")
+
+
+def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[str, float]:
+    """Rows as metrics (`val/acc_w3`, `val/loss_w3`, `val/acc_worst` and so on) of one deploy method."""
+    metrics: dict[str, float] = {}
+    quantized: dict[str, list[float]] = {}
+    for row in rows:
+        if row["deploy"] == deploy:
+            metrics[accuracy(row["split"], row["bits"])] = row["accuracy"]
+            metrics[loss(row["split"], row["bits"])] = row["loss"]
+            if row["bits"] != FLOAT:
+                quantized.setdefault(row["split"], []).append(row["accuracy"])
+    for split, values in quantized.items():
+        metrics[worst_accuracy(split)] = min(values)
+        metrics[accuracy_spread(split)] = max(values) - min(values)
+    return metrics
+
+
+#: What a run's configuration on W&B holds besides its own keys: the sweep's name, the cell's id and the trial's
+#: number, the methods as one word, and their knobs by method, since W&B finds nothing within a list.
+SWEEP, CELL, TRIAL, METHOD, KNOBS = "sweep", "cell", "trial", "method", "knobs"
+LABELS = (SWEEP, CELL, TRIAL)
+_SECTIONS = ("train", "model", "data", "deploy")
+
+
+def config_key(parameter: str) -> str:
+    """Where W&B's copy of a configuration holds a sweep's parameter.
+
+    `train.learning_rate` and `target_bit` where they are, `oscillation.strength` under the methods' knobs.
+    """
+    section, dot, _ = parameter.partition(".")
+    return parameter if not dot or section in _SECTIONS else f"{KNOBS}.{parameter}"

@@ -1,0 +1,122 @@
+"""The cells of a sweep: one study for each method stack and grid point."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.errors import UserError, unknown
+from harness.records import schema
+from harness.sweep import objective
+from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
+from harness.sweep.search_space import Space, corners
+from harness.training.config import RunConfig, complete
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One study: a method stack at one grid point. `raw` lacks only searched values, seed and phase."""
+
+    id: str
+    raw: Mapping[str, Any]
+    grid: Mapping[str, Any]
+    set: Mapping[str, Any]
+    search: Space
+
+    def config(self, params: Mapping[str, Any], seed: int, phase: str) -> RunConfig:
+        """The complete configuration of a run of this cell. Raises UserError where a value is illegal."""
+        raw = deepcopy(dict(self.raw))
+        for key, value in params.items():
+            assign(raw, key, value)
+        try:
+            return complete({**raw, "seed": seed, "phase": phase})
+        except UserError as error:
+            raise UserError(f"cell {self.id}: {error}") from None
+
+
+def assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of run settings: `train.learning_rate`, `target_bit`, or `<method>.<knob>`.
+
+    Raises UserError when its first part is neither a section nor a method of the stack.
+    """
+    head, _, rest = key.partition(".")
+    entries = {entry["name"]: entry for entry in raw.get("methods", ())}
+    if rest and head in entries:
+        entries[head][rest] = value
+        return
+    legal = [name for name in RunConfig.model_fields if name not in NOT_SET]
+    if head not in legal:
+        raise unknown("setting", head, [*legal, *entries])
+    parts = key.split(".")
+    for part in parts[:-1]:
+        raw = raw.setdefault(part, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"{key}: {part} is a value, not a section")
+    raw[parts[-1]] = value
+
+
+def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
+    """The cells of a sweep, in file order. Raises UserError for cells that are illegal or the same.
+
+    Checking every cell's settings imports torch; a sweep that was launched has been checked.
+    """
+    cells: list[Cell] = []
+    for knobs in spec.cells:
+        grid = {**spec.grid, **knobs.grid}
+        for point in itertools.product(*grid.values()):
+            cells.append(_cell(spec, knobs, dict(zip(grid, point, strict=True))))
+    if not cells:
+        raise UserError("grid: an empty list of values leaves no run at all; name at least one value a key")
+    for cell_id, times in Counter(cell.id for cell in cells).items():
+        if times > 1:
+            raise UserError(f"cells: two of them are {cell_id}; let grid or set tell them apart")
+    for cell in cells if checked else ():
+        _check_cell(spec, cell)
+    return cells
+
+
+def _cell(spec: SweepConfig, knobs: CellConfig, point: dict[str, Any]) -> Cell:
+    twice = [
+        key
+        for key in {*point, *knobs.set, *knobs.search}
+        if (key in point) + (key in knobs.set) + (key in knobs.search) > 1
+    ]
+    if twice:
+        raise UserError(f"cells: {', '.join(sorted(twice))} stands in two of grid, set and search; which one counts?")
+    raw = deepcopy(spec.base)
+    raw["methods"] = [dict(entry) for entry in knobs.methods]
+    for key, value in itertools.chain(point.items(), knobs.set.items()):
+        assign(raw, key, deepcopy(value))
+    parts = ["+".join(entry["name"] for entry in knobs.methods)]
+    parts += [f"{key}={_label(value)}" for key, value in itertools.chain(point.items(), knobs.set.items())]
+    return Cell(",".join(parts), raw, point, dict(knobs.set), dict(knobs.search))
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, dict):
+        return "-".join(str(value[key]) for key in sorted(value, key=lambda key: (key != "name", key)))
+    if isinstance(value, list | tuple):
+        return "-".join(map(str, value))
+    return str(value)
+
+
+def _check_cell(spec: SweepConfig, cell: Cell) -> None:
+    for params in corners(cell.search):
+        config = cell.config(params, spec.tune.seed, "tune")
+        figures = {name("val", bits): 0.0 for bits in config.evaluated_bits for name in (schema.accuracy, schema.loss)}
+        for name_ in spec.objective:
+            objective.value(name_, figures, list(config.deploy.bits), config.monitored_bits)
+    if spec.tune.trials > 1 and not cell.search:
+        raise UserError(
+            f"cell {cell.id}: nothing to search, but every cell has {spec.tune.trials} trials; give it a dimension "
+            "(search: {train.learning_rate: ...}), or set tune.trials to 0"
+        )
+    if spec.tune.trials == 0 and cell.search:
+        raise UserError(f"cell {cell.id}: search needs tune.trials of at least 1")
+    if "target_bit" in cell.search and "target" in spec.objective:
+        raise UserError(
+            f"cell {cell.id}: accuracy at the target bit cannot compare trials of different target_bit; "
+            "set objective to mean, worst or a metric such as val/acc_w3"
+        )

@@ -1,0 +1,75 @@
+"""What may change in a sweep that has run: it grows, or is carried out differently, and nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.core.errors import UserError
+from harness.records.files import read_json
+from harness.records.sweep_directory import living_workers
+from harness.sweep.config import SweepConfig, plain
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which a sweep differs from its earlier self, growth of targets left out.
+
+    Trials may rise and seeds may be added; the label, workers, retries, the runtime section and data.root may change,
+    and so may the storage: a queue that is not there is rebuilt from the records. A key that an older version did not
+    write yet counts as its default.
+    """
+    free = (
+        *("label", "workers", "runs_per_gpu", "max_retries", "max_lost", "changed_code", "storage"),
+        *("base.runtime", "base.data.root", "base.data.download"),
+    )
+    flat_old, flat_new = _flat(old), _flat(new)
+    changed = []
+    for key in sorted({*flat_old, *flat_new}):
+        before, after = flat_old.get(key), flat_new.get(key)
+        if before == after or any(key == name or key.startswith(f"{name}.") for name in free):
+            continue
+        if key == "tune.trials" and before and after and after > before:
+            continue
+        if key == "final.seeds" and set(before or ()) <= set(after or ()):
+            continue
+        changed.append(key)
+    return changed
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            flat |= _flat(item, f"{name}.")
+        else:
+            flat[name] = item
+    return flat
+
+
+def check_change(folder: Path, spec: SweepConfig) -> None:
+    """Raises UserError for a sweep that is not the one its folder holds, perhaps grown."""
+    before, after = _written(folder), plain(spec)
+    if before is None:
+        return
+    changed = changed_keys(before, after)
+    if changed and set(changed) <= {"tune.trials", "final.seeds"}:
+        holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
+        raise UserError(f"{folder} has grown to {holds}, and a sweep cannot shrink; launch it with these")
+    if changed:
+        raise UserError(
+            f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
+            "final.seeds may grow; give the edited sweep a name (or --root) of its own"
+        )
+    if before["storage"] != after["storage"] and (workers := living_workers(folder)):
+        raise UserError(f"storage: {len(workers)} workers still use {before['storage']!r}; harness.cancel stops them")
+
+
+def _written(folder: Path) -> dict[str, Any] | None:
+    """The sweep a folder holds, with defaults for keys that an older version did not have."""
+    raw = read_json(folder / "sweep.json")
+    try:
+        return None if raw is None else plain(SweepConfig.model_validate(raw))
+    except ValidationError:  # written by a version whose files this one does not read: the keys will tell
+        return dict(raw)

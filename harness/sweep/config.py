@@ -1,0 +1,184 @@
+"""SweepSpec: a sweep file, strictly checked, and the cells it expands to."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from harness.core import registry, yaml_file
+from harness.core.config_base import StrictConfig
+from harness.core.errors import UserError, masked, unknown
+from harness.core.validation import explain
+from harness.sweep import objective
+from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
+from harness.training.config import MethodStack, RunConfig, listed
+
+SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
+DATABASES = ("postgresql", "mysql", "sqlite")
+PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
+
+
+#: Settings of a run that a sweep decides elsewhere: tune.seed, final.seeds, cells.methods.
+NOT_SET = ("seed", "phase", "methods")
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Algorithm(StrictConfig):
+    """A sampler or pruner by name, with the options of Optuna's class: `{name: tpe, n_startup_trials: 4}`."""
+
+    model_config = StrictConfig.model_config | {"extra": "allow"}
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Tune(StrictConfig):
+    """Tuning: trials of every cell (the same budget for all) and the seed they train with."""
+
+    trials: int = Field(ge=0, le=100_000, description="per cell; 0: no tuning, finals use the values as written")
+    seed: int = Field(1000, ge=0, lt=2**32, description="of data split, weights and sampler; no final seed")
+
+
+class Final(StrictConfig):
+    """Final runs: the chosen parameters of every cell, once per seed, tested."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
+
+
+class CellConfig(StrictConfig):
+    """One method, or stack of methods, and what varies: `grid` multiplies cells, `search` is tuned within one."""
+
+    methods: MethodStack
+    set: dict[str, Any] = Field(default_factory=dict, description="run settings of this cell, by dotted key")
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    search: dict[str, Dimension] = Field(default_factory=dict)
+
+
+class SweepConfig(StrictConfig):
+    """A sweep file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    label: str | None = Field(
+        None, pattern=r"^[^\n]{1,60}$", description="said by figures and tables beside model and data"
+    )
+    base: dict[str, Any] = Field(description="run settings shared by all cells")
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="multiplies every cell, e.g. models")
+    cells: tuple[CellConfig, ...] = Field(min_length=1)
+    tune: Tune
+    final: Final
+    objective: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(("target",), min_length=1)
+    sampler: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="tpe")
+    pruner: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="none")
+    max_retries: int = Field(1, ge=0, le=100, description="of a run that fails by itself")
+    max_lost: int = Field(10, ge=0, le=1000, description="workers that may die during a run before it counts as failed")
+    keep_best: Literal["finals", "all", "none"] = "finals"
+    workers: int | None = Field(None, ge=1, le=4096, description="None: one a slot (GPU or CPU core); 8 on Slurm")
+    runs_per_gpu: int = Field(1, ge=1, le=64, description="runs that share a GPU; a profile's own comes first")
+    storage: str = Field("journal", description="of the queue: journal, or a database's URL without its password")
+    changed_code: Literal["warn", "refuse"] = Field("warn", description="workers whose code is not the launch's")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for kind, algorithm, legal in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+            if algorithm.name not in legal:
+                raise unknown(kind, algorithm.name, legal)
+        for name in self.objective:
+            objective.check(name)
+        _check_storage(self.storage)
+        if len(set(self.final.seeds)) < len(self.final.seeds):
+            raise ValueError(f"final.seeds: {list(self.final.seeds)} names a seed twice")
+        if self.tune.seed in self.final.seeds:
+            raise ValueError(f"tune.seed: {self.tune.seed} is also a final seed; tuning must not see those")
+        if len(self.objective) > 1 and self.pruner.name != "none":
+            raise ValueError("pruner: Optuna cannot prune trials of several objectives; use pruner: none")
+        if self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
+            raise ValueError(f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}")
+        return self
+
+
+def _check_storage(where: str) -> None:
+    """Refuse what is neither a journal nor a database's URL, and a password in it, which belongs in no file."""
+    if where == "journal":
+        return
+    scheme, separator, rest = where.partition("://")
+    if not separator or scheme.partition("+")[0] not in DATABASES:
+        legal = ("journal", *(f"{name}://..." for name in DATABASES))
+        raise ValueError(f"storage: {masked(where)!r} is no place for a queue (legal: {', '.join(legal)})")
+    if ":" in rest.rpartition("@")[0] or re.search(r"[?&](password|passwd|passfile)=", rest):
+        raise ValueError(
+            f"storage: {masked(where)!r} holds a password, which belongs in no file: write it as user@host and put the "
+            "password in the environment as HARNESS_STORAGE_PASSWORD"
+        )
+
+
+def read_sweep(path: Path, replaced: Iterable[str] = ()) -> SweepConfig:
+    """The sweep in a file, with `key=value` overrides: dotted keys of the file or of its `base`, values in YAML."""
+    raw = yaml_file.read(path)
+    for override in replaced:
+        apply_override(raw, override)
+    try:
+        spec = SweepConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + explain(error, SweepConfig)) from None
+    _check_names(path, spec)
+    return spec
+
+
+def _check_names(path: Path, spec: SweepConfig) -> None:
+    """Refuse unknown sections and names in `base` while torch is still not imported."""
+    for key in spec.base:
+        if key not in RunConfig.model_fields or key in ("seed", "phase", "methods"):
+            legal = [name for name in RunConfig.model_fields if name not in ("seed", "phase", "methods")]
+            raise UserError(f"{path}: base: {unknown('setting', key, legal)}")
+    for kind, key in (("model", "model"), ("data set", "data")):
+        section = spec.base.get(key)
+        if isinstance(section, dict) and "name" in section:
+            registry.check(kind, str(section["name"]))
+
+
+def plain(spec: SweepConfig) -> dict[str, Any]:
+    """The spec as JSON values, for sweep.json and for comparison."""
+    loaded: dict[str, Any] = json.loads(spec.model_dump_json())
+    return loaded
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set a dotted key (`tune.trials=4`, `cells.0.search.x.low=1`) of a sweep's plain content, in place.
+
+    A run setting (`data.root=PATH`) is short for that of the sweep's `base`. Raises UserError for a malformed
+    override; whether the key exists is checked with the whole file.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write key=value, for example tune.trials=4")
+    try:
+        value = yaml_file.parse(text)
+    except UserError as error:
+        raise UserError(f"--set {override!r}: {error}") from None
+    place: Any = raw
+    parts = key.split(".")
+    if parts[0] in RunConfig.model_fields:
+        parts.insert(0, "base")
+    for part in parts[:-1]:
+        if isinstance(place, list):
+            place = place[_place(place, part, override)]
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise UserError(f"--set {override!r}: {part} is a value, not a section")
+    place[_place(place, parts[-1], override) if isinstance(place, list) else parts[-1]] = value
+
+
+def _place(values: list[Any], part: str, override: str) -> int:
+    if not (part.isdigit() and int(part) < len(values)):
+        raise UserError(f"--set {override!r}: the list has places 0 to {len(values) - 1}, not {part!r}")
+    return int(part)

@@ -1,0 +1,45 @@
+"""What a study optimises: always a figure of the validation split, computed from per-bit results."""
+
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Literal
+
+from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS
+from harness.core.errors import UserError, nearest
+from harness.records import schema
+
+_AGGREGATES = ("target", "mean", "worst")
+_METRIC = re.compile(rf"^val/(acc|loss)_(w[{MIN_BITS}-{MAX_BITS}]|{FLOAT})$")
+
+
+def check(name: str) -> str:
+    """`name` itself, or a UserError that lists the legal objectives."""
+    if name in _AGGREGATES or _METRIC.match(name):
+        return name
+    examples = (*_AGGREGATES, "val/acc_w2", "val/acc_float", "val/loss_w2")
+    raise UserError(
+        f"objective {name!r} is unknown{nearest(name, examples)} (legal: {', '.join(_AGGREGATES)}, "
+        "val/acc_w2 to val/acc_w8, val/acc_float, val/loss_w2 to val/loss_w8, val/loss_float)"
+    )
+
+
+def direction(name: str) -> Literal["minimize", "maximize"]:
+    """ "minimize" for losses, "maximize" for everything else."""
+    return "minimize" if name.startswith("val/loss") else "maximize"
+
+
+def value(name: str, metrics: Mapping[str, float], bits: Sequence[int], target: int | str) -> float:
+    """The objective from validation metrics (`val/acc_w3`: accuracy in [0, 1]).
+
+    target: accuracy at the target bit (float accuracy for float training); mean and worst: over the deployment
+    `bits`. Raises UserError when a bit-width it needs was not evaluated.
+    """
+    if name == "target":
+        name = schema.accuracy("val", target)
+    wanted = [schema.accuracy("val", bit) for bit in bits] if name in _AGGREGATES else [name]
+    for key in wanted:
+        if key not in metrics:
+            raise UserError(f"objective {name!r}: {key} was not evaluated; add its bits to deploy.bits")
+    values = [metrics[key] for key in wanted]
+    return min(values) if name == "worst" else fmean(values)

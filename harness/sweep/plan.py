@@ -1,0 +1,225 @@
+"""What a sweep still needs: missing trials, trials of dead workers, chosen parameters, finals. Under one lock."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from harness.core.seeding import sub_seed
+from harness.records.files import read_json, write_json
+from harness.records.sweep_directory import living_workers
+from harness.sweep.cells import Cell
+from harness.sweep.config import SweepConfig
+from harness.sweep.queue import OpenSweep, current, put_back
+from harness.sweep.rebuild import rebuild
+from harness.sweep.search_space import STATIC_SAMPLERS, draw
+
+#: A claim whose worker has not yet said who it is counts as alive this long: a moment, but clocks may differ.
+UNSIGNED_CLAIM_S = 300.0
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def top_up(sweep: OpenSweep) -> None:
+    """Create the trials that are missing, put back those of dead workers, choose where tuning is over.
+
+    Idempotent; any process may call it at any time. Choosing imports torch.
+    """
+    with sweep.lock():
+        if rebuild(sweep):
+            print(f"{sweep.folder}: the queue was gone; its finished trials are rebuilt from the records", flush=True)
+        reap(sweep)
+        for cell in sweep.cells:
+            study = sweep.studies[cell.id]
+            for index in range(len(current(study.get_trials(deepcopy=False))), sweep.spec.tune.trials):
+                study.enqueue_trial(known_params(sweep.spec, cell, index) or {})
+        _choose(sweep)
+
+
+def is_tuned(sweep: OpenSweep, cell: Cell) -> bool:
+    """Whether nothing of a cell's tuning is left to run, so that `top_up` has something to choose."""
+    trials = sweep.studies[cell.id].get_trials(deepcopy=False)
+    return all(trial.state in _FINISHED for trial in trials)
+
+
+def known_params(spec: SweepConfig, cell: Cell, index: int) -> dict[str, Any] | None:
+    """The parameters of trial `index` where the sampler's draws do not depend on other trials, else None."""
+    if spec.sampler.name not in STATIC_SAMPLERS:
+        return None
+    return draw(cell.search, spec.sampler.name, sub_seed(spec.tune.seed, "sampler", cell.id), index)
+
+
+def reap(sweep: OpenSweep, of: str | None = None) -> int:
+    """Put back the RUNNING trials of workers that are no more; returns how many. Hold the lock.
+
+    of: a worker that has just started and so holds nothing yet, whatever it held before it was requeued.
+    """
+    workers = [] if of else living_workers(sweep.folder)
+    count = 0
+    for study in sweep.all_studies():
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("worker") == of if of else not _has_worker(trial, workers):
+                _lose(sweep, trial)
+                count += 1
+    return count
+
+
+def _lose(sweep: OpenSweep, trial: FrozenTrial) -> None:
+    """Let the trial of a worker that died wait again, unless it has cost too many workers already."""
+    lost = trial.user_attrs.get("lost", 0) + 1
+    sweep.storage.set_trial_user_attr(trial._trial_id, "lost", lost)
+    if lost <= sweep.spec.max_lost:
+        put_back(sweep, trial)
+        return
+    reason = f"{lost} workers died during this run (killed, out of memory, node lost); the last was " + str(
+        trial.user_attrs.get("worker")
+    )
+    sweep.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+    sweep.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+def _has_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
+    worker = trial.user_attrs.get("worker")
+    if worker is not None:
+        return worker in workers
+    started = trial.datetime_start or datetime.now()
+    return bool(workers) and time.time() - started.timestamp() < UNSIGNED_CLAIM_S
+
+
+def _choose(sweep: OpenSweep) -> None:
+    """Write cells.json anew from the studies, and enqueue the finals it names, once each."""
+    queued = {_final_key(trial) for trial in sweep.finals.get_trials(deepcopy=False)}
+    before = read_json(sweep.folder / "cells.json") or {"cells": []}
+    earlier = {cell["id"]: cell for cell in before["cells"]}
+    entries = []
+    for cell in sweep.cells:
+        entry = _cell_entry(sweep, cell, earlier.get(cell.id))
+        for seed, run_id in entry["finals"].items():
+            if (cell.id, int(seed), run_id) not in queued:
+                params = json.dumps(entry["chosen"]["params"])
+                attributes = {"cell": cell.id, "seed": int(seed), "run_id": run_id, "params": params}
+                sweep.finals.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
+        entries.append(entry)
+    after = {"sweep": sweep.spec.name, "objective": list(sweep.spec.objective), "cells": entries}
+    if after != before:
+        write_json(sweep.folder / "cells.json", after)
+
+
+def _cell_entry(sweep: OpenSweep, cell: Cell, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    trials = current(sweep.studies[cell.id].get_trials(deepcopy=False))
+    over = len(trials) >= sweep.spec.tune.trials and all(trial.state in _FINISHED for trial in trials)
+    news = {
+        "trials": sum(trial.state in _FINISHED for trial in trials),
+        "seeds": list(sweep.spec.final.seeds),
+        "failed": [trial.user_attrs.get("run_id") for trial in trials if trial.state == TrialState.FAIL],
+    }
+    settled = earlier is not None and (earlier["chosen"] is not None or not over)
+    if earlier is not None and settled and all(earlier[key] == value for key, value in news.items()):
+        return earlier  # naming finals takes milliseconds a run, for nothing
+    # A sweep that grew keeps its choice until the new trials are in.
+    chosen = _best(sweep, cell, trials) if over else (earlier or {}).get("chosen")
+    finals = {} if over or earlier is None else earlier["finals"]  # new seeds wait for the new choice
+    if over and chosen is not None:
+        seeds = sweep.spec.final.seeds
+        finals = {str(seed): cell.config(chosen["params"], seed, "final").run_id() for seed in seeds}
+    return {
+        "id": cell.id,
+        "methods": [entry["name"] for entry in cell.raw["methods"]],
+        "grid": dict(cell.grid),
+        "set": dict(cell.set),
+        "search": sorted(cell.search),
+        "chosen": chosen,
+        "finals": finals,
+        **news,
+    }
+
+
+def _best(sweep: OpenSweep, cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any] | None:
+    """The chosen trial: best objective, lowest number among equals; of several objectives, the Pareto front's
+    best by the first. None when no trial completed."""
+    if sweep.spec.tune.trials == 0:
+        return {"trial": None, "params": {}, "value": None, "run_id": None}
+    study = sweep.studies[cell.id]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    front = study.best_trials if len(sweep.spec.objective) > 1 else complete
+    if not front:
+        return None
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    best = min(front, key=lambda trial: (sign * trial.values[0], trial.number))
+    value = best.values if len(best.values) > 1 else best.values[0]
+    return {"trial": best.number, "params": best.params, "value": value, "run_id": best.user_attrs.get("run_id")}
+
+
+@dataclass
+class Counts:
+    """How far one phase of a sweep, or of a cell, is."""
+
+    total: int = 0
+    done: int = 0
+    running: int = 0
+    failed: int = 0
+    pruned: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Runs that still need a worker, or have one."""
+        return self.total - self.done - self.failed - self.pruned
+
+    @property
+    def waiting(self) -> int:
+        """Runs that still need a worker."""
+        return self.left - self.running
+
+    def add(self, trials: Iterable[FrozenTrial], label: str) -> None:
+        """Count trials; `label` names their cell where they do not."""
+        for trial in trials:
+            self.done += trial.state == TrialState.COMPLETE
+            self.running += trial.state == TrialState.RUNNING
+            self.pruned += trial.state == TrialState.PRUNED
+            if trial.state == TrialState.FAIL:
+                self.failed += 1
+                name, reason = trial.user_attrs.get("run_id", "?"), trial.user_attrs.get("reason", "unknown")
+                self.failures.append(f"{trial.user_attrs.get('cell', label)}: run {name}: {reason}")
+
+
+def count(sweep: OpenSweep) -> dict[str, Counts]:
+    """Counts of the phases "tune" and "final"; finals that cannot be named yet are part of their total."""
+    tune, final = Counts(total=len(sweep.cells) * sweep.spec.tune.trials), Counts()
+    for cell in sweep.cells:
+        tune.add(current(sweep.studies[cell.id].get_trials(deepcopy=False)), cell.id)
+    cells = chosen_cells(sweep)
+    lost = [cell["id"] for cell in cells if is_lost(sweep, cell)]
+    tune.failures += [f"{cell}: no trial completed, so there is nothing to choose from" for cell in lost]
+    final.total = (len(sweep.cells) - len(lost)) * len(sweep.spec.final.seeds)
+    final.add(current_finals(sweep, cells), "final")
+    return {"tune": tune, "final": final}
+
+
+def left(sweep: OpenSweep) -> int:
+    """Runs that still need a worker, or have one, in both phases."""
+    return sum(phase.left for phase in count(sweep).values())
+
+
+def chosen_cells(sweep: OpenSweep) -> list[dict[str, Any]]:
+    """The entries of cells.json; none before the first `top_up`, or when it was damaged."""
+    return list((read_json(sweep.folder / "cells.json") or {"cells": []})["cells"])
+
+
+def is_lost(sweep: OpenSweep, entry: Mapping[str, Any]) -> bool:
+    """Whether a cell was tuned and nothing completed: it will have no finals."""
+    return entry["chosen"] is None and entry["trials"] >= sweep.spec.tune.trials
+
+
+def current_finals(sweep: OpenSweep, cells: Sequence[Mapping[str, Any]]) -> list[FrozenTrial]:
+    """The final trials that cells.json names; a choice may have changed after the sweep grew."""
+    named = {(cell["id"], int(seed), run_id) for cell in cells for seed, run_id in cell["finals"].items()}
+    return [trial for trial in current(sweep.finals.get_trials(deepcopy=False)) if _final_key(trial) in named]
+
+
+def _final_key(trial: FrozenTrial) -> tuple[str, int, str]:
+    return trial.user_attrs["cell"], trial.user_attrs["seed"], trial.user_attrs["run_id"]

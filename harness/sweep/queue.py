@@ -1,0 +1,265 @@
+"""A sweep's queue of work, kept by Optuna: claim a trial, tell its value, put it back.
+
+One study a cell holds the tuning trials, created as WAITING up to the sweep's target, so that every trial is
+claimed once and the count is exact whatever the workers do. A study `finals` is a plain queue: test results never
+reach a sampler. A trial whose worker died goes back to WAITING with its number and parameters.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.core.errors import UserError
+from harness.records.archive import refuse_archive
+from harness.records.files import read_json, write_json
+from harness.records.run_directory import RunDirectory
+from harness.records.schema import as_metrics
+from harness.sweep import objective
+from harness.sweep.cells import Cell, expand
+from harness.sweep.changes import check_change
+from harness.sweep.config import SweepConfig, plain
+from harness.sweep.samplers import make_sampler
+from harness.sweep.search_space import Choices, Scalar, Space
+from harness.sweep.storage import open_storage, study_prefix
+from harness.training.config import RunConfig
+
+FINALS = "finals"
+#: The user attribute of a trial that repeats a failed one: the other's number.
+RETRY_OF = "retry_of"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker alone holds."""
+
+    study: optuna.Study
+    trial: optuna.trial.Trial
+    cell: Cell
+    phase: str
+    params: Mapping[str, Any]
+    seed: int
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's configuration. Imports torch. Raises UserError for values that are legal one by one and clash."""
+        return self.cell.config(self.params, self.seed, self.phase)
+
+    @cached_property
+    def run_id(self) -> str:
+        """The run's name, which its trial is told as well."""
+        run_id = self.config.run_id()
+        self.trial.set_user_attr("run_id", run_id)
+        return run_id
+
+
+def load_sweep(folder: Path) -> "OpenSweep":
+    """The sweep that a launch made in a folder, as large as it has grown by now. Raises UserError without one."""
+    refuse_archive(folder)
+    raw = read_json(folder / "sweep.json")
+    if raw is None:
+        raise UserError(f"{folder} holds no sweep (no sweep.json that can be read); launch makes one")
+    spec = SweepConfig.model_validate(raw)
+    return OpenSweep(spec, expand(spec, checked=False), folder)
+
+
+@dataclass(frozen=True)
+class OpenSweep:
+    """A sweep on disk: `<root>/<name>/`."""
+
+    spec: SweepConfig
+    cells: Sequence[Cell]
+    folder: Path
+
+    @cached_property
+    def storage(self) -> optuna.storages.BaseStorage:
+        """The journal `study.log`, or the sweep's database."""
+        return open_storage(self.spec.storage, self.folder)
+
+    @cached_property
+    def studies(self) -> dict[str, optuna.Study]:
+        """The study of each cell, by cell id."""
+        return {cell.id: self._study(cell.id, self.spec.objective) for cell in self.cells}
+
+    @cached_property
+    def finals(self) -> optuna.Study:
+        """The queue of final runs."""
+        return self._study(FINALS, ("target",))
+
+    def all_studies(self) -> Iterable[optuna.Study]:
+        """The study of each cell, then the finals."""
+        return (*self.studies.values(), self.finals)
+
+    def _study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
+        name = study_prefix(self.spec.storage, self.folder) + name
+        try:  # loading writes nothing; creating always adds to the journal, even when the study is there
+            return optuna.load_study(study_name=name, storage=self.storage)
+        except KeyError:
+            directions = [objective.direction(item) for item in objectives]
+            return optuna.create_study(
+                storage=self.storage, study_name=name, directions=directions, load_if_exists=True
+            )
+
+    def begun(self, cell: str) -> int:
+        """How many trials of a cell are running or over."""
+        study_id = self.studies[cell]._study_id
+        return self.storage.get_n_trials(study_id, state=tuple(set(TrialState) - {TrialState.WAITING}))
+
+    def run_directory(self, run_id: str) -> RunDirectory:
+        """Where a run lives."""
+        return RunDirectory(self.folder / "runs" / run_id)
+
+    def lock(self) -> FileLock:
+        """Held while the plan changes: topping up, choosing, reaping."""
+        return FileLock(self.folder / "plan.lock")
+
+
+def open_sweep(spec: SweepConfig, root: Path, check: Callable[["OpenSweep"], None] = lambda sweep: None) -> OpenSweep:
+    """Create or load a sweep. Raises UserError for an unusable root and for a sweep edited after it ran.
+
+    check: raises what else speaks against it, before anything is written down.
+    """
+    folder = root / spec.name
+    refuse_archive(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"  # workers open a sweep at the same moment
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
+    sweep = OpenSweep(spec, expand(spec), folder)
+    with sweep.lock():
+        check_change(folder, spec)
+        check(sweep)
+        assert sweep.storage  # a database that does not answer is refused now, not when the sweep has its name
+        write_json(folder / "sweep.json", plain(spec))
+        study_prefix(spec.storage, folder)  # made here, under the lock, once
+    return sweep
+
+
+def claim(sweep: OpenSweep, worker: str) -> Claim | None:
+    """Take the next run: the least tuned cell first, then finals. None when nothing waits."""
+    begun = {cell.id: sweep.begun(cell.id) for cell in sweep.cells}
+    for cell in sorted(sweep.cells, key=lambda cell: begun[cell.id]):  # stable: in file order among equals
+        study = sweep.studies[cell.id]
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        # Whoever was too late for the first takes any other: all of them after the same one would be too late again.
+        for frozen in waiting[:1] + random.sample(waiting[1:], k=max(0, len(waiting) - 1)):
+            if trial := _take(sweep, study, cell.id, frozen, worker):
+                params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
+                return Claim(study, trial, cell, "tune", params, sweep.spec.tune.seed)
+    cells = {cell.id: cell for cell in sweep.cells}
+    for frozen in sweep.finals.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if trial := _take(sweep, sweep.finals, FINALS, frozen, worker):
+            attributes = frozen.user_attrs
+            params = json.loads(attributes["params"])
+            return Claim(sweep.finals, trial, cells[attributes["cell"]], "final", params, attributes["seed"])
+    return None
+
+
+def _take(
+    sweep: OpenSweep, study: optuna.Study, name: str, frozen: FrozenTrial, worker: str
+) -> optuna.trial.Trial | None:
+    """Make a WAITING trial ours; None when another worker was faster."""
+    try:
+        if not sweep.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
+            return None
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return None
+    sweep.storage.set_trial_user_attr(frozen._trial_id, "worker", worker)
+    study.sampler = make_sampler(sweep.spec, name, frozen.number)
+    return optuna.trial.Trial(study, frozen._trial_id)
+
+
+def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
+    dimension = space[name]
+    if isinstance(dimension, Choices):
+        return trial.suggest_categorical(name, dimension.choices)
+    if dimension.kind == "int":
+        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
+        return trial.suggest_int(name, low, high, log=dimension.log, step=step)
+    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def values_of(sweep: OpenSweep, config: RunConfig, metrics: dict[str, float]) -> list[float]:
+    """The objectives from validation metrics."""
+    bits = list(config.deploy.bits)
+    return [objective.value(name, metrics, bits, config.monitored_bits) for name in sweep.spec.objective]
+
+
+def tell(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> None:
+    """Finish a claimed trial with its record."""
+    assert claim.run_id  # the trial knows it from here on
+    tell_values(claim, objectives(sweep, claim, record))
+
+
+def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:
+    """What a record is worth to its study; test results never reach one, so a final run is worth 0."""
+    return values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
+
+
+def tell_values(claim: Claim, values: Sequence[float]) -> None:
+    """Finish a claimed trial with its objectives."""
+    _end(claim, TrialState.COMPLETE, values)
+
+
+def tell_pruned(claim: Claim) -> None:
+    """Finish a claimed trial that the pruner gave up."""
+    _end(claim, TrialState.PRUNED)
+
+
+def tell_failed(sweep: OpenSweep, claim: Claim, reason: str, retry: bool = True) -> None:
+    """Count a failure: the same trial once more while retries are left (and make sense), else FAIL."""
+    failures = claim.trial.user_attrs.get("failures", 0) + 1
+    claim.trial.set_user_attr("failures", failures)
+    claim.trial.set_user_attr("reason", reason)
+    if retry and failures <= sweep.spec.max_retries:
+        put_back(sweep, claim.trial)
+    else:
+        _end(claim, TrialState.FAIL)
+
+
+def _end(claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> None:
+    try:
+        claim.study.tell(claim.trial.number, values, state=state, skip_if_finished=True)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
+        # Taken for dead and put back meanwhile; whoever takes it finds the record.
+        print(f"trial {claim.trial.number} of {claim.study.study_name}: {error}", flush=True)
+
+
+def put_back(sweep: OpenSweep, trial: optuna.trial.Trial | FrozenTrial) -> None:
+    """Let a RUNNING trial wait again, with its number and parameters."""
+    sweep.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that count: a failed one that was given another chance (`harness.retry`) does not."""
+    found = list(trials)
+    replaced = {trial.user_attrs.get(RETRY_OF) for trial in found}
+    return [trial for trial in found if trial.number not in replaced]
+
+
+def best_so_far(sweep: "OpenSweep") -> str:
+    """`best 0.965 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
+    if len(sweep.spec.objective) > 1:
+        return ""
+    values = [
+        (trial.value, cell)
+        for cell, study in sweep.studies.items()
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.name == "COMPLETE" and trial.value is not None
+    ]
+    if not values:
+        return ""
+    pick = min if sweep.spec.objective[0].startswith("val/loss") else max
+    value, cell = pick(values, key=lambda item: item[0])
+    return f"best {value:.4f} ({cell})"

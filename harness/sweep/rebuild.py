@@ -1,0 +1,60 @@
+"""A study from its records, where the queue's journal or database is gone.
+
+Each run directory names the trials it stands for in trials.json; records hold what came of them. Samplers that draw
+each trial from its number alone need none of this: they draw the same again, and find the records there.
+"""
+
+from typing import Any
+
+from optuna.trial import TrialState, create_trial
+
+from harness.records.files import read_json, write_json
+from harness.records.run_directory import RunDirectory
+from harness.records.schema import as_metrics
+from harness.sweep.cells import Cell
+from harness.sweep.queue import Claim, OpenSweep, values_of
+from harness.sweep.samplers import distribution
+from harness.sweep.search_space import STATIC_SAMPLERS
+from harness.training.config import complete
+
+
+def note_trial(files: RunDirectory, claim: Claim) -> None:
+    """Add a claimed trial to those its run directory stands for: cells that resolve to one run share it."""
+    path = files.path / "trials.json"
+    entry = {"cell": claim.cell.id, "phase": claim.phase, "trial": claim.trial.number, "params": dict(claim.params)}
+    entries = read_json(path) or []
+    if entry not in entries:
+        write_json(path, [*entries, entry])
+
+
+def rebuild(sweep: OpenSweep) -> int:
+    """Fill a queue that holds no trial at all with the finished tuning trials of the records; returns how many.
+
+    Hold the plan's lock. Trials that failed, were pruned or had not finished are drawn anew.
+    """
+    if sweep.spec.sampler.name in STATIC_SAMPLERS or _has_trials(sweep):
+        return 0
+    cells = {cell.id: cell for cell in sweep.cells}
+    found: list[tuple[int, Cell, dict[str, Any], dict[str, Any]]] = []
+    for path in (sweep.folder / "runs").glob("*/trials.json"):
+        record = read_json(RunDirectory(path.parent).record)
+        for entry in read_json(path) or []:
+            cell = cells.get(entry["cell"])
+            if record and cell and entry["phase"] == "tune" and set(entry["params"]) == set(cell.search):
+                found.append((entry["trial"], cell, entry["params"], record))
+    for _, cell, params, record in sorted(found, key=lambda item: (item[1].id, item[0])):
+        values = values_of(sweep, complete(record["config"]), as_metrics(record["rows"]))
+        sweep.studies[cell.id].add_trial(
+            create_trial(
+                state=TrialState.COMPLETE,
+                values=values,
+                params=params,
+                distributions={name: distribution(dimension) for name, dimension in cell.search.items()},
+                user_attrs={"run_id": record["run_id"], "rebuilt": True},
+            )
+        )
+    return len(found)
+
+
+def _has_trials(sweep: OpenSweep) -> bool:
+    return any(study.get_trials(deepcopy=False) for study in sweep.all_studies())

@@ -1,0 +1,71 @@
+"""Optuna's samplers and pruners by the names that sweep files use."""
+
+import warnings
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from harness.core.errors import UserError
+from harness.core.seeding import sub_seed
+from harness.sweep.config import SweepConfig
+from harness.sweep.search_space import Choices, Range
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial says nothing that progress does not
+
+
+def make_sampler(spec: SweepConfig, study_name: str, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler for one trial, seeded by study and trial number: two workers never repeat a draw."""
+    seed = sub_seed(spec.tune.seed, "sampler", study_name, number) % 2**32
+    kinds = {
+        "tpe": optuna.samplers.TPESampler,
+        "gp": optuna.samplers.GPSampler,
+        "nsgaii": optuna.samplers.NSGAIISampler,
+    }
+    return _made("sampler", spec.sampler, kinds.get(spec.sampler.name, optuna.samplers.RandomSampler), seed=seed)
+
+
+def make_pruner(spec: SweepConfig) -> optuna.pruners.BasePruner:
+    """The pruner by name; NopPruner for none."""
+    kinds = {
+        "none": optuna.pruners.NopPruner,
+        "median": optuna.pruners.MedianPruner,
+        "percentile": optuna.pruners.PercentilePruner,
+        "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    return _made("pruner", spec.pruner, kinds[spec.pruner.name])
+
+
+def _made(kind: str, algorithm: Any, build: Any, **extra: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return build(**algorithm.options, **extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind} {algorithm.name!r}: {error}") from None
+
+
+def check_algorithms(spec: SweepConfig) -> None:
+    """Refuse sampler and pruner options that Optuna does not take. Raises UserError."""
+    make_pruner(spec)
+    trial_run = optuna.create_study(sampler=make_sampler(spec, spec.name, 0))
+    try:  # some options are looked at only when something is drawn
+        trial_run.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sampler {spec.sampler.name!r}: options {spec.sampler.options}: {error}") from None
+
+
+def distribution(dimension: Choices | Range) -> BaseDistribution:
+    """Optuna's form of a search dimension, as a claim draws from it."""
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(dimension.choices)
+    if dimension.kind == "int":
+        step = int(dimension.step or 1)
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)

@@ -1,0 +1,1 @@
+"""One run: configuration, model and optimizer, the loop, evaluation, checkpoints, W&B."""

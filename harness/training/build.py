@@ -1,0 +1,101 @@
+"""From a configuration to a session: everything a run is made of, drawn from the configuration's seeds."""
+
+from pathlib import Path
+
+import torch
+
+from harness.core.seeding import sub_seed
+from harness.data import load_dataset
+from harness.data.base import Dataset, order
+from harness.methods import build_stack, find
+from harness.methods._requirements import check_requirements
+from harness.methods.base import Calibration, Context, Method
+from harness.models import build_model, load_checkpoint
+from harness.oscillation.tracker import OscillationTracker
+from harness.quantization.layers import attach
+from harness.training import compilation
+from harness.training.config import RunConfig, component
+from harness.training.device import choose_device, choose_precision
+from harness.training.evaluator import Evaluator
+from harness.training.optimizer import make_optimizer
+from harness.training.session import Session, steps_an_epoch
+
+
+def build(config: RunConfig, weights: Path | None = None) -> Session:
+    """A session at step 0, with initial weights from a file where one is given.
+
+    Raises UserError for what only building shows (sizes that do not fit, a missing GPU).
+    """
+    device = choose_device(config.runtime)
+    dataset = load_dataset(component("data set", config.data), config.seed, device)
+    knobs = component("model", config.model)
+    model = build_model(knobs, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    if weights is not None:
+        load_checkpoint(model, weights)
+    model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
+    check_requirements(model, knobs.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
+    attach(model, config.exclude)
+    steps = steps_an_epoch(config, dataset)
+    twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
+    how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
+    context, calibration = _context(config, steps, how != "off" and not twice), _calibration(config, dataset)
+    methods = build_stack(config.methods, context)
+    for method in methods:
+        method.prepare(model, calibration)
+    for method in methods:
+        method.prepared(model)
+    assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
+    trackers = {
+        bits: OscillationTracker(model, bits, config.quantizer, config.exclude, fused=context.fused)
+        for bits in (config.watch_bit, *config.also_watch)
+    }
+    session = Session(
+        config=config,
+        dataset=dataset,
+        model=model,
+        forward=compilation.CompiledNetwork(model, device) if how == "full" else model,
+        methods=methods,
+        optimizer=make_optimizer(config.train, model, methods),
+        trackers=trackers,
+        evaluator=_evaluator(config, dataset, methods, context, calibration),
+        device=device,
+        precision=choose_precision(config.train.precision, device),
+        planned=how,
+    )
+    # Last, so that nothing above takes a part of what dropout and its like draw in training.
+    torch.manual_seed(sub_seed(config.seed, "forward"))
+    return session
+
+
+def _evaluator(
+    config: RunConfig, dataset: Dataset, methods: list[Method], context: Context, calibration: Calibration
+) -> Evaluator:
+    return Evaluator(
+        dataset=dataset,
+        methods=methods,
+        context=context,
+        calibration=calibration,
+        bits=config.evaluated_bits,
+        deploys=("rtn", *(name for name in config.deploy.methods if name != "rtn")),
+        batch_size=config.runtime.eval_batch_size,
+        precision=config.deploy.precision,
+    )
+
+
+def _context(config: RunConfig, steps: int, fused: bool) -> Context:
+    return Context(
+        target_bit=config.target_bit,
+        total_steps=steps * config.train.epochs,
+        steps_per_epoch=steps,
+        seed=sub_seed(config.seed, "method"),
+        quantizer=config.quantizer,
+        scale=config.deploy.scale,
+        exclude=config.exclude,
+        fused=fused,
+    )
+
+
+def _calibration(config: RunConfig, dataset: Dataset) -> Calibration:
+    shuffled = order(len(dataset.train), sub_seed(config.seed, "calibration"), 0, dataset.train.labels.device)
+    batches = shuffled.split(config.train.batch_size)
+    return Calibration(lambda index: dataset.train_batch(batches[index % len(batches)], None))

@@ -1,0 +1,93 @@
+"""Checkpoints: all a run needs to go on as if it had never stopped. Loaded with weights_only=True."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.records.files import written_aside
+
+if TYPE_CHECKING:
+    from harness.training.session import Session
+
+
+def save(path: Path, session: "Session") -> None:
+    """Write a session's state to `path`, atomically."""
+    state = {
+        "model": session.model.state_dict(),
+        "optimizer": session.optimizer.state_dict(),
+        "methods": [method.state_dict() for method in session.methods],
+        "trackers": {str(bits): tracker.state_dict() for bits, tracker in session.trackers.items()},
+        "progress": session.progress.state_dict(),
+        "precision": session.precision,
+        "compiled": session.compiled,
+        "rng": _rng_state(session.device),
+    }
+    # In memory first: on a full disk torch's own file writer ends the process from a C++ destructor.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with written_aside(path) as aside:
+        aside.write_bytes(buffer.getbuffer())
+
+
+def restore(path: Path, session: "Session") -> bool:
+    """Bring a fresh session to the state in `path`; False when there is none that can be read."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=session.device, weights_only=True)
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # torch raises many types for a damaged file; a run can start over from any
+        print(f"{path}: unreadable ({type(error).__name__}: {error}); starting over", flush=True)
+        return False
+    if "trackers" not in state:
+        print(f"{path}: written by an earlier version, which kept one tracker; starting over", flush=True)
+        return False
+    try:
+        session.optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:  # raised before anything changes
+        print(f"{path}: written by an earlier version ({error}); starting over", flush=True)
+        return False
+    session.model.load_state_dict(state["model"])
+    _match_layouts(session.optimizer)
+    for method, method_state in zip(session.methods, state["methods"], strict=True):
+        method.load_state_dict(method_state)
+    for bits, tracker in session.trackers.items():
+        tracker.load_state_dict(state["trackers"][str(bits)])
+    session.progress.load_state_dict(state["progress"])
+    session.precision = state["precision"]
+    if state["compiled"] != session.compiled:
+        was = f"compiled: {state['compiled']}"
+        print(f"{path}: goes on with compiled: {session.compiled}, not {was}; last bits may differ", flush=True)
+    _set_rng_state(state["rng"], session.device)
+    return True
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Averages in their parameters' order in memory: see harness/training/loop.py on fused optimizers."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            alike = isinstance(value, Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a model's state dict as safetensors, atomically."""
+    with written_aside(path) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside)
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,234 @@
+"""RunConfig: everything that decides what a run computes, complete, frozen and hashed.
+
+Checking goes in two steps. `RunConfig.model_validate` needs no torch: names of methods, models and data sets are
+file names. `complete` imports the named files to check their knobs and to fill in their defaults.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from harness.core import registry
+from harness.core.bits import WeightBits
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, QuantizerConfig, StrictConfig
+from harness.core.errors import UserError, unknown
+from harness.core.validation import explain
+
+
+def _named(kind: str) -> AfterValidator:
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        if "name" not in value:
+            raise ValueError(f"names no {kind} (name: {' | '.join(registry.names(kind))})")
+        registry.check(kind, str(value["name"]))
+        return value
+
+    return AfterValidator(check)
+
+
+def _method_entry(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def listed(value: Any) -> Any:
+    """One name or section in place of a list of one."""
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+MethodEntry = Annotated[dict[str, Any], BeforeValidator(_method_entry), _named("method")]
+MethodStack = Annotated[tuple[MethodEntry, ...], BeforeValidator(listed), Field(min_length=1)]
+
+
+class TrainConfig(StrictConfig):
+    """The training loop. Epochs count from 1; learning rates are those of the chosen optimizer."""
+
+    epochs: int = Field(40, ge=0, le=100_000, description="at most this many")
+    batch_size: int = Field(128, ge=1, le=1_000_000)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0, le=1e3)
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; adam and adamw keep their betas")
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, description="of linear warm-up; part of epochs")
+    patience: int | None = Field(None, ge=1, description="epochs without improvement before stopping")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the forward and backward pass; auto: bf16 where the device has units for it"
+    )
+
+
+class DeployConfig(StrictConfig):
+    """How a trained network is rounded. `scale` has no default: it is a scientific choice."""
+
+    bits: tuple[WeightBits, ...] = Field((2, 3, 4, 8), min_length=1, json_schema_extra=NOT_IDENTITY)
+    scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
+        description="what a learned step becomes at another bit-width"
+    )
+    methods: tuple[str, ...] = Field(("rtn",), min_length=1, json_schema_extra=NOT_IDENTITY)
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of evaluation passes", json_schema_extra=IDENTITY_IF_CHANGED
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        legal = ["rtn", *registry.names("method")]
+        for name in self.methods:
+            if name not in legal:
+                raise unknown("deploy method", name, legal)
+        return self
+
+
+class RuntimeConfig(StrictConfig):
+    """Where and how a run is carried out; no part of its identity."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None: this worker's share of the cores")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="off: plain operations only, for debugging; auto: the network too where runs are long"
+    )
+    deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
+    eval_batch_size: int = Field(1024, ge=1)
+    checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")
+    wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: offline without a key")
+    wandb_project: str = "oscillation-harness"
+    wandb_artifact: bool = Field(False, description="keep the deployed weights there too, where they are kept at all")
+
+
+class RunConfig(StrictConfig):
+    """One run, complete. `seed` is the root of every random draw (harness/core/seeding.py)."""
+
+    phase: Literal["tune", "final"] = "final"
+    seed: int = Field(0, ge=0, lt=2**32)
+    target_bit: WeightBits | None = Field(None, description="the bit-width to prepare for; None: float training")
+    watch_bit: WeightBits | None = Field(None, description="the tracker's; None: the target bit")
+    also_watch: tuple[WeightBits, ...] = Field(
+        (), description="further bit-widths at which a float run is watched", json_schema_extra=IDENTITY_IF_CHANGED
+    )
+    methods: MethodStack
+    model: Annotated[dict[str, Any], _named("model")]
+    data: Annotated[dict[str, Any], _named("data set")]
+    train: TrainConfig = TrainConfig()
+    pretrain: TrainConfig | None = Field(
+        None,
+        description="for fine-tuning: train in float first, like this, and start from its best epoch",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
+    quantizer: QuantizerConfig = QuantizerConfig()
+    exclude: tuple[str, ...] = Field(
+        (), description="globs of layers left in float", json_schema_extra=IDENTITY_IF_CHANGED
+    )
+    deploy: DeployConfig
+    runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=NOT_IDENTITY)
+
+    @model_validator(mode="after")
+    def _watch_bit_is_known(self) -> Self:
+        if self.watch_bit is None:
+            if self.target_bit is None:
+                raise ValueError("a float run (no target_bit) names the bits it is watched at: watch_bit: 2 to 8")
+            object.__setattr__(self, "watch_bit", self.target_bit)
+        if self.also_watch and self.target_bit is not None:
+            raise ValueError("also_watch is for float runs (no target_bit); any other is watched at its target bit")
+        if len({self.watch_bit, *self.also_watch}) <= len(self.also_watch):
+            raise ValueError(f"also_watch: {list(self.also_watch)} names a bit-width twice, or watch_bit's")
+        return self
+
+    @property
+    def evaluated_bits(self) -> tuple[int | Literal["float"], ...]:
+        """The deployment bits with the target bit among them, ascending, then "float"."""
+        bits = {*self.deploy.bits, *([self.target_bit] if self.target_bit else [])}
+        return (*sorted(bits), "float")
+
+    @property
+    def monitored_bits(self) -> int | Literal["float"]:
+        """The bit-width whose validation accuracy chooses the best epoch."""
+        return self.target_bit or "float"
+
+    def run_id(self) -> str:
+        """The 12 hex digits that name this run everywhere: a hash of what decides its numbers.
+
+        Needs a complete configuration (`complete`). Leaves out the runtime, paths, deployment bits and methods.
+        """
+        plain = self.identity()
+        plain["methods"] = [component("method", entry).identity() for entry in self.methods]
+        model = component("model", self.model)
+        plain["model"] = model.identity()
+        plain["data"] = component("data set", self.data).identity()
+        if model.checkpoint is not None:  # a path says nothing; the weights do
+            plain["model"]["init"] = f"sha256:{_digest(model.checkpoint)}"
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def component(kind: str, knobs: Mapping[str, Any]) -> Any:
+    """The checked Config of a method, model or data set, from its plain knobs.
+
+    Raises UserError naming the knob. Imports the component's file.
+    """
+    if kind == "method":
+        from harness.methods import find
+
+        config_type: type[BaseModel] = find(str(knobs["name"])).Config
+    else:
+        config_type = registry.load(kind, str(knobs["name"])).Config
+    try:
+        return config_type.model_validate(dict(knobs))
+    except ValidationError as error:
+        raise UserError(explain(error, config_type, f"{kind} {knobs['name']!r}: ")) from None
+
+
+def complete(raw: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig with every knob of its components checked and every default filled in.
+
+    Raises UserError naming field, value and what is legal.
+    """
+    try:
+        config = RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig)) from None
+    return _check_stack(
+        config.model_copy(
+            update={
+                "methods": tuple(_plain(component("method", entry)) for entry in config.methods),
+                "model": _plain(component("model", config.model)),
+                "data": _plain(component("data set", config.data)),
+            }
+        )
+    )
+
+
+def _plain(component_config: BaseModel) -> dict[str, Any]:
+    plain: dict[str, Any] = component_config.model_dump(mode="json")
+    return plain
+
+
+def _check_stack(config: RunConfig) -> RunConfig:
+    """The configuration itself, when its parts fit each other."""
+    from harness.methods import find
+
+    names = [entry["name"] for entry in config.methods]
+    if len(set(names)) < len(names):
+        raise UserError(f"methods: {names} names a method twice")
+    for name in names:
+        if find(name).needs_target_bit and config.target_bit is None:
+            raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    for earlier, later in pairwise(names):
+        if find(later).replaces_layers and not find(earlier).replaces_layers:
+            raise UserError(
+                f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
+            )
+    checkpoint = component("model", config.model).checkpoint
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UserError(f"model.init: there is no file {str(checkpoint)!r}")
+    return config
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"model.init: cannot read {str(path)!r}: {error.strerror}") from None

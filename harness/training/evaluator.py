@@ -1,0 +1,78 @@
+"""Accuracy and loss of a network at each deployment bit-width. Works on copies; changes nothing."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.core.bits import Bits
+from harness.data.base import Dataset, Split
+from harness.methods import build_stack
+from harness.methods.base import Calibration, Context, Method
+from harness.quantization.deploy import round_to_nearest
+from harness.records import schema
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model at bit-widths. deploys: "rtn" (round to nearest) or names of methods with a deploy."""
+
+    dataset: Dataset
+    methods: Sequence[Method]
+    context: Context
+    calibration: Calibration
+    bits: tuple[Bits, ...]
+    deploys: tuple[str, ...]
+    batch_size: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def rows(
+        self, model: nn.Module, phase: str, split: Literal["val", "test"], deploys: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats.
+
+        deploys: the evaluator's own when left out.
+        """
+        cases = [(deploy, bits) for deploy in deploys or self.deploys for bits in self.bits]
+        models = [self.deployed(model, bits, deploy) for deploy, bits in cases]
+        found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
+        rows = []
+        for (deploy, bits), (accuracy, loss, n) in zip(cases, found, strict=True):
+            values = (phase, split, deploy, self.context.scale, bits, accuracy, loss, n)
+            rows.append(dict(zip(schema.ROW, values, strict=True)))
+        return rows
+
+    def deployed(self, model: nn.Module, bits: Bits, deploy: str = "rtn") -> nn.Module:
+        """A copy of the model as it would be deployed at a bit-width, in evaluation mode, weights on the grid."""
+        copy = deepcopy(model).eval()
+        extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
+        for method in (*self.methods, *extra):
+            method.deploy(copy, bits, self.calibration)
+        return round_to_nearest(copy, bits, self.context.scale, self.context.quantizer, self.context.exclude)
+
+
+def evaluate(
+    model: nn.Module, dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
+) -> tuple[float, float, int]:
+    """Accuracy in [0, 1], mean cross-entropy in nats, and the number of images, of a model in evaluation mode."""
+    return evaluate_all([model], dataset, split, batch_size, precision)[0]
+
+
+@torch.inference_mode()
+def evaluate_all(
+    models: Sequence[nn.Module], dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
+) -> list[tuple[float, float, int]]:
+    """As `evaluate`, of several models from one pass over the data; waits for the device once."""
+    sums = torch.zeros(len(models), 2, dtype=torch.float64, device=dataset.device)
+    for start in range(0, len(split), batch_size):
+        inputs, labels = dataset.batch(split, slice(start, start + batch_size))
+        for model, (correct, loss) in zip(models, sums, strict=True):
+            with torch.autocast(dataset.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(inputs).float()
+            correct += (logits.argmax(dim=1) == labels).sum()
+            loss += functional.cross_entropy(logits, labels, reduction="sum").double()
+    return [(correct / len(split), loss / len(split), len(split)) for correct, loss in sums.tolist()]

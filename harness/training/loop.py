@@ -1,0 +1,187 @@
+"""THE LOOP. It names no method: what a method does stands in its hooks (harness/methods/base.py)."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from harness.core.errors import Stopped
+from harness.core.seeding import sub_seed
+from harness.data.base import order
+from harness.methods.base import Method, Step
+from harness.oscillation.tracker import metrics_of
+from harness.records import schema
+from harness.training.config import TrainConfig
+from harness.training.session import Progress, Session
+
+
+class TrainingError(RuntimeError):
+    """Training went where no result can come from, such as a loss that is not a number."""
+
+
+def train(
+    session: Session,
+    epoch_done: Callable[[dict[str, Any]], None],
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train until the last epoch or until patience runs out; the best epoch's weights are in `progress`.
+
+    epoch_done gets the metrics of each epoch. Raises Stopped between two steps once asked to stop, and
+    TrainingError when the loss is not finite.
+    """
+    knobs, progress = session.config.train, session.progress
+    if (progress.epoch, progress.step) == (0, 0):
+        progress.first_histograms = {bits: own.threshold_histogram() for bits, own in session.trackers.items()}
+    while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
+        permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
+        session.model.train()
+        for indices in permutation.split(knobs.batch_size)[progress.step : session.steps_per_epoch]:
+            if asked_to_stop():
+                raise Stopped
+            with session.stopwatch.step():
+                step(session, indices)
+        session.stopwatch.epoch_done(session.device)
+        epoch_done(_finish_epoch(session))
+
+
+def step(session: Session, indices: Tensor) -> None:
+    """One training step on the training images at `indices`, int64 (B,). The host never waits for the device."""
+    config, progress, model, methods = session.config, session.progress, session.model, session.methods
+    now = Step(progress.epoch * session.steps_per_epoch + progress.step, session.total_steps, model)
+    factor = learning_rate_factor(now.index, now.total, session.steps_per_epoch, config.train)
+    for group, rate in zip(session.optimizer.param_groups, session.base_rates, strict=True):
+        group["lr"] = rate * factor
+    for method in methods:
+        method.on_step_start(now)
+    generator = session.generator.manual_seed(sub_seed(config.seed, "augment", now.index))
+    now.inputs, now.labels = session.dataset.train_batch(indices, generator)
+    now.forward = partial(_logits, session, model)
+    # A last, smaller batch is no reason to compile for another shape.
+    whole = len(indices) == config.train.batch_size
+    now.logits = _logits(session, session.forward if whole else model, now.inputs)
+    now.task_loss = functional.cross_entropy(now.logits, now.labels, label_smoothing=config.train.label_smoothing)
+    penalty = sum((method.penalty(now) for method in methods), start=0.0)
+    session.optimizer.zero_grad()
+    (now.task_loss + penalty).backward()
+    penalty = penalty + sum((method.after_backward(now) for method in methods), start=0.0)
+    _match_layouts(model)
+    if config.train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+    session.optimizer.step()
+    for method in methods:
+        method.after_step(now)
+    with session.stopwatch.left_out():
+        for tracker in session.trackers.values():
+            tracker.update()
+    _count(progress, now.task_loss.detach(), penalty)
+
+
+def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """Inputs (B, C, H, W) to logits (B, classes), fp32, by a pass in the precision of the run."""
+    with forward_context(session):
+        return forward(inputs).float()
+
+
+def _finish_epoch(session: Session) -> dict[str, Any]:
+    """Close an epoch: its metrics, and its weights if they are the best so far."""
+    progress = session.progress
+    sums = [0.0, 0.0] if progress.sums is None else progress.sums.tolist()
+    loss, penalty = (value / session.steps_per_epoch for value in sums)
+    if not math.isfinite(loss):
+        raise TrainingError(f"the training loss became {loss} in epoch {progress.epoch + 1}")
+    progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, None
+    metrics = {
+        schema.EPOCH: progress.epoch,
+        schema.TRAIN_LOSS: loss,
+        schema.TRAIN_PENALTY: penalty,
+        schema.LEARNING_RATE: session.optimizer.param_groups[0]["lr"],
+        **metrics_of(session.trackers),
+        **validate(session),
+    }
+    for method in session.methods:
+        metrics |= method.metrics()
+    return metrics
+
+
+def validate(session: Session) -> dict[str, float]:
+    """Validation metrics of the weights as they are; keeps them when they are the best so far."""
+    progress = session.progress
+    # Metrics are of rounding to nearest alone; further deploy methods wait for the record's rows.
+    rows = session.evaluator.rows(session.model, session.config.phase, "val", ("rtn",))
+    for row in rows:
+        if not math.isfinite(row["loss"]):
+            raise TrainingError(
+                f"the validation loss (bits: {row['bits']}) became {row['loss']} in epoch {progress.epoch}"
+            )
+    metrics = schema.as_metrics(rows)
+    metrics[schema.MONITOR] = monitored = metrics[schema.accuracy("val", session.config.monitored_bits)]
+    eligible = progress.epoch >= first_eligible_epoch(session.config.train, session.methods)
+    if eligible and monitored > progress.best_value:
+        progress.best_value, progress.best_epoch = monitored, progress.epoch
+        progress.best_state = {name: tensor.detach().clone() for name, tensor in session.model.state_dict().items()}
+    return metrics
+
+
+def out_of_patience(progress: Progress, knobs: TrainConfig, methods: list[Method]) -> bool:
+    """Whether `patience` epochs have passed without improvement."""
+    if knobs.patience is None:
+        return False
+    since = max(progress.best_epoch, first_eligible_epoch(knobs, methods) - 1)
+    return progress.epoch - since >= knobs.patience
+
+
+def forward_context(session: Session) -> AbstractContextManager[Any]:
+    """The precision of the forward pass, and plain attention where it is faster or a method differentiates twice.
+
+    On CPUs the backward pass of fused attention takes half of a ViT's whole step (harness/training/compilation.py).
+    """
+    stack = ExitStack()
+    if session.precision == "bf16":
+        stack.enter_context(torch.autocast(session.device.type, torch.bfloat16))
+    if session.device.type == "cpu" or any(method.needs_double_backward for method in session.methods):
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return stack
+
+
+def _match_layouts(model: nn.Module) -> None:
+    """Gradients in their parameters' order in memory, which autograd sees to, but a method may not have.
+
+    torch's fused optimizers walk both in order of memory on CPUs: with another layout, each weight would get the
+    gradient of another one, without a word (seen with torch 2.15).
+    """
+    for parameter in model.parameters():
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:
+    """Add a step to the epoch's sums, on the device, without waiting for it."""
+    # A number is filled in on the device: copying it there would wait for all that is queued.
+    value = penalty.detach() if isinstance(penalty, Tensor) else loss.new_full((), penalty)
+    pair = torch.stack([loss.double(), value.double()])
+    progress.sums = pair if progress.sums is None else progress.sums + pair
+    progress.step += 1
+
+
+def first_eligible_epoch(knobs: TrainConfig, methods: Iterable[Method]) -> int:
+    """The first epoch (from 1) that can be best: later than 1 for methods that train in stages."""
+    start = max((method.selection_start for method in methods), default=0.0)
+    # 0.29 of 100 epochs are 29, though not in binary; an epoch that ends where a stage begins is not of it.
+    return min(knobs.epochs, math.floor(start * knobs.epochs + 1e-9) + 1)
+
+
+def learning_rate_factor(step: int, total: int, steps_per_epoch: int, knobs: TrainConfig) -> float:
+    """The factor of the base learning rate at a step: linear warm-up from 1/warm-up, then the schedule to 0."""
+    warmup = min(round(knobs.warmup_epochs * steps_per_epoch), total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if knobs.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,237 @@
+"""The mirror of a run on Weights & Biases. The run directory is the truth; nothing here can stop a run.
+
+Without an account, or while W&B does not answer, everything goes to offline files in the run directory, for
+`wandb sync` later.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from harness.core.bits import FLOAT
+from harness.records import schema
+from harness.training.config import RunConfig
+
+#: How long a run waits at its start, and at its end, for a W&B that does not answer.
+START_PATIENCE_S, FINISH_PATIENCE_S = 30.0, 60.0
+#: After such a start, the next runs of this process do not even ask for this long.
+ASK_AGAIN_AFTER_S = 600.0
+
+
+def wandb_mode(wanted: str) -> str:
+    """What "auto" comes to: "off" without the package, "offline" without a key; never a prompt."""
+    if wanted == "off":
+        return "off"
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        return "off"
+    if wanted != "auto":
+        return wanted
+    chosen = os.environ.get("WANDB_MODE", "")
+    if chosen in ("online", "offline"):
+        return chosen
+    if chosen in ("disabled", "dryrun"):
+        return "off" if chosen == "disabled" else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
+
+
+def explain_mode(mode: str) -> str:
+    """One sentence for the user about where W&B's copy of the runs goes."""
+    return {
+        "online": "W&B: runs are mirrored online",
+        "offline": "W&B: no key found, so runs are mirrored offline (later: wandb sync DIR/wandb/offline-run-*)",
+        "off": "W&B: off (results are in the run directories all the same)",
+    }[mode]
+
+
+def group_of(config: RunConfig) -> str:
+    """`mlp5/oscillation/w2`: the W&B group under which the seeds of a cell collapse."""
+    target = f"w{config.target_bit}" if config.target_bit else FLOAT
+    return "/".join((config.model["name"], "+".join(entry["name"] for entry in config.methods), target))
+
+
+class Mirror:
+    """One run on W&B; every failure of W&B is said once and then ignored.
+
+    However often a run is interrupted, W&B ends up with each epoch once: an epoch is a row, an online run asks the
+    server which epochs it has and sends the others, and an offline run holds all epochs from the first on, so that
+    it replaces what was there. `history` is what metrics.jsonl holds of the epochs that will not be repeated.
+    """
+
+    _ask_again = 0.0  # by time.monotonic(); of the process, for all of its runs
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        directory: Path,
+        tags: tuple[str, ...] = (),
+        history: Sequence[Mapping[str, Any]] = (),
+        labels: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self._run: Any = None
+        self._config, self._run_id, self._directory = config, run_id, directory
+        self._tags, self._labels = tags, labels
+        #: The last epoch that the server had when the run began; the rows' steps are 0, 1, ...
+        self._had_until = 0
+        mode = wandb_mode(config.runtime.wandb)
+        if mode == "online":
+            self._start_online(history)
+        elif mode == "offline":
+            self._try("start", lambda: self._start("offline", history))
+
+    def _start_online(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Start online, or offline when W&B does not answer, or does not want us."""
+        away = time.monotonic() < Mirror._ask_again
+        try:
+            if away:
+                raise ConnectionError("it did not answer a few minutes ago")
+            self._start("online", history)
+        except Exception as error:
+            if not away:
+                Mirror._ask_again = time.monotonic() + ASK_AGAIN_AFTER_S
+            self._try("start", lambda: self._start("offline", history, again=True))
+            if self._run is not None:
+                later = f"wandb sync {self._directory}/wandb/offline-run-*"
+                _say(f"start failed ({_in_words(error)}); the run is mirrored offline (later: {later})")
+
+    def _start(self, mode: str, history: Sequence[Mapping[str, Any]], again: bool = False) -> None:
+        import wandb
+
+        if again and wandb.run is None:
+            wandb.teardown()  # a start that failed keeps the run's name in use
+        config, group = self._config, group_of(self._config)
+        labels = {name: self._labels[name] for name in schema.LABELS if name in self._labels}
+        self._run = wandb.init(
+            project=config.runtime.wandb_project,
+            id=self._run_id,
+            resume="allow" if mode == "online" else None,  # offline: what is synced replaces what was there
+            name=f"{group}/s{config.seed}",
+            group=group,
+            job_type=config.phase,
+            tags=[*self._tags, config.phase],
+            config={**config.model_dump(mode="json"), **_described(config), **labels},
+            dir=self._directory,
+            mode=mode,  # type: ignore[arg-type]
+            settings=_settings(),
+        )
+        self._run.define_metric(schema.EPOCH)
+        self._run.define_metric("val/*", step_metric=schema.EPOCH, summary="max")
+        for names in ("osc/*", "osc_w*", schema.LAYER_PREFIX + "*"):
+            self._run.define_metric(names, step_metric=schema.EPOCH, summary="last")
+        self._run.define_metric("train/*", step_metric=schema.EPOCH)
+        # W&B's own step, not the epoch in its summary: that one runs ahead of the rows that were sent.
+        self._had_until = 1 + int(self._run.summary.get("_step", -1)) if self._run.resumed else 0
+        for metrics in history:
+            self._log(metrics)
+
+    def _log(self, metrics: Mapping[str, Any]) -> None:
+        if metrics[schema.EPOCH] > self._had_until:  # else the run repeats, number by number, what the server has
+            self._run.log(_with_histograms(metrics))
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Send the metrics of an epoch."""
+        if self._run is not None:
+            self._try("log", lambda: self._log(metrics))
+
+    def finish(self, summary: Mapping[str, Any], record: Mapping[str, Any], best: Path) -> None:
+        """Send final figures (`test/acc_w2`, `best_epoch`), the record, the weights when asked, and close the run."""
+        run = self._run  # closed also when its summary failed: what was logged before must reach the disk
+        if run is not None:
+            # As text: W&B takes a dot in a key (of packages, of layers) for a level of its own.
+            text = json.dumps({**{k: v for k, v in record.items() if k != "config"}, "labels": dict(self._labels)})
+            self._try("summary", lambda: run.summary.update({**summary, schema.RECORD: text}))
+            if self._config.runtime.wandb_artifact and best.exists():
+                self._try("artifact", lambda: self._keep(run, best))
+            self._try("finish", lambda: self._close(run, exit_code=0))
+
+    def break_off(self, stopped: bool) -> None:
+        """Close a run that failed, or that was stopped and will go on another time."""
+        run = self._run
+        if run is not None:
+            if stopped:  # with an exit code that is not 0, W&B then calls it preempted, not finished
+                self._try("mark", run.mark_preempting)
+            self._try("finish", lambda: self._close(run, exit_code=1))
+
+    def _keep(self, run: Any, best: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"best-{self._run_id}", "model", metadata={schema.METHOD: group_of(self._config)})
+        # From where it lies: W&B would put a copy into the home of whoever trained, where nobody else can sync it from.
+        artifact.add_file(str(best), name=best.name, policy="immutable", skip_cache=True)
+        run.log_artifact(artifact, aliases=["best"])
+
+    def _close(self, run: Any, exit_code: int) -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except TimeoutError:
+            Mirror._ask_again = time.monotonic() + ASK_AGAIN_AFTER_S
+            later = f"wandb sync --include-online {Path(run.dir).parent}"
+            _say(f"did not take the end of the run within {FINISH_PATIENCE_S:.0f} s (later: {later})")
+        else:
+            self._mark_earlier_copies(Path(run.dir).parent)
+
+    def _mark_earlier_copies(self, own: Path) -> None:
+        """Keep `wandb sync` from sending, over this whole copy of the run, the part that an earlier start left."""
+        for copy in self._directory.glob("wandb/*run-*/*.wandb"):
+            if copy.parent.name != own.name:
+                copy.with_suffix(".wandb.synced").touch()
+
+    def _try(self, what: str, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a service does, the run goes on
+            _say(f"{what} failed ({_in_words(error)}); the run goes on without")
+            self._run = None
+
+
+def _described(config: RunConfig) -> dict[str, Any]:
+    """What W&B can sort and filter by, which it cannot by what stands in a list."""
+    knobs = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
+    return {schema.METHOD: "+".join(knobs), schema.KNOBS: {name: own for name, own in knobs.items() if own}}
+
+
+def _with_histograms(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An epoch's metrics in W&B's form: counts and edges, never the weights."""
+    import numpy as np
+    import wandb
+
+    logged = dict(metrics)
+    if schema.THRESHOLD_HISTOGRAM in logged:
+        counts = np.asarray(logged[schema.THRESHOLD_HISTOGRAM])
+        logged[schema.THRESHOLD_HISTOGRAM] = wandb.Histogram(np_histogram=(counts, np.asarray(schema.THRESHOLD_EDGES)))
+    layers = [value for name, value in metrics.items() if name.startswith(schema.LAYER_PREFIX)]
+    if 0 < len(layers) <= wandb.Histogram.MAX_LENGTH:
+        logged[schema.LAYER_PROFILE] = wandb.Histogram(np_histogram=(np.asarray(layers), np.arange(len(layers) + 1)))
+    return logged
+
+
+def _settings() -> Any:
+    import wandb
+
+    wanted: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "disable_git": True}
+    wanted |= {"init_timeout": START_PATIENCE_S, "finish_timeout": FINISH_PATIENCE_S, "finish_timeout_raises": True}
+    known = wandb.Settings.model_fields  # older versions cannot bound the end of a run
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _say(what: str) -> None:
+    print(f"W&B: {what}", file=sys.stderr)
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _netrc_has_key() -> bool:
+    try:
+        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
+    except (OSError, NetrcParseError):
+        return False
