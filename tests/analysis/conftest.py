@@ -1,7 +1,6 @@
-"""Put the repository root on the path, since `analysis` is run from there, and the benchmarks, which write sweeps."""
+"""Put the repository root on the path: `analysis` is no installed package, its commands are run from there."""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/benchmarks")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

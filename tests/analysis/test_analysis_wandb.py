@@ -1,7 +1,6 @@
 """A real sweep whose runs are mirrored to the stand-in server, read from there and from disk: the same numbers."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from wandb_reading import ReadableServer
 
 from analysis import make_figures

@@ -207,7 +207,7 @@ def test_mlp5_imports_neither_timm_nor_torchvision() -> None:
     code = (
         "import sys; from harness.models import build_model; from harness.models.mlp5 import Config;"
         "import harness.models.resnet18, harness.models.vit_tiny, harness.models.tiny_vit, harness.models.timm;"
-        "import harness.attention; build_model(Config(), (1, 8, 8), 10, 0);"
+        "import harness.quantization.attention; build_model(Config(), (1, 8, 8), 10, 0);"
         "sys.exit(', '.join({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

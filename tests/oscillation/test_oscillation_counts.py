@@ -1,6 +1,6 @@
 """The oscillation tracker against hand-written trajectories; the toy model of Nagel et al.
 
-tests/reference/test_naive_tracker.py compares it with a naive count of random ones.
+tests/oscillation/test_naive_tracker.py compares it with a naive count of random ones.
 """
 
 from collections.abc import Sequence

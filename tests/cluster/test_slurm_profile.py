@@ -93,7 +93,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "slurm").glob("*.yaml")), ids=lambda path: path.name
+    "path", sorted((Path(__file__).parents[2] / "slurm").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_the_profiles_that_come_along_are_legal(path: Path) -> None:
     assert read_profile(path).submitit_parameters(1)["time"] > 0

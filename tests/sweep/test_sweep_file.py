@@ -197,7 +197,7 @@ def test_json_there_and_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.name
+    "path", sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_the_sweeps_that_come_along_are_legal(path: Path) -> None:
     assert expand(read_sweep(path))

@@ -2,15 +2,11 @@
 
 import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-
 import bench
+import pytest
 from bench_report import Row, figure, verdict
 
 
