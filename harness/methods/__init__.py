@@ -26,10 +26,10 @@ def find(name: str) -> type[Method]:
     return own[0]
 
 
-def build_stack(knobs: Sequence[dict[str, Any] | MethodConfig], context: Context) -> list[Method]:
-    """The methods of a run, in order, each with its checked knobs."""
+def build_stack(configs: Sequence[dict[str, Any] | MethodConfig], context: Context) -> list[Method]:
+    """The methods of a run, in order, each with its checked settings."""
     stack = []
-    for entry in knobs:
+    for entry in configs:
         plain = entry.model_dump() if isinstance(entry, MethodConfig) else dict(entry)
         method = find(plain["name"])
         stack.append(method(method.Config.model_validate(plain), context))

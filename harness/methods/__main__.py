@@ -1,4 +1,4 @@
-"""`python -m harness.methods [--markdown] [--cost FILE]`: the methods there are, their knobs, sources and costs."""
+"""`python -m harness.methods [--markdown] [--cost FILE]`: all methods, their settings, sources and costs."""
 
 import argparse
 import json
@@ -16,13 +16,13 @@ from harness.methods import find
 
 
 class Entry(NamedTuple):
-    """A method, from its file: the first sentence of its docstring is what it is, the rest of that paragraph whose."""
+    """A method, from its file: the first sentence of its docstring names it, the rest of that paragraph is its source."""
 
     name: str
     what: str
     kind: str
     acts_on: str
-    knobs: tuple[str, ...]
+    settings: tuple[str, ...]
     source: str
     cost: str = ""
 
@@ -56,29 +56,29 @@ def _entry(name: str) -> Entry:
     found = find(name)
     paragraph = " ".join((registry.load("method", name).__doc__ or "").split("\n\n")[0].split())
     what, _, source = paragraph.partition(". ")
-    knobs = tuple(
-        f"{knob}={field.get_default(call_default_factory=True)}"
-        for knob, field in found.Config.model_fields.items()
-        if knob != "name"
+    settings = tuple(
+        f"{setting}={field.get_default(call_default_factory=True)}"
+        for setting, field in found.Config.model_fields.items()
+        if setting != "name"
     )
-    return Entry(name, what.removesuffix("."), found.kind, found.acts_on, knobs, source.removesuffix("."))
+    return Entry(name, what.removesuffix("."), found.kind, found.acts_on, settings, source.removesuffix("."))
 
 
 def markdown(costs: Mapping[str, str] | None = None) -> str:
     """The table of the README; costs, where given, are its last column."""
     last = ["cost of a step"] if costs else []
-    columns = ["method", "what", "kind", "acts on", "knobs", "source", *last]
+    columns = ["method", "what", "kind", "acts on", "settings", "source", *last]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for one in entries(costs):
-        knobs = ", ".join(f"`{knob}`" for knob in one.knobs)
-        texts = [f"`{one.name}`", one.what, one.kind, one.acts_on, knobs, one.source, *([one.cost] if costs else [])]
+        settings = ", ".join(f"`{setting}`" for setting in one.settings)
+        texts = [f"`{one.name}`", one.what, one.kind, one.acts_on, settings, one.source, *([one.cost] if costs else [])]
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.methods", description="The methods there are.")
+    parser = argparse.ArgumentParser(prog="python -m harness.methods", description="All methods.")
     parser.add_argument("--markdown", action="store_true", help="as the README's table")
     parser.add_argument("--cost", type=Path, metavar="FILE", help="show the costs that the benchmarks measured")
     options = parser.parse_args(arguments)
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = Table(*(name.replace("_", " ") for name in Entry._fields[: None if costs else -1]))
     for one in entries(costs):
         last = [one.cost.replace("; ", "\n")] if costs else []
-        table.add_row(*one[:4], "\n".join(one.knobs), one.source, *last)
+        table.add_row(*one[:4], "\n".join(one.settings), one.source, *last)
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
     return 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.core.errors import UserError
 from harness.quantization.attention import attentions
@@ -10,8 +11,6 @@ from harness.quantization.attention import attentions
 
 def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that normalise activations (batch, layer and group norms), by name."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
     kinds = _BatchNorm | nn.LayerNorm | nn.GroupNorm
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 

@@ -34,23 +34,24 @@ shared; per channel E and the maximum are a channel's; `quantizer.range` says no
 factor on all of a layer's weights, a pretrained network does not begin as the function it was.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.core.bits import MAX_BITS, MIN_BITS, Bits
 from harness.core.errors import UserError
-from harness.methods.base import Method, MethodConfig, Step
+from harness.methods._requirements import norm_layers
+from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.quantization import DoReFaQuantizer, DoReFaTransform
 from harness.quantization.deploy import set_deployed
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization import DoReFaQuantizer
+from harness.quantization.layers import attach
 
 
 @dataclass(eq=False)
@@ -63,9 +64,9 @@ class Switch:
 class SwitchedNorm:
     """What a norm layer becomes: itself at the target bit, one of `other_widths` at others. See `switched_norm`."""
 
-    plain: "ClassVar[type[nn.Module]]"
+    plain: ClassVar[type[nn.Module]]
     switch: Switch
-    other_widths: "nn.ModuleDict"
+    other_widths: nn.ModuleDict
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         width = key(self.switch.active)
@@ -80,17 +81,13 @@ def key(bits: Bits) -> str:
 
 
 @cache
-def switched_norm(plain: "type[nn.Module]") -> "type[nn.Module]":
+def switched_norm(plain: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a norm layer's own class, whatever that does in its forward, that switches."""
     return type(f"Switched{plain.__name__}", (SwitchedNorm, plain), {"plain": plain})
 
 
-def switch_norms(norms: "list[nn.Module]", others: tuple[Bits, ...], switch: Switch) -> None:
+def switch_norms(norms: list[nn.Module], others: tuple[Bits, ...], switch: Switch) -> None:
     """Give norm layers a copy of themselves for each further bit-width, in place."""
-    from copy import deepcopy
-
-    from torch import nn
-
     copies = {key(bits): deepcopy(norms) for bits in others}  # a list at once: what they share, copies share too
     for index, norm in enumerate(norms):
         norm.__class__ = switched_norm(type(norm))  # type: ignore[arg-type]
@@ -107,31 +104,20 @@ def collapse(norm: Any, bits: Bits) -> None:
         norm.load_state_dict(chosen.state_dict())
 
 
-@cache
-def _quantizer_type() -> "type[DoReFaQuantizer]":
-    """The class of what fills weight_quantizer; made on use, since knobs are checked without torch."""
-    from torch import Tensor
+class SwitchedDoReFa(DoReFaQuantizer):
+    """Fills weight_quantizer. Rounds at the switch's bit-width; codes and distances are always the target bit's."""
 
-    from harness.quantization import DoReFaQuantizer
+    def __init__(self, bits: int, per_channel: bool, switch: Switch) -> None:
+        super().__init__(bits, per_channel)
+        self.switch = switch
 
-    class SwitchedDoReFa(DoReFaQuantizer):
-        """Rounds at the switch's bit-width; codes and distances are the target bit's at all times."""
-
-        def __init__(self, bits: int, per_channel: bool, switch: Switch) -> None:
-            super().__init__(bits, per_channel)
-            self.switch = switch
-
-        def forward(self, weight: Tensor) -> Tensor:
-            active = self.switch.active
-            return self.at(weight, active) if isinstance(active, int) else weight
-
-    return SwitchedDoReFa
+    def forward(self, weight: Tensor) -> Tensor:
+        active = self.switch.active
+        return self.at(weight, active) if isinstance(active, int) else weight
 
 
-def soft_cross_entropy(logits: "Tensor", teacher: "Tensor") -> "Tensor":
+def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
     """Cross-entropy to the teacher's softmax, mean over the batch; both (B, classes); no gradient to the teacher."""
-    from torch.nn import functional
-
     return functional.cross_entropy(logits, teacher.detach().softmax(dim=1))
 
 
@@ -171,11 +157,7 @@ class AnyPrecision(Method):
         integers = sorted({*self.config.bits, self.context.bits()}, reverse=True)
         return ("float", *integers) if self.config.include_float else tuple(integers)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.methods._requirements import norm_layers
-        from harness.quantization import DoReFaTransform
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         bits, per_channel = self.context.bits(), self.context.quantizer.granularity == "channel"
         switch = Switch(bits)
         norms = [norm for name, norm in norm_layers(model).items() if not self._excluded(name)]
@@ -185,7 +167,7 @@ class AnyPrecision(Method):
             model,
             self.context.exclude,
             weight_transform=lambda layer: DoReFaTransform(per_channel),
-            weight_quantizer=lambda layer: _quantizer_type()(bits, per_channel, switch),  # type: ignore[call-arg]
+            weight_quantizer=lambda layer: SwitchedDoReFa(bits, per_channel, switch),
         )
         switch_norms(norms, tuple(width for width in self.widths if width != bits), switch)
         self._switch = switch
@@ -196,9 +178,7 @@ class AnyPrecision(Method):
     def on_step_start(self, step: Step) -> None:
         self._switch.active = self.widths[0]
 
-    def penalty(self, step: Step) -> "Tensor | float":
-        from torch.nn import functional
-
+    def penalty(self, step: Step) -> Tensor | float:
         inputs, labels, teacher, forward = step.inputs, step.labels, step.logits, step.forward
         assert inputs is not None
         assert labels is not None
@@ -226,21 +206,16 @@ class AnyPrecision(Method):
         integers = [width for width in self.widths if isinstance(width, int)]
         return min(integers, key=lambda own: (abs(own - bits), -own))
 
-    def deploy(self, model: "nn.Module", bits: Bits, calibration: "Calibration") -> None:
-        import torch
-
-        from harness.quantization import DoReFaQuantizer
-        from harness.quantization.layers import attach
-
+    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
         norms = [layer for layer in model.modules() if isinstance(layer, SwitchedNorm)]
         layers = attach(model, self.context.exclude).values()
         if norms and any(layer.deployed for layer in layers):
             raise UserError("methods: 'any_precision' stands before methods that deploy, since it chooses the norms")
         for layer in layers:
             own = layer.weight_quantizer
-            if isinstance(own, _quantizer_type()):
+            if isinstance(own, SwitchedDoReFa):
                 with torch.no_grad():
-                    weight = layer.weight_transform(layer.weight)
+                    weight = layer.effective_weight()
                     if isinstance(bits, int):
                         weight = DoReFaQuantizer(bits, own.per_channel)(weight)
                     set_deployed(layer, weight)

@@ -39,21 +39,19 @@ float); labels unless `teacher` says so; s_le learns as soon as a is at its end 
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
 
-from harness.methods.base import Context, Method, MethodConfig, Step
+from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
+from harness.quantization import DecoupledQuantizer
 from harness.quantization.deploy import round_to_nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization import DecoupledQuantizer
-    from harness.quantization.layers import QuantLayer
+from harness.quantization.layers import QuantLayer, Slotted, attach
 
 #: Where a stage begins is a product of floats: an index so little before it is there.
 SLACK = 1e-9
@@ -106,10 +104,7 @@ class AllowingOscillation(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(explore=0.3, settle=0.6, updates=2, pull=1.0)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization import DecoupledQuantizer
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         # Before the slots are filled. Outside the model, and in no checkpoint: the same weights make it anew.
         self._teacher = float_copy(model, self.context.exclude) if self.config.teacher == "initial" else None
         per_channel = self.context.quantizer.granularity == "channel"
@@ -117,11 +112,11 @@ class AllowingOscillation(Method):
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: DecoupledQuantizer(self.context.bits(), per_channel).fit(
-                layer.weight_transform(layer.weight)
+                layer.effective_weight()
             ),
         )
 
-    def param_options(self, name: str, parameter: "nn.Parameter") -> "Mapping[str, float]":
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
         if name.endswith("weight_quantizer.level_step"):
             return {"lr": self.config.step_learning_rate, "weight_decay": 0.0}
         return {}
@@ -135,13 +130,13 @@ class AllowingOscillation(Method):
 
     def shrink_at(self, index: int, total: int) -> float:
         """The factor a of the grid at a step."""
-        knobs, stage = self.config, self.config.explore * total
-        done = knobs.updates
+        config, stage = self.config, self.config.explore * total
+        done = config.updates
         if index < stage:
-            done = math.floor(knobs.updates * index / stage + SLACK)
-        return knobs.shrink_to + (1 - knobs.shrink_to) * (1 + math.cos(math.pi * done / knobs.updates)) / 2
+            done = math.floor(config.updates * index / stage + SLACK)
+        return config.shrink_to + (1 - config.shrink_to) * (1 + math.cos(math.pi * done / config.updates)) / 2
 
-    def penalty(self, step: Step) -> "Tensor | float":
+    def penalty(self, step: Step) -> Tensor | float:
         total: Tensor | float = 0.0
         if self._teacher is not None:
             assert step.inputs is not None
@@ -164,30 +159,24 @@ class AllowingOscillation(Method):
 
     def metrics(self) -> dict[str, float]:
         """The factor a, and how far the levels have spread over the thresholds: the mean s_le / s0."""
-        import torch
-
         ratios = [(each.level_step.detach() / each.threshold_step).mean() for each in self._quantizers()]
         return {"aoq/shrink": float(self._quantizers()[0].shrink), "aoq/level_ratio": float(torch.stack(ratios).mean())}
 
-    def _distance(self) -> "Tensor | float":
+    def _distance(self) -> Tensor | float:
         """The sum over layers of the norm of what separates weights from their bins' centres, shape ()."""
-        import torch
-
         # By identity: a shared weight counts once.
         layers = {id(layer.weight): layer for layer in self._layers.values() if layer.weight.requires_grad}
         total: Tensor | float = 0.0
         for layer in layers.values():
-            weight = layer.weight_transform(layer.weight)
+            weight = layer.effective_weight()
             total = total + torch.linalg.vector_norm(weight - self._of(layer).centres(weight))
         return total
 
-    def _quantizers(self) -> "list[DecoupledQuantizer]":
+    def _quantizers(self) -> list[DecoupledQuantizer]:
         return [self._of(layer) for layer in self._layers.values()]
 
     @staticmethod
-    def _of(layer: "QuantLayer") -> "DecoupledQuantizer":
-        from harness.quantization import DecoupledQuantizer
-
+    def _of(layer: QuantLayer) -> DecoupledQuantizer:
         assert isinstance(layer.weight_quantizer, DecoupledQuantizer)
         return layer.weight_quantizer
 
@@ -197,12 +186,8 @@ def _reached(fraction: float, step: Step) -> bool:
     return step.index >= fraction * step.total - SLACK
 
 
-def float_copy(model: "nn.Module", exclude: tuple[str, ...] = ()) -> "nn.Module":
+def float_copy(model: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Module:
     """A frozen copy of a model that computes as it does without its quantizers, in evaluation mode."""
-    from copy import deepcopy
-
-    from harness.quantization.layers import Slotted
-
     copy = round_to_nearest(deepcopy(model), "float", exclude=exclude).eval().requires_grad_(False)
     for module in copy.modules():
         if isinstance(module, Slotted):
@@ -210,11 +195,8 @@ def float_copy(model: "nn.Module", exclude: tuple[str, ...] = ()) -> "nn.Module"
     return copy
 
 
-def distillation(teacher: "nn.Module", inputs: "Tensor", logits: "Tensor") -> "Tensor":
+def distillation(teacher: nn.Module, inputs: Tensor, logits: Tensor) -> Tensor:
     """KL(teacher || student), in nats, the mean over a batch, shape (). logits: the student's, (B, classes) fp32."""
-    import torch
-    from torch.nn import functional
-
     with torch.no_grad():
         target = functional.log_softmax(teacher(inputs).float(), dim=1)
     own = functional.log_softmax(logits, dim=1)

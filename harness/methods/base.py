@@ -15,22 +15,20 @@ method.deploy(copy of the model, bits, calibration)   at each evaluation and bit
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from harness.core.bits import Bits, ScalePolicy
 from harness.core.config_base import QuantizerConfig, StrictConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.quantization import WeightQuantizer
-    from harness.quantization.layers import QuantLayer
+from harness.quantization import WeightQuantizer, make_quantizer
+from harness.quantization.layers import QuantLayer
 
 
 class MethodConfig(StrictConfig):
-    """The knobs of a method; each method nests its own subclass, named Config."""
+    """The settings of a method; each method nests its own subclass, named Config."""
 
     name: str = Field(description="the method's file name without .py")
 
@@ -70,12 +68,26 @@ class Step:
 
     index: int
     total: int
-    model: "nn.Module"
-    inputs: "Tensor | None" = None
-    labels: "Tensor | None" = None
-    logits: "Tensor | None" = None
-    task_loss: "Tensor | None" = None
-    forward: "Callable[[Tensor], Tensor] | None" = None
+    model: nn.Module
+    inputs: Tensor | None = None
+    labels: Tensor | None = None
+    logits: Tensor | None = None
+    task_loss: Tensor | None = None
+    forward: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of training images, without augmentation, the same ones on every reading.
+
+    draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device.
+    """
+
+    draw: Callable[[int], tuple[Tensor, Tensor]]
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `count` batches."""
+        return (self.draw(index) for index in range(count))
 
 
 class Method:
@@ -88,8 +100,8 @@ class Method:
     The last two may depend on the configuration: an instance sets its own.
     replaces_layers: True where `prepare` puts other layers in the place of some. Methods before it in a stack would
     hold on to the old ones, so it goes before all that are not such.
-    requires: what a model must have for the method to mean anything, of `harness.features.FEATURES`; a run or a cell
-    without it is refused.
+    requires: what a model must have for the method to mean anything, of FEATURES in harness/methods/_requirements.py;
+    a run or a cell without it is refused.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -106,34 +118,34 @@ class Method:
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:
-        """StrictConfig under which four steps show the method's effect; used by the conformance tests."""
+        """The settings under which four steps show the method's effect; used by the conformance tests."""
         return cls.Config(name=cls.__module__.rpartition(".")[2])
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         """Fill slots, replace layers, set initial scales. Runs once, before the optimizer exists."""
 
-    def prepared(self, model: "nn.Module") -> None:
+    def prepared(self, model: nn.Module) -> None:
         """Look at what the whole stack made of the model. Raises SlotTakenError for what does not go together."""
 
-    def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
         """Optimizer options (`lr` as a factor of the run's, `weight_decay`) of one parameter; {} for the run's."""
         return {}
 
     def on_step_start(self, step: Step) -> None:
         """Anneal, freeze, schedule."""
 
-    def penalty(self, step: Step) -> "Tensor | float":
+    def penalty(self, step: Step) -> Tensor | float:
         """A scalar added to the task loss; `step.task_loss` is there, with its graph."""
         return 0.0
 
-    def after_backward(self, step: Step) -> "Tensor | float":
+    def after_backward(self, step: Step) -> Tensor | float:
         """Change gradients. Returns the value of a penalty whose gradient it added, for the log."""
         return 0.0
 
     def after_step(self, step: Step) -> None:
         """Restore or project weights that the optimizer moved."""
 
-    def deploy(self, model: "nn.Module", bits: Bits, calibration: "Calibration") -> None:
+    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
         """Turn `model`, a copy, into what would be deployed at a bit-width.
 
         Layers it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
@@ -151,26 +163,8 @@ class Method:
         return {}
 
 
-def default_quantizer(layer: "QuantLayer", context: Context) -> "WeightQuantizer":
+def default_quantizer(layer: QuantLayer, context: Context) -> WeightQuantizer:
     """The run's default quantizer at its target bit, fitted to a layer's effective weight; fills nothing."""
-    import torch
-
-    from harness.quantization import make_quantizer
-
     quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused)
     with torch.no_grad():
-        return quantizer.to(layer.weight.device).fit(layer.weight_transform(layer.weight))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Batches of training images, without augmentation, the same ones on every reading.
-
-    draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device.
-    """
-
-    draw: "Callable[[int], tuple[Tensor, Tensor]]"
-
-    def batches(self, count: int) -> "Iterator[tuple[Tensor, Tensor]]":
-        """The first `count` batches."""
-        return (self.draw(index) for index in range(count))
+        return quantizer.to(layer.weight.device).fit(layer.effective_weight())

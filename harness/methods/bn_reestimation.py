@@ -20,18 +20,16 @@ Defaults: 50 batches, from the authors' released code (Qualcomm-AI-research/osci
 since it would count as much as a whole one.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.core.bits import Bits
-from harness.methods.base import Method, MethodConfig
+from harness.methods.base import Calibration, Method, MethodConfig
 from harness.quantization.deploy import round_to_nearest
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from harness.methods.base import Calibration
 
 
 class BatchNormReestimation(Method):
@@ -50,7 +48,7 @@ class BatchNormReestimation(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(batches=2)
 
-    def deploy(self, model: "nn.Module", bits: Bits, calibration: "Calibration") -> None:
+    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
         norms = batch_norms(model)
         if norms:
             context = self.context
@@ -58,23 +56,17 @@ class BatchNormReestimation(Method):
             reestimate(model, norms, calibration, self.config.batches)
 
 
-def batch_norms(model: "nn.Module") -> "list[nn.modules.batchnorm._BatchNorm]":
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The layers of a model that keep running statistics of batches, of 1 to 3 dimensions."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
     found = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     return [layer for layer in found if layer.track_running_stats and layer.running_mean is not None]
 
 
-def reestimate(
-    model: "nn.Module", norms: "list[nn.modules.batchnorm._BatchNorm]", calibration: "Calibration", count: int
-) -> None:
+def reestimate(model: nn.Module, norms: list[_BatchNorm], calibration: Calibration, count: int) -> None:
     """Replace the running statistics of `norms` by their averages over batches, in place.
 
     model: in evaluation mode, and again so afterwards.
     """
-    import torch
-
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -38,18 +38,16 @@ detach that has no effect. Weights only, no distillation.
 """
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from harness.core.errors import UserError, unknown
-from harness.methods.base import Context, Method, MethodConfig, Step, default_quantizer
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization.layers import QuantLayer
+from harness.methods.base import Calibration, Context, Method, MethodConfig, Step, default_quantizer
+from harness.quantization import WeightQuantizer
+from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled, attach
 
 
 class ConfidenceGuidedAnnealing(Method):
@@ -80,18 +78,12 @@ class ConfidenceGuidedAnnealing(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(boundary=0.1, start=0.2)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization.layers import Unfilled, attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         for layer in attach(model, self.context.exclude).values():
             if isinstance(layer.weight_quantizer, Unfilled):
                 layer.fill("weight_quantizer", default_quantizer(layer, self.context))
 
-    def prepared(self, model: "nn.Module") -> None:
-        import torch
-
-        from harness.quantization.layers import attach
-
+    def prepared(self, model: nn.Module) -> None:
         layers = attach(model, self.context.exclude)
         chosen = self._chosen(layers)
         sharing: dict[int, list[str]] = {}
@@ -113,8 +105,6 @@ class ConfidenceGuidedAnnealing(Method):
         self._held = torch.zeros((), dtype=torch.int64, device=self._groups[0][0].weight.device)
 
     def after_backward(self, step: Step) -> float:
-        import torch
-
         if step.index < self.config.start * step.total:
             return 0.0
         with torch.no_grad():
@@ -127,8 +117,6 @@ class ConfidenceGuidedAnnealing(Method):
         return 0.0
 
     def after_step(self, step: Step) -> None:
-        import torch
-
         with torch.no_grad():
             for weight, held, value in self._moments:
                 weight.copy_(torch.where(held, value, weight))
@@ -145,8 +133,8 @@ class ConfidenceGuidedAnnealing(Method):
         weights = sum(layers[0].weight.numel() for layers in self._groups)
         return {"cga/training_fraction": 1 - int(self._held) / weights}
 
-    def _chosen(self, layers: "dict[str, QuantLayer]") -> set[str]:
-        """The names that the knob `layers` matches."""
+    def _chosen(self, layers: dict[str, QuantLayer]) -> set[str]:
+        """The names that the setting `layers` matches."""
         chosen: set[str] = set()
         for pattern in self.config.layers:
             hits = {name for name in layers if fnmatchcase(name, pattern)}
@@ -155,21 +143,16 @@ class ConfidenceGuidedAnnealing(Method):
             chosen |= hits
         return chosen
 
-    def _confident(self, layers: "list[QuantLayer]") -> "Tensor":
+    def _confident(self, layers: list[QuantLayer]) -> Tensor:
         """Which entries of a weight all layers that share it hold, bool, like the weight."""
-        import torch
-
         held = torch.ones_like(layers[0].weight, dtype=torch.bool)
         for layer in layers:
             quantizer: Any = layer.weight_quantizer
-            held &= quantizer.threshold_distance(layer.weight_transform(layer.weight)) > self.config.boundary
+            held &= quantizer.threshold_distance(layer.effective_weight()) > self.config.boundary
         return held
 
 
-def _check_quantizer(name: str, layer: "QuantLayer") -> None:
-    from harness.quantization import WeightQuantizer
-    from harness.quantization.layers import SlotTakenError
-
+def _check_quantizer(name: str, layer: QuantLayer) -> None:
     kind: Any = type(layer.weight_quantizer)
     if issubclass(kind, WeightQuantizer):
         own = kind.threshold_distance is not WeightQuantizer.threshold_distance
@@ -181,17 +164,13 @@ def _check_quantizer(name: str, layer: "QuantLayer") -> None:
     )
 
 
-def _entry_by_entry(layer: "QuantLayer") -> bool:
+def _entry_by_entry(layer: QuantLayer) -> bool:
     """Whether each entry of the effective weight depends on the same entry of the weight, and on no other."""
-    import torch
-
-    from harness.quantization.layers import Unfilled
-
     if isinstance(layer.weight_transform, Unfilled):
         return True
     generator = torch.Generator().manual_seed(0)
 
-    def drawn() -> "Tensor":
+    def drawn() -> Tensor:
         values = torch.randn(layer.weight.shape, generator=generator)
         return torch.empty_like(layer.weight).copy_(values)  # in the weight's own order in memory
 

@@ -27,18 +27,16 @@ the target bit, unless they decide a max-abs step, which goes on learning throug
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Context, Method, MethodConfig, Step, default_quantizer
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization import FrozenQuantizer, WeightQuantizer
-    from harness.quantization.layers import QuantLayer
+from harness.methods.base import Calibration, Context, Method, MethodConfig, Step, default_quantizer
+from harness.oscillation.tracker import OscillationTracker
+from harness.quantization import FrozenQuantizer, WeightQuantizer
+from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled, attach
 
 
 class Freezing(Method):
@@ -69,18 +67,14 @@ class Freezing(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(threshold=0.05, momentum=0.3)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.oscillation.tracker import OscillationTracker
-        from harness.quantization import FrozenQuantizer
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         for name, layer in self._layers.items():
-            effective = layer.weight_transform(layer.weight).detach()
+            effective = layer.effective_weight().detach()
             layer.weight_quantizer = FrozenQuantizer(self._below(name), effective, self.context.fused)
-        knobs, excluded = self.context.quantizer, self.context.exclude
+        quantizer, excluded = self.context.quantizer, self.context.exclude
         self._tracker = OscillationTracker(
-            model, self.context.bits(), knobs, excluded, self.config.momentum, fused=self.context.fused
+            model, self.context.bits(), quantizer, excluded, self.config.momentum, fused=self.context.fused
         )
         self._averages: dict[str, Tensor] = {name: codes.float() for name, codes in self._tracker.codes().items()}
 
@@ -110,28 +104,21 @@ class Freezing(Method):
             average.copy_(state["averages"][name])
 
     def metrics(self) -> dict[str, float]:
-        import torch
-
         frozen = torch.stack([self._quantizer(name).frozen.sum() for name in self._layers]).sum()
         return {"freezing/frozen_fraction": float(frozen) / sum(each.numel() for each in self._averages.values())}
 
-    def _quantizer(self, name: str) -> "FrozenQuantizer":
-        return cast("FrozenQuantizer", self._layers[name].weight_quantizer)
+    def _quantizer(self, name: str) -> FrozenQuantizer:
+        return cast(FrozenQuantizer, self._layers[name].weight_quantizer)
 
-    def _below(self, name: str) -> "WeightQuantizer":
+    def _below(self, name: str) -> WeightQuantizer:
         """The quantizer in a layer's slot, or the default one where that is empty."""
-        import torch
-
-        from harness.quantization import WeightQuantizer
-        from harness.quantization.layers import SlotTakenError, Unfilled
-
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
         if isinstance(present, Unfilled):
             return default_quantizer(layer, self.context)
         if isinstance(present, WeightQuantizer) and type(present).step is not WeightQuantizer.step:
             with torch.no_grad():
-                weight = layer.weight_transform(layer.weight)
+                weight = layer.effective_weight()
                 if torch.allclose(present.step(weight) * present.codes(weight), present(weight)):
                     return present
         raise SlotTakenError(

@@ -20,27 +20,23 @@ this harness rounds weights only (the notes suggest the same strength for both);
 gradient, is no A_l; their clipping of gradients at 5 is the run's to set. A frozen weight has no g, a shared one once.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Context, Method, MethodConfig, Step
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
+from harness.core.errors import UserError
+from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
+from harness.quantization.layers import Unfilled, attach
 
 
-def gradient_norm(loss: "Tensor", tensors: "Sequence[Tensor]") -> "Tensor | float":
+def gradient_norm(loss: Tensor, tensors: Sequence[Tensor]) -> Tensor | float:
     """The sum of ||dloss/dt||_1 over tensors of the loss's graph, shape (), with a graph of its own; 0 for none.
 
     A tensor that the loss does not depend on counts 0.
     """
-    import torch
-
     if not tensors:
         return 0.0
     gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
@@ -79,10 +75,7 @@ class GradientL1(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(last_epochs=1)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.core.errors import UserError
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         self._layers = [layer for layer in attach(model, self.context.exclude).values() if layer.weight.requires_grad]
         if not self._layers:
             raise UserError("gradient_l1 finds no trainable linear or convolution layer in this model")
@@ -99,7 +92,7 @@ class GradientL1(Method):
         if self._active and not self._watching:  # not in prepare, which later methods of the stack come after
             self._watch()
 
-    def penalty(self, step: Step) -> "Tensor | float":
+    def penalty(self, step: Step) -> Tensor | float:
         if not self._active:
             return 0.0
         assert step.task_loss is not None, "the loop gives it"
@@ -115,18 +108,16 @@ class GradientL1(Method):
 
     def _watch(self) -> None:
         """Keep, from now on, the tensors of each forward pass that are no parameters."""
-        from harness.quantization.layers import Unfilled
-
         self._watching = True
         self._plain: dict[int, Tensor] = {}
         effective, inputs = self._effective, self._inputs
 
         # Functions rather than methods: copies of the model share the former, but would copy the latter's object.
-        def keep_output(module: "nn.Module", args: tuple[Any, ...], output: "Tensor") -> None:
+        def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if module.training and output.requires_grad:
                 effective.append(output)
 
-        def keep_input(module: "nn.Module", args: "tuple[Tensor, ...]") -> None:
+        def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if module.training and args[0].requires_grad:
                 inputs.append(args[0])
 

@@ -37,16 +37,15 @@ at 1e-5 or more; slopes below exp(-10) times the steepest count as that; equal w
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import nn
 
-from harness.methods.base import Method, MethodConfig, Step
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from harness.methods.base import Calibration
+from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.quantization import CompandingQuantizer
+from harness.quantization.layers import SlotTakenError, attach
 
 
 class LearnedCompanding(Method):
@@ -67,25 +66,20 @@ class LearnedCompanding(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization import CompandingQuantizer
-        from harness.quantization.layers import attach
-
-        per_channel, knobs = self.context.quantizer.granularity == "channel", self.config
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+        per_channel, config = self.context.quantizer.granularity == "channel", self.config
         self._layers = attach(
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: CompandingQuantizer(
-                self.context.bits(), per_channel, knobs.intervals, knobs.normalize, knobs.alpha_start
-            ).fit(layer.weight_transform(layer.weight)),
+                self.context.bits(), per_channel, config.intervals, config.normalize, config.alpha_start
+            ).fit(layer.effective_weight()),
         )
         # Taken now: a later method may wrap what is in the slot.
         found = [layer.weight_quantizer for layer in self._layers.values()]
         self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]
 
-    def prepared(self, model: "nn.Module") -> None:
-        from harness.quantization.layers import SlotTakenError
-
+    def prepared(self, model: nn.Module) -> None:
         for (name, layer), own in zip(self._layers.items(), self._quantizers, strict=True):
             # Only now can it be told: a curve that is still straight looks like a uniform grid to what wraps it.
             if layer.weight_quantizer is not own and own.log_slopes is not None:
@@ -95,7 +89,7 @@ class LearnedCompanding(Method):
                     f"{name!r} cannot follow; stack that on a method whose levels are whole steps"
                 )
 
-    def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
         if name.endswith("weight_quantizer.learned_range"):
             return {"lr": self.config.alpha_learning_rate, "weight_decay": self.config.weight_decay}
         if name.endswith("weight_quantizer.log_slopes"):
@@ -108,8 +102,6 @@ class LearnedCompanding(Method):
 
     def metrics(self) -> dict[str, float]:
         """Means over layers: alpha, and gamma_0, the slope next to zero (1 while levels are uniform)."""
-        import torch
-
         with torch.no_grad():
             alphas = [quantizer.learned_range.mean() for quantizer in self._quantizers]
             slopes = [quantizer.compressor().slopes[0] for quantizer in self._quantizers]

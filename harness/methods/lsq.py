@@ -10,17 +10,14 @@ quantizes activations too and keeps the first and last layer at 8 bits); the sym
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
+from torch import nn
 
-from harness.methods.base import Method, MethodConfig, Step
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization.layers import QuantLayer
+from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.quantization import LSQQuantizer
+from harness.quantization.layers import QuantLayer, attach
 
 
 class LearnedStepSize(Method):
@@ -35,27 +32,22 @@ class LearnedStepSize(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization import LSQQuantizer
-        from harness.quantization.layers import attach
-
-        def learned(layer: "QuantLayer") -> LSQQuantizer:
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+        def learned(layer: QuantLayer) -> LSQQuantizer:
             per_channel = self.context.quantizer.granularity == "channel"
             quantizer = LSQQuantizer(self.context.bits(), per_channel, self.config.levels)
             quantizer.fused = self.context.fused
-            return quantizer.fit(layer.weight_transform(layer.weight))
+            return quantizer.fit(layer.effective_weight())
 
         layers: dict[str, QuantLayer] = attach(model, self.context.exclude, weight_quantizer=learned)
         self._quantizers = [layer.weight_quantizer for layer in layers.values()]
 
-    def param_options(self, name: str, parameter: "nn.Parameter") -> Mapping[str, float]:
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
         if name.endswith("weight_quantizer.learned_step"):
             return {"lr": self.config.step_learning_rate, "weight_decay": 0.0}
         return {}
 
     def after_step(self, step: Step) -> None:
-        from harness.quantization import LSQQuantizer
-
         for quantizer in self._quantizers:
             assert isinstance(quantizer, LSQQuantizer)
             quantizer.project()

@@ -15,16 +15,14 @@ strength: the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at t
 Deviations: none known. The gradient is added without autograd; tests/reference holds the plain loss.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Method, MethodConfig, Step
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
+from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.oscillation.regularizer import OscillationRegularizer
+from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled
 
 
 class Oscillation(Method):
@@ -45,9 +43,7 @@ class Oscillation(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(strength=3.0)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.oscillation.regularizer import OscillationRegularizer
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         self._regularizer = OscillationRegularizer(
             model,
             self.context.bits(),
@@ -58,9 +54,7 @@ class Oscillation(Method):
             self.context.fused,
         )
 
-    def prepared(self, model: "nn.Module") -> None:
-        from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled
-
+    def prepared(self, model: nn.Module) -> None:
         for name, layer in model.named_modules():
             if isinstance(layer, QuantLayer) and not isinstance(layer.weight_transform, Unfilled):
                 raise SlotTakenError(
@@ -68,7 +62,7 @@ class Oscillation(Method):
                     "method puts a weight_transform between them and what is rounded"
                 )
 
-    def after_backward(self, step: Step) -> "Tensor | float":
+    def after_backward(self, step: Step) -> Tensor | float:
         if self.config.strength == 0:
             return 0.0
         return self._regularizer.add_gradient()

@@ -31,20 +31,20 @@ Biases: those of queries and keys are dropped. A bias of keys adds the same to a
 not see. One of queries adds b_q . k_j to column j: without it a network that had one, as published ones have, starts
 as another function (from scratch biases start at 0). Without quantizers all else equals attention as it was.
 
-No knobs: nothing of the paper's is left to choose. Deviations: weights only, while the paper also quantizes x, W^_h x
-(between two learned biases) and what softmax gives, and distils from the float network. Its quantizer, StatsQ, is a
-method of its own. The paper has no TinyViT.
+There are no settings. Deviations: weights only, while the paper also quantizes x, W^_h x (between two learned biases)
+and what softmax gives, and distils from the float network. Its quantizer, StatsQ, is a method of its own. The paper has
+no TinyViT.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from harness.core.errors import UserError
-from harness.methods.base import Method, MethodConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from harness.methods.base import Calibration
+from harness.methods.base import Calibration, Method, MethodConfig
+from harness.quantization.attention import attentions
+from harness.quantization.bilinear_attention import check_joinable, join_queries_and_keys
+from harness.quantization.layers import weight_layers
 
 
 class QueryKeyReparametrization(Method):
@@ -61,9 +61,7 @@ class QueryKeyReparametrization(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization.bilinear_attention import check_joinable, join_queries_and_keys
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         chosen = self._chosen(model)
         for name, attention in chosen.items():  # all of them, before anything changes
             check_joinable(name, attention)
@@ -72,11 +70,8 @@ class QueryKeyReparametrization(Method):
         for attention in chosen.values():
             join_queries_and_keys(attention)
 
-    def _chosen(self, model: "nn.Module") -> dict[str, Any]:
+    def _chosen(self, model: nn.Module) -> dict[str, Any]:
         """The attentions, by name, whose `qkv` is not excluded."""
-        from harness.quantization.attention import attentions
-        from harness.quantization.layers import weight_layers
-
         layers = {id(layer) for layer in weight_layers(model, self.context.exclude).values()}
         found: dict[str, Any] = attentions(model)
         chosen = {name: attention for name, attention in found.items() if id(attention.qkv) in layers}
@@ -88,6 +83,6 @@ class QueryKeyReparametrization(Method):
         return chosen
 
 
-def _uses(model: "nn.Module", weight: "nn.Parameter") -> int:
+def _uses(model: nn.Module, weight: nn.Parameter) -> int:
     """At how many places of a model a weight is."""
     return sum(each is weight for _, each in model.named_parameters(remove_duplicate=False))

@@ -9,7 +9,7 @@ ones. Fills the slot weight_transform: w is what any quantizer of the stack, the
 deployed network holds; v is what the optimizer and its weight decay see.
 
 start: `function` chooses v = kappa atanh(w0 / kappa), w0 / kappa clipped to +-0.99, so that the network begins as the
-float one wherever |w0| <= 0.99 kappa. `weights` sets v = w0, as who trains from scratch would.
+float one wherever |w0| <= 0.99 kappa. `weights` sets v = w0, as in training from scratch.
 kappa_unit: `absolute`, or `std`, the standard deviation of the layer's weights before training (3 of them is a useful
 range). A layer without spread then has kappa 1.
 
@@ -20,55 +20,44 @@ stack, a second method that wants weight_transform is refused, and so is `oscill
 would act on v.
 
 No code was published, and the paper's text was not at hand. From secondary notes: a plain tanh, thus kappa 1.
-Reconstructed: kappa as a knob, its unit, the start. Deviations known: the paper trains with (A)SAM, since small weights
-are the sensitive ones, which needs a second forward pass a step that the loop does not have.
+Reconstructed: that kappa can be set, its unit, the start. Deviations known: the paper trains with (A)SAM, since small
+weights are the sensitive ones, which needs a second forward pass per step that the loop does not have.
 """
 
-from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Method, MethodConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization.layers import QuantLayer
+from harness.methods.base import Calibration, Method, MethodConfig
+from harness.quantization.layers import QuantLayer, attach
 
 #: The largest |w| / kappa at the start; at 1, v would be infinite. A weight there still has 2 % of its gradient.
 CLIP = 0.99
 
 
-def saturated(latent: "Tensor", kappa: "Tensor") -> "Tensor":
+def saturated(latent: Tensor, kappa: Tensor) -> Tensor:
     """`kappa tanh(v / kappa)`, in the shape of v; kappa: shape (), > 0."""
     return kappa * (latent / kappa).tanh()
 
 
-def latent_of(weight: "Tensor", kappa: "Tensor") -> "Tensor":
+def latent_of(weight: Tensor, kappa: Tensor) -> Tensor:
     """The v whose `saturated` value is `weight`, clipped to +-0.99 kappa; same shape."""
     return kappa * (weight / kappa).clamp(-CLIP, CLIP).atanh()
 
 
-@cache
-def _module() -> "type[nn.Module]":
-    """The class of what fills the slot; made on use, since knobs are checked without torch."""
-    from torch import Tensor, nn
+class Saturation(nn.Module):
+    """Fills weight_transform: v to w."""
 
-    class Saturation(nn.Module):
-        """The slot's module: v to w."""
+    kappa: Tensor
 
-        kappa: Tensor
+    def __init__(self, kappa: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kappa", kappa)
 
-        def __init__(self, kappa: Tensor) -> None:
-            super().__init__()
-            self.register_buffer("kappa", kappa)
-
-        def forward(self, latent: Tensor) -> Tensor:
-            return saturated(latent, self.kappa)
-
-    return Saturation
+    def forward(self, latent: Tensor) -> Tensor:
+        return saturated(latent, self.kappa)
 
 
 class SaturatingNonlinearity(Method):
@@ -94,13 +83,9 @@ class SaturatingNonlinearity(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(kappa=2.0, kappa_unit="std")
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        import torch
-
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         layers = attach(
-            model, self.context.exclude, weight_transform=lambda layer: _module()(self._kappa(layer))
+            model, self.context.exclude, weight_transform=lambda layer: Saturation(self._kappa(layer))
         ).values()
         if self.config.start == "function":
             with torch.no_grad():
@@ -109,10 +94,8 @@ class SaturatingNonlinearity(Method):
                     kappa = layer.weight_transform.get_buffer("kappa")
                     layer.weight.copy_(latent_of(layer.weight, kappa))
 
-    def _kappa(self, layer: "QuantLayer") -> "Tensor":
+    def _kappa(self, layer: QuantLayer) -> Tensor:
         """A layer's bound, shape (), > 0."""
-        import torch
-
         weight = layer.weight.detach()
         if self.config.kappa_unit == "absolute":
             return weight.new_tensor(self.config.kappa)

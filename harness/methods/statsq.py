@@ -27,16 +27,14 @@ next to 0 stays in a negative bin (there, c n - 1/2 loses it in fp32, and halves
 their code divides 0 by 0, give zeros, the one exception to "no zero".
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
+from torch import nn
 
-from harness.methods.base import Method, MethodConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from harness.methods.base import Calibration
+from harness.methods.base import Calibration, Method, MethodConfig
+from harness.quantization import StatisticalQuantizer
+from harness.quantization.layers import attach
 
 
 class StatisticalQuantization(Method):
@@ -52,10 +50,7 @@ class StatisticalQuantization(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization import StatisticalQuantizer
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         wanted = self.config.granularity
         per_channel = (self.context.quantizer.granularity if wanted == "run" else wanted) == "channel"
         attach(

@@ -7,16 +7,14 @@ Weights only, every linear and convolution layer, first and last included. Devia
 released code keeps the scale in the graph, and so does the default here.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
+from torch import nn
 
-from harness.methods.base import Method, MethodConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from harness.methods.base import Calibration
+from harness.methods.base import Calibration, Method, MethodConfig
+from harness.quantization import make_quantizer
+from harness.quantization.layers import attach
 
 
 class StraightThrough(Method):
@@ -32,14 +30,11 @@ class StraightThrough(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization import make_quantizer
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         attach(
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: make_quantizer(
                 self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused
-            ).fit(layer.weight_transform(layer.weight)),
+            ).fit(layer.effective_weight()),
         )

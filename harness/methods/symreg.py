@@ -22,21 +22,20 @@ layer by layer, none for depthwise convolutions. From memory: the formulas of th
 layers counts once, a frozen one not at all.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Method, MethodConfig, Step
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
+from harness.core.errors import UserError
+from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.quantization.layers import attach
 
 Pairing = Literal["one", "two"]
 
 
-def asymmetry(weight: "Tensor", pairing: Pairing = "one") -> "Tensor":
+def asymmetry(weight: Tensor, pairing: Pairing = "one") -> Tensor:
     """L_sym1 or L_sym2 of a tensor of any shape, >= 0, shape (); 0 for fewer weights than one pairing takes."""
     ordered = weight.flatten().sort().values
     pairs = ordered.numel() // 2
@@ -46,10 +45,8 @@ def asymmetry(weight: "Tensor", pairing: Pairing = "one") -> "Tensor":
     return sums.abs().sum() / max(1, sums.numel())
 
 
-def is_depthwise(layer: "nn.Module") -> bool:
+def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution sees one input channel of several."""
-    from torch import nn
-
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
@@ -67,28 +64,22 @@ class SymmetryRegularizer(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.core.errors import UserError
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         layers = attach(model, self.context.exclude).values()
         kept = [layer for layer in layers if layer.weight.requires_grad and not is_depthwise(layer)]
         self._layers = list({id(layer.weight): layer for layer in kept}.values())  # a shared weight counts once
         if not self._layers:
             raise UserError("symreg finds no trainable linear or convolution layer in this model that is not depthwise")
 
-    def penalty(self, step: Step) -> "Tensor | float":
+    def penalty(self, step: Step) -> Tensor | float:
         if self.config.strength == 0:
             return 0.0
-        import torch
 
-        losses = [asymmetry(layer.weight_transform(layer.weight), self.config.pairing) for layer in self._layers]
+        losses = [asymmetry(layer.effective_weight(), self.config.pairing) for layer in self._layers]
         return self.config.strength * torch.stack(losses).sum()
 
     def metrics(self) -> dict[str, float]:
         """The mean of the layers' L_sym."""
-        import torch
-
         with torch.no_grad():
-            values = [asymmetry(layer.weight_transform(layer.weight), self.config.pairing) for layer in self._layers]
+            values = [asymmetry(layer.effective_weight(), self.config.pairing) for layer in self._layers]
             return {"symreg/asymmetry": float(torch.stack(values).mean())}

@@ -71,6 +71,11 @@ class QuantLayer(Slotted):
     #: Set once the weight is what the network is deployed with.
     deployed: bool = False
 
+    def effective_weight(self) -> Tensor:
+        """The weight that gets quantized: weight_transform(weight), same shape."""
+        result: Tensor = self.weight_transform(self.weight)
+        return result
+
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, fp32, same shape."""
         with torch.autocast(self.weight.device.type, enabled=False):

@@ -22,8 +22,8 @@ def test_every_method_is_listed_with_what_its_file_says() -> None:
     assert found["lsq"].what == "Learned step size quantization"
     assert found["lsq"].source.startswith("Esser, McKinstry")
     assert found["lsq"].source.endswith("(arXiv 1902.08153)")
-    assert found["lsq"].knobs == ("levels=symmetric", "step_learning_rate=1.0")
-    assert (found["none"].source, found["none"].knobs) == ("", ())
+    assert found["lsq"].settings == ("levels=symmetric", "step_learning_rate=1.0")
+    assert (found["none"].source, found["none"].settings) == ("", ())
 
 
 def test_the_readme_has_the_table_of_today() -> None:
