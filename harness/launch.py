@@ -63,12 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.runs and not options.dry_run:
         raise UserError("--runs is for --dry-run: it lists what would be run")
     from harness.cluster.slurm import read_profile
-    from harness.sweep.cells import expand
+    from harness.sweep.cells import check_all_but_methods, check_methods, expand
     from harness.sweep.config import read_sweep
 
     spec = read_sweep(options.sweep, options.set)
     slurm = read_profile(options.profile)
-    cells = expand(spec)
+    cells = expand(spec, checked=False)
+    check_all_but_methods(spec, cells)
     from harness.cli import dry_run, preflight
     from harness.cluster.pool import WorkerPool
     from harness.cluster.slots import local_slots, visible_gpus
@@ -76,9 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.sweep.samplers import check_algorithms
 
     check_algorithms(spec)
-    preflight.check_stacks(cells, spec.tune.seed)
     slots = local_slots(options.gpus, spec.runs_per_gpu)
     workers = _workers(options, spec, slots)
+    check_methods(spec, cells)  # imports torch, so it comes after all that does without
+    preflight.check_stacks(cells, spec.tune.seed)
     absent = set(options.gpus or ()) - set(visible_gpus())
     if absent:
         print(

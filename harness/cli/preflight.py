@@ -7,7 +7,7 @@ from harness import data
 from harness.core.errors import UserError
 from harness.sweep.cells import Cell
 from harness.sweep.config import SweepConfig
-from harness.training.config import RunConfig, component
+from harness.training.config import RunConfig, complete_but_methods, component
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,8 +17,8 @@ def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[object]:
     """The data sets of a sweep, each once."""
     seen: dict[str, object] = {}
     for cell in cells:
-        knobs = cell.config(_first(cell), spec.tune.seed, "tune").data
-        seen[repr(sorted(knobs.items()))] = component("data set", knobs)
+        settings = cell.config(_first(cell), spec.tune.seed, "tune", complete_but_methods).data
+        seen[repr(sorted(settings.items()))] = component("data set", settings)
     return list(seen.values())
 
 
@@ -35,7 +35,7 @@ def check_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:
 def check_stacks(cells: Sequence[Cell], seed: int) -> None:
     """Refuse methods on models that lack what they require, and stacks whose methods want the same slot.
 
-    Imports torch where there is a stack or a requirement. Raises UserError.
+    Imports torch. Raises UserError.
     """
     from harness.methods import find
 
@@ -59,13 +59,13 @@ def _model_for(cell_id: str, config: RunConfig, required: dict[str, tuple[str, .
     from harness.methods._requirements import check_requirements
     from harness.models import build_model
 
-    knobs = component("model", {**config.model, "init": "scratch"})
+    model_config = component("model", {**config.model, "init": "scratch"})
     try:
-        model = build_model(knobs, _ANY_IMAGES, _ANY_CLASSES, config.seed)
+        model = build_model(model_config, _ANY_IMAGES, _ANY_CLASSES, config.seed)
     except UserError:  # it may want its own images, and is looked at when a run builds it
         return None
     try:
-        check_requirements(model, knobs.name, required)
+        check_requirements(model, model_config.name, required)
     except UserError as error:
         raise UserError(f"cell {cell_id}: {error}") from None
     return model

@@ -16,7 +16,7 @@ from harness.methods import find
 
 
 class Entry(NamedTuple):
-    """A method, from its file: the first sentence of its docstring names it, the rest of that paragraph is its source."""
+    """From a method's file: the first sentence of its docstring names it, the rest of that paragraph is the source."""
 
     name: str
     what: str

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from harness.records import schema
 from harness.sweep import objective
 from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
 from harness.sweep.search_space import Space, corners
-from harness.training.config import RunConfig, complete
+from harness.training.config import RunConfig, complete, complete_but_methods, parse
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,25 @@ class Cell:
     set: Mapping[str, Any]
     search: Space
 
-    def config(self, params: Mapping[str, Any], seed: int, phase: str) -> RunConfig:
-        """The complete configuration of a run of this cell. Raises UserError where a value is illegal."""
+    def config(
+        self,
+        params: Mapping[str, Any],
+        seed: int,
+        phase: str,
+        check: Callable[[Mapping[str, Any]], RunConfig] = complete,
+    ) -> RunConfig:
+        """The configuration of a run of this cell, as `check` completes it. Raises UserError for an illegal value."""
         raw = deepcopy(dict(self.raw))
         for key, value in params.items():
             assign(raw, key, value)
         try:
-            return complete({**raw, "seed": seed, "phase": phase})
+            return check({**raw, "seed": seed, "phase": phase})
         except UserError as error:
             raise UserError(f"cell {self.id}: {error}") from None
 
 
 def assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of run settings: `train.learning_rate`, `target_bit`, or `<method>.<knob>`.
+    """Set a dotted key of run settings: `train.learning_rate`, `target_bit`, or `<method>.<setting>`.
 
     Raises UserError when its first part is neither a section nor a method of the stack.
     """
@@ -60,38 +66,39 @@ def assign(raw: dict[str, Any], key: str, value: Any) -> None:
 def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
     """The cells of a sweep, in file order. Raises UserError for cells that are illegal or the same.
 
-    Checking every cell's settings imports torch; a sweep that was launched has been checked.
+    checked: whether to check each cell's settings, which imports torch. A sweep that was launched has been checked.
     """
     cells: list[Cell] = []
-    for knobs in spec.cells:
-        grid = {**spec.grid, **knobs.grid}
+    for config in spec.cells:
+        grid = {**spec.grid, **config.grid}
         for point in itertools.product(*grid.values()):
-            cells.append(_cell(spec, knobs, dict(zip(grid, point, strict=True))))
+            cells.append(_cell(spec, config, dict(zip(grid, point, strict=True))))
     if not cells:
         raise UserError("grid: an empty list of values leaves no run at all; name at least one value a key")
     for cell_id, times in Counter(cell.id for cell in cells).items():
         if times > 1:
             raise UserError(f"cells: two of them are {cell_id}; let grid or set tell them apart")
-    for cell in cells if checked else ():
-        _check_cell(spec, cell)
+    if checked:
+        check_all_but_methods(spec, cells)
+        check_methods(spec, cells)
     return cells
 
 
-def _cell(spec: SweepConfig, knobs: CellConfig, point: dict[str, Any]) -> Cell:
+def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
     twice = [
         key
-        for key in {*point, *knobs.set, *knobs.search}
-        if (key in point) + (key in knobs.set) + (key in knobs.search) > 1
+        for key in {*point, *config.set, *config.search}
+        if (key in point) + (key in config.set) + (key in config.search) > 1
     ]
     if twice:
         raise UserError(f"cells: {', '.join(sorted(twice))} stands in two of grid, set and search; which one counts?")
     raw = deepcopy(spec.base)
-    raw["methods"] = [dict(entry) for entry in knobs.methods]
-    for key, value in itertools.chain(point.items(), knobs.set.items()):
+    raw["methods"] = [dict(entry) for entry in config.methods]
+    for key, value in itertools.chain(point.items(), config.set.items()):
         assign(raw, key, deepcopy(value))
-    parts = ["+".join(entry["name"] for entry in knobs.methods)]
-    parts += [f"{key}={_label(value)}" for key, value in itertools.chain(point.items(), knobs.set.items())]
-    return Cell(",".join(parts), raw, point, dict(knobs.set), dict(knobs.search))
+    parts = ["+".join(entry["name"] for entry in config.methods)]
+    parts += [f"{key}={_label(value)}" for key, value in itertools.chain(point.items(), config.set.items())]
+    return Cell(",".join(parts), raw, point, dict(config.set), dict(config.search))
 
 
 def _label(value: Any) -> str:
@@ -102,12 +109,36 @@ def _label(value: Any) -> str:
     return str(value)
 
 
-def _check_cell(spec: SweepConfig, cell: Cell) -> None:
-    for params in corners(cell.search):
-        config = cell.config(params, spec.tune.seed, "tune")
-        figures = {name("val", bits): 0.0 for bits in config.evaluated_bits for name in (schema.accuracy, schema.loss)}
-        for name_ in spec.objective:
-            objective.value(name_, figures, list(config.deploy.bits), config.monitored_bits)
+def check_all_but_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
+    """Check all that needs no torch, in every cell: what each names, then settings of data sets and models.
+
+    Raises UserError. Imports torch for timm's models only.
+    """
+    for cell in cells:
+        for config in _at_corners(spec, cell, parse):
+            _check_objective(spec, config)
+        _check_search(spec, cell)
+    for cell in cells:
+        _at_corners(spec, cell, complete_but_methods)
+
+
+def check_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
+    """Check the settings of methods in every cell, and how the methods fit each other. Imports torch."""
+    for cell in cells:
+        _at_corners(spec, cell, complete)
+
+
+def _at_corners(spec: SweepConfig, cell: Cell, check: Callable[[Mapping[str, Any]], RunConfig]) -> list[RunConfig]:
+    return [cell.config(params, spec.tune.seed, "tune", check) for params in corners(cell.search)]
+
+
+def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
+    metrics = {name("val", bits): 0.0 for bits in config.evaluated_bits for name in (schema.accuracy, schema.loss)}
+    for objective_name in spec.objective:
+        objective.value(objective_name, metrics, list(config.deploy.bits), config.monitored_bits)
+
+
+def _check_search(spec: SweepConfig, cell: Cell) -> None:
     if spec.tune.trials > 1 and not cell.search:
         raise UserError(
             f"cell {cell.id}: nothing to search, but every cell has {spec.tune.trials} trials; give it a dimension "

@@ -1,7 +1,8 @@
 """RunConfig: everything that decides what a run computes, complete, frozen and hashed.
 
-Checking goes in two steps. `RunConfig.model_validate` needs no torch: names of methods, models and data sets are
-file names. `complete` imports the named files to check their knobs and to fill in their defaults.
+Checking goes in three steps. `parse` needs no torch: names of methods, models and data sets are file names.
+`complete_but_methods` imports the named files of data set and model to check their settings and to fill in their
+defaults; `complete` those of the methods, and torch with them.
 """
 
 import hashlib
@@ -164,41 +165,50 @@ class RunConfig(StrictConfig):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def component(kind: str, knobs: Mapping[str, Any]) -> Any:
-    """The checked Config of a method, model or data set, from its plain knobs.
+def component(kind: str, raw: Mapping[str, Any]) -> Any:
+    """The checked Config of a method, model or data set, from its plain settings.
 
-    Raises UserError naming the knob. Imports the component's file.
+    Raises UserError naming the setting. Imports the component's file; torch with it for methods and timm's models.
     """
     if kind == "method":
         from harness.methods import find
 
-        config_type: type[BaseModel] = find(str(knobs["name"])).Config
+        config_type: type[BaseModel] = find(str(raw["name"])).Config
     else:
-        config_type = registry.load(kind, str(knobs["name"])).Config
+        config_type = registry.load(kind, str(raw["name"])).Config
     try:
-        return config_type.model_validate(dict(knobs))
+        return config_type.model_validate(dict(raw))
     except ValidationError as error:
-        raise UserError(explain(error, config_type, f"{kind} {knobs['name']!r}: ")) from None
+        raise UserError(explain(error, config_type, f"{kind} {raw['name']!r}: ")) from None
 
 
 def complete(raw: Mapping[str, Any]) -> RunConfig:
-    """A RunConfig with every knob of its components checked and every default filled in.
+    """A RunConfig with every setting of its components checked and every default filled in.
 
-    Raises UserError naming field, value and what is legal.
+    Raises UserError naming field, value and what is legal. Imports torch, once all that needs none is checked.
     """
+    return _with_methods(complete_but_methods(raw))
+
+
+def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:
+    """The same with the settings of methods as they are. Imports torch for timm's models only."""
+    config = parse(raw)
+    data, model = component("data set", config.data), component("model", config.model)
+    if model.checkpoint is not None and not model.checkpoint.is_file():
+        raise UserError(f"model.init: there is no file {str(model.checkpoint)!r}")
+    return config.model_copy(update={"data": _plain(data), "model": _plain(model)})
+
+
+def parse(raw: Mapping[str, Any]) -> RunConfig:
+    """The same with all components' settings as they are: only their names are checked. Never imports torch."""
     try:
         config = RunConfig.model_validate(dict(raw))
     except ValidationError as error:
         raise UserError(explain(error, RunConfig)) from None
-    return _check_stack(
-        config.model_copy(
-            update={
-                "methods": tuple(_plain(component("method", entry)) for entry in config.methods),
-                "model": _plain(component("model", config.model)),
-                "data": _plain(component("data set", config.data)),
-            }
-        )
-    )
+    names = [entry["name"] for entry in config.methods]
+    if len(set(names)) < len(names):
+        raise UserError(f"methods: {names} names a method twice")
+    return config
 
 
 def _plain(component_config: BaseModel) -> dict[str, Any]:
@@ -206,13 +216,12 @@ def _plain(component_config: BaseModel) -> dict[str, Any]:
     return plain
 
 
-def _check_stack(config: RunConfig) -> RunConfig:
-    """The configuration itself, when its parts fit each other."""
+def _with_methods(config: RunConfig) -> RunConfig:
+    """The configuration with its methods' settings complete, when the methods fit each other and the target bit."""
     from harness.methods import find
 
-    names = [entry["name"] for entry in config.methods]
-    if len(set(names)) < len(names):
-        raise UserError(f"methods: {names} names a method twice")
+    entries = tuple(_plain(component("method", entry)) for entry in config.methods)
+    names = [entry["name"] for entry in entries]
     for name in names:
         if find(name).needs_target_bit and config.target_bit is None:
             raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
@@ -221,10 +230,7 @@ def _check_stack(config: RunConfig) -> RunConfig:
             raise UserError(
                 f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
             )
-    checkpoint = component("model", config.model).checkpoint
-    if checkpoint is not None and not checkpoint.is_file():
-        raise UserError(f"model.init: there is no file {str(checkpoint)!r}")
-    return config
+    return config.model_copy(update={"methods": entries})
 
 
 def _digest(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What must answer at once never imports torch. Wall times are recorded with the results, not judged here."""
 
+import copy
 import subprocess
 import sys
 import time
@@ -72,17 +73,47 @@ def test_a_mistake_in_the_file_of_one_run_imports_nothing_heavy(cli: Cli, record
     assert imported(record_property, "harness.run", file, "--dir", cli.root) == (2, set())
 
 
-def test_a_dry_run_imports_no_torch(cli: Cli, record_property: Record) -> None:
-    status, names = imported(record_property, "harness.launch", cli.file(BASE), "--root", cli.root, "--dry-run")
-    assert status == 0
+#: Of the second cell, or of what is checked after cells; the first cell's settings are checked with torch.
+LATER_MISTAKES = {
+    "method": {"cells/1/methods": "sta"},
+    "method of a stack": {"cells/1/methods": ["ste", "oscilation"]},
+    "method twice": {"cells/1/methods": ["ste", "ste"]},
+    "setting": {"cells/1/set": {"train.epohs": 3}},
+    "section of a setting": {"cells/1/set": {"trian.epochs": 3}},
+    "value of a setting": {"cells/1/set": {"train.epochs": "many"}},
+    "searched setting": {"cells/1/search": {"train.learning_rat": {"low": 1e-3, "high": 1e-2}}},
+    "searched method": {"cells/1/search": {"oscilation.strength": {"low": 1, "high": 2}}},
+    "searched value": {"cells/1/search": {"train.learning_rate": {"low": -1, "high": 1}}},
+    "nothing to search": {"cells/1/search": {}},
+    "model in a grid": {"cells/1/grid/model.name": ["mlp5", "mlp"]},
+    "model setting in a grid": {"cells/1/grid/model.widht": [3]},
+    "data set in a grid": {"cells/1/grid/data.name": ["digit"]},
+    "data setting in a grid": {"cells/1/grid/data.normalise": ["unit"]},
+    "checkpoint": {"cells/1/set": {"model.init": "nowhere.pt"}},
+    "objective": {"objective": "val/acc_w5"},
+    "sampler option": {"sampler": {"name": "tpe", "n_startup_trial": 4}},
+    "pruner option": {"pruner": {"name": "median", "n_startup_trial": 4}},
+    "workers of a database": {"storage": "sqlite:///queue.db", "workers": 2},
+}
+
+
+@pytest.mark.parametrize("edits", LATER_MISTAKES.values(), ids=LATER_MISTAKES)
+def test_a_mistake_is_found_before_a_method_imports_torch(
+    cli: Cli, edits: dict[str, object], record_property: Record
+) -> None:
+    first = {"cells/0/methods": [{"name": "ste", "scale_gradient": "detached"}]}
+    second = {"cells/1": {**copy.deepcopy(BASE["cells"][0]), "methods": "lsq"}}
+    file = cli.file(edited({**first, **second, **copy.deepcopy(edits)}))
+    status, names = imported(record_property, "harness.launch", file, "--root", cli.root, "--cluster", "slurm")
+    assert status == 2
     assert "torch" not in names
 
 
-def test_the_child_would_see_torch(cli: Cli, record_property: Record) -> None:
-    stack = cli.file(edited({"cells/0/methods": ["ste", "oscillation"]}))  # tried on a layer
-    status, names = imported(record_property, "harness.launch", stack, "--root", cli.root, "--dry-run")
-    assert status == 0
-    assert {"torch", "optuna"} <= names
+@pytest.mark.parametrize("methods", ["ste", ["ste", "oscillation"]], ids=str)
+def test_a_dry_run_imports_what_checks_methods_and_no_more(cli: Cli, methods: object, record_property: Record) -> None:
+    file = cli.file(edited({"cells/0/methods": methods}))
+    status, names = imported(record_property, "harness.launch", file, "--root", cli.root, "--dry-run")
+    assert (status, names) == (0, {"torch", "optuna", "submitit"})
 
 
 def test_import_harness_imports_next_to_nothing() -> None:

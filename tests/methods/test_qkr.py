@@ -74,7 +74,7 @@ def test_exposed_products_are_refused(kind: str) -> None:
     with pytest.raises(SlotTakenError, match="'attn': another method works on the products of its queries and keys"):
         joined(model)
     closed = joined(Holder(kind, VITS[0] if kind == "vit" else TINY_VITS[0]))
-    with pytest.raises(UserError, match=r"the products inside harness\.bilinear_attention"):
+    with pytest.raises(UserError, match=r"the products inside harness\.quantization\.bilinear_attention"):
         expose_attention_products(closed)
 
 
