@@ -102,8 +102,9 @@ class Facts:
 def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
     """What the view of a sweep depends on."""
     from harness.sweep.search_space import corners
+    from harness.training.config import parse
 
-    configs = [cell.config(point, spec.tune.seed, "tune") for cell in cells for point in corners(cell.search)]
+    configs = [cell.config(point, spec.tune.seed, "tune", parse) for cell in cells for point in corners(cell.search)]
     bits = {bits for config in configs for bits in config.evaluated_bits if isinstance(bits, int)}
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
     return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), FLOAT), _parameters(cells), runs)

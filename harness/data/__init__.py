@@ -38,7 +38,7 @@ def prepare(config: DataConfig) -> "Raw":
     """Everything a data set holds, read and cached for the next time, on the CPU.
 
     Raises UserError: all that `check` raises, a damaged file, unequal image sizes, a failed download, and
-    knobs that do not fit the data.
+    settings that do not fit the data.
     """
     raw: Raw = load("data set", config.name).read(config)
     if raw.val is None and not len(_held_out(raw, config, seed=0)[0]):

@@ -8,7 +8,7 @@ from harness.core.seeding import sub_seed
 from harness.models._weights import load_checkpoint
 from harness.models.base import ModelConfig
 
-if TYPE_CHECKING:  # imported on use, here and in each model's file: knobs are checked without torch
+if TYPE_CHECKING:  # imported on use, here and in each model's file: settings are checked without torch
     from torch import Tensor, nn
 
 __all__ = ["ModelConfig", "build_model", "load_checkpoint", "resized_shape"]

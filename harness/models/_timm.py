@@ -28,7 +28,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def create(name: str, pretrained: bool, input_shape: tuple[int, int, int], num_classes: int, **knobs: Any) -> Any:
+def create(name: str, pretrained: bool, input_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> Any:
     """timm's model of that name for images (N, C, H, W); a head for other classes is initialised anew.
 
     Raises UserError for an unknown name, when it cannot be built or run on such images, and when published
@@ -37,7 +37,7 @@ def create(name: str, pretrained: bool, input_shape: tuple[int, int, int], num_c
     import timm
 
     check_name(name)
-    wanted = dict(knobs, in_chans=input_shape[0], num_classes=num_classes)
+    wanted = dict(settings, in_chans=input_shape[0], num_classes=num_classes)
     if pretrained:
         if not timm.is_model_pretrained(name):
             raise UserError(f"timm model {name!r} has no pretrained weights; init: scratch or checkpoint:<path>")

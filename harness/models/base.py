@@ -14,7 +14,7 @@ _FORMS = ("scratch", "pretrained", "checkpoint:<path>")
 
 
 class ModelConfig(StrictConfig):
-    """Base of each model file's `Config`. A model adds its knobs and, where it has one, `min_image_side`."""
+    """Base of each model file's `Config`. A model adds its settings and, where it has one, `min_image_side`."""
 
     #: The shorter image side in pixels below which the model does not work: smaller images are enlarged.
     min_image_side: ClassVar[int] = 1
@@ -58,9 +58,9 @@ class ModelConfig(StrictConfig):
         return Path(self.init.removeprefix(CHECKPOINT)).expanduser()
 
     def check_pretrained(self, **required: object) -> None:
-        """For pretrained, raise a UserError naming the knobs that differ from those of the published weights."""
-        given = {knob: getattr(self, knob) for knob in required}
-        wrong = [knob for knob in required if given[knob] != required[knob]]
+        """For pretrained, raise a UserError naming the settings that differ from those of the published weights."""
+        given = {name: getattr(self, name) for name in required}
+        wrong = [name for name in required if given[name] != required[name]]
         if self.pretrained and wrong:
-            needed = ", ".join(f"{knob}={required[knob]} (not {given[knob]})" for knob in wrong)
+            needed = ", ".join(f"{name}={required[name]} (not {given[name]})" for name in wrong)
             raise UserError(f"model {self.name}: pretrained weights need {needed}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Config(ModelConfig):
-    """StrictConfig of mlp5."""
+    """Settings of mlp5."""
 
     name: str = "mlp5"
     depth: int = Field(5, ge=1, le=64, description="linear layers, the classifier included")

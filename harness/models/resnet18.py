@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Config(ModelConfig):
-    """StrictConfig of resnet18."""
+    """Settings of resnet18."""
 
     name: str = "resnet18"
     small_stem: bool = Field(
@@ -26,7 +26,7 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
     """The model for images (N, C, H, W), C of any number from scratch, 3 for pretrained weights.
 
     At width 64 names and shapes of the state dict are torchvision's, but for the stem.
-    Raises UserError when pretrained weights do not fit the knobs or cannot be had.
+    Raises UserError when pretrained weights do not fit the settings or cannot be had.
     """
     from torch import nn
     from torchvision.models import resnet18

@@ -15,7 +15,7 @@ _PREFIX = "timm:"
 
 
 class Config(ModelConfig):
-    """StrictConfig of timm's models. Some take no `drop_path` or no `dropout`, and refuse it."""
+    """Settings of timm's models. Some take no `drop_path` or no `dropout`, and refuse it."""
 
     drop_path: float | None = Field(
         None, ge=0, lt=1, description="stochastic depth: rate of the last block; null: the model's own default"
@@ -38,7 +38,7 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
 
     Raises UserError for an unknown name, images it cannot work on, and weights that cannot be had.
     """
-    knobs = {"drop_path_rate": config.drop_path, "drop_rate": config.dropout}
-    given = {knob: value for knob, value in knobs.items() if value is not None}
+    settings = {"drop_path_rate": config.drop_path, "drop_rate": config.dropout}
+    given = {key: value for key, value in settings.items() if value is not None}
     name = config.name.removeprefix(_PREFIX)
     return create(name, config.pretrained, input_shape, num_classes, **given)

@@ -20,7 +20,7 @@ _Four = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_le
 
 
 class Config(ModelConfig):
-    """StrictConfig of tiny_vit."""
+    """Settings of tiny_vit."""
 
     min_image_side: ClassVar[int] = 64
 
@@ -56,15 +56,15 @@ def build(config: Config, input_shape: tuple[int, int, int], num_classes: int) -
     if side != other or side < config.min_image_side:
         raise UserError(f"model tiny_vit needs square images of 64 pixels or more, not {side}x{other}")
     config.check_pretrained(embed_dims=_EMBED_DIMS, depths=_DEPTHS)
-    knobs: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "embed_dims": config.embed_dims,
         "depths": config.depths,
         "num_heads": tuple(max(1, dim // _HEAD_DIM) for dim in config.embed_dims),
         "drop_path_rate": config.drop_path,
     }
-    model = create(_TIMM_NAME, False, input_shape, num_classes, window_sizes=windows(side), **knobs)
+    model = create(_TIMM_NAME, False, input_shape, num_classes, window_sizes=windows(side), **settings)
     if config.pretrained:
-        published = create(_TIMM_NAME, True, input_shape, num_classes, **knobs)
+        published = create(_TIMM_NAME, True, input_shape, num_classes, **settings)
         own = model.state_dict()
         state = {key: _cut_biases(value, own[key]) for key, value in published.state_dict().items()}
         model.load_state_dict(state)

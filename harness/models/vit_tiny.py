@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Config(ModelConfig):
-    """StrictConfig of vit_tiny."""
+    """Settings of vit_tiny."""
 
     name: str = "vit_tiny"
     width: int = Field(192, ge=8, le=4096, description="features of a token")

@@ -5,9 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cli_sweep import BASE, Cli, edited
+
+import harness
+from harness.sweep import plan
+from harness.sweep.config import read_sweep
+from harness.sweep.queue import open_sweep
 
 HEAVY = ("torch", "torchvision", "timm", "optuna", "wandb", "submitit", "sklearn", "pandas", "scipy")
 
@@ -22,6 +28,7 @@ except SystemExit as ended:
 print("IMPORTED", status, *(name for name in {HEAVY!r} if name in sys.modules))
 """
 
+HARNESS = Path(harness.__file__).parent
 Record = Callable[[str, object], None]
 
 
@@ -39,6 +46,20 @@ def imported(record_property: Record, module: str, *arguments: object) -> tuple[
 @pytest.mark.parametrize("module", ["harness.launch", "harness.run"])
 def test_help_imports_nothing_heavy(module: str, record_property: Record) -> None:
     assert imported(record_property, module, "--help") == (0, set())
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in HARNESS.glob("*.py") if path.stem[0] != "_"))
+def test_help_of_every_command_imports_no_torch(module: str, record_property: Record) -> None:
+    status, names = imported(record_property, f"harness.{module}", "--help")
+    assert status == 0
+    assert "torch" not in names
+
+
+def test_status_of_a_sweep_imports_no_torch(cli: Cli, record_property: Record) -> None:
+    plan.top_up(open_sweep(read_sweep(cli.file(BASE)), cli.root))
+    status, names = imported(record_property, "harness.status", cli.root / "small")
+    assert status == 0
+    assert "torch" not in names
 
 
 def test_help_of_a_launch_reads_no_schema() -> None:
@@ -69,8 +90,9 @@ def test_a_mistake_imports_nothing_heavy(cli: Cli, content: object, record_prope
 
 
 def test_a_mistake_in_the_file_of_one_run_imports_nothing_heavy(cli: Cli, record_property: Record) -> None:
-    file = cli.file({**BASE["base"], "methods": ["ste"], "target_bit": 1})
-    assert imported(record_property, "harness.run", file, "--dir", cli.root) == (2, set())
+    for mistake in ({"target_bit": 1}, {"model": {"name": "mlp5", "widht": 8}}, {"methods": ["sta"]}):
+        file = cli.file({**BASE["base"], "methods": ["ste"], "target_bit": 2, **mistake})
+        assert imported(record_property, "harness.run", file, "--dir", cli.root) == (2, set())
 
 
 #: Of the second cell, or of what is checked after cells; the first cell's settings are checked with torch.

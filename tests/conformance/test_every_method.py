@@ -196,10 +196,10 @@ def test_it_starts_from_the_same_weights_and_batches_as_float_training(method: s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_its_file_says_where_it_comes_from_and_what_its_knobs_are(method: str) -> None:
+def test_its_file_says_where_it_comes_from_and_what_its_settings_are(method: str) -> None:
     module, found = registry.load("method", method), find(method)
     assert module.__doc__
     assert found.kind
     assert found.acts_on
-    for name, knob in found.Config.model_fields.items():
-        assert name == "name" or knob.description, f"{method}.{name} has no description"
+    for name, field in found.Config.model_fields.items():
+        assert name == "name" or field.description, f"{method}.{name} has no description"

@@ -175,16 +175,16 @@ def test_resize() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "key"),
+    ("settings", "key"),
     [({"val_fraction": 0.0001}, "data.val_fraction"), ({"augment": {"crop_padding": 8}}, "crop_padding")],
 )
-def test_knobs_that_do_not_fit_the_data_are_refused(knobs: dict[str, object], key: str) -> None:
+def test_settings_that_do_not_fit_the_data_are_refused(settings: dict[str, object], key: str) -> None:
     with pytest.raises(UserError, match=key):
-        prepare(Config(**knobs))
+        prepare(Config(**settings))
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "settings",
     [
         {"val_fraction": 0.5},
         {"val_fraction": 0.0},
@@ -197,10 +197,10 @@ def test_knobs_that_do_not_fit_the_data_are_refused(knobs: dict[str, object], ke
         {"name": None},
     ],
 )
-def test_knobs_out_of_range_are_refused(knobs: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     for section in (Config, DataConfig):  # digits has defaults, and so bounds, of its own
         with pytest.raises(ValidationError):
-            section(**{"name": "digits", **knobs})
+            section(**{"name": "digits", **settings})
 
 
 def test_paths_and_downloads_do_not_name_a_run() -> None:

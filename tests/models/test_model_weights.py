@@ -18,12 +18,14 @@ from harness.models import build_model, load_checkpoint
 CIFAR = (3, 32, 32)
 
 
-def build(name: str, seed: int = 0, shape: tuple[int, int, int] = CIFAR, classes: int = 4, **knobs: Any) -> nn.Module:
-    return build_model(registry.load("model", name).Config(name=name, **knobs), shape, classes, seed)
+def build(
+    name: str, seed: int = 0, shape: tuple[int, int, int] = CIFAR, classes: int = 4, **settings: Any
+) -> nn.Module:
+    return build_model(registry.load("model", name).Config(name=name, **settings), shape, classes, seed)
 
 
-def small(seed: int = 0, **knobs: Any) -> nn.Module:
-    return build("mlp5", seed, (1, 8, 8), width=6, **knobs)
+def small(seed: int = 0, **settings: Any) -> nn.Module:
+    return build("mlp5", seed, (1, 8, 8), width=6, **settings)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -124,10 +126,10 @@ def test_pretrained_without_network(name: str, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("harness.models._weights.urlopen", _no_network)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-    knobs = {"small_stem": False} if name == "resnet18" else {}
+    settings = {"small_stem": False} if name == "resnet18" else {}
     start = time.monotonic()
     with pytest.raises(UserError, match=r"could not be downloaded.*init: checkpoint:<path>"):
-        build(name, init="pretrained", **knobs)
+        build(name, init="pretrained", **settings)
     # the hub's own retries last 47 s; the bound leaves room for a busy machine
     assert time.monotonic() - start < 15
     assert not hub.HF_HUB_OFFLINE

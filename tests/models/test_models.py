@@ -31,8 +31,8 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
 ]
 
 
-def config(name: str, **knobs: Any) -> ModelConfig:
-    made: ModelConfig = registry.load("model", name).Config(name=name, **knobs)
+def config(name: str, **settings: Any) -> ModelConfig:
+    made: ModelConfig = registry.load("model", name).Config(name=name, **settings)
     return made
 
 
@@ -46,15 +46,15 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("knobs", "shape"), CASES, ids=lambda case: case["name"] if isinstance(case, dict) else "")
-def test_forward_backward_and_seed(knobs: dict[str, Any], shape: tuple[int, int, int], device: str) -> None:
+@pytest.mark.parametrize(("settings", "shape"), CASES, ids=lambda case: case["name"] if isinstance(case, dict) else "")
+def test_forward_backward_and_seed(settings: dict[str, Any], shape: tuple[int, int, int], device: str) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    model = build_model(config(**knobs), shape, 5, seed=3)
+    model = build_model(config(**settings), shape, 5, seed=3)
     assert torch.equal(torch.get_rng_state(), before), "the caller's random state moved"
     torch.rand(11)
-    assert same(model, build_model(config(**knobs), shape, 5, seed=3))
-    assert not same(model, build_model(config(**knobs), shape, 5, seed=4))
+    assert same(model, build_model(config(**settings), shape, 5, seed=3))
+    assert not same(model, build_model(config(**settings), shape, 5, seed=4))
     model.to(device)
     assert model.training
     logits = model(torch.rand(2, *shape, device=device))
@@ -65,7 +65,7 @@ def test_forward_backward_and_seed(knobs: dict[str, Any], shape: tuple[int, int,
 
 
 @pytest.mark.parametrize(
-    ("knobs", "shape", "expected"),
+    ("settings", "shape", "expected"),
     [
         # 3072*256 + 256 + 3*(256*256 + 256) + 256*10 + 10
         ({"name": "mlp5"}, CIFAR, 986_634),
@@ -82,8 +82,8 @@ def test_forward_backward_and_seed(knobs: dict[str, Any], shape: tuple[int, int,
         ({"name": "tiny_vit"}, CIFAR, 5_074_974 - 264 - 5400 - 900),
     ],
 )
-def test_parameter_counts(knobs: dict[str, Any], shape: tuple[int, int, int], expected: int) -> None:
-    assert parameters(build_model(config(**knobs), shape, 10, seed=0)) == expected
+def test_parameter_counts(settings: dict[str, Any], shape: tuple[int, int, int], expected: int) -> None:
+    assert parameters(build_model(config(**settings), shape, 10, seed=0)) == expected
 
 
 def test_mlp5_layers() -> None:
@@ -155,7 +155,7 @@ def test_attention_biases_are_never_stale(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "shape", "message"),
+    ("settings", "shape", "message"),
     [
         ({"name": "resnet18", "init": "pretrained"}, CIFAR, r"small_stem=False \(not True\)"),
         ({"name": "resnet18", "init": "pretrained", "small_stem": False, "width": 16}, CIFAR, r"width=64 \(not 16\)"),
@@ -171,13 +171,13 @@ def test_attention_biases_are_never_stale(name: str) -> None:
         ({"name": "timm:botnet50ts_256", "init": "pretrained"}, CIFAR, "has no pretrained weights"),
     ],
 )
-def test_refusals(knobs: dict[str, Any], shape: tuple[int, int, int], message: str) -> None:
+def test_refusals(settings: dict[str, Any], shape: tuple[int, int, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_model(config(**knobs), shape, 10, seed=0)
+        build_model(config(**settings), shape, 10, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("settings", "message"),
     [
         ({"name": "mlp5", "init": "pretraind"}, "did you mean 'pretrained'"),
         ({"name": "mlp5", "init": "checkpoint:weights.bin"}, "path ending in .safetensors"),
@@ -192,9 +192,9 @@ def test_refusals(knobs: dict[str, Any], shape: tuple[int, int, int], message: s
         ({"name": "timm"}, "timm:<name>"),
     ],
 )
-def test_bad_knobs(knobs: dict[str, Any], message: str) -> None:
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        config(**knobs)
+        config(**settings)
 
 
 @pytest.mark.parametrize("init", ["checkpoint:a/b.safetensors", "a/b.safetensors", "checkpoint:b.pt", "b.pth"])
@@ -214,21 +214,21 @@ def test_mlp5_imports_neither_timm_nor_torchvision() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_knobs_are_checked_without_torch() -> None:
+def test_settings_are_checked_without_torch() -> None:
     code = (
-        "import sys; from harness import registry;"
+        "import sys; from harness.core import registry;"
         "[registry.load('model', name) for name in registry.names('model')]; sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_model_file_describes_its_knobs() -> None:
+def test_every_model_file_describes_its_settings() -> None:
     for name in registry.names("model"):
         module = registry.load("model", name)
         assert issubclass(module.Config, ModelConfig)
         undescribed = [
-            knob for knob, field in module.Config.model_fields.items() if knob != "name" and not field.description
+            key for key, field in module.Config.model_fields.items() if key != "name" and not field.description
         ]
         assert not undescribed, name
 
