@@ -54,7 +54,7 @@ class DataConfig(StrictConfig):
     )
     normalize: Literal["unit", "standardize"] = Field(
         default="standardize",
-        description="unit: [0, 1]; standardize: mean 0 and deviation 1 a channel over train",
+        description="unit: [0, 1]; standardize: mean 0 and deviation 1 per channel over train",
     )
     resize: int | None = Field(
         default=None,

@@ -15,7 +15,7 @@ from harness.data._source import Source
 
 #: Files a task decodes; one task a file would spend a third of its time on the pool.
 CHUNK = 256
-#: Pillow's names of images with 8 bits or fewer a channel. Converting others to RGB would cut values off.
+#: Pillow's names of images with 8 bits or fewer per channel. Converting others to RGB would cut values off.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -23,7 +23,7 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
     """The images as RGB, uint8 (N, 3, H, W), in the order of `names`. Transparency is dropped.
 
     resize: the side of the squares that all images are made (bilinear), or None to keep their size.
-    Raises UserError, naming the file: damaged, more than 8 bits a channel, or another size than the first.
+    Raises UserError, naming the file: damaged, more than 8 bits per channel, or another size than the first.
     """
     first = _decode_one(source, names[0], resize)
     images = np.empty((len(names), 3, *first.shape[:2]), dtype=np.uint8)
@@ -62,7 +62,7 @@ def _decode_one(source: Source, name: str, resize: int | None) -> np.ndarray:
                 return np.asarray(_square(pixels, resize) if resize else pixels)
     except Exception as error:  # Pillow's readers and zipfile raise many kinds for a damaged file
         raise UserError(f"data.root: cannot decode {source.show(name)}: {error}; remove it") from error
-    raise UserError(f"data.root: {source.show(name)} has more than 8 bits a channel ({mode}); convert it")
+    raise UserError(f"data.root: {source.show(name)} has more than 8 bits per channel ({mode}); convert it")
 
 
 def _unequal(source: Source, one: str, first: np.ndarray, other: str, image: np.ndarray) -> UserError:

@@ -23,7 +23,7 @@ norms keep the names and first values of the float network's; the others, copies
 Deployment: at each bit-width 2 to 8, w_b, whatever `deploy.scale` says (nothing is learned that it could keep), with
 the norms of that bit-width, or of the nearest one trained (of two, the higher); "float" deploys v and the norms of
 b_1. Copies hold plain norms, so [any_precision, bn_reestimation] can fit statistics to untrained bit-widths, as the
-paper does [M]; whatever deploys or runs passes of its own stands after this method.
+paper does [M]; methods that deploy or run passes of their own come after this one.
 
 Read in the released code (SHI-Labs/Any-Precision-DNNs): weights, losses, order, norms, and float behind the tanh, too
 (the paper may have had w itself). Defaults: its bit-widths 1, 2, 4, 8, 32, less the 1 that the harness does not have.
@@ -210,7 +210,7 @@ class AnyPrecision(Method):
         norms = [layer for layer in model.modules() if isinstance(layer, SwitchedNorm)]
         layers = attach(model, self.context.exclude).values()
         if norms and any(layer.deployed for layer in layers):
-            raise UserError("methods: 'any_precision' stands before methods that deploy, since it chooses the norms")
+            raise UserError("methods: 'any_precision' comes before methods that deploy, since it chooses the norms")
         for layer in layers:
             own = layer.weight_quantizer
             if isinstance(own, SwitchedDoReFa):

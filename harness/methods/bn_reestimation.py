@@ -9,10 +9,10 @@ estimated anew over N batches of training images, without augmentation:
 x_j the layer's input in batch j, var the unbiased one, as torch keeps it. Meanwhile batch norms normalise each
 batch by its own statistics, as in training; all else is in evaluation mode, so dropout stays off.
 
-It trains nothing: alone it is float training. It stands last in a stack, [lsq, bn_reestimation], since it rounds
+It trains nothing: alone it is float training. It comes last in a stack, [lsq, bn_reestimation], since it rounds
 what the methods before it have left alone; or among `deploy.methods`, [rtn, bn_reestimation], which reports the same
 weights with both statistics. Every deployed copy is treated so, "float" too: the latent weights of a network that
-trained through a quantizer do not fit its statistics either, and rows that stand side by side ought to differ in
+trained through a quantizer do not fit its statistics either, and rows that are compared should differ in
 nothing but their rounding. It costs N forward passes a bit-width and evaluation; without batch norm nothing is done.
 
 Defaults: 50 batches, from the authors' released code (Qualcomm-AI-research/oscillations-qat). They are the first of

@@ -11,7 +11,7 @@ step and their value put back after it, so neither momentum nor weight decay mov
 weights beyond the outermost threshold are held too. Nothing is sticky: the next step decides anew, since ranges move
 with weights and learned steps. Norms, biases, learned steps and layers without a quantizer train on all the time.
 
-It works on any quantizer that tells threshold distances and stands behind it, best as the last of a stack: [statsq,
+It works on any quantizer that tells threshold distances and comes after it, best as the last of a stack: [statsq,
 cga], [lsq, cga]. Gradients that a later method adds in its after_backward reach momentum buffers, though no held
 weight. An empty slot gets the default quantizer, as `ste` would fill it. Clipping (`train.clip_norm`) counts only the
 gradient of what trains.
@@ -22,7 +22,7 @@ entry by entry (tanh) are served. Which is which is found by changing half of a 
 share is held only where all of them are confident, and left alone unless `layers` names them all.
 
 Learning rate: the paper anneals at its lowest, 1e-5 (inferred from its scheduler; 5.47e-4 at most). `train.schedule:
-cosine` comes close by itself: at the default `start` it stands at 0.020 of the run's rate and averages 0.0068 from then
+cosine` comes close by itself: at the default `start` it is at 0.020 of the run's rate and averages 0.0068 from then
 on, 1.1e-5 and 3.7e-6 for theirs. Exactly so it is a second run: `model.init` with the first one's weights, `start: 0`,
 `learning_rate: 1e-5`, `schedule: constant` (learned steps then begin anew; StatsQ has none). At a rate that is high for
 a band of 2 boundary, weights next to a threshold leave it by one step and are held where they land. A learned step
@@ -71,7 +71,7 @@ class ConfidenceGuidedAnnealing(Method):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        # An epoch before it begins is one of the method below, and should not stand for this one.
+        # An epoch before it begins trains by the method below alone, so it does not count as one of this method.
         self.selection_start = config.start
 
     @classmethod

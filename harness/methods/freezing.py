@@ -10,7 +10,7 @@ learning through it, and its latent weight has no gradient and no effect. f_th i
 
     f_th(t) = threshold + (threshold_start - threshold) / 2 * (1 + cos(pi (t - t0) / (T - t0))).
 
-It wraps the quantizer that is in a layer's slot, so it stands after that method: [lsq, freezing], [ste, freezing].
+It wraps the quantizer that is in a layer's slot, so it comes after that method: [lsq, freezing], [ste, freezing].
 An empty slot gets the default quantizer, as `ste` would fill it. Shapes: E, f and codes are like the weight, (O, ...).
 
 Deployment: at the target bit the frozen integers. At other bits `deploy.scale` decides, as for a learned step:
@@ -60,7 +60,7 @@ class Freezing(Method):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        # An epoch before anything can be frozen is one of the method below, and should not stand for this one.
+        # An epoch before anything can be frozen trains by the method below alone, so it does not count as one of this.
         self.selection_start = config.start
 
     @classmethod

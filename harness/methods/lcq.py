@@ -10,7 +10,7 @@ piecewise linear on K intervals [d_k, d_k+1), d_k = k / K, of [0, 1], with K par
 
     c(v) = gamma_k (v - d_k) + beta_k,   p = softmax(theta),  gamma_k = K p_k,  beta_k = sum_{j<k} p_j.
 
-theta = 0 is the uniform quantizer to the last bit. alpha, (), and theta, (K,), are trained, one of each a layer.
+theta = 0 is the uniform quantizer to the last bit. alpha, (), and theta, (K,), are trained, one of each per layer.
 Only round has a straight-through gradient, autograd does the rest: dQ/dx is gamma of x's interval over gamma of its
 level's, so 1 where these are one interval, and 0 outside the range.
 
@@ -28,7 +28,7 @@ quantizer.
 Defaults: K = 16 and no theta at 2 bits are those of a published re-implementation; alpha = 3 and the normalization
 are from memory of the paper; nothing was found on the learning rates and decay of alpha and theta. Uncertain: whether
 sigma divides by n (here) or n - 1. Per channel (`quantizer.granularity: channel`, not in the paper) alpha and sigma
-are of each channel, theta stays one a layer. Without the normalization alpha starts at alpha_start times sigma, since
+are of each channel, theta stays one per layer. Without the normalization alpha starts at alpha_start times sigma, since
 weights much smaller than 1 would all be rounded to 0.
 
 Deviations: weights only, every layer at the target bit; levels are not quantized once more to 8 bits (which serves a
@@ -49,7 +49,7 @@ from harness.quantization.layers import SlotTakenError, attach
 
 
 class LearnedCompanding(Method):
-    """Trains the weights, one range alpha and one companding curve theta a layer, at the target bit."""
+    """Trains the weights, one range alpha and one companding curve theta per layer, at the target bit."""
 
     kind, acts_on = "QAT", "weights"
 

@@ -23,7 +23,7 @@ Stacks: before all methods that are not of its kind, since they would hold on to
 filled slot of `qkv`, attention whose products another method exposed, norms of queries or keys, a shared `qkv`. After
 it, what wants the slot weight_transform (`satnl`), and `oscillation`, whose closed form would act on W_q and W_k.
 Products of weights from scratch are small, and so are steps learned of them: `lsq` then wants a step_learning_rate well
-below 1 (digits, 3 bits, a step a channel: 38 % with 0.01, 19 % with 1).
+below 1 (digits, 3 bits, a step per channel: 38 % with 0.01, 19 % with 1).
 Works on timm's ViT attention (masks, gates, dropout and all) and on TinyViT's, where x are the normalised tokens and
 the relative biases are added to the logits.
 

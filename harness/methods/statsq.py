@@ -16,8 +16,8 @@ Codes that trackers watch are the bins' numbers from -n to n - 1. The grid at th
 other bits `deploy.scale` decides: keep_range has the same alpha, keep_step bins of the same width alpha / n,
 recalibrate rounds the latent weights with the default quantizer.
 
-granularity: the paper's is `channel`; `run` follows `quantizer.granularity`, so that a comparison with methods of one
-step a tensor stands on one footing.
+granularity: the paper's is `channel`; `run` follows `quantizer.granularity`, so that methods with one step per tensor
+can be compared with it.
 
 Source: formulas and gradient as in the authors' code (nbasyl/OFQ), which has linear layers only: how convolutions are
 treated is a reconstruction. Deviations: weights only (the paper also learns steps of activations, with offsets on

@@ -91,7 +91,7 @@ def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
         if (key in point) + (key in config.set) + (key in config.search) > 1
     ]
     if twice:
-        raise UserError(f"cells: {', '.join(sorted(twice))} stands in two of grid, set and search; which one counts?")
+        raise UserError(f"cells: {', '.join(sorted(twice))} is in two of grid, set and search; name it in one")
     raw = deepcopy(spec.base)
     raw["methods"] = [dict(entry) for entry in config.methods]
     for key, value in itertools.chain(point.items(), config.set.items()):

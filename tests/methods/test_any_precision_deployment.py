@@ -107,7 +107,7 @@ def test_batch_norm_reestimation_fits_the_norms_of_each_bit_width() -> None:
         for name, value in again.state_dict().items():
             assert torch.equal(value, once.state_dict()[name]), name
     wrong = session_of(["bn_reestimation", "any_precision"])
-    with pytest.raises(UserError, match="'any_precision' stands before methods that deploy"):
+    with pytest.raises(UserError, match="'any_precision' comes before methods that deploy"):
         wrong.evaluator.deployed(wrong.model, 3)
 
 
