@@ -210,7 +210,7 @@ def test_paths_and_downloads_do_not_name_a_run() -> None:
 
 def test_checking_costs_no_torch() -> None:
     code = (
-        "import sys; from harness import data, registry;"
+        "import sys; from harness import data; from harness.core import registry;"
         "[registry.load('data set', name).Config() for name in registry.names('data set')];"
         "data.check(registry.load('data set', 'digits').Config());"
         "assert not {'torch', 'torchvision', 'sklearn', 'numpy'} & set(sys.modules), 'heavy import'"
