@@ -1,7 +1,6 @@
 """The claims of Wenshøj, Pepin and Selvan (TMLR 2025) as tests on records: effect, interval and verdict of each."""
 
 import math
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -10,19 +9,21 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from analysis import paired
-from analysis.paired import CONTRADICTED, QAT, REGULARIZER, SUPPORTED, UNDECIDED, Comparison, Lacking, Sides
+from analysis.paired import QAT, REGULARIZER, Lacking, Sides
 from analysis.series import Group
-from analysis.tables import escape_latex
+from analysis.t_tests import ALPHA, CONTRADICTED, SUPPORTED, UNDECIDED, Comparison, compare, decide, holm
+from analysis.table_text import aligned, escape_latex, latex, latex_row, latex_table, latex_title, markdown
 
 NAME = "claims"
 NOT_TESTED = "not tested"
 LEGEND = (
     "Each effect is a mean over seeds with its 95 % t interval (unadjusted), on the test split. p: two-sided t test "
-    f"against the margin, by Holm over all {{count}} tests; below {paired.ALPHA:g} it decides."
+    f"against the margin, by Holm over all {{count}} tests; below {ALPHA:g} it decides."
 )
 #: Accuracy this many points (%) below is still "within"; any accuracy above is no contradiction.
 WITHIN = 1.0
 _WIDTH = 108
+_ALIGNMENT = "lrrrrll"
 COLUMNS = ("trained", "effect", "95 % interval", "p (Holm)", "n", "test", "verdict")
 
 
@@ -135,7 +136,7 @@ def make_claims(group: Group) -> list[Claim]:
     p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below.
     """
     drafts = [(claim, test) for claim in CLAIMS for test in _tests(group, claim)]
-    adjusted = paired.holm([test.result.p for _, test in drafts])
+    adjusted = holm([test.result.p for _, test in drafts])
     count = sum(not math.isnan(p) for p in adjusted)
     judged: dict[str, list[ClaimTest]] = {}
     for (claim, test), p_holm in zip(drafts, adjusted):
@@ -156,7 +157,7 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
             except Lacking as lacking:
                 yield replace(test, reason=str(lacking))
                 continue
-            yield replace(test, result=paired.compare(first, second, claim.margin), reason=remark)
+            yield replace(test, result=compare(first, second, claim.margin), reason=remark)
     if not targets:
         only = f"QAT and regularizer for {', '.join(map(str, found))} bits only"
         which = only if found else f"no {'finished ' if group.missing else ''}QAT and no regularizer"
@@ -166,7 +167,7 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
 def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimTest:
     if math.isnan(test.result.effect):
         return test
-    verdict, why = paired.decide(test.result, margin, p_holm, count)
+    verdict, why = decide(test.result, margin, p_holm, count)
     return replace(test, p_holm=p_holm, verdict=verdict, reason="; ".join(filter(None, (why, test.reason))))
 
 
@@ -202,26 +203,28 @@ def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:
     return [label, effect, interval, p, result.n, result.test or "—", last]
 
 
+def _rows(claim: Claim) -> list[list[str]]:
+    return [cells_of(claim, test, test.verdict_and_reason) for test in claim.tests]
+
+
 def to_text(claims: list[Claim]) -> str:
     """Plain text for a terminal: a claim's verdict on one line, then its tests, aligned over all claims."""
-    rows = {claim.key: [cells_of(claim, test, test.verdict_and_reason) for test in claim.tests] for claim in claims}
-    every = [list(COLUMNS), *(row for found in rows.values() for row in found)]
-    widths = [max(len(row[i]) for row in every) for i in range(len(COLUMNS) - 1)]
-    lines = [f"{claims[0].title} - the paper's claims", "", *_aligned(list(COLUMNS), widths), ""]
+    rows = [list(COLUMNS), *(row for claim in claims for row in _rows(claim))]
+    starts = aligned([row[:-1] for row in rows])
+    header, *told = [_wrapped(start, row[-1]) for start, row in zip(starts, rows)]
+    lines = [f"{claims[0].title} - the paper's claims", "", *header, ""]
     for claim in claims:
         lines += textwrap.wrap(f"{claim.head}: {claim.text}", _WIDTH, subsequent_indent="    ")
         lines += textwrap.wrap(claim.definition, _WIDTH, initial_indent="    ", subsequent_indent="    ")
-        for row in rows[claim.key]:
-            lines += _aligned(row, widths)
-        lines.append("")
+        own, told = told[: len(claim.tests)], told[len(claim.tests) :]
+        lines += [*(line for row in own for line in row), ""]
     return "\n".join([*lines, *textwrap.wrap(_legend(claims), _WIDTH)])
 
 
-def _aligned(row: list[str], widths: list[int]) -> list[str]:
+def _wrapped(start: str, last: str) -> list[str]:
     """A row as one line, and more for a reason too long for it."""
-    texts = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))]
-    start = "    " + "  ".join(texts) + "  "
-    return textwrap.wrap(start + row[-1], _WIDTH, subsequent_indent=" " * len(start))
+    start = f"    {start}  "
+    return textwrap.wrap(start + last, _WIDTH, subsequent_indent=" " * len(start))
 
 
 def to_markdown(claims: list[Claim]) -> str:
@@ -229,28 +232,15 @@ def to_markdown(claims: list[Claim]) -> str:
     lines = [f"**{claims[0].title}**: the paper's claims", ""]
     for claim in claims:
         lines += [f"**{claim.head}**: {claim.text}. {claim.definition}", ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|:--|" + "--:|" * 4 + ":--|:--|"]
-        for test in claim.tests:
-            cells = [text.replace("|", r"\|") for text in cells_of(claim, test, test.verdict_and_reason)]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += [*markdown([COLUMNS, *_rows(claim)], _ALIGNMENT), ""]
     return "\n".join([*lines, _legend(claims), ""])
 
 
 def to_latex(claims: list[Claim]) -> str:
-    """A booktabs `tabular`, to be put unchanged into a paper; what is said on a row stands beside it as a comment."""
-    lines = [f"% {claims[0].title}: the paper's claims", f"% {_legend(claims)}"]
-    lines += [r"\begin{tabular}{lrrrrll}", r"\toprule", " & ".join(map(_latex, COLUMNS)) + r" \\"]
+    """A booktabs `tabular`; what is said on a row is a comment beside it."""
+    lines = [latex_row(map(latex, COLUMNS))]
     for claim in claims:
-        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{escape_latex(f'{claim.head}: {claim.text}')}}} \\"]
-        lines.append(rf"\multicolumn{{7}}{{l}}{{\footnotesize {_latex(claim.definition)}}} \\")
-        for test in claim.tests:
-            cells = [_latex(text) for text in cells_of(claim, test, test.verdict)]
-            lines.append(" & ".join(cells) + r" \\" + (f" % {test.reason}" if test.reason else ""))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _latex(text: str) -> str:
-    """Text with signs as signs: a hyphen is no minus, and < is another character in TeX's own fonts."""
-    text = re.sub(r"(?<![A-Za-z0-9])-(?=\d)", "$-$", escape_latex(text))
-    return text.replace("—", "---").replace("<", "$<$")
+        lines += [r"\midrule", latex_title(escape_latex(f"{claim.head}: {claim.text}"), len(COLUMNS))]
+        lines.append(latex_title(rf"\footnotesize {latex(claim.definition)}", len(COLUMNS)))
+        lines += [latex_row(map(latex, cells_of(claim, test, test.verdict)), test.reason) for test in claim.tests]
+    return latex_table(_ALIGNMENT, [f"{claims[0].title}: the paper's claims", _legend(claims)], lines)

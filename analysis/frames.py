@@ -1,4 +1,4 @@
-"""A sweep as tidy pandas frames, for the figures and for whoever wants to look further (rows.csv, trials.csv)."""
+"""A sweep as tidy pandas frames, for the figures and as rows.csv and trials.csv for further work."""
 
 from collections.abc import Iterable, Mapping
 from statistics import fmean
@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, method_of
-from analysis.sweep import Final, Sweep, Trial
 from harness.core.bits import FLOAT
 from harness.records import schema
 from harness.sweep import objective
@@ -19,7 +19,7 @@ TRIAL_COLUMNS = (
 PARAMETER = "param."
 
 
-def rows_frame(sweep: Sweep) -> pd.DataFrame:
+def rows_frame(sweep: SweepResults) -> pd.DataFrame:
     """Every result row of the sweep's finals and trials: one line for a run, split, way of deployment and bit-width.
 
     accuracy in [0, 1], loss in nats, n images; `trial` is that of the cell's tuning, empty for finals.
@@ -77,13 +77,13 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
 
 def objective_value(trial: Trial, name: str) -> float:
     """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
-    rows = [row for row in trial.record["rows"] if row["split"] == "val"]
+    rows = trial.rows("val")
     bits = [row["bits"] for row in rows if row["bits"] != FLOAT]
     return objective.value(name, schema.as_metrics(rows), bits, trial.config.get("target_bit") or FLOAT)
 
 
 def val_accuracies(run: Trial) -> dict[int | str, float]:
     """Validation accuracy in % at each bit-width, under the first way of deployment."""
-    rows = [row for row in run.record["rows"] if row["split"] == "val"]
+    rows = run.rows("val")
     first = [row for row in rows if (row["deploy"], row["scale"]) == (rows[0]["deploy"], rows[0]["scale"])]
     return {row["bits"]: 100 * row["accuracy"] for row in first}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records import read_record
-from analysis.sweep import Cell, Epochs, Failure, Final, Missing, Sweep, Trial, refuse_nothing
+from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
 from harness.core.errors import UserError, unknown
 from harness.records.archive import runs_of
 from harness.records.schema import EPOCH
@@ -25,14 +25,14 @@ def sweep_names(root: Path) -> list[str]:
     return names
 
 
-def load_sweep(root: Path, name: str) -> Sweep:
+def load_results(root: Path, name: str) -> SweepResults:
     """Read the cells and the finals they name; what is absent or unreadable is listed, not hidden."""
     names = sweep_names(root)
     if name not in names:
         raise unknown("sweep", name, names)
     folder = root / name
     cells, objective = _read_cells(folder / "cells.json")
-    sweep = Sweep(name, cells, _read_object(folder / "sweep.json"), objective)
+    sweep = SweepResults(name, cells, _read_object(folder / "sweep.json"), objective)
     runs = runs_of(folder)
     for cell in sweep.cells:
         for seed in cell.seeds:
@@ -53,11 +53,15 @@ def _read_cells(path: Path) -> tuple[list[Cell], tuple[str, ...]]:
 
 def _read_object(path: Traversable) -> dict[str, Any] | None:
     """A JSON object; None where there is none that can be read."""
+    content = _read_json(path)
+    return content if isinstance(content, dict) else None
+
+
+def _read_json(path: Traversable) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _cell(raw: dict[str, Any]) -> Cell:
@@ -73,7 +77,7 @@ def _cell(raw: dict[str, Any]) -> Cell:
     )
 
 
-def _load_final(sweep: Sweep, runs: Traversable, cell: Cell, seed: int) -> None:
+def _load_final(sweep: SweepResults, runs: Traversable, cell: Cell, seed: int) -> None:
     """Add the final of `seed` to `sweep.finals`, or the reason why there is none to `sweep.missing`."""
     run_id = cell.finals.get(seed)
     folder = runs / str(run_id)
@@ -104,7 +108,7 @@ def _identifiers(entry: Any) -> Iterable[Any]:
     return (entry.get("seed"), entry.get("run_id")) if isinstance(entry, dict) else (entry,)
 
 
-def _load_trials(sweep: Sweep, runs: Traversable) -> None:
+def _load_trials(sweep: SweepResults, runs: Traversable) -> None:
     """The tuning trials of the cells, and the runs that failed, from the run directories."""
     cells = {cell.id: cell for cell in sweep.cells}
     for folder in sorted(runs.iterdir(), key=lambda folder: folder.name) if runs.is_dir() else ():
@@ -124,7 +128,7 @@ def _load_trials(sweep: Sweep, runs: Traversable) -> None:
     sweep.trials.sort(key=lambda trial: (places[trial.cell.id], trial.number))
 
 
-def _load_failure(sweep: Sweep, folder: Traversable, entries: list[dict[str, Any]]) -> None:
+def _load_failure(sweep: SweepResults, folder: Traversable, entries: list[dict[str, Any]]) -> None:
     status = _read_object(folder / "status.json") or {}
     if status.get("state") == "failed":
         cells = tuple(dict.fromkeys(f"{entry['cell']}, {entry.get('phase')}" for entry in entries))
@@ -132,13 +136,11 @@ def _load_failure(sweep: Sweep, folder: Traversable, entries: list[dict[str, Any
 
 
 def _read_list(path: Traversable) -> list[dict[str, Any]]:
-    """The trials that a run stands for; none where the file is damaged: the record then counts for no trial."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        return []
+    """The trials that a run belongs to; none where the file is damaged: the record then counts for no trial."""
+    content = _read_json(path)
     needed = ("cell", "trial", "params")
-    return [entry for entry in content if isinstance(entry, dict) and all(key in entry for key in needed)]
+    entries = content if isinstance(content, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and all(key in entry for key in needed)]
 
 
 def _lacking_epochs(path: Traversable, trained: int) -> str:

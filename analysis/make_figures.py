@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The script's own folder holds a statistics.py, which would hide the standard library's.
+    # The repository root instead of this script's folder: `analysis` is imported from there.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from analysis.figures import FigureModule
     from analysis.render import Section
+    from analysis.results import SweepResults
     from analysis.series import Group
-    from analysis.sweep import Sweep
 
 #: Folder in the root for what is about all of its sweeps.
 OVERALL = "figures"
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Draw everything; a sweep that cannot be drawn does not keep the others from it."""
     options = parse(arguments)
     from analysis import render, style
-    from analysis.series import make_groups
+    from analysis.grouping import make_groups
 
     modules = render.chosen_figures(options.figure)
     if options.venue:
@@ -87,14 +87,14 @@ def _sweep_names(options: argparse.Namespace) -> list[str]:
     return sweep_names(options.root)
 
 
-def _load(options: argparse.Namespace, name: str) -> "Sweep":
+def _load(options: argparse.Namespace, name: str) -> "SweepResults":
     if options.source == "wandb":
-        from analysis.wandb_source import load_sweep as load_from_wandb
+        from analysis.wandb_source import load_results as load_from_wandb
 
         return load_from_wandb(options.entity, options.project, name)
-    from analysis.load import load_sweep
+    from analysis.load import load_results
 
-    return load_sweep(options.root, name)
+    return load_results(options.root, name)
 
 
 def _command(options: argparse.Namespace, name: str | None) -> str:
@@ -113,7 +113,7 @@ def _command(options: argparse.Namespace, name: str | None) -> str:
 
 def draw_sweep(
     options: argparse.Namespace,
-    sweep: "Sweep",
+    sweep: "SweepResults",
     groups: "Sequence[Group]",
     modules: "Sequence[FigureModule]",
     several: bool,

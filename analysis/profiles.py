@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.series import Group, Series
+from analysis.series import Group
 from harness.core.bits import FLOAT
 
 Floats = NDArray[np.float64]
@@ -58,9 +58,8 @@ def collect(groups: Sequence[Group]) -> Benchmark:
         for bits in (int(bits) for bits in group.bits() if bits != FLOAT):
             task = f"{name}, {bits} bits"
             tasks[task] = None
-            for one in group.series:
-                values = accuracies(one, bits) if one.first else []
-                if values:
+            for one in group.trained:
+                if values := one.accuracies(bits):
                     scores.setdefault(one.training_label, {})[task] = np.array(values) / divisor
     complete = {method: own for method, own in scores.items() if len(own) == len(tasks)}
     notes += [_left_out(method, own, list(tasks)) for method, own in scores.items() if method not in complete]
@@ -99,20 +98,13 @@ def _unlabelled(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
     return kept, [f"left out, since a label sets it apart: {'; '.join(left)}"]
 
 
-def accuracies(one: Series, bits: int | str) -> list[float]:
-    """Test accuracies in [0, 1] of a series at a bit-width, one for each seed that has it."""
-    wanted = ("test", str(bits), one.deploy, one.scale)
-    rows = [row for final in one.finals for row in final.record["rows"]]
-    return [row["accuracy"] for row in rows if (row["split"], str(row["bits"]), row["deploy"], row["scale"]) == wanted]
-
-
 def _float_accuracy(group: Group) -> float | None:
     """Mean over seeds of the float accuracy of float training; None without exactly one such series.
 
     Of several, which differ in some other knob, none is the reference more than the others.
     """
-    found = [one for one in group.series if one.method == FLOAT and one.first]
-    values = accuracies(found[0], FLOAT) if len(found) == 1 else []
+    found = [one for one in group.trained if one.method == FLOAT]
+    values = found[0].accuracies(FLOAT) if len(found) == 1 else []
     return float(np.mean(values)) or None if values else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from analysis.load import flatten
-from analysis.sweep import Cell, Final
+from analysis.results import Cell, Final
 from harness.core.errors import UserError
 
 _SHOWN = 5

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.output import as_csv
+from analysis.results import Final, Trial
 from analysis.series import Group
-from analysis.sweep import Final, Trial
 from harness.records import schema
 
 PACKAGES = ("matplotlib", "numpy", "optuna", "pandas", "scipy", "seaborn", "tueplots")

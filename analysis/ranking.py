@@ -1,16 +1,27 @@
 """The ranking: every method of a sweep by its accuracy at the target bit-widths, with what it costs elsewhere."""
 
 import math
-import statistics  # the standard library's: this module's neighbour of that name is analysis.statistics
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from analysis.paired import Lacking, accuracies, frequencies
+from analysis.intervals import Interval, separate_best, t_interval
+from analysis.paired import Lacking, frequencies
 from analysis.series import Group, Series
-from analysis.statistics import Interval, separate_best, t_interval
-from analysis.tables import Entry, escape_latex
+from analysis.table_text import (
+    LATEX,
+    MARKDOWN,
+    escape_latex,
+    latex,
+    latex_row,
+    latex_table,
+    latex_title,
+    markdown,
+    ruled,
+)
+from analysis.tables import interval_text
 from harness.core.bits import FLOAT
 
 NAME = "ranking"
@@ -107,7 +118,7 @@ def _standing(method: str, series: Sequence[Series], targets: Sequence[int], ref
 def _by_seed(one: Series, target: int, own: bool) -> dict[int, float]:
     """Seed -> accuracy (%) at the target, or the mean over the other integer bit-widths."""
     values = {}
-    for seed, found in accuracies(one).items():
+    for seed, found in one.percent_by_seed().items():
         wanted = [value for bits, value in found.items() if bits != FLOAT and (bits == target) == own]
         if wanted:
             values[seed] = statistics.mean(wanted)
@@ -149,66 +160,59 @@ def header(ranking: Ranking) -> list[str]:
     ]
 
 
-def cells(ranking: Ranking, one: Standing, plus_minus: str = "±", unknown: str = "—", times: str = "x") -> list[str]:
+def cells(ranking: Ranking, one: Standing) -> list[str]:
     """A standing as text, in the order of `header`."""
     return [
-        unknown if one.rank is None else str(one.rank),
+        "—" if one.rank is None else str(one.rank),
         one.method,
         one.seeds,
-        *(f"{one.at[bits]:.1f}" if bits in one.at else unknown for bits in ranking.targets),
-        *(Entry(value, False, False).text(plus_minus, unknown) for value in (one.at_target, one.others)),
-        unknown if math.isnan(one.frequency) else f"{one.frequency:.5f}",
-        unknown if math.isnan(one.cost) else f"{one.cost:.2f}{times}",
+        *(f"{one.at[bits]:.1f}" if bits in one.at else "—" for bits in ranking.targets),
+        interval_text(one.at_target),
+        interval_text(one.others),
+        "—" if math.isnan(one.frequency) else f"{one.frequency:.5f}",
+        "—" if math.isnan(one.cost) else f"{one.cost:.2f}x",
     ]
 
 
-def _marked(ranking: Ranking, one: Standing, mark: str, **how: str) -> list[str]:
-    """The same with the best two intervals marked."""
-    texts = cells(ranking, one, **how)
+def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> list[str]:
+    """The texts of a standing with the best two intervals marked."""
     first = 3 + len(ranking.targets)
-    for place, best in enumerate(one.best):
-        if best:
-            texts[first + place] = mark.format(texts[first + place])
-    return texts
+    best = {first + place for place, best in enumerate(one.best) if best}
+    return [mark.format(text) if i in best else text for i, text in enumerate(texts)]
+
+
+def _rows(ranking: Ranking, mark: str) -> list[list[str]]:
+    return [header(ranking), *(_marked(ranking, one, cells(ranking, one), mark) for one in ranking.standings)]
 
 
 def to_text(ranking: Ranking) -> str:
     """Aligned plain text for a terminal."""
-    lines = [header(ranking), *(_marked(ranking, one, "{}*") for one in ranking.standings)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
-        "  ".join(text.ljust(w) if i == 1 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths)))
-        for line in lines
-    ]
-    rule = "-" * len(aligned[0])
-    return "\n".join([f"{ranking.title} - ranking by test accuracy (%) at the target bit-widths", "", aligned[0], rule,
-                      *aligned[1:], rule])  # fmt: skip
+    title = f"{ranking.title} - ranking by test accuracy (%) at the target bit-widths"
+    return "\n".join([title, "", *ruled(_rows(ranking, "{}*"), left=1)])
 
 
 def to_markdown(rankings: Sequence[Ranking]) -> str:
     """A GitHub table for each group, one legend below all."""
     lines = []
     for ranking in rankings:
-        columns = header(ranking)
-        lines += [f"**{ranking.title}**", "", "| " + " | ".join(columns) + " |"]
-        lines.append("|--:|:--|" + "--:|" * (len(columns) - 2))
-        for one in ranking.standings:
-            texts = [text.replace("|", r"\|") for text in _marked(ranking, one, "**{}**")]
-            lines.append("| " + " | ".join(texts) + " |")
-        lines.append("")
+        lines += [f"**{ranking.title}**", "", *markdown(_rows(ranking, MARKDOWN.best), _columns(ranking)), ""]
     return "\n".join([*lines, LEGEND.format(best="bold"), ""])
 
 
 def to_latex(rankings: Sequence[Ranking]) -> str:
-    """One booktabs `tabular`, a part for each group, to be put unchanged into a paper."""
-    widest = max(len(header(ranking)) for ranking in rankings)
-    lines = [f"% {LEGEND.format(best='bold')}", rf"\begin{{tabular}}{{rl{'r' * (widest - 2)}}}", r"\toprule"]
+    """One booktabs `tabular`, a part for each group."""
+    columns = max(map(_columns, rankings), key=len)
+    lines = []
     for number, ranking in enumerate(rankings):
         lines += [r"\midrule"] * bool(number)
-        lines += [rf"\multicolumn{{{widest}}}{{l}}{{{escape_latex(ranking.title)}}} \\", r"\midrule"]
-        lines += [" & ".join(text.capitalize() for text in header(ranking)) + r" \\", r"\midrule"]
+        lines += [latex_title(escape_latex(ranking.title), len(columns)), r"\midrule"]
+        lines += [latex_row(text.capitalize() for text in header(ranking)), r"\midrule"]
         for one in ranking.standings:
-            texts = _marked(ranking, one, r"\textbf{{{}}}", plus_minus=r"$\pm$", unknown="---", times=r"$\times$")
-            texts[1] = escape_latex(texts[1])
-            lines.append(" & ".join(texts) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+            rank, method, *texts, cost = cells(ranking, one)
+            texts = [latex(rank), escape_latex(method), *map(latex, texts), latex(cost).replace("x", r"$\times$")]
+            lines.append(latex_row(_marked(ranking, one, texts, LATEX.best)))
+    return latex_table(columns, [LEGEND.format(best="bold")], lines)
+
+
+def _columns(ranking: Ranking) -> str:
+    return "rl" + "r" * (len(header(ranking)) - 2)

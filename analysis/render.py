@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from analysis import claims, frames, provenance, ranking, tables
 from analysis.claims import Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
+from analysis.results import SweepResults
 from analysis.series import Group
-from analysis.sweep import Sweep
 from harness.core.errors import UserError, unknown
 
 #: What figures that are about several groups are about.
@@ -89,13 +90,11 @@ def draw_root(groups: Sequence[Group], made: Output, command: str, modules: Sequ
     return section
 
 
-def write_frames(sweep: Sweep, groups: Sequence[Group], made: Output) -> None:
+def write_frames(sweep: SweepResults, groups: Sequence[Group], made: Output) -> None:
     """rows.csv and trials.csv: everything the figures are made of."""
     made.csv("rows.csv", frames.rows_frame(sweep))
     trials = [frames.trials_frame(group).assign(group=group.title) for group in groups if group.trials]
     if trials:
-        import pandas as pd
-
         made.csv("trials.csv", pd.concat(trials, ignore_index=True))
 
 
@@ -123,33 +122,32 @@ def _draw(
 
 
 def _tabulate(group: Group, suffix: str, made: Output, command: str, section: Section) -> None:
-    section.table = tables.make_table(group)
-    stem = tables.NAME + suffix
-    made.csv(f"{stem}.csv", section.table.frame)
-    made.text(f"{stem}.md", tables.to_markdown(section.table))
-    made.text(f"{stem}.tex", tables.to_latex(section.table))
-    made.json(f"{stem}.json", provenance.describe([group], command, section.table.frame, ()))
-    section.claims = claims.make_claims(group)
-    stem, frame = claims.NAME + suffix, claims.to_frame(section.claims)
-    made.csv(f"{stem}.csv", frame)
-    made.text(f"{stem}.md", claims.to_markdown(section.claims))
-    made.text(f"{stem}.tex", claims.to_latex(section.claims))
-    made.json(f"{stem}.json", provenance.describe([group], command, frame, ()))
+    table, tested = tables.make_table(group), claims.make_claims(group)
+    texts = tables.to_markdown(table), tables.to_latex(table)
+    _write_table(tables.NAME + suffix, table.frame, *texts, [group], made, command)
+    texts = claims.to_markdown(tested), claims.to_latex(tested)
+    _write_table(claims.NAME + suffix, claims.to_frame(tested), *texts, [group], made, command)
+    section.table, section.claims = table, tested
 
 
 def _rank(groups: Sequence[Group], made: Output, command: str, sections: Sequence[Section]) -> None:
     """The ranking of the methods on all models and data sets of the sweep, as one table."""
-    import pandas as pd
-
     for group, section in zip(groups, sections, strict=True):
         section.standings = ranking.make_ranking(group)
     found = [section.standings for section in sections if section.standings]
     if found:
         frame = pd.concat([one.frame() for one in found], ignore_index=True)
-        made.csv(f"{ranking.NAME}.csv", frame)
-        made.text(f"{ranking.NAME}.md", ranking.to_markdown(found))
-        made.text(f"{ranking.NAME}.tex", ranking.to_latex(found))
-        made.json(f"{ranking.NAME}.json", provenance.describe(groups, command, frame, ()))
+        texts = ranking.to_markdown(found), ranking.to_latex(found)
+        _write_table(ranking.NAME, frame, *texts, groups, made, command)
+
+
+def _write_table(
+    stem: str, frame: pd.DataFrame, markdown: str, latex: str, groups: Sequence[Group], made: Output, command: str
+) -> None:
+    made.csv(f"{stem}.csv", frame)
+    made.text(f"{stem}.md", markdown)
+    made.text(f"{stem}.tex", latex)
+    made.json(f"{stem}.json", provenance.describe(groups, command, frame, ()))
 
 
 def refuse_undrawn(asked: Sequence[str], sections: Sequence[Section]) -> None:
@@ -173,7 +171,7 @@ def print_sections(sections: Iterable[Section]) -> None:
             print(f"{figure} not drawn ({section.title}): {reason}\n")
 
 
-def print_gaps(sweep: Sweep, notes: Sequence[str]) -> None:
+def print_gaps(sweep: SweepResults, notes: Sequence[str]) -> None:
     """Say what the figures lack."""
     for line in gaps(sweep):
         print(line)
@@ -183,7 +181,7 @@ def print_gaps(sweep: Sweep, notes: Sequence[str]) -> None:
         print()
 
 
-def gaps(sweep: Sweep) -> list[str]:
+def gaps(sweep: SweepResults) -> list[str]:
     """What a sweep lacks, in lines: finals that are not there, records that cannot be used, runs that failed."""
     absent: dict[tuple[str, str], list[int]] = {}
     for missing in sweep.missing:
@@ -206,7 +204,7 @@ def gaps(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _missing_trials(sweep: Sweep) -> list[str]:
+def _missing_trials(sweep: SweepResults) -> list[str]:
     """Tuning trials without a record: not finished, failed, pruned, or gone."""
     lines = []
     for cell in sweep.cells:

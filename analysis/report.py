@@ -11,12 +11,12 @@ from jinja2 import Environment, StrictUndefined
 
 from analysis import claims, frames, provenance, ranking, render, tables
 from analysis.output import Output
-from analysis.sweep import Sweep
+from analysis.results import SweepResults
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
-def report(sweep: Sweep, sections: Sequence[render.Section], command: str, made: Output) -> str:
+def report(sweep: SweepResults, sections: Sequence[render.Section], command: str, made: Output) -> str:
     """The page of a sweep, from what was made of it. The same records give the same page: it holds no date."""
     return _rendered(
         sections,
@@ -104,7 +104,7 @@ def _ranking(found: ranking.Ranking) -> dict[str, Any]:
     }
 
 
-def _cells(sweep: Sweep) -> list[list[str]]:
+def _cells(sweep: SweepResults) -> list[list[str]]:
     """Each cell: its trials, the chosen parameters and value, how many trials were as good, and its finals."""
     lines = []
     for cell in sweep.cells:
@@ -120,7 +120,7 @@ def _cells(sweep: Sweep) -> list[list[str]]:
     return lines
 
 
-def _origins(sweep: Sweep) -> list[tuple[str, str]]:
+def _origins(sweep: SweepResults) -> list[tuple[str, str]]:
     """What the records say of where they come from."""
     found = provenance.of_records([final.record for final in sweep.finals])
     devices = sorted({str(final.record["provenance"].get("device")) for final in sweep.finals})

@@ -13,9 +13,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, Locator, NullLocator
 from tueplots import figsizes
 
 from harness.core.bits import FLOAT
@@ -32,7 +34,8 @@ _COLOURS += ["#b3a800", "#49006a", "#c2185b"]
 _MARKERS = "os^DvPX<>p"
 _DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (7, 2))]
 _DASHES += [(0, (2.5, 1.2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 1.5, 2, 1.5))]
-
+#: Of a point with its interval.
+BARS: dict[str, Any] = {"markeredgecolor": "white", "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
 
 #: The end of a name that tells in which way a method was deployed.
 _WAY = re.compile(r"(, \w+)+$")
@@ -171,11 +174,29 @@ def panels(
     for row in range(rows_each if shared else 0):
         for axes in blocks[1:]:
             axes[row].sharey(blocks[0][row])
-    for i, axes in enumerate(blocks):
+    for i, axes in enumerate(blocks if shared else ()):
         for axis in axes:
-            if shared:
-                axis.tick_params(labelleft=i % columns == 0, labelbottom=axis is axes[-1])
+            axis.tick_params(labelleft=i % columns == 0, labelbottom=axis is axes[-1])
     return figure, blocks
+
+
+def label_left(blocks: Sequence[Sequence[Axes]], *labels: str) -> None:
+    """Label the y axes of the panels at the left, one label for each of a panel's axes."""
+    for block in blocks[:: panel_columns(len(blocks))]:
+        for axes, label in zip(block, labels):
+            axes.set_ylabel(label)
+
+
+def plain_ticks(axis: Axis, places: Locator) -> None:
+    """Ticks at these places only, labelled by plain numbers on any scale."""
+    axis.set_major_locator(places)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def reading_order(names: Iterable[str], means: pd.Series) -> list[str]:
+    """From the highest line to the lowest by their means, float training last."""
+    return sorted(set(names), key=lambda name: (name.startswith(FLOAT), -means.get(name, 0.0), name))
 
 
 def spread(points: pd.DataFrame) -> tuple[pd.DataFrame, bool]:

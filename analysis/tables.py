@@ -6,18 +6,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.intervals import Interval, separate_best
 from analysis.series import Group, summarize
-from analysis.statistics import Interval, separate_best
+from analysis.table_text import LATEX, MARKDOWN, Marks, escape_latex, latex, latex_row, latex_table, markdown, ruled
 from harness.core.bits import FLOAT
 
 NAME = "cross_bit_table"
+_WHAT = "test accuracy (%), mean ± half-width of the 95% t interval over seeds"
 _LEGEND = "the target bit-width is {target}, a best whose interval is separate from the second best's {best}"
-
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
-    "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,13 +24,8 @@ class Entry:
     best: bool
     target: bool
 
-    def text(self, plus_minus: str = "±", unknown: str = "—") -> str:
-        """`97.1 ± 0.8`; one seed has no interval and prints `97.1 ±—`."""
-        if not self.interval.n:
-            return unknown
-        if math.isnan(self.interval.half_width):
-            return f"{self.interval.mean:.1f} {plus_minus}{unknown}"
-        return f"{self.interval.mean:.1f} {plus_minus} {self.interval.half_width:.1f}"
+    def text(self) -> str:
+        return interval_text(self.interval)
 
 
 @dataclass(frozen=True)
@@ -82,70 +73,58 @@ def _seeds(counts: Sequence[int], planned: int) -> str:
     return text if found == [planned] else f"{text}/{planned}"
 
 
+def interval_text(interval: Interval) -> str:
+    """`97.1 ± 0.8`; one seed has no interval and prints `97.1 ±—`."""
+    if not interval.n:
+        return "—"
+    if math.isnan(interval.half_width):
+        return f"{interval.mean:.1f} ±—"
+    return f"{interval.mean:.1f} ± {interval.half_width:.1f}"
+
+
 def header(bits: str) -> str:
     return bits if bits == FLOAT else f"{bits} bits"
 
 
 def to_text(table: Table) -> str:
     """Aligned plain text for a terminal."""
-    lines = [["", "seeds", *(header(b) for b in table.bits)]]
-    for label, seeds, entries in table.rows:
-        lines.append([label, seeds, *(_marked(entry, "[{}]", "{}*") for entry in entries)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in lines
-    ]
-    rule = "-" * len(aligned[0])
-    title = f"{table.title} - test accuracy (%), mean ± half-width of the 95% t interval over seeds"
-    return "\n".join([title, "", aligned[0], rule, *aligned[1:], rule, table.legend("in [ ]", "has a *")])
+    rows = [[label, seeds, *map(_bracketed, entries)] for label, seeds, entries in table.rows]
+    title = f"{table.title} - {_WHAT}"
+    return "\n".join([title, "", *ruled([_header(table), *rows]), table.legend("in [ ]", "has a *")])
 
 
-def _marked(entry: Entry, target: str, best: str) -> str:
-    text = best.format(entry.text()) if entry.best else entry.text() + " " * (len(best) - 2)
-    return target.format(text) if entry.target else f" {text} "
+def _bracketed(entry: Entry) -> str:
+    text = entry.text() + ("*" if entry.best else " ")
+    return f"[{text}]" if entry.target else f" {text} "
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub table."""
-    lines = [
-        f"**{table.title}**: test accuracy (%), mean ± half-width of the 95% t interval over seeds", "",
-        "| | seeds | " + " | ".join(header(b) for b in table.bits) + " |",
-        "|:--|--:|" + "--:|" * len(table.bits),
-    ]  # fmt: skip
-    for label, seeds, entries in table.rows:
-        texts = []
-        for entry in entries:
-            text = f"<u>{entry.text()}</u>" if entry.target else entry.text()
-            texts.append(f"**{text}**" if entry.best else text)
-        lines.append(f"| {label.replace('|', chr(92) + '|')} | {seeds} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", _sentence(table.legend("underlined", "bold")), ""])
+    rows = [[label, seeds, *(_marked(entry, entry.text(), MARKDOWN) for entry in entries)]
+            for label, seeds, entries in table.rows]  # fmt: skip
+    legend = table.legend("underlined", "bold")
+    lines = markdown([_header(table), *rows], _columns(table))
+    return "\n".join([f"**{table.title}**: {_WHAT}", "", *lines, "", f"{legend[0].upper()}{legend[1:]}.", ""])
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs `tabular`, to be put unchanged into a paper that loads booktabs."""
-    lines = [
-        f"% {table.title}: test accuracy (%), mean and half-width of the 95% t interval over seeds",
-        "% " + table.legend("underlined", "bold"),
-        rf"\begin{{tabular}}{{lr{'r' * len(table.bits)}}}",
-        r"\toprule",
-        " & ".join(["Method", "Seeds", *(header(b) for b in table.bits)]) + r" \\",
-        r"\midrule",
-    ]
+    """A booktabs `tabular`."""
+    lines = [latex_row(_header(table, "Method", "Seeds")), r"\midrule"]
     for label, seeds, entries in table.rows:
-        texts = []
-        for entry in entries:
-            text = entry.text(r"$\pm$", "---")
-            text = rf"\underline{{{text}}}" if entry.target else text
-            texts.append(rf"\textbf{{{text}}}" if entry.best else text)
-        lines.append(" & ".join([escape_latex(label), seeds.replace("-", "--"), *texts]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+        texts = [_marked(entry, latex(entry.text()), LATEX) for entry in entries]
+        lines.append(latex_row([escape_latex(label), seeds.replace("-", "--"), *texts]))
+    what = f"{table.title}: {_WHAT.replace(' ±', ' and')}"
+    return latex_table(_columns(table), [what, table.legend("underlined", "bold")], lines)
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _header(table: Table, method: str = "", seeds: str = "seeds") -> list[str]:
+    return [method, seeds, *map(header, table.bits)]
 
 
-def escape_latex(text: str) -> str:
-    """Text with TeX's special characters made harmless."""
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
+def _columns(table: Table) -> str:
+    return "lr" + "r" * len(table.bits)
+
+
+def _marked(entry: Entry, text: str, marks: Marks) -> str:
+    text = marks.target.format(text) if entry.target else text
+    return marks.best.format(text) if entry.best else text

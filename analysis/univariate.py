@@ -116,12 +116,3 @@ def largest_amplitude(kind: Kind, learning_rate: Values, strength: Values = 0.5,
     """
     factor: dict[Kind, Values] = {"float": 0.0, "ste": 1.0, "oscillation": 2 * np.asarray(strength, float)}
     return np.asarray(learning_rate, float) * step * factor[kind]
-
-
-def resting_place(target: Values, strength: Values, step: Values = 1.0) -> Floats:
-    """Where the regularizer leaves w when it does not oscillate: `(w* - 2 lambda q) / (1 - 2 lambda)`, q = q(w*).
-
-    Only for |w* - t| >= lambda s and lambda < 1/2: w* - q enlarged by 1 / (1 - 2 lambda), at most up to t.
-    """
-    factor = 2 * np.asarray(strength, float)
-    return (target - factor * codes(target, step) * step) / (1 - factor)

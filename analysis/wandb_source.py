@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.load import flatten
 from analysis.records import problem_of
-from analysis.sweep import Cell, Epochs, Failure, Final, Missing, Sweep, Trial, refuse_nothing
+from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
 from harness.core.errors import UserError
 from harness.records.schema import EPOCH, RECORD
 
@@ -21,7 +21,7 @@ _EVERY_EPOCH = 100_000
 _GONE = ("failed", "crashed")
 
 
-def load_sweep(entity: str | None, project: str, name: str) -> Sweep:
+def load_results(entity: str | None, project: str, name: str) -> SweepResults:
     """The sweep as W&B has it. Raises UserError without a key, without an answer, and where there is no such sweep."""
     try:
         runs = _runs(entity, project, name)
@@ -36,7 +36,7 @@ def load_sweep(entity: str | None, project: str, name: str) -> Sweep:
         raise UserError(
             f"--source wandb: project {project!r} holds no run of a sweep {name!r}; see --project, --entity"
         )
-    sweep = Sweep(name, [])
+    sweep = SweepResults(name, [])
     finished = [found for run in runs if (found := _finished(run, sweep)) is not None]
     by_cell: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
     for run, record in sorted(finished, key=lambda pair: (pair[1]["phase"] == "final", pair[0].created_at, pair[0].id)):
@@ -57,7 +57,7 @@ def _runs(entity: str | None, project: str, name: str) -> list[Any]:
     return [run for run in found if name in run.tags]  # list() would hide a TypeError within, and be empty
 
 
-def _finished(run: Any, sweep: Sweep) -> tuple[Any, dict[str, Any]] | None:
+def _finished(run: Any, sweep: SweepResults) -> tuple[Any, dict[str, Any]] | None:
     """A run and its record; None for one that has none, which is noted where it will never have one."""
     text = run.summary_metrics.get(RECORD)
     if text is None:
@@ -76,7 +76,9 @@ def _finished(run: Any, sweep: Sweep) -> tuple[Any, dict[str, Any]] | None:
     return run, record
 
 
-def _add_cell(sweep: Sweep, cell_id: str, found: list[tuple[Any, dict[str, Any]]], seeds: tuple[int, ...]) -> None:
+def _add_cell(
+    sweep: SweepResults, cell_id: str, found: list[tuple[Any, dict[str, Any]]], seeds: tuple[int, ...]
+) -> None:
     """A cell's finals, by the parameters of the last one begun (earlier choices are superseded), and its trials."""
     finals = [(run, record) for run, record in found if record["phase"] == "final"]
     labels = found[-1][1]["labels"]

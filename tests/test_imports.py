@@ -15,7 +15,19 @@ HARNESS = Path(harness.__file__).parent
 #: A module imports its own folder and folders to the left; folders in one group do not import each other.
 ORDER = "core | records kernels | quantization | data models | oscillation | methods | training | sweep | cluster | cli"
 #: The files beside the folders. They import any folder; nothing imports them, and they do not import each other.
-COMMANDS = ["archive", "cancel", "dashboard", "evaluate", "launch", "logs", "repeat", "retry", "run", "status"]
+COMMANDS = [
+    "archive",
+    "cancel",
+    "config",
+    "dashboard",
+    "evaluate",
+    "launch",
+    "logs",
+    "repeat",
+    "retry",
+    "run",
+    "status",
+]
 #: Libraries that only some folders or modules may import, also inside a function.
 SERVICES = {
     "optuna": ("sweep", "cli.status_report"),

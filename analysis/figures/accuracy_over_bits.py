@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator
 
 from analysis import style
 from analysis.figures import Drawing, Scope
 from analysis.series import Group, summarize
-from harness.core.bits import FLOAT
 
 NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
@@ -32,7 +31,7 @@ def draw(group: Group) -> Drawing:
     style.use_style()
     frame, two = style.spread(summarize(group))
     bits = group.bits()
-    methods = _reading_order(frame)
+    methods = style.reading_order(frame["method"], frame.groupby("method")["mean"].mean())
     targets: list[int | None] = [*group.targets()] or [None]
     marks = style.marks(one.name for one in group.series)
     bars = len(methods) < _CROWD
@@ -51,19 +50,12 @@ def draw(group: Group) -> Drawing:
     drawn = frame[frame["n"] > 0].reset_index(drop=True)
     shown = drawn if bars else drawn.assign(low=drawn["mean"], high=drawn["mean"])
     label, note = _scale_y([axes for (axes,) in blocks], shown)
-    for block in blocks[:: style.panel_columns(len(blocks))]:
-        block[0].set_ylabel(label)
+    style.label_left(blocks, label)
     figure.supxlabel("Deployment bit-width", fontsize=8)
     labels = _labels(frame, methods)
     style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars, two)
     cut = "bars reach from one seed to the other" if two else "intervals are cut at 0 and 100 %"
     return Drawing(figure, drawn, (note, cut if bars else "intervals, too many to be read, stand in the table alone"))
-
-
-def _reading_order(frame: pd.DataFrame) -> list[str]:
-    """From the highest line to the lowest, by mean accuracy over everything drawn, float training last."""
-    means = frame.groupby("method")["mean"].mean()
-    return sorted(means.index, key=lambda method: (method.startswith(FLOAT), -means[method], method))
 
 
 def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
@@ -80,8 +72,7 @@ def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: style.Mark, coun
     mean = points["mean"].to_numpy(float)
     spread = np.vstack([mean - points["low"].to_numpy(float), points["high"].to_numpy(float) - mean])
     container = axes.errorbar(
-        np.arange(len(points)) + shift, mean, yerr=spread if bars else None, color=mark.color, marker=mark.marker,
-        linestyle=mark.linestyle, markeredgecolor="white", elinewidth=0.8, capsize=1.5, capthick=0.8,
+        np.arange(len(points)) + shift, mean, yerr=spread if bars else None, **mark._asdict(), **style.BARS,
         markersize=4.5 if count < _MANY else 4, linewidth=1.2 if count < _MANY else 0.9,
     )  # fmt: skip
     for caps, possible in zip(container[1], (points["low"] > 0, points["high"] < 100)):
@@ -113,9 +104,7 @@ def _scale_y(panels: list[Axes], drawn: pd.DataFrame) -> tuple[str, str]:
         ticks.remove(25)  # its label would touch that of 0
     for axes in panels:
         axes.set_yscale("function", functions=(_from_accuracy, _to_accuracy))
-        axes.yaxis.set_major_locator(FixedLocator(ticks))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        style.plain_ticks(axes.yaxis, FixedLocator(ticks))
         axes.set_ylim(max(-3.0, low - 6), 100.2)
     note = "y axis: logarithmic in the error (100 % - accuracy), so that differences near the top can be seen"
     return "Test accuracy (%)\n(log-error axis)", note

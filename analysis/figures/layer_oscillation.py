@@ -32,8 +32,8 @@ def draw(group: Group) -> Drawing:
     style.use_style()
     notes: list[str] = []
     blocks = {}
-    for one in group.series:
-        if one.first and not (block := _mean_by_layer(one, notes)).empty:
+    for one in group.trained:
+        if not (block := _mean_by_layer(one, notes)).empty:
             blocks[_title(one)] = block
     if not blocks:
         raise NothingToDraw("no epoch of a final reports oscillation by layer for all seeds")
@@ -46,8 +46,7 @@ def draw(group: Group) -> Drawing:
         image = _heat(axes, block.reindex(layers), norm)
         axes.set_title(title)
     panels[0][0].set_yticks(*_ticks(layers))
-    for (axes,) in panels[:: style.panel_columns(len(panels))]:
-        axes.set_ylabel("Layer")
+    style.label_left(panels, "Layer")
     figure.supxlabel("Epoch", fontsize=8)
     bar = figure.colorbar(image, ax=[axes for (axes,) in panels], pad=0.01, aspect=35, extend="min", extendfrac=0.02)
     bar.set_label("Frequency (1/step)")

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
-from analysis.paired import QAT, WORDS, accuracies, compare
+from analysis.intervals import t_interval
+from analysis.paired import QAT, WORDS
 from analysis.protocol import refuse_mixed_protocols
 from analysis.series import Group, Series
-from analysis.statistics import t_interval
+from analysis.t_tests import compare
 from harness.core.errors import UserError
 
 NAME, ORDER, SCOPE = "one_checkpoint", 95, Scope.SWEEPS
@@ -77,7 +78,7 @@ def _counterpart(single: Group, groups: Sequence[Group]) -> list[Series]:
     """QAT with a network a bit-width, from the one other sweep whose runs may be compared with these."""
     found = []
     for group in groups:
-        each = [one for one in group.series if one.first and one.method == QAT and one.target is not None]
+        each = [one for one in group.trained if one.method == QAT and one.target is not None]
         if group.title == single.title and group.objective == ("target",) and each:
             runs = [*single.finals, *(final for one in each for final in one.finals)]
             cells = list({id(final.cell): final.cell for final in runs}.values())
@@ -97,8 +98,7 @@ def lines(single: Group, each: Sequence[Series]) -> list[Line]:
 
     Where no network was trained for a bit-width, that for the next lower one stands there, or the lowest.
     """
-    own = [one for one in single.series if one.first]
-    tested = [set(found) for one in (*own, *each) for found in accuracies(one).values()]
+    tested = [set(found) for one in (*single.trained, *each) for found in one.percent_by_seed().values()]
     bits = sorted(b for b in set.intersection(*tested) if isinstance(b, int))
     by_target = {one.target: one for one in each if one.target in bits}
     if not by_target:
@@ -106,12 +106,14 @@ def lines(single: Group, each: Sequence[Series]) -> list[Line]:
     lowest = min(by_target)
     chosen = {b: by_target[max((t for t in by_target if t <= b), default=lowest)] for b in bits}
     found = [Line(PER_BIT, *_values(chosen))]
-    return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one))) for one in own)]
+    return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one))) for one in single.trained)]
 
 
 def _values(networks: Mapping[int, Series]) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
     """Accuracies by bit-width and seed, of the seeds that have all; then the networks' names."""
-    columns = {bits: {seed: found[bits] for seed, found in accuracies(one).items()} for bits, one in networks.items()}
+    columns = {
+        bits: {seed: found[bits] for seed, found in one.percent_by_seed().items()} for bits, one in networks.items()
+    }
     seeds = sorted(set.intersection(*(set(column) for column in columns.values())))
     values = {str(bits): {seed: column[seed] for seed in seeds} for bits, column in columns.items()}
     values[WORST] = {seed: min(column[seed] for column in columns.values()) for seed in seeds}
@@ -148,8 +150,7 @@ def _panel(
         spread = np.nan_to_num(np.vstack([mean - points["low"], points["high"] - mean]))
         for part in (slice(0, -1), slice(-1, None)):  # the worst is no bit-width: no line leads there
             drawn = axes.errorbar(
-                x[part], mean[part], yerr=spread[:, part], color=mark.color, marker=mark.marker,
-                linestyle=mark.linestyle, markeredgecolor="white", elinewidth=0.8, capsize=1.5, capthick=0.8,
+                x[part], mean[part], yerr=spread[:, part], **mark._asdict(), **style.BARS,
                 markersize=6 if mark.marker == "*" else 4.5,
             )  # fmt: skip
             handles.setdefault(line.label, drawn[0])

@@ -11,10 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.intervals import t_interval
+from analysis.results import Final
 from analysis.series import Group
-from analysis.statistics import t_interval
-from analysis.sweep import Final
-from harness.core.bits import FLOAT
 from harness.records.schema import FREQUENCY, OSCILLATING_FRACTION
 
 NAME, ORDER, SCOPE = "oscillation_over_training", 40, Scope.GROUP
@@ -44,7 +43,8 @@ def draw(group: Group) -> Drawing:
         raise NothingToDraw(f"no oscillation metrics: {why}")
     watched = sorted(frame["bits"].unique())
     marks = style.marks(one.name for one in group.series)
-    methods = _reading_order(frame)
+    frequencies = frame[frame["metric"] == frame["metric"].iloc[0]]
+    methods = style.reading_order(frame["method"], frequencies.groupby("method")["mean"].mean())
     figure, blocks = style.panels(len(watched), len(_METRICS), 1.45, len(methods))
     handles: dict[str, Any] = {}
     for bits, block in zip(watched, blocks):
@@ -55,9 +55,7 @@ def draw(group: Group) -> Drawing:
                 handles[method] = _line(axes, panel[panel["method"] == method], marks[method], i)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     notes += _scale_y(blocks, frame)
-    for block in blocks[:: style.panel_columns(len(blocks))]:
-        for label, axes in zip(_METRICS.values(), block):
-            axes.set_ylabel(label)
+    style.label_left(blocks, *_METRICS.values())
     figure.supxlabel("Epoch", fontsize=8)
     seeds = f"mean and range over seeds ({style.seeds_text(frame['n'])})"
     style.legend_of(figure, [handles[method] for method in methods], methods, f"{group.title}\n{seeds}")
@@ -67,9 +65,7 @@ def draw(group: Group) -> Drawing:
 def _points(group: Group) -> tuple[pd.DataFrame, list[str]]:
     lines: list[dict[str, Any]] = []
     notes: list[str] = []
-    for one in group.series:
-        if not one.first:  # the same training under another way of deployment
-            continue
+    for one in group.trained:
         if not one.watched:
             notes.append(f"{one.training_label}: no bit-width was watched, not drawn")
             continue
@@ -119,21 +115,14 @@ def _means(
     return points
 
 
-def _reading_order(frame: pd.DataFrame) -> list[str]:
-    """From the highest line to the lowest, float training last."""
-    means = frame[frame["metric"] == frame["metric"].iloc[0]].groupby("method")["mean"].mean()
-    names = list(dict.fromkeys(frame["method"]))
-    return sorted(names, key=lambda name: (name.startswith(FLOAT), -means.get(name, 0.0), name))
-
-
 def _line(axes: Axes, points: pd.DataFrame, mark: style.Mark, index: int) -> Any:
     epochs = np.arange(points["epoch"].min(), points["epoch"].max() + 1)
     points = points.set_index("epoch").reindex(epochs)  # nan breaks the line at an epoch that a seed lacks
     axes.fill_between(epochs, points["low"], points["high"], color=mark.color, alpha=0.18, linewidth=0)
     every = max(1, len(epochs) // 6)
     (line,) = axes.plot(
-        epochs, points["mean"], color=mark.color, linestyle=mark.linestyle, marker=mark.marker,
-        markeredgecolor="white", markevery=(index * every // 4 % every, every),
+        epochs, points["mean"], **mark._asdict(), markeredgecolor="white",
+        markevery=(index * every // 4 % every, every),
     )  # fmt: skip
     return line
 

@@ -7,8 +7,8 @@ import pandas as pd
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import objective_value
+from analysis.results import Trial
 from analysis.series import Group
-from analysis.sweep import Trial
 from harness.sweep import objective
 
 NAME, ORDER, SCOPE = "parameter_importance", 90, Scope.GROUP

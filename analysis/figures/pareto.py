@@ -45,8 +45,7 @@ def draw(group: Group) -> Drawing:
         axes.set_title(f"Target: {target} bits")
         axes.axline((50, 50), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
         _limits(axes, panel)
-    for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
-        axes.set_ylabel("Worst over bit-widths,\nvalidation accuracy (%)")
+    style.label_left(blocks, "Worst over bit-widths,\nvalidation accuracy (%)")
     figure.supxlabel("Validation accuracy at the target bit-width (%)", fontsize=8)
     handles: list[Any] = [
         Line2D([], [], linestyle="", marker=marks[name].marker, color=marks[name].color, markeredgecolor="white")

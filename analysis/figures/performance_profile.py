@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from analysis import profiles, style
 from analysis.figures import Drawing, NothingToDraw, Scope
@@ -116,9 +116,7 @@ class _Axis(NamedTuple):
         ends = self.thresholds()[[0, -1]]
         if self.log:
             axes.set_xscale("function", functions=(self.position, self.score))
-            axes.xaxis.set_major_locator(FixedLocator(self._ticks(*ends)))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            style.plain_ticks(axes.xaxis, FixedLocator(self._ticks(*ends)))
         axes.set_xlim(*ends)
 
     def _ticks(self, low: float, high: float) -> list[float]:
@@ -157,7 +155,7 @@ def _points(groups: Sequence[Group], benchmark: Benchmark, axis: _Axis) -> pd.Da
 def _by_label(groups: Sequence[Group]) -> dict[str, Series]:
     """A series for each training label: the first of that label, under its first way of deployment."""
     found: dict[str, Series] = {}
-    for one in (one for group in groups for one in group.series if one.first):
+    for one in (one for group in groups for one in group.trained):
         found.setdefault(one.training_label, one)
     return found
 
@@ -174,7 +172,7 @@ def _looks(groups: Sequence[Group], methods: Sequence[str]) -> dict[str, dict[st
         i = targets.index(one.target or 0)
         face = _FACES[i % len(_FACES)]
         looks[label] = {
-            "color": mark.color, "marker": mark.marker, "linestyle": mark.linestyle, "markersize": 4.5,
+            **mark._asdict(), "markersize": 4.5,
             "linewidth": _WIDTHS[min(i, len(_WIDTHS) - 1)], "markeredgecolor": mark.color, "markeredgewidth": 0.8,
             "markerfacecolor": "white" if face == "hollow" else mark.color, "markerfacecoloralt": "white",
             "fillstyle": "full" if face == "hollow" else face,

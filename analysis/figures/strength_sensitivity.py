@@ -42,8 +42,7 @@ def draw(group: Group) -> Drawing:
         _scatter(axes, panel, marks.get(method, style.Mark("0.25", "o", "-")))
         axes.set_title(method if pd.isna(target) else f"{method}@{target}")
         axes.set_xlabel(parameter.replace("_", " ").replace(".", ": "))
-    for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
-        axes.set_ylabel("Validation accuracy (%)")
+    style.label_left(blocks, "Validation accuracy (%)")
     handles: list[Any] = [
         Line2D([], [], linestyle="", marker="o", color="0.25", markeredgecolor="white"),
         Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color="0.25", markeredgewidth=0.8),

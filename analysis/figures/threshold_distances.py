@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator
 
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.intervals import t_interval
 from analysis.series import Group, Series
-from analysis.statistics import t_interval
 from harness.core.bits import FLOAT
 from harness.records.schema import THRESHOLD_EDGES
 
@@ -53,8 +53,8 @@ def draw(group: Group) -> Drawing:
         axes.set_title(f"Watched at {bits} bits")
         axes.set_xlim(0, 0.5)
     _scale_y(blocks[0][0], frame)
-    for (axes,) in blocks[:: style.panel_columns(len(blocks))]:
-        axes.set_ylabel("Share of weights (%)" + ("\n(log axis)" if axes.get_yscale() == "log" else ""))
+    log = blocks[0][0].get_yscale() == "log"
+    style.label_left(blocks, "Share of weights (%)" + ("\n(log axis)" if log else ""))
     figure.supxlabel("Distance to the nearest decision threshold (steps)", fontsize=8)
     labels = ["before training", *methods]
     style.legend_above(figure, [handles[label] for label in labels], labels, group.title, frame["n"], two=two)
@@ -67,9 +67,7 @@ def _scale_y(axes: Axes, frame: pd.DataFrame) -> None:
     if low > 0 and top / low >= _LOG_RATIO:
         axes.set_yscale("log")
         axes.set_ylim(0.8 * low, 1.15 * top)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        style.plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5)))
     else:
         axes.set_ylim(0, 1.05 * top)
 
@@ -80,7 +78,7 @@ def _order(group: Group, name: str) -> int:
 
 def _points(group: Group) -> tuple[list[pd.DataFrame], list[str]]:
     frames, notes = [], []
-    for one, bits in [(series, bits) for series in group.series if series.first for bits in series.watched]:
+    for one, bits in [(series, bits) for series in group.trained for bits in series.watched]:
         counts = _counts(one, bits)
         if counts is None:
             notes.append(f"{one.training_label}: no histogram at {bits} bits in its records, not drawn")
@@ -132,7 +130,6 @@ def _curve(axes: Axes, points: pd.DataFrame, mark: style.Mark) -> Any:
     centres = (points["from"] + points["to"]) / 2
     axes.fill_between(centres, points["low"], points["high"], color=mark.color, alpha=0.18, linewidth=0)
     (line,) = axes.plot(
-        centres, points["mean"], color=mark.color, linestyle=mark.linestyle, marker=mark.marker,
-        markeredgecolor="white", markersize=3.2,
+        centres, points["mean"], **mark._asdict(), markeredgecolor="white", markersize=3.2,
     )  # fmt: skip
     return line

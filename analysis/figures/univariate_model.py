@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator
 
 from analysis import style, univariate
 from analysis.figures import Drawing, Scope
@@ -129,8 +129,7 @@ def _draw_training(axes: Axes, frame: pd.DataFrame) -> None:
     for kind in _NAMES:
         points, mark = frame[frame["method"] == kind], marks[kind]
         axes.plot(
-            points["x"], points["y"], color=mark.color, marker=mark.marker, markersize=2.4, markeredgewidth=0,
-            linestyle=mark.linestyle, linewidth=0.8,
+            points["x"], points["y"], **mark._asdict(), markersize=2.4, markeredgewidth=0, linewidth=0.8,
         )  # fmt: skip
     for text, height in _REFERENCES:
         axes.axhline(height, color="0.35", linewidth=0.6, linestyle="--" if height == _THRESHOLD else "-", zorder=1)
@@ -150,9 +149,7 @@ def _draw_amplitudes(axes: Axes, frame: pd.DataFrame) -> None:
     _draw_variants(axes, frame)
     axes.set(xscale="log", yscale="log", xlabel="Rate $\\eta$", ylabel="Peak to peak (units of $s$)")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator([1e-3, 1e-2, 1e-1]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
+        style.plain_ticks(axis, FixedLocator([1e-3, 1e-2, 1e-1]))
 
 
 def _draw_variants(axes: Axes, frame: pd.DataFrame) -> None:
@@ -170,7 +167,7 @@ def _look(variant: _Variant) -> dict[str, Any]:
     mark = style.marks(_NAMES)[variant.kind]
     filling = {0.5: "bottom"}.get(variant.strength, "full")
     return {
-        "color": mark.color, "marker": mark.marker, "linestyle": mark.linestyle, "linewidth": 0.8, "markersize": 4,
+        **mark._asdict(), "linewidth": 0.8, "markersize": 4,
         "markeredgecolor": mark.color, "markeredgewidth": 0.8, "fillstyle": filling, "markerfacecoloralt": "white",
         "markerfacecolor": "white" if variant.strength == 1 else mark.color,
     }  # fmt: skip

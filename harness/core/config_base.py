@@ -1,8 +1,10 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from harness.core.bits import MAX_BITS, MIN_BITS
 
 #: `Field(json_schema_extra=NOT_IDENTITY)`: the field never changes a run's identity (paths, devices).
 NOT_IDENTITY: dict[str, Any] = {"identity": "never"}
@@ -63,3 +65,12 @@ class QuantizerConfig(StrictConfig):
 
     granularity: Literal["tensor", "channel"] = Field("tensor", description="one step a tensor or a channel")
     range: Literal["max", "mse"] = Field("max", description="max|w|, or clipped where squared error is least")
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int) or not MIN_BITS <= value <= MAX_BITS:
+        raise ValueError(f"no bit-width (legal: whole numbers from {MIN_BITS} to {MAX_BITS})")
+    return value
+
+
+WeightBits = Annotated[int, BeforeValidator(_bits)]

@@ -1,4 +1,4 @@
-"""What a data set is: knobs, the decoded images, and the tensors on the device that a run trains on."""
+"""What a data set is: config, the decoded images, and the tensors on the device that a run trains on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.core.seeding import sub_seed
 from harness.data._augment import augment_images
 from harness.data._config import Augment, DataConfig
-from harness.kernels import cpu
+from harness.kernels import cpu, dispatch
 
 __all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "order"]
 
@@ -95,7 +95,7 @@ class Dataset:
 
         The order of operations is torchvision's (ToTensor, then Normalize), so values agree bit for bit.
         """
-        if _is_served(images):
+        if dispatch.serves_images(images):
             return _unambiguous(cpu.image_batch(images, None, self._table))
         return _unambiguous(self._by_plain_operations(images))
 
@@ -117,7 +117,7 @@ class Dataset:
         labels = split.labels[indices]
         if isinstance(indices, slice):
             return self.normalized(split.images[indices]), labels
-        if _is_served(split.images):
+        if dispatch.serves_images(split.images):
             return _unambiguous(cpu.image_batch(split.images, indices, self._table)), labels
         return self.normalized(split.images.index_select(0, indices)), labels
 
@@ -131,11 +131,6 @@ class Dataset:
             return self.batch(self.train, indices)
         images = self.train.images.index_select(0, indices)  # whole rows: seven times as fast as [indices] on CPUs
         return self.normalized(augment_images(images, self.augment, generator)), self.train.labels[indices]
-
-
-def _is_served(images: Tensor) -> bool:
-    """Whether harness/kernels/csrc/images.c can make batches of these."""
-    return images.device.type == "cpu" and images.is_contiguous() and cpu.library() is not None
 
 
 def _unambiguous(images: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ A fixed 397 of them are the test split, whatever a run's seed; by default 1200 t
 Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
 """
 
-from typing import TYPE_CHECKING, Literal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -35,22 +37,38 @@ def check(config: Config) -> None:
 def read(config: Config) -> "Raw":
     """1400 images for training and validation, 397 for test; uint8 (N, 1, 8, 8), 16 means 1.0."""
     import torch
-    from sklearn.datasets import load_digits
 
     from harness.data._images import resized
     from harness.data._split import carve
     from harness.data.base import Raw, Split
 
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
+    table = _table()
+    images = torch.from_numpy(table[:, :-1]).to(torch.uint8).reshape(-1, 1, 8, 8)
     if config.resize is not None:
         images = resized(images, config.resize)
-    everything = Split(images, torch.from_numpy(digits.target).long())
+    everything = Split(images, torch.from_numpy(table[:, -1]).long())
     test, rest = carve(everything.labels, TEST_COUNT, sub_seed(0, "digits", "test"))
     return Raw(
         train=everything.take(rest),
         test=everything.take(test),
         val=None,
-        class_names=tuple(str(name) for name in digits.target_names),
+        class_names=tuple(str(name) for name in range(10)),
         max_value=MAX_VALUE,
     )
+
+
+def _table() -> Any:
+    """An array with a row for each image: 64 pixels and the label.
+
+    The file is read without importing scikit-learn, which takes each process more than a second.
+    """
+    import numpy as np
+
+    package = find_spec("sklearn")
+    file = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package and package.origin else None
+    if file is not None and file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # a release that keeps the file elsewhere
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])

@@ -18,8 +18,9 @@ from harness.kernels.triton_layers import _scaled, _whole
 _BLOCK = 2048
 
 
-def peaks(weight: Tensor) -> Tensor:
-    """max|w|, (1,)."""
+def peaks(weight: Tensor, groups: int = 1) -> Tensor:
+    """max|w|, (1,): `groups` can only be 1."""
+    assert groups == 1
     found = torch.zeros(1, dtype=torch.int32, device=weight.device)
     _peak[_blocks(weight)](weight, found, weight.numel(), _BLOCK)
     return found.view(torch.float32)

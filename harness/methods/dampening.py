@@ -24,18 +24,18 @@ oscillations-qat). Deviations: every quantized layer is dampened (theirs: those 
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Method, MethodConfig, Step, default_quantizer
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
-    from harness.quantization import WeightQuantizer
-    from harness.quantization.layers import QuantLayer
+from harness.kernels import cpu, dispatch
+from harness.methods.base import Calibration, Method, MethodConfig, Step, default_quantizer
+from harness.quantization import MaxAbsQuantizer, WeightQuantizer
+from harness.quantization.autograd import ClosedForm, by_passes
+from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled, attach
+from harness.quantization.learned_step import on_plain_grid
 
 Aggregation = Literal["kernel_mean", "mean", "sum"]
 
@@ -61,20 +61,18 @@ class Dampening(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(strength=3.0)
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.quantization.layers import attach
-
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
         # Kept out of the slots, and of the model: what is empty now may be filled by a later method of the stack.
         self._defaults: dict[str, WeightQuantizer] = {
             name: default_quantizer(layer, self.context) for name, layer in self._layers.items()
         }
 
-    def prepared(self, model: "nn.Module") -> None:
+    def prepared(self, model: nn.Module) -> None:
         for name in self._layers:
             self._read(name)  # refuses what it cannot work with before training begins
 
-    def penalty(self, step: Step) -> "Tensor | float":
+    def penalty(self, step: Step) -> Tensor | float:
         strength = self.strength_at(step.index, step.total)
         if strength == 0:
             return 0.0
@@ -92,11 +90,8 @@ class Dampening(Method):
         done = min(1.0, (index - first) / (total - first))
         return 0.5 * self.config.strength * (1 - math.cos(math.pi * done))
 
-    def _read(self, name: str) -> "tuple[WeightQuantizer, Tensor]":
+    def _read(self, name: str) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer of a layer, and the weight that it sees, with its graph."""
-        from harness.quantization import WeightQuantizer
-        from harness.quantization.layers import SlotTakenError, Unfilled
-
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
         quantizer = self._defaults[name] if isinstance(present, Unfilled) else present
@@ -105,10 +100,10 @@ class Dampening(Method):
                 f"methods: 'dampening' pulls weights to a grid of steps, which {type(quantizer).__name__} of layer "
                 f"{name!r} does not have; stack it on a method whose levels are whole steps"
             )
-        return quantizer, layer.weight_transform(layer.weight)
+        return quantizer, layer.effective_weight()
 
 
-def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation, fused: bool = False) -> "Tensor":
+def distance(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation, fused: bool = False) -> Tensor:
     """agg( (sg[q(w)] - clip(w, s n, s p))^2 ) of one layer, shape (), with the gradient of the weight.
 
     fused: whether native passes (harness/kernels/csrc/dampening.c) may compute it, where they can.
@@ -117,9 +112,7 @@ def distance(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggreg
     return _by_plain_operations(weight, quantizer, aggregation) if found is None else found
 
 
-def _by_plain_operations(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation) -> "Tensor":
-    import torch
-
+def _by_plain_operations(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation) -> Tensor:
     low, high = quantizer.levels
     step = quantizer.step(weight)
     clipped = weight.clamp(step * low, step * high)
@@ -131,19 +124,12 @@ def _by_plain_operations(weight: "Tensor", quantizer: "WeightQuantizer", aggrega
     return squares.mean() if aggregation == "mean" else squares.flatten(1).mean(1).sum()
 
 
-def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregation: Aggregation) -> "Tensor | None":
+def _by_native_passes(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation) -> Tensor | None:
     """The same in closed form, the gradient `2 (w - q(w))` inside the range times the share of a square in agg.
 
     None where the passes do not serve: other grids than codes times a step, devices and types.
     """
-    import torch
-
-    from harness.kernels import cpu, dispatch
-    from harness.quantization import MaxAbsQuantizer
-    from harness.quantization.autograd import closed_form
-    from harness.quantization.learned_step import on_plain_grid
-
-    if not on_plain_grid(quantizer) or weight.dtype != torch.float32 or not dispatch.serves(weight):
+    if not on_plain_grid(quantizer) or not dispatch.serves(weight):
         return None
     with torch.no_grad():
         if isinstance(quantizer, MaxAbsQuantizer):
@@ -154,9 +140,9 @@ def _by_native_passes(weight: "Tensor", quantizer: "WeightQuantizer", aggregatio
         return None
     steps, (low, high) = step.flatten(), quantizer.levels
     share = {"sum": 1.0, "mean": 1 / weight.numel(), "kernel_mean": len(weight) / weight.numel()}[aggregation]
-    return closed_form(
-        weight,
+    passes = ClosedForm(
         (share * cpu.dampening_value(weight, steps, low, high)).float(),
         lambda w, factor: cpu.dampening_gradient(w, steps, low, high, 2 * share * factor),
         lambda w: _by_plain_operations(w, quantizer, aggregation),
     )
+    return by_passes(passes, weight)

@@ -20,26 +20,24 @@ weight shared by layers counts once, a frozen one not at all; a constant tensor,
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from harness.methods.base import Method, MethodConfig, Step
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from harness.methods.base import Calibration
+from harness.core.errors import UserError
+from harness.kernels import cpu, dispatch
+from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.quantization.autograd import ClosedForm, by_passes
+from harness.quantization.layers import attach, trainable_layers
 
 
-def kurtosis(weight: "Tensor") -> "Tensor":
+def kurtosis(weight: Tensor) -> Tensor:
     """K of a tensor of any shape, shape (); scale and shift change nothing.
 
     0 for a constant tensor, which has none; in fp32 so is one whose deviation is below 1e-8.
     """
-    import torch
-
     mean = weight.mean()
     squared = (weight - mean).square()
     variance = squared.sum() / max(1, weight.numel() - 1)
@@ -49,28 +47,22 @@ def kurtosis(weight: "Tensor") -> "Tensor":
     return torch.where(spread, squared.square().mean() / divisor, torch.zeros_like(variance))
 
 
-def _smallest_variance(dtype: "torch.dtype", mean: "Tensor") -> "Tensor":
+def _smallest_variance(dtype: torch.dtype, mean: Tensor) -> Tensor:
     """The variance up to which a tensor of this type and mean counts as constant.
 
     Relative to the mean, since that of equal weights is rounded, and what this leaves is no spread; absolutely, so
     that a fourth power cannot come near the smallest number there is.
     """
-    import torch
-
     limits = torch.finfo(dtype)
     return ((16 * limits.eps * mean) ** 2).clamp(min=1e3 * limits.tiny**0.5)
 
 
-def kurtosis_loss(weight: "Tensor", target: float, fused: bool = False) -> "Tensor":
+def kurtosis_loss(weight: Tensor, target: float, fused: bool = False) -> Tensor:
     """`(K - target)^2`, shape (); 0 with gradient 0 for a constant tensor.
 
     fused: whether native passes (harness/kernels/csrc/kurtosis.c) may compute it, where they can.
     """
-    import torch
-
-    from harness.kernels import dispatch
-
-    if fused and weight.dtype == torch.float32 and dispatch.serves(weight):
+    if fused and dispatch.serves(weight):
         found = _by_native_passes(weight, target)
         if found is not None:
             return found
@@ -78,16 +70,11 @@ def kurtosis_loss(weight: "Tensor", target: float, fused: bool = False) -> "Tens
     return torch.where(value > 0, (value - target).square(), torch.zeros_like(value))
 
 
-def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
+def _by_native_passes(weight: Tensor, target: float) -> Tensor | None:
     """The same in closed form; None for a constant tensor. With z = (w - mu) / sigma and m3 the mean of z^3,
 
     dK/dw = 4 / (n sigma) (z^3 - m3) - 4 K z / ((n - 1) sigma).
     """
-    import torch
-
-    from harness.kernels import cpu
-    from harness.quantization.autograd import closed_form
-
     count = weight.numel()
     mean, second, third, fourth = cpu.moments(weight)
     variance = second / max(1, count - 1)
@@ -96,14 +83,15 @@ def _by_native_passes(weight: "Tensor", target: float) -> "Tensor | None":
     deviation = math.sqrt(variance)
     value = fourth / count / variance**2
 
-    def gradient(w: "Tensor", factor: float) -> "Tensor":
+    def gradient(w: Tensor, factor: float) -> Tensor:
         outer = 2 * (value - target) * factor * 4 / deviation
         cubic = outer / count
         return cpu.standardized_cubic(
             w, mean, deviation, cubic, -outer * value / (count - 1), -cubic * third / count / deviation**3
         )
 
-    return closed_form(weight, torch.tensor((value - target) ** 2), gradient, lambda w: kurtosis_loss(w, target))
+    passes = ClosedForm(torch.tensor((value - target) ** 2), gradient, lambda w: kurtosis_loss(w, target))
+    return by_passes(passes, weight)
 
 
 class Kurtosis(Method):
@@ -122,29 +110,21 @@ class Kurtosis(Method):
 
     config: Config
 
-    def prepare(self, model: "nn.Module", calibration: "Calibration") -> None:
-        from harness.core.errors import UserError
-        from harness.quantization.layers import attach
-
-        layers = attach(model, self.context.exclude).values()
-        # By identity: a shared weight counts once.
-        self._layers = list({id(layer.weight): layer for layer in layers if layer.weight.requires_grad}.values())
+    def prepare(self, model: nn.Module, calibration: Calibration) -> None:
+        layers = attach(model, self.context.exclude)
+        self._layers = [layers[name] for name in trainable_layers(model, self.context.exclude)]
         if not self._layers:
             raise UserError("kure finds no trainable linear or convolution layer in this model")
 
-    def penalty(self, step: Step) -> "Tensor | float":
+    def penalty(self, step: Step) -> Tensor | float:
         if self.config.strength == 0:
             return 0.0
-        import torch
-
         target, fused = self.config.target, self.context.fused
-        losses = [kurtosis_loss(layer.weight_transform(layer.weight), target, fused) for layer in self._layers]
+        losses = [kurtosis_loss(layer.effective_weight(), target, fused) for layer in self._layers]
         return self.config.strength * torch.stack(losses).mean()
 
     def metrics(self) -> dict[str, float]:
         """The mean kurtosis of the layers."""
-        import torch
-
         with torch.no_grad():
-            values = [kurtosis(layer.weight_transform(layer.weight)) for layer in self._layers]
+            values = [kurtosis(layer.effective_weight()) for layer in self._layers]
             return {"kure/kurtosis": float(torch.stack(values).mean())}

@@ -1,12 +1,17 @@
-"""When the passes of harness/kernels/triton_layers.py take the place of plain operations, and what they are told."""
+"""One pass over all layers for the regularizer and for the tracker: in C on a CPU, in Triton on a GPU.
 
-from collections.abc import Sequence
+`regularizer_pass` and `tracker_pass` choose. A pass returns the layers that it did not serve, which then go by plain
+operations.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.kernels import dispatch
+from harness.kernels.cpu_layers import Layer, Table
 from harness.quantization import MaxAbsQuantizer, WeightQuantizer
 from harness.quantization.autograd import BOUND_SLACK
 from harness.quantization.quantizer import steps_of
@@ -14,75 +19,179 @@ from harness.quantization.quantizer import steps_of
 if TYPE_CHECKING:
     from harness.kernels.triton_layers import Layers
 
-
-def _layers(weights: Sequence[Tensor]) -> "Layers":
-    from harness.kernels.triton_layers import Layers
-
-    return Layers(weights)
-
-
-class Regularize:
-    """The oscillation regularizer's pass over weights with a max-abs quantizer each, of one bit-width."""
-
-    def __init__(self, weights: Sequence[Tensor], quantizers: Sequence[MaxAbsQuantizer]) -> None:
-        self._weights, self._quantizers, self._table = weights, quantizers, _layers(weights)
-        plain = any(quantizer.per_channel for quantizer in quantizers)
-        self._serves = not plain and all(weight.dtype == torch.float32 for weight in weights)
-
-    def __call__(self, gradients: Sequence[Tensor], strength: float) -> Tensor | None:
-        """Add the gradient in place; the value, shape (), or None where the pass does not serve and did nothing."""
-        pairs = zip(self._weights, gradients, strict=True)
-        if not (self._serves and all(_fp32_alike(weight, gradient) for weight, gradient in pairs)):
-            return None
-        one = self._quantizers[0]
-        peaks = self._table.peaks(self._weights)
-        steps, graph = steps_of(self._quantizers, peaks), one.scale_gradient == "graph"
-        slack = BOUND_SLACK if one.clipped_at > 0 else float("inf")
-        return self._table.regularize(self._weights, gradients, (peaks, steps), one.levels.high, slack, graph, strength)
-
-
-_W = TypeVar("_W", bound="Watched")
+#: A weight, its gradient so far, and its quantizer.
+Regularized = tuple[Tensor, Tensor, MaxAbsQuantizer]
 
 
 class Watched(Protocol):
-    """What the tracker keeps of a layer: see `harness.oscillation`. STATE: its tensors' names, in the pass's order."""
+    """What the tracker keeps of a layer. STATE: its tensors' names, in the order of the passes."""
 
     STATE: ClassVar[tuple[str, ...]]
     code: Tensor
+    direction: Tensor
+    frequency: Tensor
+    flips: Tensor
+    oscillations: Tensor
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer that decides the codes, and the weight that it sees."""
 
 
-class Track:
-    """The tracker's pass. Tables are kept for the sets of layers that were served."""
+_W = TypeVar("_W", bound=Watched)
+
+
+class RegularizerPass:
+    """The oscillation regularizer's pass. This one serves no layer."""
+
+    def add_gradient(self, layers: list[Regularized], strength: float) -> tuple[list[Tensor], list[Regularized]]:
+        """Add each dR/dw in place; values, shape (), that sum to R of the layers served, and the layers that are not.
+
+        The layers are those that the pass was made for, in the same order.
+        """
+        return [], layers
+
+
+class TrackerPass:
+    """The tracker's pass. This one serves no layer."""
+
+    def update(self, watches: list[_W], increment: float) -> list[_W]:
+        """Bring layers up to date; returns those that are not served. increment: of a frequency."""
+        return watches
+
+
+def regularizer_pass(weights: Sequence[Tensor], per_channel: bool, fused: bool) -> RegularizerPass:
+    """The pass for these weights. fused: False for plain operations only."""
+    if not fused:
+        return RegularizerPass()
+    return (
+        _RegularizerInTriton(weights) if dispatch.on_gpu(weights[0].device) else _RegularizerInC(weights, per_channel)
+    )
+
+
+def tracker_pass(watches: Iterable[Watched], fused: bool) -> TrackerPass:
+    """The pass for these layers. fused: False for plain operations only."""
+    if not fused:
+        return TrackerPass()
+    watches = list(watches)
+    return _TrackerInTriton() if dispatch.on_gpu(watches[0].code.device) else _TrackerInC(watches)
+
+
+class _RegularizerInC(RegularizerPass):
+    def __init__(self, weights: Sequence[Tensor], per_channel: bool) -> None:
+        self._table = Table(weights, per_channel)
+
+    def add_gradient(self, layers: list[Regularized], strength: float) -> tuple[list[Tensor], list[Regularized]]:
+        rest, ratios = [], []  # a tensor has to live until the pass has read it
+        for layer, entry in zip(layers, self._table.entries, strict=True):
+            weight, gradient, quantizer = layer
+            entry.size = 0
+            if not dispatch.serves(weight, gradient):
+                rest.append(layer)
+                continue
+            entry.groups = len(weight) if quantizer.per_channel else 1
+            entry.high, entry.clipped = quantizer.levels.high, quantizer.clipped_at > 0
+            entry.graph = quantizer.scale_gradient == "graph"
+            ratios.append(quantizer.ratios(self._table.rows[2, : entry.groups]))
+            entry.w, entry.grad, entry.ratio = weight.data_ptr(), gradient.data_ptr(), ratios[-1].data_ptr()
+            entry.size = weight.numel() // entry.groups
+        served = len(rest) < len(layers)  # on a GPU none is, and a value from here would be waited for
+        return ([self._table.regularize(strength, BOUND_SLACK)] if served else []), rest
+
+
+class _RegularizerInTriton(RegularizerPass):
+    """Serves all layers, or none. Their quantizers are of one bit-width."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._table = _triton_layers(weights)
+
+    def add_gradient(self, layers: list[Regularized], strength: float) -> tuple[list[Tensor], list[Regularized]]:
+        weights, gradients, quantizers = zip(*layers, strict=True)
+        if not all(dispatch.serves_on_gpu(w, grad, per_channel=q.per_channel) for w, grad, q in layers):
+            return [], layers
+        one, peaks = quantizers[0], self._table.peaks(weights)
+        steps, graph = steps_of(quantizers, peaks), one.scale_gradient == "graph"
+        slack = BOUND_SLACK if one.clipped_at > 0 else float("inf")
+        return [self._table.regularize(weights, gradients, (peaks, steps), one.levels.high, slack, graph, strength)], []
+
+
+class _TrackerInC(TrackerPass):
+    def __init__(self, watches: Sequence[Watched]) -> None:
+        per_channel = any(watch.read()[0].per_channel for watch in watches)
+        self._table = Table([watch.code for watch in watches], per_channel)
+
+    def update(self, watches: list[_W], increment: float) -> list[_W]:
+        rest, read = [], []  # a tensor has to live until the pass has read it
+        for watch, entry in zip(watches, self._table.entries, strict=True):
+            entry.size, (quantizer, weight) = 0, watch.read()
+            kept = self._enter_codes(entry, watch, quantizer, weight)
+            if kept is None:
+                rest.append(watch)
+                continue
+            read.append((weight, kept))
+            entry.w, entry.size = weight.data_ptr(), weight.numel() // entry.groups
+            for field in watch.STATE:
+                setattr(entry, field, getattr(watch, field).data_ptr())
+        if read:
+            self._table.track(increment)
+        return rest
+
+    def _enter_codes(self, entry: Layer, watch: Watched, quantizer: WeightQuantizer, weight: Tensor) -> Tensor | None:
+        """What the pass finds the codes from: the codes, the steps, or their ratios; None where it does not serve."""
+        if not dispatch.serves(like=(weight, watch.code, watch.direction, watch.frequency)):
+            return None
+        entry.codes, entry.groups, rows = None, 1, self._table.rows
+        if not (_rounded(quantizer) and dispatch.serves(weight)):
+            codes = quantizer.codes(weight)
+            entry.codes = codes.data_ptr()
+            return codes if dispatch.serves(like=(codes, watch.code)) else None
+        entry.groups = len(weight) if quantizer.per_channel else 1
+        entry.low, entry.high = quantizer.levels
+        if not isinstance(quantizer, MaxAbsQuantizer):
+            steps = quantizer.step(weight).flatten()
+            entry.step, entry.ratio = steps.data_ptr(), None
+            return steps
+        if entry.groups > rows.shape[1]:  # a quantizer filled in after the tracker was made
+            return None
+        ratios = quantizer.ratios(rows[2, : entry.groups])
+        entry.step, entry.ratio = rows[1].data_ptr(), ratios.data_ptr()
+        return ratios
+
+
+class _TrackerInTriton(TrackerPass):
+    """Tables are kept for the sets of layers that were served."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, ...], Layers] = {}
         self._ranges: dict[tuple[tuple[int, int], ...], Tensor] = {}
 
-    def __call__(self, watches: Sequence[_W], increment: float) -> list[_W]:
-        """Bring the layers that the pass serves up to date; returns the others."""
-        served, others = [], []
+    def update(self, watches: list[_W], increment: float) -> list[_W]:
+        served, rest = [], []
         for watch in watches:
             quantizer, weight = watch.read()
-            if _tracked(watch, quantizer, weight):
+            serves = dispatch.serves_on_gpu(weight, per_channel=quantizer.per_channel, like=(watch.code,))
+            if serves and _rounded(quantizer):
                 served.append((watch, quantizer, weight))
             else:
-                others.append(watch)
+                rest.append(watch)
         if served:
             self._track(served, increment)
-        return others
+        return rest
 
     def _track(self, served: Sequence[tuple[Watched, WeightQuantizer, Tensor]], increment: float) -> None:
         watches, quantizers, weights = zip(*served, strict=True)
         key = tuple(id(watch) for watch in watches)
-        table = self._tables.get(key) or self._tables.setdefault(key, _layers(weights))
+        table = self._tables.get(key) or self._tables.setdefault(key, _triton_layers(weights))
         ranges = tuple(tuple(quantizer.levels) for quantizer in quantizers)
         if ranges not in self._ranges:
             self._ranges[ranges] = torch.tensor(ranges, dtype=torch.float32).T.contiguous().to(weights[0].device)
         state = [[getattr(watch, field) for watch in watches] for field in watches[0].STATE]
         table.track(weights, _steps(table, quantizers, weights), self._ranges[ranges], state, increment)
+
+
+def _triton_layers(weights: Sequence[Tensor]) -> "Layers":
+    from harness.kernels.triton_layers import Layers  # needs Triton
+
+    return Layers(weights)
 
 
 def _steps(table: "Layers", quantizers: Sequence[WeightQuantizer], weights: Sequence[Tensor]) -> Tensor:
@@ -93,11 +202,6 @@ def _steps(table: "Layers", quantizers: Sequence[WeightQuantizer], weights: Sequ
     return torch.stack([quantizer.step(weight).reshape(()) for quantizer, weight in pairs]).float()
 
 
-def _tracked(watch: Watched, quantizer: WeightQuantizer, weight: Tensor) -> bool:
-    """Whether a layer's codes are a weight's, over one step, rounded, as the pass finds them."""
-    usual = type(quantizer).codes is WeightQuantizer.codes and not quantizer.per_channel
-    return usual and weight.dtype == torch.float32 and dispatch.alike_in_memory(weight, watch.code)
-
-
-def _fp32_alike(weight: Tensor, gradient: Tensor) -> bool:
-    return gradient.dtype == torch.float32 and dispatch.alike_in_memory(weight, gradient)
+def _rounded(quantizer: WeightQuantizer) -> bool:
+    """Whether codes are a weight over its step, rounded, as the passes find them."""
+    return type(quantizer).codes is WeightQuantizer.codes

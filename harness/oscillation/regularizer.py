@@ -1,6 +1,6 @@
 """The oscillation regularizer for any training loop: its value and its gradient in closed form.
 
-The formulas stand in harness/methods/oscillation.py, the method that is made of it.
+The formulas are in harness/methods/oscillation.py, the method that is made of it.
 """
 
 from collections.abc import Iterable
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
-from harness.kernels import cpu, dispatch
-from harness.oscillation.fused import Regularize
+from harness.oscillation.fused import regularizer_pass
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer
-from harness.quantization.autograd import BOUND_SLACK, inside
+from harness.quantization.autograd import inside
 from harness.quantization.grid import safe_step
-from harness.quantization.layers import weight_layers
+from harness.quantization.layers import trainable_layers
 
 
 @torch.no_grad()
@@ -53,52 +52,6 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
     return value, gradient
 
 
-@torch.no_grad()
-def _add_all(
-    weights: list[Tensor], gradients: list[Tensor], quantizers: list[MaxAbsQuantizer], strength: float
-) -> list[Tensor]:
-    """Add each layer's dR/dw to its gradient, in place, by plain tensor operations; the layers' values."""
-    values = []
-    for weight, gradient, quantizer in zip(weights, gradients, quantizers, strict=True):
-        value, more = oscillation_penalty(weight, quantizer, strength)
-        gradient.add_(more)
-        values.append(value)
-    return values
-
-
-class _Layer:
-    """A weight and its quantizer."""
-
-    def __init__(self, weight: Tensor, quantizer: MaxAbsQuantizer) -> None:
-        self.weight, self.quantizer = weight, quantizer
-        self._served: tuple[int, ...] | None = None  # the strides of a weight that the native pass serves
-        self._held = weight
-
-    def gradient(self) -> Tensor:
-        """The weight's gradient so far; zeros where the task's loss did not reach it."""
-        if self.weight.grad is None:
-            self.weight.grad = torch.zeros_like(self.weight)
-        return self.weight.grad
-
-    def enter(self, entry: cpu.Layer, rows: Tensor) -> bool:
-        """Prepare the native pass over this layer; False where it does not serve, and the layer is left out."""
-        weight, gradient, quantizer = self.weight, self.gradient(), self.quantizer
-        entry.size = 0
-        if weight.dtype != torch.float32 or gradient.dtype != torch.float32:
-            return False
-        if not (weight.is_cpu and weight.stride() == gradient.stride() == self._served):
-            if not dispatch.serves(weight, gradient):
-                return False
-            self._served = weight.stride()
-        entry.groups = len(weight) if quantizer.per_channel else 1
-        entry.high, entry.clipped = quantizer.levels.high, quantizer.clipped_at > 0
-        entry.graph = quantizer.scale_gradient == "graph"
-        self._held = quantizer.ratios(rows[2, : entry.groups])
-        entry.ratio = self._held.data_ptr()
-        entry.w, entry.grad, entry.size = weight.data_ptr(), gradient.data_ptr(), weight.numel() // entry.groups
-        return True
-
-
 class OscillationRegularizer:
     """The regularizer for a training loop of one's own: call `add_gradient()` between backward and the step.
 
@@ -118,36 +71,28 @@ class OscillationRegularizer:
         fused: bool = True,
     ) -> None:
         self.strength = strength
-        knobs = quantizer or QuantizerConfig()
-        weights = {id(layer.weight): layer.weight for layer in weight_layers(model, exclude).values()}
-        self._layers = [
-            _Layer(weight, make_quantizer(knobs, bits, scale_gradient).to(weight.device).fit(weight))
-            for weight in weights.values()  # by identity: a shared weight counts once
-            if weight.requires_grad
-        ]
-        if not self._layers:
+        config = quantizer or QuantizerConfig()
+        weights = [layer.weight for layer in trainable_layers(model, exclude).values()]
+        if not weights:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
-        self._fused = fused
-        self._table = cpu.Table([layer.weight for layer in self._layers], knobs.granularity == "channel")
-        self._on_gpu: Regularize | None = None
-        if self._fused and dispatch.on_gpu(self._layers[0].weight.device):
-            pairs = [(layer.weight, layer.quantizer) for layer in self._layers]
-            self._on_gpu = Regularize(*zip(*pairs, strict=True))
+        quantizers = [make_quantizer(config, bits, scale_gradient).to(weight.device).fit(weight) for weight in weights]
+        self._layers = list(zip(weights, quantizers, strict=True))
+        self._pass = regularizer_pass(weights, config.granularity == "channel", fused)
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
-        if self._on_gpu is not None:
-            value = self._on_gpu([layer.gradient() for layer in self._layers], self.strength)
-            if value is not None:
-                return value
-        plain, values = self._layers, []
-        if self._fused and cpu.library() is not None:
-            places, rows = zip(self._layers, self._table.entries, strict=True), self._table.rows
-            plain = [layer for layer, entry in places if not layer.enter(entry, rows)]
-            if len(plain) < len(self._layers):  # not on a GPU, where a value from here would be waited for
-                values.append(self._table.regularize(self.strength, BOUND_SLACK))
-        if plain:
-            weights, gradients = [layer.weight for layer in plain], [layer.gradient() for layer in plain]
-            values += _add_all(weights, gradients, [layer.quantizer for layer in plain], self.strength)
+        layers = [(weight, _gradient(weight), quantizer) for weight, quantizer in self._layers]
+        values, rest = self._pass.add_gradient(layers, self.strength)
+        for weight, gradient, quantizer in rest:
+            value, more = oscillation_penalty(weight, quantizer, self.strength)
+            gradient.add_(more)
+            values.append(value)
         return torch.stack(values).sum()
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """The weight's gradient so far; zeros where the task's loss did not reach it."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad

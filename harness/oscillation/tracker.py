@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
-from harness.kernels import cpu, dispatch
-from harness.oscillation.fused import Track
-from harness.quantization import MaxAbsQuantizer, WeightQuantizer, make_quantizer
+from harness.oscillation.fused import tracker_pass
+from harness.quantization import WeightQuantizer, make_quantizer
 from harness.quantization.layers import QuantLayer, weight_layers
 from harness.records import schema
 
@@ -48,34 +47,23 @@ class OscillationTracker:
     ) -> None:
         if not 0 < momentum < 1:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
-        knobs = quantizer or QuantizerConfig()
-        self.threshold, self._fused = threshold, fused
-        self._momentum, self._decay = momentum, 1.0
+        config = quantizer or QuantizerConfig()
+        self.threshold, self._momentum, self._decay = threshold, momentum, 1.0
         self._watches = {
-            name: _Watch(layer, make_quantizer(knobs, bits).fit(_effective(layer)))
+            name: _Watch(layer, make_quantizer(config, bits).fit(_effective(layer)))
             for name, layer in weight_layers(model, exclude).items()
         }
         if not self._watches:
             raise UserError("the tracker finds no linear or convolution layer in this model")
-        per_channel = any(watch.read()[0].per_channel for watch in self._watches.values())
-        self._table = cpu.Table([watch.code for watch in self._watches.values()], per_channel)
-        device = next(iter(self._watches.values())).code.device
-        self._on_gpu = Track() if self._fused and dispatch.on_gpu(device) else None
+        self._pass = tracker_pass(self._watches.values(), fused)
 
     @torch.no_grad()
     def update(self) -> None:
         """Compare the weights with those at the last update. No host synchronisation."""
-        watches = list(self._watches.values())
         self._decay *= 1 - self._momentum
         increment = self._momentum / self._decay
-        if self._on_gpu is not None:
-            watches = self._on_gpu(watches, increment)
-        elif self._fused and cpu.library() is not None:
-            places, rows = zip(watches, self._table.entries, strict=True), self._table.rows
-            watches = [watch for watch, entry in places if not watch.enter(entry, rows)]
-            self._table.track(increment)
         added = torch.tensor(increment)
-        for watch in watches:
+        for watch in self._pass.update(list(self._watches.values()), increment):
             watch.advance(added)
         if self._decay < SMALLEST_DECAY:
             for watch in self._watches.values():
@@ -156,7 +144,7 @@ def metrics_of(trackers: Mapping[int, OscillationTracker]) -> dict[str, Any]:
 
 def _effective(layer: nn.Linear | nn.Conv2d) -> Tensor:
     """The weight that gets quantized."""
-    return layer.weight_transform(layer.weight) if isinstance(layer, QuantLayer) else layer.weight
+    return layer.effective_weight() if isinstance(layer, QuantLayer) else layer.weight
 
 
 class _Watch:
@@ -173,8 +161,6 @@ class _Watch:
         self.frequency = torch.zeros_like(self.code, dtype=torch.float16)
         self.flips = torch.zeros((), dtype=torch.int64, device=self.code.device)
         self.oscillations = torch.zeros_like(self.flips)
-        self._served: tuple[int, ...] | None = None  # the strides of a weight that the native pass serves
-        self._held: tuple[Tensor, ...] = ()  # what a native pass reads has to live until it has
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
         """The quantizer that decides the codes, and the weight that it sees."""
@@ -204,37 +190,6 @@ class _Watch:
         self.frequency.copy_(self.frequency.float() + reversal.float() * increment)  # one rounding, not two
         self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
         self.code.copy_(code)
-
-    def enter(self, entry: cpu.Layer, rows: Tensor) -> bool:
-        """Prepare the native pass over this layer; False where it does not serve, and the layer is left out."""
-        quantizer, weight = self.read()
-        entry.size = 0
-        if not (weight.is_cpu and weight.stride() == self._served):
-            if not dispatch.serves(weight, self.code, self.direction, self.frequency):
-                return False
-            self._served = weight.stride()
-        entry.codes, entry.groups = None, 1
-        if type(quantizer).codes is not WeightQuantizer.codes or weight.dtype != torch.float32:
-            codes = quantizer.codes(weight)
-            if not dispatch.serves(codes, self.code):
-                return False
-            self._held, entry.codes = (weight, codes), codes.data_ptr()
-        else:
-            entry.groups = weight.shape[0] if quantizer.per_channel else 1
-            entry.low, entry.high = quantizer.levels
-            if isinstance(quantizer, MaxAbsQuantizer):
-                if entry.groups > rows.shape[1]:  # a quantizer filled in after the tracker was made
-                    return False
-                self._held = (weight, quantizer.ratios(rows[2, : entry.groups]))
-                entry.step, entry.ratio = rows[1].data_ptr(), self._held[1].data_ptr()
-            else:
-                self._held = (weight, quantizer.step(weight).flatten())
-                entry.step, entry.ratio = self._held[1].data_ptr(), None
-        entry.w, entry.size = weight.data_ptr(), weight.numel() // entry.groups
-        entry.code, entry.direction = self.code.data_ptr(), self.direction.data_ptr()
-        entry.frequency, entry.flips = self.frequency.data_ptr(), self.flips.data_ptr()
-        entry.oscillations = self.oscillations.data_ptr()
-        return True
 
     def summary(self, threshold: float, decay: float) -> Tensor:
         """(5,) sums over the weights: flips, oscillations, frequency, oscillating, threshold distance."""

@@ -4,7 +4,8 @@ Bengio, Léonard, Courville 2013, arXiv 1308.3432.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -108,38 +109,63 @@ def clip(x: Tensor, low: int, high: int) -> Tensor:
     return result
 
 
-class _ClosedForm(torch.autograd.Function):
+class FusedPass(Protocol):
+    """A function of tensors whose value and gradient are fused passes; the tensors are the arguments of all three.
+
+    forward: the value. backward: from the value's gradient, which goes before the tensors, a gradient for each, None
+    where it has none. plain: the value by differentiable operations.
+    """
+
+    @property
+    def forward(self) -> Callable[..., Tensor]: ...
+    @property
+    def backward(self) -> Callable[..., tuple[Tensor | None, ...]]: ...
+    @property
+    def plain(self) -> Callable[..., Tensor]: ...
+
+
+class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        x: Tensor,
-        value: Tensor,
-        gradient: Callable[[Tensor, float], Tensor],
-        plain: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        return value.view_as(value)
+    def forward(passes: FusedPass, *inputs: Tensor) -> Tensor:
+        return passes.forward(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, _, ctx.gradient, ctx.plain = inputs
-        ctx.save_for_backward(x)
+        ctx.passes, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
-            (result,) = torch.autograd.grad(ctx.plain(x), x, gradients[0], create_graph=True)
-            return result, None, None, None
-        return ctx.gradient(x, float(gradients[0])), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return None, *ctx.passes.backward(gradients[0], *inputs)
+        # Differentiated twice: the gradient needs a graph of its own.
+        needed = ctx.needs_input_grad[1:]
+        ends = [x for x, needs in zip(inputs, needed, strict=True) if needs]
+        found = iter(torch.autograd.grad(ctx.passes.plain(*inputs), ends, gradients[0], create_graph=True))
+        return None, *(next(found) if needs else None for needs in needed)
 
 
-def closed_form(
-    x: Tensor, value: Tensor, gradient: Callable[[Tensor, float], Tensor], plain: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """`value`, a scalar on the CPU that was computed from `x` without a graph, with a gradient of closed form.
-
-    gradient: of x and a factor, that of factor times the value, like x. plain: the same value by differentiable
-    operations, for whoever differentiates twice. It is part of the graph, so whoever holds gradients back after the
-    backward pass finds this one among them.
-    """
-    result: Tensor = _ClosedForm.apply(x, value, gradient, plain)
+def by_passes(passes: FusedPass, *inputs: Tensor) -> Tensor:
+    """`passes.forward(*inputs)` with the gradient of `passes.backward`; differentiable twice by `passes.plain`."""
+    result: Tensor = _Fused.apply(passes, *inputs)
     return result
+
+
+@dataclass
+class ClosedForm:
+    """A scalar on the CPU that was computed from `x` without a graph, with a gradient of closed form.
+
+    gradient_of: of x and a factor, that of factor times the value, like x. plain: the value by differentiable
+    operations.
+    """
+
+    value: Tensor
+    gradient_of: Callable[[Tensor, float], Tensor]
+    plain: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value.clone()
+
+    def backward(self, gradient: Tensor, x: Tensor) -> tuple[Tensor]:
+        return (self.gradient_of(x, float(gradient)),)

@@ -38,7 +38,7 @@ def round_to_nearest(
         if layer.deployed:
             continue
         with torch.no_grad():
-            weight = layer.weight_transform(layer.weight)
+            weight = layer.effective_weight()
             layer_bits = bits[name] if isinstance(bits, Mapping) else bits
             if layer_bits != FLOAT:
                 weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerConfig())(weight)

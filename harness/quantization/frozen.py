@@ -1,17 +1,19 @@
 """A quantizer around another one that holds some weights at integer codes of their own.
 
-On the CPU its work is a few native passes (harness/kernels/csrc/freezing.c); plain operations serve anywhere else.
+On the CPU its work is a few passes in C (harness/kernels/csrc/freezing.c), elsewhere plain operations.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from harness.kernels import cpu, dispatch
-from harness.quantization.autograd import BOUND_SLACK
-from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQuantizer, alike, served
+from harness.quantization.autograd import BOUND_SLACK, by_passes
+from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQuantizer
 
 
 class FrozenQuantizer(WeightQuantizer):
@@ -46,7 +48,7 @@ class FrozenQuantizer(WeightQuantizer):
 
         That is where fp16 `frequency * decay` exceeds the threshold; None as long as nothing freezes.
         """
-        if self.fused and dispatch.serves(codes, average, frequency, self.frozen, self.code):
+        if self.fused and dispatch.serves(average, like=(codes, frequency, self.frozen, self.code)):
             limit = _NEVER if threshold is None else _limit(decay, threshold)
             cpu.settle(codes, average, frequency, self.frozen, self.code, momentum, limit)
             return
@@ -66,13 +68,12 @@ class FrozenQuantizer(WeightQuantizer):
             return self.plain(weight)
         inner = self.weight_quantizer
         if _is_max_abs(inner):
-            result: Tensor = _HoldMaxAbs.apply(weight, self.frozen, self.code, self)
-            return result
+            return by_passes(_HoldMaxAbs(inner, self.plain), weight, self.frozen, self.code)
         others, step = inner(weight), inner.step(weight)
-        if not (_by_rows(step, weight) and dispatch.serves(others, self.frozen) and others.dtype == torch.float32):
-            return torch.where(self.frozen, step * self.code, others)
-        result = _Hold.apply(others, step, self.frozen, self.code)
-        return result
+        hold = _Hold()
+        if _by_rows(step, weight) and dispatch.serves(others, like=(self.frozen,)):
+            return by_passes(hold, others, step, self.frozen, self.code)
+        return hold.plain(others, step, self.frozen, self.code)
 
     def plain(self, weight: Tensor) -> Tensor:
         """The same by plain operations."""
@@ -88,7 +89,7 @@ class FrozenQuantizer(WeightQuantizer):
         return torch.where(self.frozen, self.code, inner.codes(weight))
 
     def _native(self, weight: Tensor) -> bool:
-        return self.fused and served(weight) and dispatch.serves(weight, self.frozen, self.code)
+        return self.fused and dispatch.serves(weight, like=(self.frozen, self.code))
 
     def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
         return self if bits == self.bits else FrozenElsewhere(self, self.weight_quantizer.at_bits(bits, scale))
@@ -141,54 +142,42 @@ def _limit(decay: float, threshold: float) -> int:
     return int((_halves() * decay <= threshold).sum())
 
 
-class _Hold(torch.autograd.Function):
+class _Hold:
     """Held weights by their codes and the step, others as they are given."""
 
-    @staticmethod
-    def forward(others: Tensor, step: Tensor, held: Tensor, code: Tensor) -> Tensor:
+    def forward(self, others: Tensor, step: Tensor, held: Tensor, code: Tensor) -> Tensor:
         return cpu.hold(others, held, code, step.contiguous())
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, step, held, code = inputs
-        ctx.save_for_backward(held, code)
-        ctx.shape = step.shape
+    def backward(
+        self, gradient: Tensor, others: Tensor, step: Tensor, held: Tensor, code: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        of_others, sums = cpu.hold_backward(dispatch.alike(gradient, held), held, code, step.numel())
+        return of_others, sums.float().view(step.shape), None, None
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (held, code), shape = ctx.saved_tensors, ctx.shape
-        if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
-            share = torch.where(held, gradients[0] * code, 0.0).sum_to_size(shape)
-            return torch.where(held, 0.0, gradients[0]), share, None, None
-        others, sums = cpu.hold_backward(alike(gradients[0], held), held, code, shape.numel())
-        return others, sums.float().view(shape), None, None
+    def plain(self, others: Tensor, step: Tensor, held: Tensor, code: Tensor) -> Tensor:
+        return torch.where(held, step * code, others)
 
 
-class _HoldMaxAbs(torch.autograd.Function):
+@dataclass
+class _HoldMaxAbs:
     """The same around a max-abs quantizer, whose step has its gradient from the largest weights."""
 
-    @staticmethod
-    def forward(weight: Tensor, held: Tensor, code: Tensor, quantizer: FrozenQuantizer) -> Tensor:
-        inner: Any = quantizer.weight_quantizer
-        step = inner.step_of(inner.peaks(weight)).flatten()
-        others = cpu.quantize(weight, step, inner.clipped_at)
+    inner: MaxAbsQuantizer
+    whole: Callable[[Tensor], Tensor]  # the plain forward pass of the quantizer around it
+
+    def forward(self, weight: Tensor, held: Tensor, code: Tensor) -> Tensor:
+        step = self.inner.step_of(self.inner.peaks(weight)).flatten()
+        others = cpu.quantize(weight, step, self.inner.clipped_at)
         return cpu.hold(others, held, code, step, out=others)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *kept, ctx.quantizer = inputs
-        ctx.save_for_backward(*kept)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight, held, code), quantizer = ctx.saved_tensors, ctx.quantizer
-        if torch.is_grad_enabled():
-            (result,) = torch.autograd.grad(quantizer.plain(weight), weight, gradients[0], create_graph=True)
-            return result, None, None, None
-        inner = quantizer.weight_quantizer
+    def backward(self, gradient: Tensor, weight: Tensor, held: Tensor, code: Tensor) -> tuple[Tensor | None, ...]:
+        inner = self.inner
         peak = inner.peaks(weight)
         step = inner.step_of(peak).flatten()
-        others, sums = cpu.hold_backward(alike(gradients[0], held), held, code, step.numel())
+        others, sums = cpu.hold_backward(dispatch.alike(gradient, held), held, code, step.numel())
         both, graph = (peak.flatten(), step), inner.scale_gradient == "graph"
         result = cpu.quantize_backward(weight, others, *both, inner.clipped_at, BOUND_SLACK, graph, sums)
-        return result, None, None, None
+        return result, None, None
+
+    def plain(self, weight: Tensor, held: Tensor, code: Tensor) -> Tensor:
+        return self.whole(weight)

@@ -72,14 +72,14 @@ class QuantLayer(Slotted):
     deployed: bool = False
 
     def effective_weight(self) -> Tensor:
-        """The weight that gets quantized: weight_transform(weight), same shape."""
+        """The weight that gets quantized: the trained one after the layer's weight_transform."""
         result: Tensor = self.weight_transform(self.weight)
         return result
 
     def quantized_weight(self) -> Tensor:
-        """The weight as the layer uses it, fp32, same shape."""
+        """The weight as the layer uses it, fp32, in the shape of the effective one."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            result: Tensor = self.weight_quantizer(self.weight_transform(self.weight))
+            result: Tensor = self.weight_quantizer(self.effective_weight())
         return result
 
 
@@ -207,6 +207,12 @@ def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
         if pattern not in matched:
             raise unknown("layer in exclude", pattern, found)
     return found
+
+
+def trainable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Those of `weight_layers` whose weights are trained, one for each weight: layers that share one count once."""
+    found = {id(layer.weight): (name, layer) for name, layer in weight_layers(model, exclude).items()}
+    return {name: layer for name, layer in found.values() if layer.weight.requires_grad}
 
 
 def attach(

@@ -1,15 +1,16 @@
 """A weight quantizer whose step is learned. Esser et al. 2020, arXiv 1902.08153."""
 
 import math
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from harness.kernels import cpu
-from harness.quantization.autograd import BOUND_SLACK, clip, round_ste, scale_gradient
+from harness.kernels import cpu, dispatch
+from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste, scale_gradient
 from harness.quantization.grid import LevelsKind, safe_step
-from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer, alike, served
+from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer
 
 
 class LSQQuantizer(WeightQuantizer):
@@ -40,9 +41,8 @@ class LSQQuantizer(WeightQuantizer):
         return scale_gradient(self.learned_step, factor)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.fused and self.kind == "symmetric" and served(weight):
-            result: Tensor = _LearnedStep.apply(weight, self.step(weight), self.levels.high)
-            return result
+        if self.fused and self.kind == "symmetric" and dispatch.serves(weight):
+            return by_passes(_LearnedStep(self.levels.high), weight, self.step(weight))
         return super().forward(weight)
 
     @torch.no_grad()
@@ -59,28 +59,22 @@ class LSQQuantizer(WeightQuantizer):
         return other
 
 
-class _LearnedStep(torch.autograd.Function):
-    """`step * round(clip(weight / step, -high, high))` and its gradients, each one native pass over the weight."""
+@dataclass
+class _LearnedStep:
+    """`step * round(clip(weight / step, -high, high))` and its gradients, each one pass over the weight."""
 
-    @staticmethod
-    def forward(weight: Tensor, step: Tensor, high: int) -> Tensor:
-        return cpu.quantize(weight, step.flatten(), high)
+    high: int
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, step, ctx.high = inputs
-        ctx.save_for_backward(weight, step)
+    def forward(self, weight: Tensor, step: Tensor) -> Tensor:
+        return cpu.quantize(weight, step.flatten(), self.high)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (weight, step), high = ctx.saved_tensors, ctx.high
-        if torch.is_grad_enabled():  # see _FakeQuantize
-            plain = step * round_ste(clip(weight / safe_step(step), -high, high))
-            of_weight, of_step = torch.autograd.grad(plain, (weight, step), gradients[0], create_graph=True)
-            return of_weight, of_step, None
-        gradient = alike(gradients[0], weight)
-        of_weight, pulls = cpu.learned_step_backward(weight, gradient, step.flatten(), high, BOUND_SLACK)
-        return of_weight, pulls.view(step.shape), None
+    def backward(self, gradient: Tensor, weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = dispatch.alike(gradient, weight)
+        of_weight, pulls = cpu.learned_step_backward(weight, gradient, step.flatten(), self.high, BOUND_SLACK)
+        return of_weight, pulls.view(step.shape)
+
+    def plain(self, weight: Tensor, step: Tensor) -> Tensor:
+        return step * round_ste(clip(weight / safe_step(step), -self.high, self.high))
 
 
 def on_plain_grid(quantizer: WeightQuantizer) -> bool:

@@ -4,15 +4,14 @@ Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, 
 """
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.config_base import QuantizerConfig
-from harness.kernels import cpu, dispatch
-from harness.quantization.autograd import BOUND_SLACK, clip, round_ste
+from harness.kernels import dispatch
+from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
 from harness.quantization.grid import (
     Levels,
     LevelsKind,
@@ -82,7 +81,7 @@ class MaxAbsQuantizer(WeightQuantizer):
     """The paper's quantizer: symmetric, `s = max|w| / Q`; 2 bits is ternary (arXiv 2502.00490, section 2).
 
     scale_gradient: "graph" leaves s in the graph, as the paper's code does; "detached" cuts it out. `fused` may be
-    set to False for plain tensor operations where a native pass (harness/kernels/csrc/weights.c) would serve.
+    set to False for plain tensor operations where a fused pass (harness/kernels) would serve.
     """
 
     fused: bool = True
@@ -100,10 +99,9 @@ class MaxAbsQuantizer(WeightQuantizer):
         return peak / self.levels.high
 
     def peaks(self, weight: Tensor) -> Tensor:
-        """`max_abs` by a native pass; the caller has asked `native.serves`, or `served_on_gpu`."""
-        if dispatch.on_gpu(weight.device):
-            return _on_gpu().peaks(weight).view(())
-        peaks = cpu.peaks(weight, weight.shape[0] if self.per_channel else 1)
+        """`max_abs` by a fused pass; the caller has asked `dispatch`."""
+        passes = dispatch.passes_on(weight.device)
+        peaks: Tensor = passes.peaks(weight, weight.shape[0] if self.per_channel else 1)
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
     def ratios(self, ones: Tensor) -> Tensor:
@@ -116,9 +114,8 @@ class MaxAbsQuantizer(WeightQuantizer):
         return -1.0
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.fused and (served(weight) or served_on_gpu(weight, self)):
-            result: Tensor = _FakeQuantize.apply(weight, self)
-            return result
+        if self.fused and dispatch.fake_quantization(weight, self.per_channel):
+            return by_passes(_FakeQuantize(self), weight)
         return self.plain(weight)
 
     def plain(self, weight: Tensor) -> Tensor:
@@ -130,57 +127,23 @@ class MaxAbsQuantizer(WeightQuantizer):
         return step * round_ste(weight / safe_step(step))
 
 
-def served(weight: Tensor) -> bool:
-    """Whether a native pass may take the place of plain operations on this weight."""
-    return weight.dtype == torch.float32 and not torch.compiler.is_compiling() and dispatch.serves(weight)
+class _FakeQuantize:
+    """A max-abs quantizer's forward and backward pass, each one fused pass over the weight."""
 
+    def __init__(self, quantizer: MaxAbsQuantizer) -> None:
+        self.quantizer, self.plain = quantizer, quantizer.plain
 
-def served_on_gpu(weight: Tensor, quantizer: WeightQuantizer) -> bool:
-    """Whether the passes of harness/kernels/triton_quantize.py may."""
-    usual = weight.dtype == torch.float32 and not torch.compiler.is_compiling() and not quantizer.per_channel
-    return usual and dispatch.on_gpu(weight.device) and dispatch.alike_in_memory(weight)
+    def forward(self, weight: Tensor) -> Tensor:
+        step = self.quantizer.step_of(self.quantizer.peaks(weight)).flatten()
+        result: Tensor = dispatch.passes_on(weight.device).quantize(weight, step, self.quantizer.clipped_at)
+        return result
 
-
-def _on_gpu() -> ModuleType:
-    from harness.kernels import triton_quantize  # needs Triton
-
-    return triton_quantize
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """A max-abs quantizer's forward and backward pass, each one native pass over the weight."""
-
-    @staticmethod
-    def forward(weight: Tensor, quantizer: MaxAbsQuantizer) -> Tensor:
-        step = quantizer.step_of(quantizer.peaks(weight))
-        passes = _on_gpu() if dispatch.on_gpu(weight.device) else cpu
-        return cast(Tensor, passes.quantize(weight, step.flatten(), quantizer.clipped_at))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, ctx.quantizer = inputs
-        ctx.save_for_backward(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (weight,), quantizer = ctx.saved_tensors, ctx.quantizer
-        if torch.is_grad_enabled():  # someone differentiates twice, so the gradient needs a graph of its own
-            (result,) = torch.autograd.grad(quantizer.plain(weight), weight, gradients[0], create_graph=True)
-            return result, None
-        gradient = alike(gradients[0], weight)
-        peak = quantizer.peaks(weight)  # read again rather than kept: the copy of a model may share the quantizer
-        step, graph = quantizer.step_of(peak), quantizer.scale_gradient == "graph"
-        both = (peak.flatten(), step.flatten())
-        passes = _on_gpu() if dispatch.on_gpu(weight.device) else cpu
-        return passes.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph), None
-
-
-def alike(gradient: Tensor, like: Tensor) -> Tensor:
-    """A gradient as the native passes take it: fp32, in the order in memory of another tensor."""
-    gradient = gradient.float()
-    if dispatch.alike_in_memory(like, gradient):
-        return gradient
-    return torch.empty_like(like, dtype=torch.float32).copy_(gradient)
+    def backward(self, gradient: Tensor, weight: Tensor) -> tuple[Tensor]:
+        quantizer = self.quantizer
+        peak = quantizer.peaks(weight)
+        both, graph = (peak.flatten(), quantizer.step_of(peak).flatten()), quantizer.scale_gradient == "graph"
+        gradient, passes = dispatch.alike(gradient, weight), dispatch.passes_on(weight.device)
+        return (passes.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph),)
 
 
 class ClippedQuantizer(MaxAbsQuantizer):
@@ -228,10 +191,10 @@ def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
 
 
 def make_quantizer(
-    knobs: QuantizerConfig, bits: int, scale_gradient: ScaleGradient = "graph", fused: bool = True
+    config: QuantizerConfig, bits: int, scale_gradient: ScaleGradient = "graph", fused: bool = True
 ) -> MaxAbsQuantizer:
     """The run's default quantizer at a bit-width: max-abs or clipped, per tensor or per channel."""
-    kind = ClippedQuantizer if knobs.range == "mse" else MaxAbsQuantizer
-    quantizer = kind(bits, knobs.granularity == "channel", scale_gradient)
+    kind = ClippedQuantizer if config.range == "mse" else MaxAbsQuantizer
+    quantizer = kind(bits, config.granularity == "channel", scale_gradient)
     quantizer.fused = fused
     return quantizer

@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from harness.core import registry
-from harness.core.bits import WeightBits
-from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, QuantizerConfig, StrictConfig
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, QuantizerConfig, StrictConfig, WeightBits
 from harness.core.errors import UserError, unknown
 from harness.core.validation import explain
 

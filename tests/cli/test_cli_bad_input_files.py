@@ -1,6 +1,6 @@
 """Bad input is refused before anything starts: field, value, what is legal, and the nearest spelling.
 
-Most cases run in this process; the last section types a representative dozen at the real command line.
+The last section carries out a dozen whole commands in this process, and types two of them at the command line.
 """
 
 from pathlib import Path
@@ -154,7 +154,7 @@ def test_a_missing_initial_checkpoint_is_refused(cli: Cli, init: str) -> None:
     assert "/no/such.pt" in cli.refusal(cli.file(edited({"base/model/init": init})))
 
 
-# The same at the real command line
+# The whole command: what it prints, and its exit status
 
 COMMANDS: dict[str, tuple[Edits | str, list[str], list[str]]] = {
     "unknown key": ({"sampller": "tpe"}, [], ["sampller", "did you mean 'sampler'"]),
@@ -177,10 +177,18 @@ def test_the_command_exits_2_with_one_line(
     cli: Cli, content: Edits | str, arguments: list[str], said: list[str]
 ) -> None:
     file = cli.file(content if isinstance(content, str) else edited(content))
-    ended = cli.run(file, *arguments)
+    ended = cli.run_here(file, *arguments)
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.startswith("error: ")
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert all(part in ended.stderr for part in said), ended.stderr
     assert not cli.root.exists()
+
+
+@pytest.mark.parametrize("case", ["unknown key", "profile"])
+def test_a_process_of_its_own_says_the_same(cli: Cli, case: str) -> None:
+    content, arguments, _ = COMMANDS[case]
+    file = cli.file(content if isinstance(content, str) else edited(content))
+    ended, here = cli.run(file, *arguments), cli.run_here(file, *arguments)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, here.stdout, here.stderr)

@@ -1,6 +1,6 @@
 """Bad input is refused before anything starts: field, value, what is legal, and the nearest spelling.
 
-Most cases run in this process; the last section types a representative dozen at the real command line.
+All in this process; tests/cli/test_cli_bad_input_files.py carries out whole commands.
 """
 
 import pytest

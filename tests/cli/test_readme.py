@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run_here
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -87,7 +88,10 @@ def test_one_run_by_hand(tmp_path: Path) -> None:
         " train: {epochs: 1}, deploy: {scale: recalibrate}}\n"
     )
     line = next(line for line in COMMANDS if "harness.run" in line)
-    assert "record:" in run(as_python(line), cwd=tmp_path)
+    _, option, module, *arguments = as_python(line)
+    ended = run_here(module, *arguments, cwd=tmp_path)
+    assert (option, ended.returncode) == ("-m", 0), ended.stderr
+    assert "record:" in ended.stdout
     assert (tmp_path / "runs/by-hand/record.json").exists()
 
 

@@ -124,7 +124,8 @@ def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: 
     assert queue.claim(sweep, "busy") is not None
     folder = sweep.folder / "workers" / "busy"
     code = (
-        "import sys, time; from pathlib import Path; from harness.record import Heartbeat, RunDirectory\n"
+        "import sys, time; from pathlib import Path; from harness.records.heartbeat import Heartbeat\n"
+        "from harness.records.run_directory import RunDirectory\n"
         "with Heartbeat(RunDirectory(Path(sys.argv[1]))): print('ready', flush=True); time.sleep(60)"
     )
     worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_sweep
-from tiny_sweep import RUNS, launch, records, rows, start, write_sweep
+from tiny_sweep import RUNS, here, launch, records, rows, start, write_sweep
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def test_launching_a_finished_sweep_does_nothing_and_says_so(finished: tuple[Pat
     sweep, root, _ = finished
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.json")}
     log = (root / "tiny" / "study.log").read_bytes()
-    status, output = launch(sweep, root)
+    status, output = here(sweep, root)
     assert status == 0
     assert "complete, nothing to do" in output
     assert {path: path.stat().st_mtime_ns for path in root.rglob("record.json")}.items() <= before.items()
@@ -63,12 +62,12 @@ def test_an_edited_sweep_is_refused_by_its_keys_and_a_grown_one_is_not(
     finished: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     sweep, root, _ = finished
-    status, output = launch(sweep, root, "--set", "base.train.epochs=3", "--set", "sampler=qmc")
+    status, output = here(sweep, root, "--set", "base.train.epochs=3", "--set", "sampler=qmc")
     assert status == 2
     assert "base.train.epochs" in output
     assert "sampler.name" in output
     before = records(root)
-    status, output = launch(sweep, root, "--set", "final.seeds=[0, 1, 2]", "--cluster", "debug")
+    status, output = here(sweep, root, "--set", "final.seeds=[0, 1, 2]", "--cluster", "debug")
     assert status == 0, output
     added = records(root).keys() - before.keys()
     assert {records(root)[run_id]["config"]["seed"] for run_id in added} == {2}
@@ -109,7 +108,7 @@ def test_interrupted_by_ctrl_c_it_stops_at_a_step_and_continues(
     finished: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     sweep, root = write_sweep(tmp_path), tmp_path / "runs"
-    process = start(sweep, root)
+    process = start(sweep, root, "--workers", "1")  # two would be done before Ctrl-C comes
     deadline = time.monotonic() + 120
     while len(records(root)) < 1 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -117,7 +116,7 @@ def test_interrupted_by_ctrl_c_it_stops_at_a_step_and_continues(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "the same command continues" in output
-    status, output = launch(sweep, root)
+    status, output = launch(sweep, root, "--workers", "1")
     assert status == 0, output
     assert rows(root) == {run_id: value for run_id, value in rows(finished[1]).items() if run_id in rows(root)}
     assert len(rows(root)) == RUNS
@@ -132,7 +131,7 @@ def test_a_run_that_fails_is_retried_named_and_does_not_stop_the_others(tmp_path
             "batch_size: 100": "batch_size: 100, optimizer: sgd, learning_rate: 0.1",
         },
     )
-    status, output = launch(sweep, tmp_path / "runs", "--cluster", "debug")
+    status, output = here(sweep, tmp_path / "runs", "--cluster", "debug")
     assert status == 1, output
     assert re.search(r"TrainingError: the \w+ loss .*became (nan|inf) in epoch", output)
     assert "no trial completed" in output
@@ -147,13 +146,12 @@ def test_a_run_that_fails_is_retried_named_and_does_not_stop_the_others(tmp_path
     assert all(status["failures"] == 2 and "Traceback" in status["traceback"] for status in failed)
 
 
-def test_figures_come_out_of_a_finished_sweep(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def test_figures_come_out_of_a_finished_sweep(
+    finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from analysis import make_figures
 
-    command = [sys.executable, "analysis/make_figures.py", "--root", str(finished[1]), "--out", str(tmp_path)]
-    answer = subprocess.run(command, cwd=tiny_sweep.REPOSITORY, capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert "oscillation@2" in answer.stdout
+    assert make_figures.main(["--root", str(finished[1]), "--out", str(tmp_path)]) == 0
+    assert "oscillation@2" in capsys.readouterr().out
     for name in ("accuracy_over_bits.pdf", "cross_bit_table.tex", "oscillation_over_training.png"):
         assert (tmp_path / name).stat().st_size > 400

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sweep import launch, records, write_sweep
+from tiny_sweep import here, launch, records, write_sweep
 
 from harness.cluster.worker import Worker
 from harness.launch import main
@@ -14,6 +14,7 @@ from harness.sweep import plan, queue
 from harness.sweep.config import read_sweep as read_sweep
 
 SHORT = ("--set", "data.train_fraction=0.2", "--cluster", "debug", "--set", "runtime.threads=1")
+ONE_RUN = ("--set", "tune.trials=1", "--set", "final.seeds=[0]")
 
 
 def run(folder: Path, *extra: str, epochs: int = 1, fraction: float = 0.2, **replaced: str) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def test_cells_that_resolve_to_one_configuration_share_its_run(tmp_path: Path) -
 
 def test_a_detached_launch_returns_and_the_sweep_finishes_by_itself(tmp_path: Path) -> None:
     sweep, root = write_sweep(tmp_path, 1), tmp_path / "runs"
-    status, output = launch(sweep, root, "--detach", "--set", "tune.trials=1", "--set", "final.seeds=[0]")
+    status, output = launch(sweep, root, "--detach", "--workers", "1", *ONE_RUN)
     assert status == 0
     assert "detached as process" in output
     deadline = time.monotonic() + 120
@@ -109,19 +110,17 @@ def test_other_objectives(tmp_path: Path, objective: str) -> None:
 
 def test_a_detached_launch_refuses_before_it_detaches(tmp_path: Path) -> None:
     sweep, root = write_sweep(tmp_path, 1), tmp_path / "runs"
-    short = ("--set", "tune.trials=1", "--set", "final.seeds=[0]")
-    assert main([str(sweep), "--root", str(root), *SHORT, *short]) == 0
-    status, output = launch(sweep, root, "--detach", "--set", "train.epochs=9", *short)
+    assert main([str(sweep), "--root", str(root), *SHORT, *ONE_RUN]) == 0
+    status, output = here(sweep, root, "--detach", "--set", "train.epochs=9", *ONE_RUN)
     assert status == 2
     assert "base.train.epochs" in output
-    status, output = launch(sweep, root, "--detach", "--set", "data.train_fraction=0.2", *short)
+    status, output = here(sweep, root, "--detach", "--set", "data.train_fraction=0.2", *ONE_RUN)
     assert status == 0, output
     assert "complete, nothing to do" in output
 
 
 def test_a_worker_submitted_before_the_sweep_grew_works_on_the_grown_one(tmp_path: Path) -> None:
-    short = ("--set", "tune.trials=1", "--set", "final.seeds=[0]")
-    run(tmp_path, *short)
+    run(tmp_path, *ONE_RUN)
     sweep_folder = tmp_path / "runs/tiny"
     early = Worker(folder=str(sweep_folder), name="early", keep_signals=True)
     sweep = write_sweep(tmp_path, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sweep import launch, records, start, write_sweep
+from tiny_sweep import here, records, start, write_sweep
 
 from harness.cli.status_report import standing
 from harness.cluster import slots
@@ -122,7 +122,7 @@ def test_devices_that_are_no_list(devices: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_gpus_are_for_local_launches(tmp_path: Path) -> None:
-    ended, output = launch(write_sweep(tmp_path), tmp_path / "runs", "--gpus", "0", "--cluster", "slurm")
+    ended, output = here(write_sweep(tmp_path), tmp_path / "runs", "--gpus", "0", "--cluster", "slurm")
     assert ended == 2
     assert "--gpus is for --cluster local, not slurm" in output
 

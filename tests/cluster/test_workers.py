@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from tiny_sweep import REPOSITORY, launch, records, start, write_sweep
+from tiny_sweep import REPOSITORY, here, records, start, write_sweep
 
 from harness import status
 from harness.cluster.worker import Worker
@@ -107,8 +107,8 @@ def test_a_request_to_stop_reaches_workers_through_the_file_alone(tmp_path: Path
 STUCK = """
 import sys, time
 from pathlib import Path
-from harness import stopping, worker
-stopping.TERM_GRACE_S = 1.0
+from harness.cluster import signals, worker
+signals.TERM_GRACE_S = 1.0
 class Stuck(worker.Worker):
     def perform(self, sweep, claim, stopping):
         print("stuck", flush=True)
@@ -173,7 +173,7 @@ def test_a_requeued_worker_first_frees_what_it_held_before(tmp_path: Path) -> No
 
 
 def test_each_run_has_a_log_of_its_own(tmp_path: Path) -> None:
-    ended, output = launch(write_sweep(tmp_path, 3), tmp_path / "runs", "--cluster", "debug", *ONE_RUN)
+    ended, output = here(write_sweep(tmp_path, 3), tmp_path / "runs", "--cluster", "debug", *ONE_RUN)
     assert ended == 0, output
     for run, record in records(tmp_path / "runs").items():
         log = (tmp_path / "runs/tiny/runs" / run / "log.txt").read_text()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,18 +109,20 @@ def test_the_same_batches_as_float_training(method: str, model: str, monkeypatch
 
 
 @pytest.mark.parametrize("quantizer", [{"granularity": "channel"}, {"range": "mse"}])
-@pytest.mark.parametrize("scale", ["keep_step", "keep_range", "recalibrate"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_group_that_shares_a_step_is_on_a_grid(method: str, scale: str, quantizer: dict[str, str]) -> None:
-    wanted = config(method, quantizer=quantizer, deploy={"bits": [2], "scale": scale}, train={"epochs": 1})
-    session = build(wanted)
+def test_every_group_that_shares_a_step_is_on_a_grid(method: str, quantizer: dict[str, str]) -> None:
+    deploy = {"bits": [2], "scale": "keep_step"}
+    session = build(config(method, quantizer=quantizer, deploy=deploy, train={"epochs": 1}))
     train(session, lambda metrics: None)
     sources = weight_layers(session.model)
-    for bits in range(2, 9):
-        deployed = session.evaluator.deployed(session.model, bits)
+    for scale, bits in itertools.product(("keep_step", "keep_range", "recalibrate"), range(2, 9)):
+        context = replace(session.evaluator.context, scale=scale)  # training knows nothing of it
+        for each in session.methods:
+            each.context = context
+        deployed = replace(session.evaluator, context=context).deployed(session.model, bits)
         for name, layer in weight_layers(deployed).items():
             own_steps = list(layer.weight) if "granularity" in quantizer else groups(sources[name], layer.weight, None)
-            assert max(len(group.unique()) for group in own_steps) <= 2**bits, (name, bits)
+            assert max(len(group.unique()) for group in own_steps) <= 2**bits, (name, scale, bits)
             assert bool(torch.isfinite(layer.weight).all())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import Augment, Dataset, Split
-from harness.kernels import cpu
+from harness.kernels import cpu, library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -49,7 +49,7 @@ def test_batches_are_those_of_plain_operations(channels: int, max_value: int, mo
     monkeypatch.setattr(cpu, "image_batch", lambda *_: pytest.fail("no contiguous images"))
     turned = data.train.images.transpose(2, 3)
     assert torch.equal(data.normalized(turned), plain(data, turned))
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(library, "library", lambda: None)
     assert torch.equal(data.batch(data.train, rows)[0], plain(data, data.train.images[rows]))
 
 
@@ -79,7 +79,7 @@ def test_images_of_one_channel_are_said_to_be_channels_last(
 ) -> None:
     """They are in either order; strides decide which convolution runs, and so the last bits of all that follows."""
     if not native_passes:
-        monkeypatch.setattr(cpu, "library", lambda: None)
+        monkeypatch.setattr(library, "library", lambda: None)
     data = dataset(1, 16, flip=True)
     rows, generator = torch.arange(5), torch.Generator().manual_seed(0)
     for inputs, _ in (

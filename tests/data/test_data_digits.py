@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from harness.core.errors import UserError
-from harness.data import DataConfig, Dataset, load_dataset, order, prepare
+from harness.data import DataConfig, Dataset, digits, load_dataset, order, prepare
 from harness.data._split import channel_statistics
 from harness.data.digits import Config
 
@@ -46,6 +46,16 @@ def test_splits_are_disjoint_and_together_everything(data: Dataset) -> None:
     # Some digits were scanned to the same 64 pixels, so multisets are compared.
     everything = sorted(image.astype("uint8").tobytes() for image in load_digits().images)
     assert sorted(rows(data.train) + rows(data.val) + rows(data.test)) == everything
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["file", "elsewhere"])
+def test_the_table_is_scikit_learns(moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    monkeypatch.setattr(digits, "find_spec", (lambda name: None) if moved else digits.find_spec)
+    wanted, found = load_digits(), digits._table()
+    assert (found[:, :-1] == wanted.data).all()
+    assert (found[:, -1] == wanted.target).all()
 
 
 def test_all_splits_keep_the_classes_shares(data: Dataset) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
+from commands import run_here
 
 from harness.core.errors import UserError
 from harness.launch import main
@@ -84,6 +85,10 @@ class Cli:
         """A dry run of it ends well and leaves nothing behind."""
         assert main([*self._arguments(arguments), "--dry-run"]) == 0
         assert not self.root.exists()
+
+    def run_here(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """The command in this process."""
+        return run_here("harness.launch", *self._arguments(arguments), cwd=self.folder)
 
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """The command as a user types it."""

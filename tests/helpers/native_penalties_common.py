@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from passes_common import pass_of
 from torch import Tensor
 
 #: Odd sizes, one weight alone, and one of several blocks and threads.
@@ -16,8 +17,8 @@ def normal(shape: tuple[int, ...], memory: str = "contiguous", seed: int = 0) ->
 
 
 def by_native_passes(loss: Tensor) -> bool:
-    """Whether this loss stands on them."""
-    return loss.grad_fn is not None and "ClosedForm" in type(loss.grad_fn).__name__
+    """Whether they computed this loss."""
+    return pass_of(loss) == "ClosedForm"
 
 
 def value_and_gradient(loss: Callable[[Tensor], Tensor], weight: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:

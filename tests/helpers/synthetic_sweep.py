@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.load import load_sweep
-from analysis.series import Group, make_groups
+from analysis.grouping import make_groups
+from analysis.load import load_results
+from analysis.series import Group
 
 BITS = (2, 3, 4, 8, "float")
 #: (method, target) -> mean and sd of test accuracy in % at 2, 3, 4, 8 and float bits.
@@ -128,7 +129,7 @@ def steady(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> SweepWriter:
 
 def only_group(root: Path, name: str = "quickstart") -> Group:
     """The group of a sweep that has one."""
-    (group,) = make_groups(load_sweep(root, name))
+    (group,) = make_groups(load_results(root, name))
     return group
 
 

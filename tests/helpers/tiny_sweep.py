@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from commands import run_here
+
 REPOSITORY = Path(__file__).parents[2]
 SWEEP = """
 name: tiny
@@ -64,6 +66,12 @@ def launch(sweep: Path, root: Path, *extra: str, timeout: float = 240, **kwargs:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, output
+
+
+def here(sweep: Path, root: Path, *extra: str, **kwargs: Any) -> tuple[int, str]:
+    """The same in this process: exit status and everything printed."""
+    ended = run_here("harness.launch", sweep, "--root", root, *extra, cwd=REPOSITORY, **kwargs)
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 def records(root: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
+from passes_common import left_over, pass_of
 from torch import nn
 
 from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach
@@ -64,23 +65,14 @@ def move(model: nn.Module, step: int) -> None:
 def test_the_tracker_counts_the_same(quantized: tuple[str, ...], knobs: QuantizerConfig | None) -> None:
     model = network(quantized)
     fast, plain = (OscillationTracker(model, 3, knobs, fused=fused) for fused in (True, False))
-    left_over: list[int] = []
-    assert fast._on_gpu is not None
-    assert plain._on_gpu is None
-    passes = fast._on_gpu
-
-    class Counted:
-        def __call__(self, watches, increment):  # type: ignore[no-untyped-def]
-            rest = passes(watches, increment)
-            left_over.append(len(rest))
-            return rest
-
-    fast._on_gpu = Counted()  # type: ignore[assignment]
+    left, left_by_plain = left_over(fast, "update"), left_over(plain, "update")
+    assert type(fast._pass).__name__ == "_TrackerInTriton"
     for step in range(8):
         move(model, step)
         fast.update()
         plain.update()
-    assert left_over == [5 if knobs is CHANNEL else 0] * 8
+    assert left == [5 if knobs is CHANNEL else 0] * 8
+    assert left_by_plain == [5] * 8
     for name, state in plain.state_dict().items():
         for field, expected in state.items():
             assert torch.equal(fast.state_dict()[name][field], expected), (name, field)
@@ -97,7 +89,9 @@ def test_the_regularizer_has_the_same_gradient(scale_gradient: Literal["graph", 
             regularizer = OscillationRegularizer(model, bits, 30.0, knobs, scale_gradient, fused=fused)
             for weight in weights(model):
                 weight.grad = torch.full_like(weight, 2.0**-20)  # added to, and little enough to hide no difference
+            left = left_over(regularizer, "add_gradient")
             value = regularizer.add_gradient()
+            assert left == [0 if fused and knobs is not CHANNEL else 5]
             found.append((float(value), [weight.grad for weight in weights(model)]))
         (fast, gradients), (plain, expected) = found
         assert fast == pytest.approx(plain, rel=1e-5)
@@ -124,7 +118,7 @@ def test_fake_quantization_is_the_same(knobs: QuantizerConfig, scale_gradient: L
                 quantizer.fused = fused
                 leaf = weight.detach().clone().requires_grad_()
                 out = quantizer(leaf)
-                assert (type(out.grad_fn).__name__ == "_FakeQuantizeBackward") == fused
+                assert (pass_of(out) == "_FakeQuantize") == fused
                 out.backward(gradient)  # not in the weight's order in memory
                 results.append((out.detach(), leaf.grad))
             assert torch.equal(results[0][0], results[1][0])

@@ -133,8 +133,8 @@ def test_the_formula_of_the_docstring_by_hand() -> None:
     assert float(value) == 6 * ((16 - 16) + (0 - 1) + (16 - 9) + (0 - 1)) / 4
 
 
-def resnet18_layers() -> list[Tensor]:
-    model = build_model(registry.load("model", "resnet18").Config(), (3, 32, 32), 10, seed=0)
+def resnet18_layers(width: int) -> list[Tensor]:
+    model = build_model(registry.load("model", "resnet18").Config(width=width), (3, 32, 32), 10, seed=0)
     layers = [layer.weight.detach() for layer in weight_layers(model).values()]
     assert len(layers) == 21
     return layers
@@ -145,7 +145,7 @@ def resnet18_layers() -> list[Tensor]:
 )
 def test_resnet18(dtype: torch.dtype, bits: int, limit: float) -> None:
     ours, plain = [], []
-    for weight in resnet18_layers():
+    for weight in resnet18_layers(width=64 if bits == 3 else 16):  # of the full width once a type
         weight = weight.to(dtype)
         ours.append(oscillation_penalty(weight, MaxAbsQuantizer(bits), 1.0)[1].flatten().double())
         plain.append(plain_gradient(weight, bits, 1.0)[1].flatten())

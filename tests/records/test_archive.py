@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_sweep import RUNS, records, write_sweep
 
-from analysis.load import load_sweep
+from analysis.load import load_results
 from harness.archive import main as archive
 from harness.cancel import main as cancel
 from harness.core.errors import UserError
@@ -36,7 +36,7 @@ def test_the_archive_holds_what_figures_and_reruns_need_and_nothing_of_the_machi
     with zipfile.ZipFile(carried_out / "kept/tiny/runs.zip") as packed:
         names = set(packed.namelist())
         everything = b"".join(packed.read(name) for name in names)
-    finals = {run for cell in load_sweep(carried_out / "runs", "tiny").cells for run in cell.finals.values()}
+    finals = {run for cell in load_results(carried_out / "runs", "tiny").cells for run in cell.finals.values()}
     runs = set(records(carried_out / "runs"))
     assert len(runs) == RUNS
     expected = {f"{run}/{name}.json" for run in runs for name in ("config", "record", "trials")}
@@ -53,7 +53,7 @@ def test_packing_again_gives_the_same_bytes(carried_out: Path, tmp_path: Path) -
 
 
 def test_the_analysis_reads_an_archive_as_it_reads_a_sweep(carried_out: Path) -> None:
-    live, kept = (load_sweep(carried_out / root, "tiny") for root in ("runs", "kept"))
+    live, kept = (load_results(carried_out / root, "tiny") for root in ("runs", "kept"))
     assert [final.record for final in live.finals] == [final.record for final in kept.finals]
     assert [final.epochs() for final in live.finals] == [final.epochs() for final in kept.finals]
     assert [vars(trial) for trial in live.trials] == [vars(trial) for trial in kept.trials]
@@ -123,7 +123,7 @@ def test_a_failed_run_is_kept_with_its_reason(carried_out: Path, tmp_path: Path)
     pack(sweep, tmp_path / "kept")
     shown = "OSError: no file '.../x.png' and none at .../x.png; 3/4 done"
     for root, expected in (("runs", reason), ("kept", shown)):
-        (failure,) = load_sweep(tmp_path / root, "tiny").failures
+        (failure,) = load_results(tmp_path / root, "tiny").failures
         assert (failure.run_id, failure.reason) == (trial, expected)
     with zipfile.ZipFile(tmp_path / "kept/tiny/runs.zip") as packed:
         assert b"/home" not in packed.read(f"{trial}/status.json")
@@ -135,13 +135,13 @@ def phase_of(sweep: Path, run: str) -> str:
 
 def test_a_failed_final_is_over(carried_out: Path, tmp_path: Path) -> None:
     sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "runs/tiny")
-    final = load_sweep(carried_out / "runs", "tiny").finals[0]
+    final = load_results(carried_out / "runs", "tiny").finals[0]
     (sweep / "runs" / final.run_id / "record.json").unlink()
     with pytest.raises(UserError, match=f"not complete: final run {final.run_id} is not over"):
         pack(sweep, tmp_path / "kept")
     (sweep / "runs" / final.run_id / "status.json").write_text('{"state": "failed", "reason": "nan"}')
     pack(sweep, tmp_path / "kept")
-    kept = load_sweep(tmp_path / "kept", "tiny")
+    kept = load_results(tmp_path / "kept", "tiny")
     assert [(one.cell, one.seed) for one in kept.missing] == [(final.cell.id, final.seed)]
 
 
@@ -184,7 +184,7 @@ def test_a_damaged_archive_is_named(carried_out: Path, tmp_path: Path) -> None:
     kept = shutil.copytree(carried_out / "kept/tiny", tmp_path / "kept/tiny")
     (kept / "runs.zip").write_bytes((kept / "runs.zip").read_bytes()[:1000])
     for reading in (
-        lambda: load_sweep(tmp_path / "kept", "tiny"),
+        lambda: load_results(tmp_path / "kept", "tiny"),
         lambda: archive(["unpack", str(kept), "--to", str(tmp_path / "again")]),
         lambda: repeat(["abc", "--root", str(tmp_path / "kept"), "--dir", str(tmp_path / "new")]),
     ):
@@ -196,7 +196,7 @@ def test_a_damaged_archive_is_named(carried_out: Path, tmp_path: Path) -> None:
 def test_a_run_of_an_archive_is_repeated_to_the_last_digit(
     carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = load_sweep(carried_out / "kept", "tiny").finals[0].run_id
+    run = load_results(carried_out / "kept", "tiny").finals[0].run_id
     assert repeat([run[:8], "--root", str(carried_out / "kept"), "--dir", str(tmp_path / "again")]) == 0
     assert f"run {run}: all 6 rows are the same" in capsys.readouterr().out
     assert json.loads((tmp_path / "again/record.json").read_text())["run_id"] == run
@@ -208,14 +208,14 @@ def test_rows_that_were_added_later_are_repeated_too(
     carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = shutil.copytree(carried_out / "runs", tmp_path / "runs")
-    final = load_sweep(runs, "tiny").finals[0].run_id
+    final = load_results(runs, "tiny").finals[0].run_id
     assert evaluate([str(runs / "tiny/runs" / final), "--bits", "3"]) == 0
     assert repeat([final, "--root", str(runs), "--dir", str(tmp_path / "again")]) == 0
     assert "all 8 rows are the same" in capsys.readouterr().out
 
 
 def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    final = load_sweep(carried_out / "runs", "tiny").finals[0]
+    final = load_results(carried_out / "runs", "tiny").finals[0]
     path = shutil.copytree(carried_out / "runs", tmp_path / "runs") / "tiny/runs" / final.run_id / "record.json"
     record = json.loads(path.read_text())
     record["rows"][-1]["accuracy"] += 0.01

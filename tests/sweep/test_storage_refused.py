@@ -1,6 +1,6 @@
 """What a launch says of a database that it cannot use: one line, exit status 2, never a password."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 import studies_common
 from postgres_server import HOST, USER, PostgresServer
-from tiny_sweep import launch, write_sweep
+from tiny_sweep import here, launch, write_sweep
 
 from harness.sweep import plan
 from harness.sweep.storage import PASSWORD_VARIABLE
@@ -28,8 +28,10 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
-def refused(tmp_path: Path, storage: str, *extra: str, password: str = SECRET) -> str:
-    """The one line that refuses a launch."""
+def refused(
+    tmp_path: Path, storage: str, *extra: str, password: str = SECRET, launch: Callable[..., tuple[int, str]] = here
+) -> str:
+    """The one line that refuses a launch, in this process or by `launch`."""
     sweep = write_sweep(tmp_path, **{"workers: 2": f"workers: 2\nstorage: {storage}"})
     status, output = launch(sweep, tmp_path / "runs", *extra, env={PASSWORD_VARIABLE: password})
     assert status == 2, output
@@ -58,7 +60,8 @@ def test_a_database_that_is_not_there_is_named(server: PostgresServer, tmp_path:
 @pytest.mark.parametrize(("scheme", "driver"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, scheme: str, driver: str) -> None:
     pytest.importorskip(driver)
-    line = refused(tmp_path, f"{scheme}://{USER}@{CLOSED}/db")
+    # In a process of its own: a driver may warn where it is first imported.
+    line = refused(tmp_path, f"{scheme}://{USER}@{CLOSED}/db", launch=launch)
     assert f"{scheme}://{USER}@{CLOSED}/db" in line
     assert "does not answer" in line
     assert "refused" in line

@@ -88,7 +88,8 @@ def test_four_processes_claim_forty_trials_once_each(tmp_path: Path) -> None:
     spec = raw(tune={"trials": 20})
     sweep = queue.open_sweep(SweepConfig.model_validate(spec), tmp_path)
     plan.top_up(sweep)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # imports what takes time once
+    context.set_forkserver_preload(["harness.plan", "optuna.storages"])
     ready, results = context.Barrier(4), context.Queue()
     arguments = [(str(tmp_path), spec, worker, ready, results) for worker in range(4)]
     processes = [context.Process(target=_claim_all, args=given, daemon=True) for given in arguments]

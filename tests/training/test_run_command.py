@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from commands import run_here
+
 CONFIG = """
 methods: oscillation
 target_bit: 3
@@ -36,10 +38,11 @@ def test_a_run_needs_no_service(tmp_path: Path) -> None:
     assert done.stdout.count("epoch ") == 2
     assert done.stdout.count("accuracy") == 8
     assert str(tmp_path / "run/record.json") in done.stdout
-    again = command(tmp_path, (tmp_path / "run/config.json").read_text())
+    again = run_here("harness.run", tmp_path / "run/config.json", "--dir", tmp_path / "run")
     assert again.returncode == 0, "what a run leaves behind names the same run"
     assert "epoch " not in again.stdout
-    other = command(tmp_path, CONFIG.replace("width: 16", "width: 17"))
+    (tmp_path / "other.yaml").write_text(CONFIG.replace("width: 16", "width: 17"))
+    other = run_here("harness.run", tmp_path / "other.yaml", "--dir", tmp_path / "run")
     assert other.returncode == 2
     assert "directory of its own" in other.stderr
     assert "Traceback" not in other.stderr

@@ -34,7 +34,7 @@ void peaks(const float *w, int64_t groups, int64_t size, float *partial, float *
     }
 }
 
-/* One weight and what belongs to it; harness/kernels/cpu.py has the same fields. low, high: the codes' range.
+/* One weight and what belongs to it; harness/kernels/cpu_layers.py has the same fields. low, high: the codes' range.
  *
  * ratio: of each group's step to max|w| / high, where the step is to be found; else `step` is given, or the codes
  * themselves are. clipped: whether weights may lie outside the range. graph: whether the step takes part in the

@@ -1,0 +1,126 @@
+"""Sort the finals of a sweep into groups (one model on one data set) and series (one line of a figure)."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePath
+
+from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
+from analysis.results import Final, SweepResults, Trial
+from analysis.series import Group, Series, method_of
+
+#: Grid keys that split a sweep into groups rather than into series.
+_GROUPING = re.compile(r"(model|data)(\.|$)")
+
+
+def make_groups(sweep: SweepResults) -> list[Group]:
+    """The groups of a sweep, refusing to put unlike runs side by side."""
+    refuse_unequal_seeds(sweep.cells)
+    by_key: dict[tuple[str, str], list[Final]] = {}
+    for final in sweep.finals:
+        by_key.setdefault(_group_key(final), []).append(final)
+    groups = []
+    short = [_shortest(names) for names in zip(*by_key, strict=True)]
+    for key, finals in by_key.items():
+        model, data = (names[name] for names, name in zip(short, key, strict=True))
+        data = _named_by_folder(data, finals)
+        refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
+        notes = sweep.notes + resolved_notes(finals)
+        series = _make_series(finals, notes)
+        groups.append(
+            Group(
+                sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
+                trials=tuple(trial for trial in sweep.trials if _group_key(trial) == key),
+                objective=sweep.objective, settings=sweep.settings,
+            )
+        )  # fmt: skip
+    return groups
+
+
+def _group_key(run: Final | Trial) -> tuple[str, str]:
+    def name(section: str) -> str:
+        extras = [
+            f" {key.removeprefix(section + '.')}={value}"
+            for key, value in run.cell.grid.items()
+            if key.startswith(f"{section}.") and key != f"{section}.name"
+        ]
+        return str(run.config[section]["name"]) + "".join(extras)
+
+    return name("model"), name("data")
+
+
+def _named_by_folder(data: str, finals: Sequence[Final]) -> str:
+    """`cifar10 images` for class folders of images that all runs read from a folder of that name."""
+    folders = {PurePath(final.config["data"].get("root") or "").name for final in finals}
+    (folder, *others) = sorted(folders)
+    return data.replace("image_folder", f"{folder} images", 1) if folder and not others else data
+
+
+def _shortest(names: Sequence[str]) -> dict[str, str]:
+    """`mlp5 width=128` is `mlp5` where the sweep has no other mlp5."""
+    bare = {name: name.partition(" ")[0] for name in names}
+    alike = Counter(bare.values())
+    return {name: short if alike[short] == 1 else name for name, short in bare.items()}
+
+
+def _make_series(finals: Sequence[Final], notes: list[str]) -> tuple[Series, ...]:
+    by_cell: dict[str, list[Final]] = {}
+    for final in finals:
+        by_cell.setdefault(final.cell.id, []).append(final)
+    trained: list[Series] = []
+    for own in by_cell.values():
+        one = _trained(own)
+        twin = next((i for i, other in enumerate(trained) if _share_runs(one, other)), None)
+        if twin is None:
+            trained.append(one)
+        else:  # counting a run once for each cell that resolves to it would narrow the interval
+            notes.append(f"cell {one.cell.id} shares its runs with {trained[twin].cell.id}; drawn once")
+            trained[twin] = _merged(trained[twin], one)
+    return tuple(variant for one in _distinguished(trained) for variant in _deployed(one))
+
+
+def _trained(finals: Sequence[Final]) -> Series:
+    config = finals[0].config
+    return Series(method_of(config), config.get("target_bit"), finals[0].cell, tuple(finals), "", "")
+
+
+def _share_runs(one: Series, other: Series) -> bool:
+    return bool({final.run_id for final in one.finals} & {final.run_id for final in other.finals})
+
+
+def _merged(one: Series, other: Series) -> Series:
+    by_seed = {final.seed: final for final in (*other.finals, *one.finals)}
+    return replace(one, finals=tuple(by_seed[seed] for seed in sorted(by_seed)))
+
+
+def _distinguished(trained: list[Series]) -> list[Series]:
+    """Cells with one label that are not the same runs get what tells them apart in the grid, or their id."""
+    result = []
+    for one in trained:
+        alike = [other.cell.grid for other in trained if other.training_label == one.training_label]
+        if len(alike) > 1:
+            keys = dict.fromkeys(key for grid in alike for key in grid if not _GROUPING.match(key))
+            varying = [key for key in keys if len({repr(grid.get(key)) for grid in alike}) > 1]
+            unique = len({repr([grid.get(key) for key in varying]) for grid in alike}) == len(alike)
+            told = [f"{key.rpartition('.')[2]}={one.cell.grid.get(key)}" for key in varying]
+            one = replace(one, suffix=f" ({', '.join(told) if unique else one.cell.id})")
+        result.append(one)
+    return result
+
+
+def _deployed(one: Series) -> list[Series]:
+    """One series for each way in which the runs were deployed."""
+    ways = list(dict.fromkeys((r["deploy"], r["scale"]) for f in one.finals for r in f.rows("test")))
+    varying = [len({way[i] for way in ways}) > 1 for i in (0, 1)]
+    return [
+        replace(
+            one,
+            deploy=deploy,
+            scale=scale,
+            deploy_suffix="".join(f", {part}" for part, vary in zip(way, varying) if vary),
+            first=way == ways[0],
+        )
+        for way in ways
+        for deploy, scale in [way]
+    ]

@@ -1,0 +1,51 @@
+"""Means over seeds with Student-t intervals, which hold at three seeds where a bootstrap does not."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over `n` seeds; `half_width` is nan when one seed says nothing about the spread."""
+
+    mean: float
+    half_width: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """`mean ± t(level, n-1) * sd / sqrt(n)`, with the n-1 standard deviation."""
+    n = len(values)
+    if n == 0:
+        return Interval(math.nan, math.nan, 0)
+    # The standard library's are exact: equal values have no spread, where rounding would leave 1e-16 of it.
+    mean = statistics.mean(values)
+    if n == 1:
+        return Interval(mean, math.nan, 1)
+    from scipy.stats import t
+
+    quantile = float(t.ppf(0.5 + level / 2, n - 1))
+    return Interval(mean, quantile * statistics.stdev(values) / math.sqrt(n), n)
+
+
+def separate_best(intervals: Sequence[Interval]) -> int | None:
+    """Index of the highest mean if its interval lies wholly above that of the second highest, else None.
+
+    One seed has no interval, so nothing can be said to lie above or below it.
+    """
+    order = sorted((i for i, interval in enumerate(intervals) if interval.n), key=lambda i: -intervals[i].mean)
+    if len(order) < 2:
+        return None
+    best, second = intervals[order[0]], intervals[order[1]]
+    return order[0] if best.low > second.high else None  # False for nan

@@ -1,0 +1,55 @@
+"""The compiled functions of kernels/csrc/, and how Python calls them."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import warnings
+from functools import cache
+
+from torch import Tensor
+
+from harness.kernels.compiler import _compiled
+
+_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+_SIGNATURES = {
+    "peaks": (_P, _N, _N, _P, _P),
+    "regularize": (_P, _N, ctypes.c_double, _F, _P),
+    "quantize": (_P, _P, _N, _N, _P, _F),
+    "quantize_backward": (_P, _P, _P, _N, _N, _P, _P, _F, _F, ctypes.c_int, _P, _P, _P),
+    "track": (_P, _N, _F),
+    "dampening_value": (_P, _N, _N, _P, _F, _F, _P, _P),
+    "dampening_gradient": (_P, _P, _N, _N, _P, _F, _F, _F),
+    "moments": (_P, _N, _P, _P),
+    "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
+    "image_batch": (_P, _P, _N, _N, _N, _P, _P),
+    "hold": (_P, _P, _P, _P, _N, _N, _P),
+    "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
+    "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),
+    "settle": (_P, _P, _P, _P, _P, _N, _F, ctypes.c_int),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where there is no C compiler or nowhere to keep what it makes."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        warnings.warn(f"plain tensor operations are used, several times slower: {error}", stacklevel=2)
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, None
+    return loaded
+
+
+def call(name: str, *arguments: Tensor | float | None) -> None:
+    """Call a function of the library; a tensor goes as the address of its first element."""
+    found = library()
+    assert found is not None, "ask harness/kernels/dispatch.py first"
+    getattr(found, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))

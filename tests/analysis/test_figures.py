@@ -1,0 +1,243 @@
+"""The figures of layers, thresholds and tuning trials: their points against the records they come from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from analysis_cost import Shape, write_sweep
+from synthetic_sweep import SweepWriter, quickstart
+
+from analysis import style
+from analysis.figures import Drawing, NothingToDraw, find_figures
+from analysis.figures.pareto import undominated
+from analysis.frames import rows_frame, trials_frame
+from analysis.grouping import make_groups
+from analysis.load import load_results
+from analysis.series import Group
+from harness.core.bits import FLOAT
+from harness.records import schema
+
+SHAPE = Shape(trials=12, seeds=3, epochs=5, layers=4)
+FIGURES = {module.name: module for module in find_figures()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep as launching and running one leaves it."""
+    path = tmp_path_factory.mktemp("root")
+    write_sweep(path, SHAPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def group(root: Path) -> Group:
+    (group,) = make_groups(load_results(root, "large"))
+    return group
+
+
+def draw(name: str, group: Group) -> Drawing:
+    drawing: Drawing = FIGURES[name].draw(group)
+    drawing.figure.canvas.draw()
+    return drawing
+
+
+def record_of(group: Group, label: str, seed: int) -> dict[str, Any]:
+    (final,) = [f for one in group.series if one.label == label for f in one.finals if f.seed == seed]
+    return final.record
+
+
+def old_group(tmp_path: Path) -> Group:
+    """Records without layers, histograms or trials."""
+    quickstart(tmp_path).write()
+    (group,) = make_groups(load_results(tmp_path, "quickstart"))
+    return group
+
+
+def test_layers_are_means_over_seeds(group: Group, root: Path) -> None:
+    frame = draw("layer_oscillation", group).frame
+    (one,) = [one for one in group.series if one.label == "lsq@3"]
+    key = schema.layer_frequency("layer.2")
+    values = [final.epochs()[0][4][key] for final in one.finals]
+    chosen = frame[(frame["series"] == "lsq@3") & (frame["layer"] == "layer_2") & (frame["epoch"] == 4)]
+    assert chosen["frequency"].item() == pytest.approx(sum(values) / 3, rel=1e-12)
+    assert len(frame) == 10 * SHAPE.layers * SHAPE.epochs
+    assert list(dict.fromkeys(frame["layer"])) == [f"layer_{i}" for i in range(SHAPE.layers)]  # the network's order
+
+
+def test_layers_that_nobody_reports(tmp_path: Path) -> None:
+    with pytest.raises(NothingToDraw, match="no epoch of a final reports oscillation by layer"):
+        draw("layer_oscillation", old_group(tmp_path))
+
+
+def test_threshold_shares_are_percentages_of_all_weights(group: Group) -> None:
+    frame = draw("threshold_distances", group).frame
+    counts = [record_of(group, "ste@2", seed)["threshold_histograms"]["2"]["after"] for seed in range(3)]
+    own = frame[(frame["series"] == "ste@2") & (frame["when"] == "after")]
+    expected = np.mean([[100 * n / sum(seed) for n in seed[:-1]] for seed in counts], axis=0)
+    assert own["mean"].to_list() == pytest.approx(expected.tolist())
+    assert own["to"].max() == 0.5
+    assert set(frame["bits"]) == {2, 3, 4}
+
+
+def test_clipped_weights_are_said_not_drawn(group: Group) -> None:
+    notes = draw("threshold_distances", group).notes
+    assert any(note.startswith("ste@2, after: 4.") and "clipped" in note for note in notes)
+
+
+def test_equal_beginnings_are_drawn_once(group: Group) -> None:
+    for one in group.series:
+        for final in one.finals:
+            for histogram in final.record["threshold_histograms"].values():
+                histogram["before"] = [10] * 20 + [0]
+    axes = draw("threshold_distances", group).figure.axes[0]
+    assert len(axes.patches) == 1
+
+
+def test_records_without_histograms(tmp_path: Path) -> None:
+    with pytest.raises(NothingToDraw, match="no histogram of threshold distances"):
+        draw("threshold_distances", old_group(tmp_path))
+
+
+def test_strength_has_a_point_a_trial_and_marks_the_chosen_one(group: Group) -> None:
+    drawing = draw("strength_sensitivity", group)
+    assert len(drawing.frame) == 3 * SHAPE.trials
+    assert set(drawing.frame["parameter"]) == {"oscillation.strength"}
+    assert drawing.frame.groupby("target_bit")["chosen"].sum().to_list() == [1, 1, 1]
+    (trial,) = [t for t in group.trials if t.cell.id == "oscillation,target_bit=2" and t.number == 0]
+    axes = drawing.figure.axes[0]
+    vertical = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+    assert vertical == [trial.params["oscillation.strength"]]
+    assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("name", ["strength_sensitivity", "pareto", "parameter_importance"])
+def test_a_sweep_without_trials(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NothingToDraw, match=r"no cell searched|no tuning trial"):
+        draw(name, old_group(tmp_path))
+
+
+def test_undominated_by_hand() -> None:
+    points = pd.DataFrame({"at_target": [1.0, 2.0, 2.0, 3.0, 0.5, 3.0], "worst": [5.0, 4.0, 4.0, 1.0, 5.0, 0.0]})
+    # Equal points do not beat each other; (0.5, 5) loses to (1, 5), and (3, 0) to (3, 1).
+    assert undominated(points).tolist() == [True, True, True, True, False, False]
+
+
+def test_pareto_shows_float_training_at_every_target(group: Group) -> None:
+    frame = draw("pareto", group).frame
+    own = frame[frame["method"] == FLOAT]
+    assert own.groupby("panel").size().to_dict() == {2: 12, 3: 12, 4: 12}
+    (trial,) = [t for t in group.trials if t.cell.id == "none" and t.number == 5]
+    rows = {row["bits"]: 100 * row["accuracy"] for row in trial.record["rows"]}
+    line = own[(own["panel"] == 3) & (own["trial"] == 5)].iloc[0]
+    assert line["at_target"] == rows[3]
+    assert line["worst"] == min(value for bits, value in rows.items() if bits != FLOAT)
+
+
+def test_importances_are_those_of_the_study_itself(group: Group) -> None:
+    frame = draw("parameter_importance", group).frame
+    trials = [trial for trial in group.trials if trial.cell.id == "oscillation,target_bit=3"]
+    study = optuna.create_study(direction="maximize")
+    ends = {"train.learning_rate": (1e-4, 1e-2), "train.weight_decay": (1e-5, 1e-3), "oscillation.strength": (0.1, 10)}
+    distributions = {
+        name: optuna.distributions.FloatDistribution(low, high, log=True) for name, (low, high) in ends.items()
+    }
+    for trial in trials:
+        (value,) = [row["accuracy"] for row in trial.record["rows"] if row["bits"] == 3]
+        study.add_trial(optuna.trial.create_trial(values=[value], params=trial.params, distributions=distributions))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    expected = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    own = frame[frame["cell"] == "oscillation,target_bit=3"]
+    assert dict(zip(own["parameter"], own["importance"])) == pytest.approx(expected)
+
+
+def test_importance_of_a_single_parameter_says_nothing(root: Path, tmp_path: Path) -> None:
+    for trial in (own := make_groups(load_results(root, "large"))[0]).trials:
+        del trial.params["train.weight_decay"], trial.params["train.learning_rate"]
+    with pytest.raises(NothingToDraw, match="left out: 10 cells with one searched parameter"):
+        draw("parameter_importance", own)
+
+
+def test_frames_hold_every_row_and_every_trial(root: Path) -> None:
+    sweep = load_results(root, "large")
+    (group,) = make_groups(sweep)
+    rows = rows_frame(sweep)
+    assert len(rows) == 10 * (SHAPE.trials * 7 + SHAPE.seeds * 14)
+    assert rows[["run_id", "split", "bits"]].duplicated().sum() == 0
+    trials = trials_frame(group)
+    assert len(trials) == 10 * SHAPE.trials
+    assert trials.loc[trials["chosen"], "trial"].to_list() == [0] * 10
+    line = trials[(trials["cell"] == "ste,target_bit=2") & (trials["trial"] == 7)].iloc[0]
+    assert line["at_target"] == line["w2"]
+    assert line["worst"] == min(line[f"w{bits}"] for bits in (2, 3, 4, 5, 6, 8))
+    assert line["mean_of_others"] == pytest.approx(np.mean([line[f"w{bits}"] for bits in (3, 4, 5, 6, 8)]))
+
+
+def test_a_corrupt_trial_is_named_and_left_out(tmp_path: Path) -> None:
+    write_sweep(tmp_path, Shape(trials=2, seeds=2, epochs=1, layers=1))
+    trial = load_results(tmp_path, "large").trials[0]
+    path = tmp_path / "large/runs" / trial.run_id / "record.json"
+    record = json.loads(path.read_text())
+    record["rows"][0]["accuracy"] = 1.5
+    path.write_text(json.dumps(record))
+    sweep = load_results(tmp_path, "large")
+    assert len(sweep.trials) == 19
+    assert sweep.corrupt == [f"{path}: accuracy 1.5 is not in [0, 1]"]
+
+
+def test_a_hundred_methods_have_marks_of_their_own() -> None:
+    marks = style.marks(["float", *(f"method{i}" for i in range(97)), "lsq", "ste", "oscillation"])
+    looks = {(str(mark.color), mark.marker) for mark in marks.values()}
+    assert len(looks) == len(marks) == 101
+
+
+def test_ways_to_deploy_a_method_share_its_colour() -> None:
+    marks = style.marks(["ste, rtn", "ste, gptq", "float, rtn", "float, gptq", "ste", "ste (a=1, b=2)"])
+    assert marks["ste, rtn"] == marks["ste"]  # the first way as the method itself
+    assert marks["float, rtn"] == style.marks(["float"])["float"]
+    assert marks["ste, gptq"].marker != marks["ste"].marker
+    assert min(marks["ste, gptq"].color) > min(marks["ste"].color)
+    assert marks["ste (a=1, b=2)"].color not in {marks["ste"].color, marks["ste, gptq"].color}  # another cell
+
+
+@pytest.mark.parametrize("name", ["accuracy_over_bits", "threshold_distances"])
+def test_of_two_seeds_both_are_drawn(name: str, group: Group) -> None:
+    pairs = tuple(replace(one, finals=one.finals[:2]) for one in group.series)
+    drawing = draw(name, replace(group, series=pairs))
+    (legend,) = drawing.figure.legends
+    assert legend.get_title().get_text().endswith("mean and range over seeds (n = 2)")
+    assert drawing.frame["low"].equals(drawing.frame["lowest"])
+    assert drawing.frame["high"].equals(drawing.frame["highest"])
+    assert (drawing.frame["high"] > drawing.frame["low"]).any()
+
+
+def test_the_ends_of_two_seeds_are_their_values(tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path, seeds=(0, 1))
+    sweep.add("ste", 2)
+    sweep.write()
+    (group,) = make_groups(load_results(tmp_path, "quickstart"))
+    drawing = draw("accuracy_over_bits", group)
+    two = [100 * row["accuracy"] for run in sweep.records.values() for row in run["rows"] if row["bits"] == 2]
+    assert set(drawing.frame.loc[0, ["low", "high"]]) <= set(two)
+    assert (drawing.frame["half_width"] > drawing.frame["high"] - drawing.frame["low"]).all()
+
+
+@pytest.mark.parametrize(("count", "bars"), [(8, True), (9, False)])
+def test_a_crowded_panel_shows_means_alone(count: int, bars: bool, tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path)
+    sweep.add("none", None)
+    for i in range(count):
+        sweep.add(f"method{i}", 2)
+    sweep.write()
+    (group,) = make_groups(load_results(tmp_path, "quickstart"))
+    drawing = draw("accuracy_over_bits", group)
+    (axes,) = drawing.figure.axes
+    assert bool(axes.collections) == bars
+    (legend,) = drawing.figure.legends
+    assert ("95% t interval" in legend.get_title().get_text()) == bars
+    assert any("too many to be read" in note for note in drawing.notes) != bars
+    assert drawing.frame["half_width"].notna().all()

@@ -1,0 +1,76 @@
+"""`python -m harness.config` lists every setting, as the schema has it."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import BaseModel
+
+from harness import config
+from harness.core import registry
+from harness.core.errors import UserError
+
+COMPONENTS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+
+
+def models_within(annotation: object) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {found for part in getattr(annotation, "__args__", ()) for found in models_within(part)}
+
+
+def test_every_section_that_a_sweep_or_a_run_can_have_is_listed() -> None:
+    listed = {model for _, model in config.sections().values()}
+    reached, todo = set(), [config.sections()[name][1] for name in ("sweep", "run")]
+    while todo:
+        model = todo.pop()
+        reached.add(model)
+        inner = {found for field in model.model_fields.values() for found in models_within(field.annotation)}
+        todo += sorted(inner - reached, key=str)
+    assert reached <= listed
+
+
+@pytest.mark.parametrize("name", config.sections())
+def test_every_key_has_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main([name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    keys = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
+    assert keys == list(config.sections()[name][1].model_fields)
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=[name for _, name in COMPONENTS])
+def test_components_have_their_settings(kind: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main([name, "--markdown"]) == 0
+    fields = config.component_class(kind, name).model_fields
+    assert [f"| `{key}` |" in capsys_line for key, capsys_line in zip(fields, _rows(capsys), strict=True)] == [
+        True
+    ] * len(fields)
+
+
+def _rows(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+
+
+def test_types_defaults_and_ranges() -> None:
+    run = {one.key: one for one in config.settings_of(config.sections()["run"][1])}
+    train = {one.key: one for one in config.settings_of(config.sections()["train"][1])}
+    assert train["optimizer"][1:4] == ("adam | adamw | sgd", "adam", "")
+    assert train["batch_size"][1:4] == ("int", "128", "1 <= x <= 1000000")
+    assert train["learning_rate"][1:4] == ("float", "0.001", "0 < x <= 1000.0")
+    assert train["patience"][1:3] == ("int | null", "null")
+    assert run["seed"].range == "0 <= x < 4294967296"
+    assert run["deploy"][1:3] == ("section", "required")
+    sweep = {one.key: one for one in config.settings_of(config.sections()["sweep"][1])}
+    assert sweep["cells"][1:4] == ("list of section", "required", "at least 1 entry")
+    assert sweep["sampler"].default == "tpe"
+
+
+def test_a_misspelt_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="'trian'; did you mean 'train'"):
+        config.main(["trian"])
+
+
+def test_sections_need_no_torch() -> None:
+    code = "import sys; from harness.config import main; main([]); sys.exit('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
