@@ -15,6 +15,22 @@ ALWAYS int64_t length(int64_t size, int64_t block) {
     return left < BLOCK ? left : BLOCK;
 }
 
+#define PRAGMA(text) _Pragma(#text)
+/* A loop over the blocks 0 <= b < all, in threads where there are enough. */
+#define EACH_BLOCK(b, all) \
+    PRAGMA(omp parallel for schedule(static) if ((all) >= FEW)) \
+    for (int64_t b = 0; b < (all); b++)
+/* The statement for each weight i + j < n, `j` its lane: whole rows of lanes in vectors, then the rest. */
+#define IN_LANES(n, ...) \
+    { \
+        int64_t i = 0; \
+        for (; i + LANES <= n; i += LANES) { \
+            PRAGMA(omp simd) \
+            for (int j = 0; j < LANES; j++) { __VA_ARGS__; } \
+        } \
+        for (int j = 0; j < n - i; j++) { __VA_ARGS__; } \
+    }
+
 /* The code of v = w / step. high < 0: no clipping. */
 ALWAYS float code_of(float v, float high) {
     float k = rintf(v);

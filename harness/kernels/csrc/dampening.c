@@ -15,18 +15,9 @@ ALWAYS float off_grid(float w, float step, float safe, float low, float high, fl
 static double block_squares(const float *restrict w, int64_t n, float step, float low, float high) {
     float lane[LANES] = {0}, safe = step > 0 ? step : 1.0f, bottom = step * low, top = step * high;
     double sum = 0;
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-#pragma omp simd
-        for (int j = 0; j < LANES; j++) {
-            float off = off_grid(w[i + j], step, safe, low, high, bottom, top);
-            lane[j] += off * off;
-        }
-    }
-    for (int j = 0; j < n - i; j++) {
+    IN_LANES(n,
         float off = off_grid(w[i + j], step, safe, low, high, bottom, top);
-        lane[j] += off * off;
-    }
+        lane[j] += off * off)
     for (int j = 0; j < LANES; j++) sum += lane[j];
     return sum;
 }
@@ -35,8 +26,7 @@ static double block_squares(const float *restrict w, int64_t n, float step, floa
 void dampening_value(const float *w, int64_t groups, int64_t size, const float *step, float low, float high,
                      double *partial, double *value) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++)
+    EACH_BLOCK(b, all)
         partial[b] = block_squares(w + b / per * size + b % per * BLOCK, length(size, b % per), step[b / per], low, high);
     *value = 0;
     for (int64_t b = 0; b < all; b++) *value += partial[b];
@@ -46,8 +36,7 @@ void dampening_value(const float *w, int64_t groups, int64_t size, const float *
 void dampening_gradient(const float *w, float *out, int64_t groups, int64_t size, const float *step, float low,
                         float high, float factor) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t at = b / per * size + b % per * BLOCK, end = at + length(size, b % per);
         float s = step[b / per], safe = s > 0 ? s : 1.0f, bottom = s * low, top = s * high;
 #pragma omp simd

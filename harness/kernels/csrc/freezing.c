@@ -9,8 +9,7 @@
 void hold(const float *others, const uint8_t *held, const int8_t *code, float *out, int64_t groups, int64_t size,
           const float *step) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
         float s = step[b / per];
 #pragma omp simd
@@ -36,8 +35,7 @@ static double added(const float *term, int64_t n) {
 void hold_backward(const float *restrict grad, const uint8_t *restrict held, const int8_t *restrict code,
                    float *restrict out, int64_t groups, int64_t size, double *sums, double *partial) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
         float pull[BLOCK];
 #pragma omp simd
@@ -58,8 +56,7 @@ void hold_backward(const float *restrict grad, const uint8_t *restrict held, con
 void held_codes(const float *restrict w, const uint8_t *restrict held, const int8_t *restrict code, int8_t *restrict out,
                 int64_t groups, int64_t size, const float *step, float low, float high) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
         float s = step[b / per] > 0 ? step[b / per] : 1.0f;
         for (int64_t i = at; i < at + n; i++) {
@@ -75,8 +72,7 @@ void held_codes(const float *restrict w, const uint8_t *restrict held, const int
 void settle(const int8_t *restrict now, float *restrict average, const uint16_t *restrict frequency,
             uint8_t *restrict held, int8_t *restrict code, int64_t size, float momentum, int limit) {
     int64_t all = blocks(size);
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t end = b * BLOCK + length(size, b);
         for (int64_t i = b * BLOCK; i < end; i++) average[i] += momentum * ((float)now[i] - average[i]);
         for (int64_t start = b * BLOCK; start < end; start += 64) {

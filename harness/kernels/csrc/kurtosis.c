@@ -13,12 +13,7 @@ static double total(const double *lane) {
 
 static double block_sum(const float *restrict w, int64_t n) {
     double lane[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-#pragma omp simd
-        for (int j = 0; j < LANES; j++) lane[j] += w[i + j];
-    }
-    for (int j = 0; j < n - i; j++) lane[j] += w[i + j];
+    IN_LANES(n, lane[j] += w[i + j])
     return total(lane);
 }
 
@@ -33,12 +28,7 @@ ALWAYS void add_powers(Powers *sums, int j, double off) {
 
 static void block_powers(const float *restrict w, int64_t n, double mean, double *restrict out) {
     Powers sums = {{0}, {0}, {0}};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-#pragma omp simd
-        for (int j = 0; j < LANES; j++) add_powers(&sums, j, w[i + j] - mean);
-    }
-    for (int j = 0; j < n - i; j++) add_powers(&sums, j, w[i + j] - mean);
+    IN_LANES(n, add_powers(&sums, j, w[i + j] - mean))
     out[0] = total(sums.second), out[1] = total(sums.third), out[2] = total(sums.fourth);
 }
 
@@ -46,12 +36,10 @@ static void block_powers(const float *restrict w, int64_t n, double mean, double
 void moments(const float *w, int64_t size, double *partial, double *out) {
     int64_t all = blocks(size);
     double sum = 0;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) partial[b] = block_sum(w + b * BLOCK, length(size, b));
+    EACH_BLOCK(b, all) partial[b] = block_sum(w + b * BLOCK, length(size, b));
     for (int64_t b = 0; b < all; b++) sum += partial[b];
     double mean = sum / size;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) block_powers(w + b * BLOCK, length(size, b), mean, partial + 3 * b);
+    EACH_BLOCK(b, all) block_powers(w + b * BLOCK, length(size, b), mean, partial + 3 * b);
     out[0] = mean, out[1] = out[2] = out[3] = 0;
     for (int64_t b = 0; b < all; b++)
         for (int power = 0; power < 3; power++) out[1 + power] += partial[3 * b + power];
@@ -62,8 +50,7 @@ void standardized_cubic(const float *w, float *out, int64_t size, double mean, d
                         float linear, float constant) {
     int64_t all = blocks(size);
     double inverse = 1 / deviation;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t end = b * BLOCK + length(size, b);
 #pragma omp simd
         for (int64_t i = b * BLOCK; i < end; i++) {

@@ -9,15 +9,7 @@
 
 static float block_peak(const float *restrict w, int64_t n) {
     float lane[LANES] = {0}, peak = 0;
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-#pragma omp simd
-        for (int j = 0; j < LANES; j++) {
-            float size = fabsf(w[i + j]);
-            lane[j] = size > lane[j] ? size : lane[j];
-        }
-    }
-    for (; i < n; i++) lane[0] = fabsf(w[i]) > lane[0] ? fabsf(w[i]) : lane[0];
+    IN_LANES(n, float size = fabsf(w[i + j]); lane[j] = size > lane[j] ? size : lane[j])
     for (int j = 0; j < LANES; j++) peak = lane[j] > peak ? lane[j] : peak;
     return peak;
 }
@@ -25,8 +17,7 @@ static float block_peak(const float *restrict w, int64_t n) {
 /* max|w| of each group. partial: scratch, one float a block. A NaN is passed over. */
 void peaks(const float *w, int64_t groups, int64_t size, float *partial, float *out) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++)
+    EACH_BLOCK(b, all)
         partial[b] = block_peak(w + b / per * size + b % per * BLOCK, length(size, b % per));
     for (int64_t g = 0; g < groups; g++) {
         out[g] = 0;
@@ -83,12 +74,7 @@ ALWAYS void regularize_one(const float *w, float *grad, Lanes *sums, int j, floa
 ALWAYS Sums block_gradient(const float *restrict w, float *restrict grad, int64_t n, float step, float factor, float peak,
                            float high, float slack) {
     Lanes sums = {{0}, {0}, {0}};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-#pragma omp simd
-        for (int j = 0; j < LANES; j++) regularize_one(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
-    }
-    for (int j = 0; j < n - i; j++) regularize_one(w + i, grad + i, &sums, j, step, factor, peak, high, slack);
+    IN_LANES(n, regularize_one(w + i, grad + i, &sums, j, step, factor, peak, high, slack))
     return added(&sums);
 }
 
@@ -109,8 +95,7 @@ static double regularize_layer(const Layer *layer, double strength, float slack)
     float *grad = layer->grad;
     Sums *partial = layer->scratch;
     find_steps(layer);
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t g = b / per, at = g * size + b % per * BLOCK, n = length(size, b % per);
         float s = step[g] > 0 ? step[g] : 1.0f, each = factor * step[g];
         partial[b] = high < 0 ? block_gradient(w + at, grad + at, n, s, each, peak[g], -1, slack)
@@ -139,8 +124,7 @@ void regularize(const Layer *layers, int64_t count, double strength, float slack
 /* Fake quantization: out = step * code. */
 void quantize(const float *w, float *out, int64_t groups, int64_t size, const float *step, float high) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
         float s = step[b / per], safe = s > 0 ? s : 1.0f;
         for (int64_t i = at; i < at + n; i++) out[i] = s * code_of(w[i] / safe, high);
@@ -159,12 +143,7 @@ ALWAYS void hand_on(const float *w, const float *grad, float *out, Lanes *sums, 
 ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, float *restrict out, int64_t n, float step,
                            float peak, float high, float slack) {
     Lanes sums = {{0}, {0}, {0}};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-#pragma omp simd
-        for (int j = 0; j < LANES; j++) hand_on(w + i, grad + i, out + i, &sums, j, step, peak, high, slack);
-    }
-    for (int j = 0; j < n - i; j++) hand_on(w + i, grad + i, out + i, &sums, j, step, peak, high, slack);
+    IN_LANES(n, hand_on(w + i, grad + i, out + i, &sums, j, step, peak, high, slack))
     return added(&sums);
 }
 
@@ -177,8 +156,7 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
                        const float *step, float high, float slack, int graph, const double *further, float *pulls,
                        Sums *partial) {
     int64_t per = blocks(size), all = groups * per;
-#pragma omp parallel for schedule(static) if (all >= FEW)
-    for (int64_t b = 0; b < all; b++) {
+    EACH_BLOCK(b, all) {
         int64_t g = b / per, at = g * size + b % per * BLOCK;
         int64_t n = length(size, b % per);
         float s = step[g];
