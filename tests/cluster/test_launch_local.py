@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_sweep import RUNS, here, launch, records, rows, start, write_sweep
 
+from harness.records.files import read_json
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
@@ -120,6 +122,21 @@ def test_interrupted_by_ctrl_c_it_stops_at_a_step_and_continues(
     assert status == 0, output
     assert rows(root) == {run_id: value for run_id, value in rows(finished[1]).items() if run_id in rows(root)}
     assert len(rows(root)) == RUNS
+
+
+def test_ctrl_c_stops_every_worker_at_a_step(tmp_path: Path) -> None:
+    sweep, root = write_sweep(tmp_path, 3000), tmp_path / "runs"
+    process = start(sweep, root, "--workers", "2")
+    deadline = time.monotonic() + 120
+    while len(list(root.glob("tiny/runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    runs = [path.parent for path in root.glob("tiny/runs/*/metrics.jsonl")]
+    assert [(read_json(run / "status.json")["state"], (run / "checkpoint.pt").exists()) for run in runs] == [
+        ("cancelled", True)
+    ] * 2
 
 
 def test_a_run_that_fails_is_retried_named_and_does_not_stop_the_others(tmp_path: Path) -> None:
