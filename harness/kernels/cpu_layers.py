@@ -27,9 +27,9 @@ class Layer(ctypes.Structure):
 class Table:
     """Layers for one call over all of them: a pass then costs little more than reading the weights.
 
-    entries: whoever makes the call sets `w`, and what else it needs, before each: tensors may have moved. A layer of
-    size 0 is left out. rows: one for all layers, since they go one after the other: fp32 (3, most), room for the
-    groups' peaks, steps and ratios, which start at 1.
+    entries: the caller sets `w`, and what else a call needs, before each call: tensors may have moved. A layer of size
+    0 is left out. rows: fp32 (3, most), room for the groups' peaks, steps and ratios, which start at 1; one for all
+    layers, since they go one after the other.
     """
 
     def __init__(self, weights: Sequence[Tensor], per_channel: bool) -> None:

@@ -29,7 +29,7 @@ def serves(*weights: Tensor, like: tuple[Tensor, ...] = ()) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    both = (*weights, *like)
+    both = weights + like
     return _fp32(weights) and all(each.is_cpu for each in both) and alike_in_memory(*both) and _compiled()
 
 

@@ -106,9 +106,9 @@ class Dampening(Method):
 def distance(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation, fused: bool = False) -> Tensor:
     """agg( (sg[q(w)] - clip(w, s n, s p))^2 ) of one layer, shape (), with the gradient of the weight.
 
-    fused: whether native passes (harness/kernels/csrc/dampening.c) may compute it, where they can.
+    fused: whether passes in C (harness/kernels/csrc/dampening.c) may compute it, where they can.
     """
-    found = _by_native_passes(weight, quantizer, aggregation) if fused else None
+    found = _by_passes_in_c(weight, quantizer, aggregation) if fused else None
     return _by_plain_operations(weight, quantizer, aggregation) if found is None else found
 
 
@@ -124,7 +124,7 @@ def _by_plain_operations(weight: Tensor, quantizer: WeightQuantizer, aggregation
     return squares.mean() if aggregation == "mean" else squares.flatten(1).mean(1).sum()
 
 
-def _by_native_passes(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation) -> Tensor | None:
+def _by_passes_in_c(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation) -> Tensor | None:
     """The same in closed form, the gradient `2 (w - q(w))` inside the range times the share of a square in agg.
 
     None where the passes do not serve: other grids than codes times a step, devices and types.

@@ -60,17 +60,17 @@ def _smallest_variance(dtype: torch.dtype, mean: Tensor) -> Tensor:
 def kurtosis_loss(weight: Tensor, target: float, fused: bool = False) -> Tensor:
     """`(K - target)^2`, shape (); 0 with gradient 0 for a constant tensor.
 
-    fused: whether native passes (harness/kernels/csrc/kurtosis.c) may compute it, where they can.
+    fused: whether passes in C (harness/kernels/csrc/kurtosis.c) may compute it, where they can.
     """
     if fused and dispatch.serves(weight):
-        found = _by_native_passes(weight, target)
+        found = _by_passes_in_c(weight, target)
         if found is not None:
             return found
     value = kurtosis(weight)
     return torch.where(value > 0, (value - target).square(), torch.zeros_like(value))
 
 
-def _by_native_passes(weight: Tensor, target: float) -> Tensor | None:
+def _by_passes_in_c(weight: Tensor, target: float) -> Tensor | None:
     """The same in closed form; None for a constant tensor. With z = (w - mu) / sigma and m3 the mean of z^3,
 
     dK/dw = 4 / (n sigma) (z^3 - m3) - 4 K z / ((n - 1) sigma).

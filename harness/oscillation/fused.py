@@ -137,10 +137,11 @@ class _TrackerInC(TrackerPass):
 
     def _enter_codes(self, entry: Layer, watch: Watched, quantizer: WeightQuantizer, weight: Tensor) -> Tensor | None:
         """What the pass finds the codes from: the codes, the steps, or their ratios; None where it does not serve."""
-        if not dispatch.serves(like=(weight, watch.code, watch.direction, watch.frequency)):
-            return None
-        entry.codes, entry.groups, rows = None, 1, self._table.rows
-        if not (_rounded(quantizer) and dispatch.serves(weight)):
+        state, rows = (watch.code, watch.direction, watch.frequency), self._table.rows
+        entry.codes, entry.groups = None, 1
+        if not (_rounded(quantizer) and dispatch.serves(weight, like=state)):
+            if not dispatch.serves(like=(weight, *state)):
+                return None
             codes = quantizer.codes(weight)
             entry.codes = codes.data_ptr()
             return codes if dispatch.serves(like=(codes, watch.code)) else None

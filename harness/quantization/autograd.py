@@ -110,10 +110,10 @@ def clip(x: Tensor, low: int, high: int) -> Tensor:
 
 
 class FusedPass(Protocol):
-    """A function of tensors whose value and gradient are fused passes; the tensors are the arguments of all three.
+    """A function of tensors whose value and gradient are fused passes. All three methods take the tensors.
 
-    forward: the value. backward: from the value's gradient, which goes before the tensors, a gradient for each, None
-    where it has none. plain: the value by differentiable operations.
+    forward: the value. backward: a gradient for each tensor, None where there is none; its first argument is the
+    gradient of the value. plain: the value by differentiable operations.
     """
 
     @property

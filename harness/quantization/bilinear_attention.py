@@ -28,7 +28,7 @@ class HeadProducts(nn.Module):
 
 
 class SplitProjection(nn.Module):
-    """What stands for the fused `qkv` layer of an attention: `qk`, the products of its heads, and `v`, its values.
+    """In place of the fused `qkv` layer of an attention: `qk`, the products of its heads, and `v`, its values.
 
     qk: weight (2 H d, C), the trained rows of W_q over those of W_k; its slot weight_transform makes (H C, C) of it.
     v: weight (H d_v, C), with the bias that values had.

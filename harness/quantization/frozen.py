@@ -52,7 +52,7 @@ class FrozenQuantizer(WeightQuantizer):
             limit = _NEVER if threshold is None else _limit(decay, threshold)
             cpu.settle(codes, average, frequency, self.frozen, self.code, momentum, limit)
             return
-        average += (codes - average).mul_(momentum)  # rounded after each operation, not lerp_: as the native pass
+        average += (codes - average).mul_(momentum)  # rounded after each operation, not lerp_: as the pass in C
         if threshold is not None:
             self.freeze(frequency * decay > threshold, average)
 
@@ -121,7 +121,7 @@ def _is_max_abs(quantizer: WeightQuantizer) -> TypeGuard[MaxAbsQuantizer]:
 
 
 def _by_rows(step: Tensor, weight: Tensor) -> bool:
-    """Whether a step is one for all or one for each first index of the weight, as native passes take it."""
+    """Whether a step is one for all or one for each first index of the weight, as passes in C take it."""
     rows = step.dim() == weight.dim() and step.numel() == weight.shape[0] == step.shape[0]
     return step.dtype == torch.float32 and (step.numel() == 1 or rows)
 

@@ -11,7 +11,7 @@ from harness.quantization.quantizer import KeepScale, WeightQuantizer
 class StatisticalQuantizer(WeightQuantizer):
     """Statistical quantization (Liu, Liu, Cheng 2023, arXiv 2302.02210): mid-rise, with range `alpha = 2 mean|w|`.
 
-    With `n = 2^(b-1)` and bins of width alpha / n, a code `k = floor(w / width)`, clipped to -n ... n - 1, stands for
+    With `n = 2^(b-1)` and bins of width alpha / n, a code `k = floor(w / width)`, clipped to -n ... n - 1, means
     the middle of its bin, `width * (k + 1/2)`: 2^b levels, none of them 0. Thresholds are at the bins' ends,
     `width * k`, |k| < n. The gradient is 1 everywhere, beyond the range too, and none flows through alpha.
 

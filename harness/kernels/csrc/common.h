@@ -1,4 +1,4 @@
-/* What the native passes share: blocks of weights, lanes of sums, codes. */
+/* What the passes in C share: blocks of weights, lanes of sums, codes. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
