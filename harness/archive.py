@@ -3,7 +3,7 @@
 An archive is a folder `DIR/SWEEP` with `sweep.json`, `cells.json` and `runs.zip`: each run's configuration, record and
 trials, of final runs also the epochs, of failed ones the reason. It is what a repository or a paper's supplement
 holds; `analysis/make_figures.py --root DIR` reads it as it is, and `unpack` makes a sweep of it that launch goes on
-with: what has a record is not trained again. The same records give the same bytes. Standard library only.
+with: what has a record is not trained again. The same records give the same bytes.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from harness.core.command import run_command
-from harness.records.archive import RUNS, pack, runs_of, unpack
+from harness.records.archive import pack, runs_of, unpack
+from harness.records.sweep_directory import SweepDirectory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     made = (pack if options.verb == "pack" else unpack)(Path(os.path.abspath(options.folder)), options.to)
     runs = sum(run.is_dir() for run in runs_of(made).iterdir())
-    size = f", {(made / RUNS).stat().st_size / 1e6:.1f} MB" if options.verb == "pack" else ""
+    size = f", {SweepDirectory(made).archive.stat().st_size / 1e6:.1f} MB" if options.verb == "pack" else ""
     print(f"{made}: {runs} runs{size}")
     return 0
 

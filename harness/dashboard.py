@@ -1,8 +1,7 @@
 """`python -m harness.dashboard SWEEP.yaml`: a saved view of a sweep's runs on Weights & Biases.
 
-Every key comes from harness/records/schema.py. Panels that compare methods group their runs by W&B's group, which is
-`model/method/w<bit>`. The view's own list of runs stays ungrouped: scatter plots follow that list, and would show a
-group as the one point of its means.
+Every key comes from harness/records/schema.py. Panels that compare methods group runs by `model/method/w<bit>`. The
+view's own list of runs stays ungrouped: scatter plots follow it, and would show only a group's mean.
 """
 
 import argparse
@@ -17,21 +16,19 @@ from harness.core.bits import FLOAT
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records import schema
+from harness.records.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
     from harness.sweep.cells import Cell
     from harness.sweep.config import SweepConfig
     from harness.sweep.search_space import Choices, Range
 
-#: Runs that a panel shows at most; W&B's own 10 would be a part of a group, and of its mean.
-MOST_RUNS = 1000
-#: Panels side by side.
-COLUMNS = 3
+#: Panels side by side, and runs that one shows at most. (W&B's own 10 would be a part of a group, and of its mean.)
+COLUMNS, MOST_RUNS = 3, 1000
 #: Of requests to W&B: together they end before wandb's own patience (19 s), which would hide why they failed.
 TIMEOUT_S, RETRIES, WAIT_S = 8.0, 1, 1.0
-#: Where a run's summary holds its validation accuracy at the bit-width that it prepares for (float for `none`): under
-#: the way in which tracking.py has W&B sum it up. The other accuracies have no such suffix once a run has ended: those
-#: of its best epoch have then taken their place.
+#: In a run's summary: its validation accuracy at the bit-width it prepares for (float for `none`), as wandb_mirror.py
+#: has W&B sum it up. The others have no suffix: once a run has ended, they are those of its best epoch.
 AT_TARGET = f"{schema.MONITOR}.max"
 
 
@@ -82,7 +79,7 @@ def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
         cells = expand(spec)
         check_algorithms(spec)
         preflight.check_stacks(cells, spec.tune.seed)
-        if not (root / spec.name / "sweep.json").exists():
+        if not SweepDirectory(root / spec.name).sweep.exists():
             return spec, cells
     launched = load_sweep(sweep_folder(named, root))  # it knows what --set replaced
     return launched.spec, launched.cells
@@ -181,7 +178,7 @@ def _panels(facts: Facts, most: int) -> dict[str, list[Any]]:
 
 
 def _layers(grouped: Mapping[str, Any]) -> list[Any]:
-    """Heat maps, which W&B draws of one run at a time and in a line plot's place (a media panel has none); lines."""
+    """Heat maps (line plots to W&B, of one run at a time; its media panels draw none) and lines."""
     import wandb_workspaces.reports.v2 as wr
 
     any_layer = re.escape(schema.LAYER_PREFIX) + ".*"
@@ -229,9 +226,9 @@ def _prepare(entity: str | None, project: str) -> str:
         if owner and all(found.name != project for found in api.projects(owner)):
             api.create_project(project, owner)  # a sweep that has no run yet
     except wandb.errors.UsageError:
-        said = "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY; --print needs none"
-        raise UserError(said) from None
-    except Exception as error:  # whatever a service does
+        text = "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY; --print needs none"
+        raise UserError(text) from None
+    except Exception as error:  # a service may fail in any way
         raise _unanswered(error) from None
     if not owner:
         raise UserError("W&B names no default entity for this key; say where the view goes: --entity")
@@ -242,7 +239,7 @@ def _save(workspace: Any) -> str:
     """The address of the view, saved. Raises UserError when W&B does not take it."""
     try:
         return str(workspace.save().url)
-    except Exception as error:  # whatever a service does
+    except Exception as error:  # a service may fail in any way
         raise _unanswered(error) from None
 
 

@@ -1,7 +1,7 @@
 """`python -m harness.evaluate WHERE --bits 5,6 [--deploy NAME ...]`: more rows for finished runs, without training.
 
 A run's weights (best.safetensors) are deployed at further bit-widths, or by further methods, and the rows are added to
-its record. Rows that are there stay as they are. The mirror on W&B is not told.
+its record. Rows that are there stay as they are. The mirror on W&B is not changed.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.core import registry
 from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS
@@ -20,6 +20,7 @@ from harness.core.errors import UserError, unknown
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import SweepDirectory, sweeps_below
 from harness.training.config import complete
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ def _bits(text: str) -> tuple[int, ...]:
 
 
 def finished_runs(where: Path) -> list[Path]:
-    """The run directories at or below a place that hold a record and its weights. Raises UserError for none."""
-    places = [where] if (where / "record.json").exists() else sorted({*where.glob("runs/*"), *where.glob("*/runs/*")})
-    found = [place for place in places if (place / "record.json").exists() and (place / "best.safetensors").exists()]
+    """The run directories at or below a folder that hold a record and its weights. Raises UserError for none."""
+    folders = [path for sweep in (SweepDirectory(where), *sweeps_below(where)) for path in sweep.runs_named()]
+    runs = [RunDirectory(path) for path in ([where] if RunDirectory(where).record.exists() else sorted(folders))]
+    found = [run.path for run in runs if run.record.exists() and run.best.exists()]
     if not found:
         raise UserError(f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)")
     return found
@@ -74,12 +76,11 @@ def finished_runs(where: Path) -> list[Path]:
 def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], device: str | None = None) -> int:
     """Add what is lacking of a run's rows at `bits` (None: its own), rounded to nearest and by `deploys`.
 
-    Returns how many. Raises UserError for weights, data or code that do not give what the record says.
+    Returns how many. Raises UserError for weights, data or code that do not reproduce the record.
     """
     files = RunDirectory(folder)
-    lock = FileLock(folder / "run.lock")
     try:
-        with lock.acquire(timeout=1):
+        with files.lock().acquire(timeout=1):
             record = read_json(files.record)
             if record is None:
                 raise UserError(f"{files.record} cannot be read")
@@ -143,7 +144,7 @@ def _session(record: Mapping[str, Any], device: str | None) -> "Session":
     config = complete(raw)
     if config.run_id() != record["run_id"]:
         raise UserError(f"its configuration now names another run ({config.run_id()}): this code is not what made it")
-    # Without the weights that it began with: what methods prepared from them is in the state that is loaded next.
+    # Without the weights that it started from: what methods prepared from them is in the state that is loaded next.
     session = build(config)
     if session.dataset.digest != record["provenance"]["data_digest"]:
         raise UserError("the data are not those that it was trained on (their digests differ)")
@@ -151,7 +152,7 @@ def _session(record: Mapping[str, Any], device: str | None) -> "Session":
 
 
 def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse weights that do not do what the record says of them."""
+    """Refuse weights that do not reproduce the accuracies of the record."""
     recorded = {(row["split"], row["deploy"], row["bits"]): row["accuracy"] for row in record["rows"]}
     for row in found:
         before = recorded.get((row["split"], row["deploy"], row["bits"]))

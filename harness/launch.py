@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records import code_version
-from harness.records.files import read_json, write_json
-from harness.records.sweep_directory import STOP
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
     from harness.cluster.pool import WorkerPool
@@ -57,11 +55,7 @@ def _devices(text: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    for flag, value, cluster in (("--profile", options.profile, "slurm"), ("--gpus", options.gpus, "local")):
-        if value is not None and options.cluster != cluster:
-            raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
-    if options.runs and not options.dry_run:
-        raise UserError("--runs is for --dry-run: it lists what would be run")
+    _check_flags(options)
     from harness.cluster.slurm import read_profile
     from harness.sweep.cells import check_all_but_methods, check_methods, expand
     from harness.sweep.config import read_sweep
@@ -72,8 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     check_all_but_methods(spec, cells)
     from harness.cli import dry_run, preflight
     from harness.cluster.pool import WorkerPool
-    from harness.cluster.slots import local_slots, visible_gpus
+    from harness.cluster.slots import local_slots
     from harness.cluster.slurm import check_slurm
+    from harness.sweep.queue import open_sweep
     from harness.sweep.samplers import check_algorithms
 
     check_algorithms(spec)
@@ -81,35 +76,40 @@ def main(arguments: list[str] | None = None) -> int:
     workers = _workers(options, spec, slots)
     check_methods(spec, cells)  # imports torch, so it comes after all that does without
     preflight.check_stacks(cells, spec.tune.seed)
-    absent = set(options.gpus or ()) - set(visible_gpus())
-    if absent:
-        print(
-            f"--gpus: no CUDA device {', '.join(sorted(absent))} is seen here; runs bound to it use the CPU",
-            file=sys.stderr,
-        )
     if options.dry_run:
         if options.runs:
             dry_run.show_runs(spec, cells, options.root)
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
-        return dry_run.show_standing(spec, options.root)
+        return dry_run.show_status(spec, options.root)
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(slurm)
     preflight.prepare_data(spec, cells)
-    from harness.sweep.queue import open_sweep
-
-    opened = open_sweep(spec, options.root, _check_code)
-    if read_json(opened.folder / "code.json") is None:
-        write_json(opened.folder / "code.json", {"code": code_version.code_version(), "changes": []})
+    opened = open_sweep(spec, options.root)
+    code_version.note_launch(opened.files.code)
     return _launch(opened, options, WorkerPool(opened, options.cluster, workers, slurm, slots))
 
 
+def _check_flags(options: argparse.Namespace) -> None:
+    """Refuse flags that are for another cluster, or for a dry run. Raises UserError."""
+    for flag, value, cluster in (("--profile", options.profile, "slurm"), ("--gpus", options.gpus, "local")):
+        if value is not None and options.cluster != cluster:
+            raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
+    if options.runs and not options.dry_run:
+        raise UserError("--runs is for --dry-run: it lists what would be run")
+
+
 def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str, ...]) -> int:
-    """How many workers may be present at once. Raises UserError for more than the storage bears."""
+    """How many workers may be present at once. Raises UserError for more than the storage allows."""
+    from harness.cluster.slots import visible_gpus
+
     wanted: int = options.workers or spec.workers or {"slurm": 8, "debug": 1}.get(options.cluster, len(slots))
     if options.cluster == "local" and wanted > len(slots):
         print(f"{wanted} workers asked for, {len(slots)} slots here ({', '.join(slots)}): {len(slots)} at a time")
         wanted = len(slots)
+    if absent := set(options.gpus or ()) - set(visible_gpus()):
+        names = ", ".join(sorted(absent))
+        print(f"--gpus: no CUDA device {names} is seen here; runs bound to it use the CPU", file=sys.stderr)
     if spec.storage.startswith("sqlite") and wanted > 1:
         raise UserError(
             f"storage: {spec.storage!r} with {wanted} workers: SQLite gives one trial to two workers under load "
@@ -118,40 +118,29 @@ def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str,
     return wanted
 
 
-def _check_code(opened: "OpenSweep") -> None:
-    """Say so, or refuse, when this is not the code that launched the sweep. Raises UserError."""
-    mine, launched = code_version.code_version(), (read_json(opened.folder / "code.json") or {}).get("code", {})
-    if code_version.differs(mine, launched):
-        launched_with = code_version.named(launched)
-        text = f"the code is {code_version.named(mine)}, and {opened.folder} was launched with {launched_with}"
-        if opened.spec.changed_code == "refuse":
-            raise UserError(f"{text} (changed_code: refuse); launch from that code, or give the sweep another name")
-        print(f"{text}: runs from now on say so in their records", file=sys.stderr)
-
-
 def _launch(opened: "OpenSweep", options: argparse.Namespace, pool: "WorkerPool") -> int:
     from harness.cli import progress
     from harness.sweep import plan
     from harness.training import wandb_mirror
 
-    (opened.folder / STOP).unlink(missing_ok=True)
+    opened.files.stop.unlink(missing_ok=True)
     plan.top_up(opened)
     missing = plan.left(opened)
     if not missing:
         print(f"{opened.folder}: complete, nothing to do")
         return progress.summary(opened)
     if options.detach and options.cluster == "local":
-        return _detach(opened.folder / "launch.log")
+        return _detach(opened.files.launch_log)
     runtime = dict(opened.spec.base.get("runtime", {}))
     print(wandb_mirror.explain_mode(wandb_mirror.wandb_mode(runtime.get("wandb", "auto"))))
     if options.cluster == "debug":
         pool.worker(keep_signals=True)()
         return progress.summary(opened)
-    submitted = pool.fill()
+    submitted = pool.submit_missing()
     if options.cluster == "local" and not submitted:
-        print("the workers of another launch are at it; this one follows them", flush=True)
+        print("the workers of another launch carry it out; this one follows them", flush=True)
     if options.cluster == "slurm":
-        what = f"{submitted} workers submitted" if submitted else "enough workers are at it"
+        what = f"{submitted} workers submitted" if submitted else "enough workers are there"
         print(f"{what}, {missing} runs to go; results come to {opened.folder}", flush=True)
         if not options.wait:
             return 0
@@ -169,10 +158,10 @@ def _follow(opened: "OpenSweep", pool: "WorkerPool", cluster: str) -> int:
         with progress.Display() as display:
             while plan.left(opened):
                 display.show(opened, plan.count(opened))
-                if (opened.folder / STOP).exists():
+                if opened.files.stop.exists():
                     print("cancelled by harness.cancel; launch again to go on", file=sys.stderr)
                     return 130
-                pool.mend()
+                pool.replace_lost()
                 time.sleep(look_every_s)
             display.show(opened, plan.count(opened))
     except KeyboardInterrupt:
@@ -186,7 +175,7 @@ def _follow(opened: "OpenSweep", pool: "WorkerPool", cluster: str) -> int:
 
 
 def _detach(log: Path) -> int:
-    """Carry the launch on in a session of its own, which survives this terminal."""
+    """Go on with the launch in a separate session, which survives this terminal."""
     kept = [argument for argument in sys.argv[1:] if argument != "--detach"]
     with open(log, "a", encoding="utf-8") as file:
         process = subprocess.Popen(

@@ -9,7 +9,6 @@ from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records.heartbeat import read_status
 from harness.records.run_directory import FINISHED, RunDirectory
-from harness.records.run_log import LOG
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,10 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="go on until the run is over")
     options = parser.parse_args(arguments)
     files = RunDirectory(run_folder(options.run, options.root))
-    path = files.path / LOG
-    if not path.exists():
+    if not files.log.exists():
         raise UserError(f"{files.path}: no log (runs made by harness.run print to the terminal instead)")
-    with open(path, encoding="utf-8", errors="replace") as log:
+    with open(files.log, encoding="utf-8", errors="replace") as log:
         lines = log.readlines()
         print("".join(lines[-options.lines :] if options.lines else lines), end="", flush=True)
         while options.follow and (read_status(files) or {}).get("state") not in FINISHED:

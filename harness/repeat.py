@@ -1,8 +1,8 @@
 """`python -m harness.repeat RUN --root DIR --dir NEW`: carry out a recorded run again and compare the numbers.
 
-RUN is a run's id, or the beginning of it; DIR holds sweeps, or archives of them (harness/archive.py). The run is made
-anew, in NEW, from its configuration alone. On the same kind of device, with the same packages and threads, every row
-is the same to the last digit; what differs is printed, and the command ends with status 1.
+RUN is a run's id, or the beginning of it; DIR holds sweeps, or archives of them (harness/archive.py). The run is
+repeated in NEW, from its configuration alone. On the same kind of device, with the same packages and threads, every
+row is the same to the last digit; what differs is printed, and the command ends with status 1.
 """
 
 import argparse
@@ -16,10 +16,13 @@ from harness.core.bits import FLOAT
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records.archive import runs_of
+from harness.records.files import read_json
+from harness.records.run_directory import RECORD, RunDirectory
+from harness.records.sweep_directory import sweeps_below
 from harness.training.config import complete, component
-from harness.training.run import line, run
+from harness.training.run import RunContext, print_epoch, run
 
-#: Of the provenance: what a difference may come from.
+#: Entries of the provenance that may explain a difference.
 _MATTERS = ("device", "threads", "numerics_version", "packages", "data_digest")
 
 
@@ -31,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, required=True, metavar="NEW", help="the directory of the new run")
     parser.add_argument("--data-root", type=Path, metavar="PATH", help="where the data is; default: as recorded")
     options = parser.parse_args(arguments)
-    if (options.dir / "record.json").exists():
+    if RunDirectory(options.dir).record.exists():
         raise UserError(f"--dir {str(options.dir)!r} holds a finished run; give the new one a directory of its own")
     recorded = read_record(options.run, options.root)
     raw = _as_recorded(recorded)
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.data import prepare
 
     prepare(component("data set", config.data))
-    again = run(config, options.dir, epoch_done=lambda metrics: print(line(metrics), flush=True))
+    again = run(config, options.dir, RunContext(print_epoch))
     found = differences(recorded, again)
     print("\n".join(found) or f"run {recorded['run_id']}: all {len(recorded['rows'])} rows are the same")
     return 1 if found else 0
@@ -63,19 +66,19 @@ def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 def read_record(named: str, root: Path) -> dict[str, Any]:
     """The record of a run, by its id or the beginning of it. Raises UserError for none and for several."""
     found: dict[str, Traversable] = {}
-    for sweep in sorted(root.iterdir()) if root.is_dir() else ():
-        runs = runs_of(sweep)
+    for sweep in sweeps_below(root):
+        runs = runs_of(sweep.path)
         for folder in runs.iterdir() if runs.is_dir() else ():
-            if folder.name.startswith(named) and (folder / "record.json").is_file():
+            if folder.name.startswith(named) and (folder / RECORD).is_file():
                 found[folder.name] = folder
     if len(found) != 1:
         what = f"could be any of {', '.join(sorted(found))}" if found else "is not there"
         raise UserError(f"--root {str(root)!r}: run {named!r} {what}")
     (folder,) = found.values()
-    try:
-        return dict(json.loads((folder / "record.json").read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{folder / 'record.json'} cannot be read: {error}") from None
+    record = read_json(folder / RECORD)
+    if record is None:
+        raise UserError(f"{folder / RECORD} cannot be read")
+    return dict(record)
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
@@ -84,13 +87,13 @@ def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
     rows = {tuple(row[name] for name in key): row for row in again["rows"]}
     lines = []
     for row in recorded["rows"]:
-        place = tuple(row[name] for name in key)
-        other = rows.get(place)
+        case = tuple(row[name] for name in key)
+        other = rows.get(case)
         if other is None:
-            lines.append(f"{' '.join(map(str, place))}: not there any more")
+            lines.append(f"{' '.join(map(str, case))}: not there any more")
         elif (row["accuracy"], row["loss"]) != (other["accuracy"], other["loss"]):
             was, now = (f"accuracy {100 * each['accuracy']:.2f} %, loss {each['loss']:.6f}" for each in (row, other))
-            lines.append(f"{' '.join(map(str, place))}: {was} in the record, {now} now")
+            lines.append(f"{' '.join(map(str, case))}: {was} in the record, {now} now")
     if lines:
         for name in _MATTERS:
             was, now = recorded["provenance"].get(name), again["provenance"].get(name)

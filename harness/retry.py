@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from harness.cli.find import add_arguments, sweep_folder
 from harness.core.command import run_command
 from harness.core.errors import UserError, nearest
-from harness.sweep import requeue
+from harness.records import code_version
 
 if TYPE_CHECKING:
     import optuna
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.changed_code is not None and not options.changed_code.strip():
         raise UserError("--changed-code: say in a few words what changed")
-    from harness.sweep import plan
+    from harness.sweep import plan, requeue
     from harness.sweep.queue import load_sweep
 
     sweep = load_sweep(sweep_folder(options.sweep, options.root))
@@ -30,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
         failed = requeue.failed_trials(sweep)
         chosen = _chosen(failed, options.runs)
         if chosen:
-            requeue.note_change(sweep, options.changed_code)
+            code_version.note_change(sweep.files.code, options.changed_code)
         for study, trial in chosen:
             requeue.repeat(sweep, study, trial, options.changed_code)
     plan.top_up(sweep)
     if not chosen:
         print(f"{sweep.folder}: no run failed, nothing to do")
         return 0
-    print(f"{len(chosen)} runs wait again; workers that are at it take them, otherwise launch")
+    print(f"{len(chosen)} runs wait again; workers that are running take them, otherwise launch")
     return 0
 
 

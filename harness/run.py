@@ -1,13 +1,13 @@
 """`python -m harness.run CONFIG.yaml --dir DIR`: carry out one run by hand."""
 
 import argparse
-import os
 from pathlib import Path
 
 from harness.core import yaml_file
 from harness.core.command import run_command
+from harness.records.run_directory import RunDirectory
 from harness.training.config import complete, component
-from harness.training.run import line, run
+from harness.training.run import RunContext, print_epoch, run
 
 
 def main() -> None:
@@ -21,10 +21,10 @@ def main() -> None:
     from harness.data import prepare
 
     prepare(component("data set", config.data))
-    record = run(config, arguments.dir, epoch_done=lambda metrics: print(line(metrics), flush=True))
+    record = run(config, arguments.dir, RunContext(print_epoch))
     for row in record["rows"]:
         print(f"{row['split']:>5} {row['bits']:>5}  accuracy {100 * row['accuracy']:6.2f} %  loss {row['loss']:.4f}")
-    print(f"record: {os.path.join(arguments.dir, 'record.json')}")
+    print(f"record: {RunDirectory(arguments.dir).record}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m harness.status SWEEP.yaml [--json | --watch]`: how far a sweep is, who works on it, what failed."""
+"""`python -m harness.status SWEEP.yaml [--json | --watch]`: how far a sweep is, its workers, what failed."""
 
 import argparse
 import json
@@ -27,25 +27,25 @@ _HEADINGS = {"name": "worker", "gpu": "GPU", "finished": "runs done"}
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.status", description="How a launched sweep stands.")
+    parser = argparse.ArgumentParser(prog="python -m harness.status", description="How far a launched sweep is.")
     add_arguments(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--watch", action="store_true", help="until the sweep is complete; Ctrl-C ends the watching only")
     options = parser.parse_args(arguments)
     folder = sweep_folder(options.sweep, options.root)
-    from harness.cli.status_report import standing
+    from harness.cli.status_report import status_report
     from harness.sweep.queue import load_sweep
 
     sweep = load_sweep(folder)
     if options.json:
-        print(json.dumps(standing(sweep), indent=1))
+        print(json.dumps(status_report(sweep), indent=1))
         return 0
     if not options.watch:
         console = _console()
-        console.print(shown(standing(sweep), console.width >= WIDE))
+        console.print(shown(status_report(sweep), console.width >= WIDE))
         return 0
-    _watch(lambda: standing(load_sweep(folder)))
+    _watch(lambda: status_report(load_sweep(folder)))
     return 0
 
 
@@ -79,7 +79,7 @@ def shown(found: dict[str, Any], wide: bool = True) -> Group:
         parts.append(Text(f"failed: {failure['run']} ({failure['cell']}, {failure['phase']}): {failure['reason']}"))
         parts.append(Text(f"        log: {failure['log']}"))
     if found["state"] in ("stopped", "cancelled"):
-        parts.append(Text("nobody works on it: python -m harness.launch with the same file goes on"))
+        parts.append(Text("no worker is left: python -m harness.launch with the same file goes on"))
     if found["failures"]:
         parts.append(Text("python -m harness.retry gives the failed runs another chance"))
     return Group(*parts)

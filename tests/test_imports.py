@@ -30,7 +30,7 @@ COMMANDS = [
 ]
 #: Libraries that only some folders or modules may import, also inside a function.
 SERVICES = {
-    "optuna": ("sweep", "cli.status_report"),
+    "optuna": ("sweep",),
     "submitit": ("cluster",),
     "wandb": ("training.wandb_mirror", "dashboard"),
     "wandb_workspaces": ("dashboard",),

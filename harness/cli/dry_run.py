@@ -1,23 +1,21 @@
 """What `--dry-run` shows of a launch."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.cli.preflight import check_data
 from harness.cluster.slurm import Profile, sbatch_text
 from harness.core.errors import UserError
 from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
+from harness.records.run_directory import TRIALS
+from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.cells import Cell
 from harness.sweep.config import SweepConfig
 from harness.sweep.search_space import Choices, Range
-
-if TYPE_CHECKING:
-    pass
 
 
 def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, profile: Profile, root: Path) -> None:
@@ -41,14 +39,13 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
         print(f"not yet runnable: {error}")
 
 
-def show_standing(spec: SweepConfig, root: Path) -> int:
-    """Print what is there already of a sweep; returns 2 when launching it would be refused."""
-    from harness.records.sweep_directory import living_workers
+def show_status(spec: SweepConfig, root: Path) -> int:
+    """Print how much of a sweep is done; returns 2 when launching it would be refused."""
     from harness.sweep import plan, queue
     from harness.sweep.changes import check_change
 
     folder = root / spec.name
-    if not (folder / "sweep.json").exists():
+    if not SweepDirectory(folder).sweep.exists():
         return 0
     if is_archive(folder):
         print(f"{folder}: an archive, to be read only")
@@ -60,21 +57,21 @@ def show_standing(spec: SweepConfig, root: Path) -> int:
         return 2
     there = queue.load_sweep(folder)
     left = plan.left(dataclasses.replace(there, spec=spec))
-    workers = len(living_workers(folder))
-    print(f"{folder}: {left} runs left, {workers} workers at it" if left else f"{folder}: complete, nothing to do")
+    workers = len(there.files.living_workers())
+    print(f"{folder}: {left} runs left, {workers} workers on it" if left else f"{folder}: complete, nothing to do")
     return 0
 
 
 def show_runs(spec: SweepConfig, cells: Sequence[Cell], root: Path) -> None:
     """Print each run's id, which names its directory, and what it is, as far as that can be told.
 
-    Ids are made anew from the sweep file; of what is there already (or in an archive) come the trials that an adaptive
-    sampler drew, and the chosen ones.
+    Ids are computed from the sweep file. The trials that an adaptive sampler drew, and the chosen parameters, are read
+    from the sweep's folder, or its archive.
     """
     from harness.sweep.plan import known_params
 
     folder = root / spec.name
-    entries = {entry["id"]: entry for entry in (read_json(folder / "cells.json") or {"cells": []})["cells"]}
+    entries = {entry["id"]: entry for entry in SweepDirectory(folder).cell_entries()}
     drawn = _drawn(runs_of(folder))
     for cell in cells:
         for number in range(spec.tune.trials):
@@ -87,16 +84,8 @@ def show_runs(spec: SweepConfig, cells: Sequence[Cell], root: Path) -> None:
 
 def _drawn(runs: Traversable) -> dict[tuple[str, int], dict[str, Any]]:
     """The parameters of the trials in a folder of runs, by cell and number."""
-    found = {}
-    for run in runs.iterdir() if runs.is_dir() else ():
-        try:
-            entries = json.loads((run / "trials.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or not whole
-            continue
-        for entry in entries:
-            if entry["phase"] == "tune":
-                found[entry["cell"], entry["trial"]] = entry["params"]
-    return found
+    entries = [entry for run in (runs.iterdir() if runs.is_dir() else ()) for entry in read_json(run / TRIALS) or ()]
+    return {(entry["cell"], entry["trial"]): entry["params"] for entry in entries if entry["phase"] == "tune"}
 
 
 def _show_run(cell: Cell, params: Mapping[str, Any] | None, seed: int, phase: str, which: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from harness.core import yaml_file
 from harness.core.errors import UserError, nearest
 from harness.records.archive import refuse_archive
+from harness.records.sweep_directory import SweepDirectory, sweeps_below
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +24,8 @@ def sweep_folder(named: Path, root: Path) -> Path:
         if not isinstance(name, str):
             raise UserError(f"{named}: name: missing, so its results cannot be found")
         folder = root / name
-    if not (folder / "sweep.json").exists():
-        known = [path.parent.name for path in sorted(root.glob("*/sweep.json"))]
+    if not SweepDirectory(folder).sweep.exists():
+        known = [files.path.name for files in sweeps_below(root) if files.sweep.exists()]
         there = f" (launched there: {', '.join(known)})" if known else ""
         raise UserError(f"{folder}: no sweep was launched there{nearest(folder.name, known)}{there}; see --root")
     refuse_archive(folder)
@@ -35,11 +36,11 @@ def run_folder(named: str, root: Path) -> Path:
     """The directory of a run, by its id or the beginning of it. Raises UserError for none and for several."""
     if Path(named).is_dir():
         return Path(named)
-    found = sorted(path for path in root.glob(f"*/runs/{named}*") if path.is_dir())
+    found = [path for sweep in sweeps_below(root) for path in sweep.runs_named(named)]
     names = {path.name for path in found}
     if len(names) > 1:
         raise UserError(f"run {named!r} could be any of {', '.join(sorted(names))}; write more of it")
     if not found:
-        known = [path.name for path in root.glob("*/runs/*")]
+        known = [path.name for sweep in sweeps_below(root) for path in sweep.runs_named()]
         raise UserError(f"run {named!r} is not under {root}{nearest(named, known)}; see --root")
     return found[0]

@@ -9,9 +9,8 @@ from rich.table import Table
 
 from harness.core.bits import FLOAT
 from harness.records.files import read_json
-from harness.sweep import plan
-from harness.sweep.plan import Counts
-from harness.sweep.queue import best_so_far
+from harness.sweep import objective, plan
+from harness.sweep.trials import Counts, best_trial
 
 if TYPE_CHECKING:
     from harness.sweep.queue import OpenSweep
@@ -46,7 +45,7 @@ class Display:
         if not self._console.is_terminal and time.monotonic() < self._line_at and not over:
             return
         notes = {phase: _note(phase_counts) for phase, phase_counts in counts.items()}
-        notes["tune"] = ", ".join(filter(None, (notes["tune"], best_so_far(sweep))))
+        notes["tune"] = ", ".join(filter(None, (notes["tune"], _best(sweep))))
         if self._console.is_terminal:
             for phase, task in self._tasks.items():
                 done = counts[phase].total - counts[phase].left
@@ -59,6 +58,17 @@ class Display:
             if part.total
         ]
         print("; ".join(texts), flush=True)
+
+
+def _best(sweep: "OpenSweep") -> str:
+    """`best 0.9650 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
+    best = {cell: best_trial(study, study.get_trials(deepcopy=False)) for cell, study in sweep.studies.items()}
+    values = [(trial.values[0], cell) for cell, trial in best.items() if trial is not None]
+    if len(sweep.spec.objective) > 1 or not values:
+        return ""
+    pick = min if objective.direction(sweep.spec.objective[0]) == "minimize" else max
+    value, cell = pick(values, key=lambda item: item[0])
+    return f"best {value:.4f} ({cell})"
 
 
 def _note(counts: Counts) -> str:
@@ -74,7 +84,7 @@ def summary(sweep: "OpenSweep") -> int:
     table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test accuracy (%)")
     for heading in ("cell", "trials", "value", "chosen", "seeds"):
         table.add_column(heading, justify="left" if heading in ("cell", "chosen") else "right", no_wrap=True)
-    cells = read_json(sweep.folder / "cells.json")["cells"]
+    cells = sweep.files.cell_entries()
     records = {cell["id"]: _records(sweep, cell) for cell in cells}
     bits = sorted({row["bits"] for found in records.values() for row in _test_rows(found)}, key=str)
     for bit in bits:
@@ -88,12 +98,12 @@ def summary(sweep: "OpenSweep") -> int:
     for line in failures:
         print(f"failed: {line}")
     if failures:
-        print(f"logs: {sweep.folder / 'logs'}; each run's traceback stands in its status.json")
+        print(f"logs: {sweep.files.logs}; each run's traceback is in its status.json")
     return 1 if failures else 0
 
 
 def _records(sweep: "OpenSweep", cell: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [read_json(sweep.run_directory(run_id).record) for run_id in cell["finals"].values()]
+    found = [read_json(sweep.files.run(run_id).record) for run_id in cell["finals"].values()]
     return [record for record in found if record]
 
 

@@ -1,1 +1,1 @@
-"""Who carries runs out: workers, their slots and signals, Slurm."""
+"""What carries runs out: workers, their slots and signals, Slurm."""

@@ -7,34 +7,51 @@ from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import submitit
-from filelock import FileLock
 
 from harness.cluster.slots import cores
-from harness.cluster.slurm import Profile, _last_line
+from harness.cluster.slurm import Profile, sbatch_error
 from harness.cluster.worker import Worker
 from harness.cluster.workers import WorkerInfo, list_workers
 from harness.core.errors import UserError
 from harness.records.files import check_disk
 from harness.records.heartbeat import process_identity
-from harness.records.sweep_directory import note_submitted
 from harness.sweep import plan
 
 if TYPE_CHECKING:
     from harness.sweep.queue import OpenSweep
 
 
-#: Submitit's local jobs end after two minutes unless told otherwise; a sweep may take a month.
+#: Submitit's local jobs end after two minutes by default; a sweep may take a month.
 LOCAL_LIMIT_MIN = 60 * 24 * 30
 #: Jobs of one array: Slurm's MaxArraySize is 1001 unless an administrator chose otherwise.
 ARRAY_SIZE = 1000
 
 
+class _GiveUp:
+    """When a launch stops replacing its workers: when they die one after another and no run ends in between."""
+
+    #: Workers that may die in a row: this many, or twice as many as are wanted.
+    LIMIT = 10
+
+    def __init__(self, wanted: int) -> None:
+        self._limit = max(self.LIMIT, 2 * wanted)
+        self._left, self._dead, self._dead_before = -1, 0, 0  # dead: so far, and when a run last ended
+
+    def note(self, left: int, dead: int) -> bool:
+        """Take in how many runs are left and how many workers have died; returns whether more have than before."""
+        more, self._dead = dead > self._dead, dead
+        if left != self._left:
+            self._left, self._dead_before = left, dead
+        return more
+
+    def is_due(self, none_starts: bool) -> bool:
+        """Whether to give up. none_starts: workers fail by themselves, and none is present."""
+        in_a_row = self._dead - self._dead_before
+        return in_a_row > self._limit or (in_a_row > 1 and none_starts)
+
+
 class WorkerPool:
     """The workers of one launch. workers: present at once on Slurm, or on this machine, those of other launches too."""
-
-    #: Workers that may die in a row without finishing a run before the launch gives up: this many, or twice as many
-    #: as are wanted.
-    PATIENCE = 10
 
     def __init__(
         self, opened: "OpenSweep", cluster: str, workers: int, profile: Profile, slots: tuple[str, ...] = ()
@@ -43,8 +60,8 @@ class WorkerPool:
         self._profile, self._slots = profile, slots
         self._jobs: list[Any] = []
         self._mine: set[str] = set()
-        self._started, self._left, self._missing_before = 0, -1, 0
-        self._dead, self._dead_before = 0, 0  # workers of this launch that died: now, and when a run last ended
+        self._started, self._missing_before = 0, 0
+        self._give_up = _GiveUp(workers)
         self._stamp = f"{int(1000 * time.time()):x}-{os.getpid():x}"
 
     def worker(self, keep_signals: bool = False) -> Worker:
@@ -62,41 +79,37 @@ class WorkerPool:
             keep_signals=keep_signals,
         )
 
-    def fill(self) -> int:
+    def submit_missing(self) -> int:
         """Submit the workers that are missing; returns how many. Two launches at once submit one set."""
-        with FileLock(self._opened.folder / "launch.lock"):
+        with self._opened.files.lock("launch"):
             present = self._present(list_workers(self._opened.folder))
             count = max(0, min(self._workers, plan.left(self._opened)) - present)
             if count:
                 self._submit(count)
             return count
 
-    def _present(self, members: list[WorkerInfo]) -> int:
-        """The workers that there are: all on Slurm, or this machine's; other machines have slots of their own."""
-        here = [member for member in members if member.cluster == self._cluster and member.present]
-        return len(here) if self._cluster == "slurm" else sum(member.host == gethostname() for member in here)
+    def _present(self, workers: list[WorkerInfo]) -> int:
+        """How many workers are present: all on Slurm, or this machine's; other machines have slots of their own."""
+        here = [worker for worker in workers if worker.cluster == self._cluster and worker.present]
+        return len(here) if self._cluster == "slurm" else sum(worker.host == gethostname() for worker in here)
 
-    def mend(self) -> None:
-        """Put back what dead workers held, and submit others. Raises UserError when none gets anywhere."""
+    def replace_lost(self) -> None:
+        """Put back what dead workers held, and submit others. Raises UserError when no worker finishes a run."""
         for job in self._jobs:
             job.poll()  # collects its exit status: a zombie would look alive
-        members, left = list_workers(self._opened.folder), plan.left(self._opened)
-        missing = min(self._workers, left) - self._present(members)
+        workers, left = list_workers(self._opened.folder), plan.left(self._opened)
+        missing = min(self._workers, left) - self._present(workers)
         # A job that is being requeued is out of sight for a moment.
         confirmed, self._missing_before = min(missing, self._missing_before), missing
-        dead = [member for member in members if member.name in self._mine and member.state in ("lost", "failed")]
-        if len(dead) > self._dead:
-            self._dead = len(dead)
+        dead = [worker for worker in workers if worker.name in self._mine and worker.state in ("lost", "failed")]
+        if self._give_up.note(left, len(dead)):
             check_disk(self._opened.folder)  # its workers could not even say that it is full
-        if left != self._left:
-            self._left, self._dead_before = left, len(dead)
-        in_a_row = len(dead) - self._dead_before
-        refused = any(member.state == "failed" for member in dead) and not any(member.present for member in members)
-        if in_a_row > max(self.PATIENCE, 2 * self._workers) or (in_a_row > 1 and refused):
+        failing = any(worker.state == "failed" for worker in dead)
+        if self._give_up.is_due(failing and not any(worker.present for worker in workers)):
             raise UserError(_no_progress(dead))
         if confirmed > 0:
             plan.top_up(self._opened)
-            self.fill()
+            self.submit_missing()
 
     def stop(self, patience_s: float = 20.0) -> None:
         """Ask this launch's local workers to stop and wait for them to have written their checkpoints."""
@@ -111,9 +124,9 @@ class WorkerPool:
         if self._cluster == "slurm":
             self._submit_array(count)
             return
-        executor = submitit.LocalExecutor(folder=self._opened.folder / "logs")
+        executor = submitit.LocalExecutor(folder=self._opened.files.logs)
         executor.update_parameters(timeout_min=LOCAL_LIMIT_MIN)
-        # Submitit's controllers share our terminal; Ctrl-C is for us, who then ask the workers to stop.
+        # Submitit's controllers share our terminal; Ctrl-C is for this process, which then asks the workers to stop.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for _ in range(count):
@@ -131,7 +144,7 @@ class WorkerPool:
             self._submit_jobs(min(ARRAY_SIZE, jobs - start), tasks)
 
     def _submit_jobs(self, jobs: int, tasks: int) -> None:
-        executor: Any = submitit.SlurmExecutor(folder=self._opened.folder / "logs", max_num_timeout=100_000)
+        executor: Any = submitit.SlurmExecutor(folder=self._opened.files.logs, max_num_timeout=100_000)
         parameters = self._profile.submitit_parameters(jobs, tasks)
         executor.update_parameters(job_name=self._opened.spec.name, **parameters)
         workers = [self.worker() for _ in range(jobs)]
@@ -139,7 +152,7 @@ class WorkerPool:
             with executor.batch():
                 submitted = [executor.submit(worker) for worker in workers]
         except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"--cluster slurm: sbatch refused the job: {_last_line(error)}") from None
+            raise UserError(f"--cluster slurm: sbatch refused the job: {sbatch_error(error)}") from None
         for worker, job in zip(workers, submitted, strict=True):
             for rank in range(tasks):
                 self._register(worker.name + (f".{rank}" if tasks > 1 else ""), job, rank)
@@ -147,9 +160,7 @@ class WorkerPool:
     def _register(self, name: str, job: Any, rank: int) -> None:
         log = submitit.core.utils.JobPaths(job.paths.folder, job.job_id, rank).stderr
         self._mine.add(name)
-        note_submitted(
-            self._opened.folder,
-            name,
+        self._opened.files.worker(name).note_submitted(
             cluster=self._cluster,
             job_id=job.job_id,
             log=str(log),
@@ -161,5 +172,4 @@ class WorkerPool:
 def _no_progress(dead: list[WorkerInfo]) -> str:
     last = dead[-1]
     reason = f": {last.status['reason']}" if "reason" in last.status else ""
-    log = last.status.get("log") or last.submitted.get("log")
-    return f"{len(dead)} workers ended without finishing a run{reason}; the last log is {log}"
+    return f"{len(dead)} workers ended without finishing a run{reason}; the last log is {last.log}"

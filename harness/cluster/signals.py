@@ -1,4 +1,4 @@
-"""How a worker is asked to stop, and what becomes of it then.
+"""How a worker is asked to stop, and how it ends then.
 
 SIGTERM (scancel), SIGINT and the file `stop.json` (harness.cancel) end it as `cancelled`. SIGUSR2, which Slurm sends
 before the time limit and on preemption, ends it as `requeued`: Submitit puts the same worker back into the queue.
@@ -14,19 +14,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harness.cluster.slurm import _preempted
+from harness.cluster.slurm import is_preempted
 from harness.records.heartbeat import Heartbeat
-from harness.records.sweep_directory import STOP
+from harness.records.sweep_directory import SweepDirectory
 
 #: Seconds between SIGTERM and the end of a worker that is in the middle of something long.
 TERM_GRACE_S = 7.0
 
 
-class Stopping:
-    """One worker's end. folder: the sweep's; grace_s: how long Slurm waits after SIGUSR2."""
+class StopRequest:
+    """How one worker was asked to stop, if it was. folder: the sweep's; grace_s: how long Slurm waits after SIGUSR2."""
 
     def __init__(self, folder: Path, grace_s: float) -> None:
-        self._stop_file, self._grace_s = folder / STOP, grace_s
+        self._stop_file, self._grace_s = SweepDirectory(folder).stop, grace_s
         self._asked = self._requeue = False
         self._before: Any = None
         self._signal: tuple[int, FrameType | None] = (signal.SIGUSR2, None)
@@ -43,7 +43,7 @@ class Stopping:
             return
         self._asked, self._signal = True, (number, frame)
         # A cluster that preempts without a warning of its own sends SIGTERM, as scancel does; Slurm knows which.
-        self._requeue = number == signal.SIGUSR2 or (number == signal.SIGTERM and _preempted())
+        self._requeue = number == signal.SIGUSR2 or (number == signal.SIGTERM and is_preempted())
         wait_s = self._grace_s if number == signal.SIGUSR2 else TERM_GRACE_S
         timer = threading.Timer(wait_s, self._give_up)
         timer.daemon = True
@@ -76,7 +76,7 @@ class Stopping:
             self._before(signal.SIGUSR2, self._signal[1])
 
     def _give_up(self) -> None:
-        """End a worker in which no step ends. Its trial is put back by whoever looks next."""
+        """End a worker in which no step ends. Another process puts its trial back."""
         if self.beat is not None:
             self.beat.state = self.ending()
             self.beat.note(gave_up=True)

@@ -13,20 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.records.heartbeat import is_running, read_status
-from harness.records.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    pass
+from harness.records.sweep_directory import SweepDirectory
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A worker's place. free: False when every slot was taken. suffix: of the name of one of several Slurm tasks."""
+    """Where a worker runs. free: False when every slot was taken. suffix: of the name of one of several Slurm tasks."""
 
     free: bool = True
     slot: str | None = None
@@ -42,7 +39,7 @@ class Slot:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """What status.json says of it."""
+        """Its entries in status.json."""
         return {"slot": self.slot, "gpu": self.gpu}
 
 
@@ -52,10 +49,8 @@ def take_slot(folder: Path, slots: tuple[str, ...], runs_per_gpu: int) -> Iterat
     if not slots:
         yield _slurm_task(runs_per_gpu)
         return
-    here = folder / "slots" / socket.gethostname()
-    here.mkdir(parents=True, exist_ok=True)
     for slot in slots:
-        lock = FileLock(here / f"{slot}.lock")
+        lock = SweepDirectory(folder).slot_lock(socket.gethostname(), slot)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -111,7 +106,7 @@ def wait_for_siblings(folder: Path, name: str, where: Slot) -> None:
     """Let the first task of a job outlive the others: only it can have the job requeued."""
     if where.rank or where.tasks == 1:
         return
-    others = [RunDirectory(folder / "workers" / f"{name}.{rank}") for rank in range(1, where.tasks)]
+    others = [SweepDirectory(folder).worker(f"{name}.{rank}") for rank in range(1, where.tasks)]
     while any(is_running(read_status(other)) for other in others):
         time.sleep(1)
 

@@ -1,4 +1,4 @@
-"""Everything that speaks to Slurm: profiles (see slurm/), job arrays, the queue."""
+"""Slurm: profiles (see slurm/), the sbatch file, and its commands, all of which are run by `ask`."""
 
 import os
 import re
@@ -6,8 +6,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -15,10 +16,8 @@ from harness.core import yaml_file
 from harness.core.config_base import StrictConfig
 from harness.core.errors import UserError, unknown
 from harness.core.validation import explain
+from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.config import SweepConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class Profile(StrictConfig):
@@ -101,7 +100,7 @@ def sbatch_text(spec: SweepConfig, profile: Profile, workers: int, root: Path) -
     """The sbatch file, as Submitit would write it; needs no Slurm."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    folder = root.resolve() / spec.name / "logs"
+    folder = SweepDirectory(root.resolve() / spec.name).logs
     command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     tasks = profile.workers_a_job(spec.runs_per_gpu)
     jobs = -(-workers // tasks)
@@ -109,45 +108,58 @@ def sbatch_text(spec: SweepConfig, profile: Profile, workers: int, root: Path) -
     return _make_sbatch_string(command, folder, job_name=spec.name, map_count=jobs, **parameters)
 
 
-#: How long `squeue` may take; a controller that is being restarted does not answer at all.
-QUEUE_TIMEOUT_S = 10.0
+#: Seconds that Slurm's controller may take for an answer: it gives none while it is being restarted.
+ANSWER_S = 10.0
 NO_ANSWER = "Slurm does not answer"
+
+
+class SlurmError(Exception):
+    """One of Slurm's commands failed, is not there, or got no answer. The message is the last line that it printed."""
+
+
+def ask(command: Sequence[str], timeout_s: float = ANSWER_S) -> str:
+    """What one of Slurm's commands prints. Raises SlurmError."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        written = getattr(error, "stderr", None) or str(error)
+        text = written.decode(errors="replace") if isinstance(written, bytes) else written
+        raise SlurmError((text.strip().splitlines() or [str(error)])[-1]) from None
 
 
 def slurm_queue() -> dict[str, tuple[str, str]] | None:
     """The state and reason of each of this user's jobs by `squeue`; None when Slurm does not answer."""
-    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_TIMEOUT_S)
-    except (OSError, subprocess.SubprocessError):
+        answer = ask(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"])
+    except SlurmError:
         return None
-    lines = (line.strip().split("|", 2) for line in answer.stdout.splitlines())
+    lines = (line.strip().split("|", 2) for line in answer.splitlines())
     return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
 
-def _preempted() -> bool:
-    """Whether Slurm is preempting this job, by what scontrol says of it."""
+def cancel_jobs(jobs: Sequence[str]) -> None:
+    """Have Slurm end jobs. Raises SlurmError."""
+    ask(["scancel", *jobs])
+
+
+def is_preempted() -> bool:
+    """Whether Slurm is preempting this job, by what scontrol shows."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return False
-    command: list[str] = ["scontrol", "show", "job", "--oneliner", job]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=2)
-    except (OSError, subprocess.SubprocessError):
+        answer = ask(["scontrol", "show", "job", "--oneliner", job], timeout_s=2)
+    except SlurmError:
         return False
-    match = re.search(r"\bPreemptTime=(\S+)", answer.stdout)
+    match = re.search(r"\bPreemptTime=(\S+)", answer)
     return match is not None and match[1] not in ("None", "N/A")
 
 
-#: How long Slurm's controller may take to answer.
-SLURM_TIMEOUT_S = 15.0
-
-
-def _last_line(error: Exception) -> str:
-    """What sbatch said, without Submitit's traceback around it."""
+def sbatch_error(error: Exception) -> str:
+    """The reason that sbatch gave, without Submitit's traceback around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if "sbatch" in line or "slurm" in line.lower()]
-    said = [line for line in said if "--help" not in line]  # sbatch's own advice hides what it is about
+    said = [line for line in said if "--help" not in line]  # sbatch's own advice hides the reason
     return (said or lines or ["no reason given"])[-1]
 
 
@@ -156,17 +168,12 @@ def check_slurm(profile: Profile) -> None:
     if shutil.which("sbatch") is None:
         raise UserError("--cluster slurm: sbatch is not on this machine; log in to the cluster, or use --cluster local")
     try:
-        command = ["sinfo", "--noheader", "--format=%R"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        written = getattr(error, "stderr", None) or str(error)
-        text = written.decode(errors="replace") if isinstance(written, bytes) else written
-        said = text.strip().splitlines()[-1]
+        partitions = sorted(set(ask(["sinfo", "--noheader", "--format=%R"], timeout_s=15).split()))
+    except SlurmError as error:
         raise UserError(
-            f"--cluster slurm: Slurm's controller does not answer ({said}); `sinfo` shows when it is back, or use "
+            f"--cluster slurm: Slurm's controller does not answer ({error}); `sinfo` shows when it is back, or use "
             "--cluster local"
         ) from None
-    partitions = sorted(set(answer.stdout.split()))
     for name in (profile.partition or "").split(","):
         if name and name not in partitions:
             raise unknown("partition", name, partitions)

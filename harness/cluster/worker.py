@@ -1,4 +1,4 @@
-"""A worker: claims a run, carries it out, tells its value, until nothing is left or it is asked to stop."""
+"""A worker: claims a run, carries it out, reports its value, until nothing is left or it is asked to stop."""
 
 import os
 import random
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from submitit import JobEnvironment
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from harness.cluster.signals import Stopping
+from harness.cluster.signals import StopRequest
 from harness.cluster.slots import host_and_job, job_id, take_slot, wait_for_siblings
 from harness.core.errors import Pruned, Stopped, UserError
 from harness.records import code_version, run_log, schema
-from harness.records.files import check_disk, read_json
+from harness.records.files import check_disk
 from harness.records.heartbeat import Heartbeat
-from harness.records.run_directory import RunDirectory, alone
+from harness.records.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:
     from harness.sweep.queue import Claim, OpenSweep
@@ -32,7 +32,7 @@ IDLE_S = (0.5, 5.0)
 class Worker(Checkpointable):
     """What a job runs. Pickled by Submitit, so it holds plain values only.
 
-    folder: the sweep's, whose sweep.json is read when the worker starts: the sweep may have grown meanwhile.
+    folder: the sweep's, whose sweep.json is read when the worker starts: the sweep may have grown until then.
     threads: CPU threads of a run, None to ask Slurm. slots: of a local worker, which works in the first free one.
     runs_per_gpu: Slurm tasks that share a GPU. grace_s: seconds to write a checkpoint once Slurm asks for it.
     keep_signals: for tests and `debug`, which own their process.
@@ -50,23 +50,23 @@ class Worker(Checkpointable):
     def __call__(self) -> int:
         """Work; returns how many runs were finished."""
         folder = Path(self.folder)
-        stopping = Stopping(folder, self.grace_s)
+        stop = StopRequest(folder, self.grace_s)
         if not self.keep_signals:
-            stopping.listen()
-        stopping.look()  # it may have been cancelled while this worker waited in a queue
+            stop.listen()
+        stop.look()  # it may have been cancelled while this worker waited in a queue
         with take_slot(folder, self.slots, self.runs_per_gpu) as where:
             if self.threads is None:
                 self.threads = where.threads
             if self.threads is not None:  # before torch is imported, which reads it once
                 os.environ["OMP_NUM_THREADS"] = str(self.threads)
-            files = RunDirectory(folder / "workers" / (self.name + where.suffix))
-            with Heartbeat(files, job_id(), stopping.look) as beat:
-                self._beat, stopping.beat = beat, beat
+            files = SweepDirectory(folder).worker(self.name + where.suffix)
+            with Heartbeat(files, job_id(), stop.look) as beat:
+                self._beat, stop.beat = beat, beat
                 beat.note(**where.shown, threads=self.threads, log=_log_path(), run=None, finished=0)
-                finished = self._work(files.path.name, stopping) if where.free else 0
+                finished = self._work(files.path.name, stop) if where.free else 0
                 wait_for_siblings(folder, self.name, where)
-                beat.state = stopping.ending()
-        stopping.requeue()
+                beat.state = stop.ending()
+        stop.requeue()
         return finished
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
@@ -75,31 +75,33 @@ class Worker(Checkpointable):
         again._beat = None
         return DelayedSubmission(again)
 
-    def perform(self, sweep: "OpenSweep", claim: "Claim", stopping: Stopping) -> list[float]:
+    def perform(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> list[float]:
         """Carry out a claimed run; returns its objectives."""
         from harness.sweep import queue
 
-        return queue.objectives(sweep, claim, self._run(sweep, claim, stopping))
+        return queue.objectives(sweep, claim, self._run(sweep, claim, stop))
 
-    def _work(self, name: str, stopping: Stopping) -> int:
+    def _work(self, name: str, stop: StopRequest) -> int:
         from harness.sweep import plan, queue
 
         sweep = queue.load_sweep(Path(self.folder))
-        self._check_code(sweep)
+        self._note(code=code_version.named(code_version.code_version()), launched_with=None)
+        launched_with = code_version.check_launched(sweep.files.code, sweep.spec.changed_code == "refuse")
+        self._note(launched_with=launched_with)
         with sweep.lock():
             plan.reap(sweep, of=name)
         finished, idle_s = 0, IDLE_S[0]
-        while not stopping.asked():
+        while not stop.asked():
             claim = queue.claim(sweep, name)
             if claim is not None:
-                finished, idle_s = finished + self._carry_out(sweep, claim, stopping), IDLE_S[0]
+                finished, idle_s = finished + self._carry_out(sweep, claim, stop), IDLE_S[0]
                 self._note(run=None, cell=None, trial=None, phase=None, finished=finished)
                 continue
             plan.top_up(sweep)
             # Wait while trials that others run can still bring finals; not for finals that others run.
             if sum(phase.waiting for phase in plan.count(sweep).values()) <= 0:
                 break
-            stopping.sleep(idle_s * random.uniform(0.8, 1.2))  # or all idle workers would come at once
+            stop.sleep(idle_s * random.uniform(0.8, 1.2))  # or all idle workers would come at once
             idle_s = min(2 * idle_s, IDLE_S[1])
         return finished
 
@@ -107,38 +109,24 @@ class Worker(Checkpointable):
         if self._beat is not None:
             self._beat.note(**fields)
 
-    def _check_code(self, sweep: "OpenSweep") -> None:
-        """Say so, or refuse, where this code is not the one that launched the sweep. Raises UserError."""
-        launched = (read_json(sweep.folder / "code.json") or {}).get("code", {})
-        mine = code_version.code_version()
-        self._note(code=code_version.named(mine), launched_with=None)
-        if not code_version.differs(mine, launched):
-            return
-        launched_with = code_version.named(launched)
-        text = f"this worker's code is {code_version.named(mine)}; the sweep was launched with {launched_with}"
-        if sweep.spec.changed_code == "refuse":
-            raise UserError(f"{text} (changed_code: refuse)")
-        print(text, flush=True)
-        self._note(launched_with=launched_with)
-
-    def _carry_out(self, sweep: "OpenSweep", claim: "Claim", stopping: Stopping) -> int:
+    def _carry_out(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> int:
         from harness.sweep import plan, queue
         from harness.sweep.storage import StorageAway
 
         try:
-            end: Callable[[], None] = partial(queue.tell_values, claim, self.perform(sweep, claim, stopping))
+            end: Callable[[], None] = partial(queue.tell_values, claim, self.perform(sweep, claim, stop))
         except Stopped:
             queue.put_back(sweep, claim.trial)
             return 0
         except Pruned:
             end = partial(queue.tell_pruned, claim)
         except StorageAway:
-            raise  # not the run's fault; whoever looks next puts its trial back
+            raise  # not the run's fault; another process puts its trial back
         except Exception as error:
             try:
                 check_disk(sweep.folder, error)
             except UserError:
-                with suppress(OSError):  # if this cannot be written either, whoever looks next puts the trial back
+                with suppress(OSError):  # if this cannot be written either, another process puts it back
                     queue.put_back(sweep, claim.trial)
                 raise
             reason, retry = f"{type(error).__name__}: {error}", not isinstance(error, UserError)
@@ -149,36 +137,38 @@ class Worker(Checkpointable):
             plan.top_up(sweep)
         return 1
 
-    def _run(self, sweep: "OpenSweep", claim: "Claim", stopping: Stopping) -> dict[str, Any]:
+    def _run(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> dict[str, Any]:
         from harness.sweep.rebuild import note_trial
-        from harness.training.run import Around, line, run
+        from harness.training.run import RunContext, epoch_line, run
 
         config, run_id = claim.config, claim.run_id
-        files = sweep.run_directory(run_id)
+        files = sweep.files.run(run_id)
         files.path.mkdir(parents=True, exist_ok=True)
         if self.threads is not None and config.runtime.threads is None:
             runtime = config.runtime.model_copy(update={"threads": self.threads})
             config = config.model_copy(update={"runtime": runtime})
         launched_with = self._beat.fields.get("launched_with") if self._beat else None
-        around = Around(
-            tags=(sweep.spec.name,),
-            keep_best={"all": True, "none": False, "finals": claim.phase == "final"}[sweep.spec.keep_best],
-            job_id=job_id(),
-            notes={"launched_with": launched_with} if launched_with else {},
-            labels=_labels(sweep, claim),
-            pretrained=sweep.folder / "pretrained",
-        )
         report = _reporter(sweep, claim)
         self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
         heading = f"{claim.cell.id}, {claim.phase}, trial {claim.trial.number}, worker {self.name}, {host_and_job()}"
-        with alone(files.path, stopping.asked), run_log.logged(files.path, heading) as note:
+        with files.locked(stop.asked), run_log.logged(files.log, heading) as note:
             note_trial(files, claim)
 
             def epoch_done(metrics: dict[str, Any]) -> None:
-                note(line(metrics))
+                note(epoch_line(metrics))
                 report(metrics)
 
-            return run(config, files.path, epoch_done, stopping.asked, around)
+            context = RunContext(
+                epoch_done=epoch_done,
+                should_stop=stop.asked,
+                tags=(sweep.spec.name,),
+                keep_best={"all": True, "none": False, "finals": claim.phase == "final"}[sweep.spec.keep_best],
+                job_id=job_id(),
+                notes={"launched_with": launched_with} if launched_with else {},
+                labels=_labels(sweep, claim),
+                pretrained=sweep.files.pretrained,
+            )
+            return run(config, files.path, context)
 
 
 def _labels(sweep: "OpenSweep", claim: "Claim") -> dict[str, Any]:
@@ -199,7 +189,7 @@ def _log_path() -> str | None:
 
 
 def _reporter(sweep: "OpenSweep", claim: "Claim") -> Callable[[dict[str, Any]], None]:
-    """Tells the pruner each epoch's value; does nothing without a pruner."""
+    """Reports each epoch's value to the pruner; does nothing without one."""
     from harness.sweep import queue
     from harness.sweep.samplers import make_pruner
 

@@ -1,4 +1,4 @@
-"""Who works on a sweep: what each worker says of itself, what its launch submitted, what Slurm's queue holds.
+"""The workers of a sweep, from their own status, the entry of the launch that submitted them, and Slurm's queue.
 
     <sweep>/workers/<name>/status.json     written by the worker, every few seconds
                            submitted.json  written by the launch: cluster, job id, log
@@ -14,9 +14,9 @@ from typing import Any
 from harness.cluster.slurm import NO_ANSWER, slurm_queue
 from harness.records.files import read_json
 from harness.records.heartbeat import files_clock, is_running, read_status
-from harness.records.run_directory import RunDirectory
+from harness.records.sweep_directory import SweepDirectory
 
-#: A submitted local worker that has not said anything after this long never started.
+#: A submitted local worker that has written no status after this long never started.
 STARTING_S = 60.0
 #: Slurm's states of a job that is over, though the queue may still show it.
 _OVER = ("COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
@@ -30,11 +30,11 @@ class WorkerInfo:
     state: str
     status: Mapping[str, Any]
     submitted: Mapping[str, Any]
-    why: str | None = None  # what Slurm says of a job that waits; or that Slurm says nothing
+    why: str | None = None  # Slurm's reason why a job waits; or that Slurm does not answer
 
     @property
     def present(self) -> bool:
-        """Whether it works, or will without anybody's help."""
+        """Whether it works, or will without being submitted again."""
         return self.state in ("running", "pending")
 
     @property
@@ -52,16 +52,20 @@ class WorkerInfo:
         """Its job, as squeue names it."""
         return self.status.get("job_id") or self.submitted.get("job_id")
 
+    @property
+    def log(self) -> str | None:
+        """The file that its standard error goes to."""
+        return self.status.get("log") or self.submitted.get("log")
+
 
 def list_workers(folder: Path) -> list[WorkerInfo]:
     """All workers that a sweep ever had, in the order of their names."""
     now = files_clock(folder)
-    paths = sorted(path for path in (folder / "workers").glob("*") if path.is_dir())
     found = []
-    for path in paths:
-        submitted = read_json(path / "submitted.json") or {}
-        age = now - (path / "submitted.json").stat().st_mtime if submitted else STARTING_S
-        found.append((path.name, read_status(RunDirectory(path), now) or {}, submitted, age))
+    for files in SweepDirectory(folder).all_workers():
+        submitted = read_json(files.submitted) or {}
+        age = now - files.submitted.stat().st_mtime if submitted else STARTING_S
+        found.append((files.path.name, read_status(files, now) or {}, submitted, age))
     on_slurm = any(submitted.get("cluster") == "slurm" and not _ended(status) for _, status, submitted, _ in found)
     queue = slurm_queue() if on_slurm else {}
     return [
@@ -80,16 +84,16 @@ def _state(
 ) -> str:
     if is_running(status):
         return "running"
-    said = str(status.get("state", ""))
+    state = str(status.get("state", ""))
     if submitted.get("cluster") == "slurm" and not _ended(status):
-        if queue is None:  # nobody knows; a worker too many would be worse than one missing for a while
-            return "lost" if said == "running" else said if said in ("cancelled", "failed") else "pending"
+        if queue is None:  # unknown: a worker too many would be worse than one missing for a while
+            return "lost" if state == "running" else state if state in ("cancelled", "failed") else "pending"
         in_queue, _ = queue.get(_job(status, submitted), ("", ""))
-        if in_queue and (in_queue not in _OVER or said == "requeued"):
+        if in_queue and (in_queue not in _OVER or state == "requeued"):
             return "pending"
-    if said in ("done", "cancelled", "failed"):
-        return said
-    starting = not said and submitted.get("cluster") != "slurm" and age_s < STARTING_S
+    if state in ("done", "cancelled", "failed"):
+        return state
+    starting = not state and submitted.get("cluster") != "slurm" and age_s < STARTING_S
     return "pending" if starting else "lost"
 
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from harness.core.errors import UserError
 
-#: Errors that say enough by themselves: full, over quota, read-only, not allowed.
+#: Errors of the disk, which say enough by themselves: full, over quota, read-only, not allowed.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -26,7 +26,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        print(f"error: {error}; mend that and try again: what is finished stays", file=sys.stderr)
+        print(f"error: {error}; correct that and try again: what is finished stays", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Errors a user can mend and how a command line reports them; the ways in which a run may end early."""
+"""Errors that a user can correct, and the ways in which a run may end early."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """Somebody asked a run to stop; its checkpoint is written."""
+    """A run was asked to stop; its checkpoint is written."""
 
 
 class Pruned(Exception):

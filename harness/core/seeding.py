@@ -1,9 +1,6 @@
-"""Named sub-seeds: what a random draw may depend on is said where it is drawn."""
+"""Named sub-seeds: each random draw names what it depends on."""
 
 import hashlib
-
-#: The streams of a run. Two methods with the same seed share `init`, `split`, `order` and `augment`.
-STREAMS = ("init", "split", "order", "augment", "forward", "method", "calibration")
 
 
 def sub_seed(seed: int, *names: str | int) -> int:

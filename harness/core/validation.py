@@ -16,7 +16,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         if item["type"] == "too_short" and any(
             len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] for place in places
         ):
-            continue  # only because what stands in it was refused
+            continue  # only because its items were refused
         place = ".".join(str(part) for part in item["loc"])
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
@@ -43,7 +43,7 @@ def _legal_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     models = [model]
     for part in path:
         fields = [found.model_fields[str(part)] for found in models if str(part) in found.model_fields]
-        # A place in a list, or a key of a mapping such as `search`, leads no further down.
+        # A place in a list, or a key of a mapping such as `search`, leads to no other section.
         models = [found for field in fields for found in _models_in(field.annotation)] if fields else models
     return sorted({name for found in models for name in found.model_fields})
 

@@ -49,7 +49,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
         if not isinstance(key, str):
             raise UserError(f"line {line}: key {key!r} is not text; quote it")
         if key in seen:
-            raise UserError(f"line {line}: key {key!r} stands twice in the same section")
+            raise UserError(f"line {line}: key {key!r} appears twice in the same section")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
 

@@ -1,1 +1,1 @@
-"""What lies on disk: files, run and sweep directories, heartbeats, logs, archives, metric names."""
+"""What is on disk: files, run and sweep directories, heartbeats, logs, archives, metric names."""

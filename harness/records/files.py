@@ -1,4 +1,4 @@
-"""Files that other processes may read are written aside, flushed to disk and renamed; what a full disk looks like."""
+"""Files that other processes may read are written aside, flushed to disk and renamed; full disks are recognized."""
 
 import errno
 import json
@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def write_json(path: Path, value: Any, flushed: bool = True) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file; None when it is missing or not whole."""
+def read_json(path: Traversable) -> Any:
+    """The value of a JSON file, on disk or in an archive; None when it is missing or not whole."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
@@ -52,12 +53,12 @@ _PROBE_BYTES = 1 << 17
 def check_disk(folder: Path, failure: BaseException | None = None) -> None:
     """Raises UserError when nothing more can be written to a sweep's folder, such as when the disk is full.
 
-    failure: what made somebody ask. It may tell more than a small file that still fits.
+    failure: the error that led here. It may say more than a small file that can still be written.
     """
     error = failure if _is_of_the_disk(failure) else _disk_error(folder)
     if error is not None:
         raise UserError(
-            f"nothing more can be written to {folder} ({error}); mend that and launch again: what is finished stays, "
+            f"nothing more can be written to {folder} ({error}); make room, then launch again: what is finished stays, "
             "and the runs that were under way go on from their checkpoints"
         ) from error
 

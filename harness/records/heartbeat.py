@@ -55,7 +55,7 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
         if error is not None and self.state != "running":
-            pass  # the run itself said what this exception means (stopped, pruned)
+            pass  # the run itself set the state that this exception means (stopped, pruned)
         elif isinstance(error, Exception):
             self.state = "failed"
             reason = f"{type(error).__name__}: {error}"
@@ -72,7 +72,7 @@ class Heartbeat:
             write_json(self._directory.status, status, flushed=False)  # soon written again, or of no more use
 
     def note(self, **fields: Any) -> None:
-        """Add to what status.json says, and write it."""
+        """Add entries to status.json, and write it."""
         self.fields |= fields
         self._write_if_possible()
 
@@ -98,7 +98,7 @@ def process_identity() -> dict[str, Any]:
 def read_status(directory: RunDirectory, now: float | None = None) -> dict[str, Any] | None:
     """status.json with `age_s`, the seconds since it was written; None when it is missing or not whole.
 
-    now: what `files_clock` said a moment ago, for readers of many.
+    now: from `files_clock`, a moment ago, for readers of many.
     """
     try:
         with open(directory.status, encoding="utf-8") as file:

@@ -1,6 +1,7 @@
-"""The run directory: the truth about a run. Standard library only.
+"""The run directory: the truth about a run.
 
-    config.json  status.json  metrics.jsonl  record.json  checkpoint.pt  best.safetensors
+    config.json  status.json  metrics.jsonl  record.json  trials.json  checkpoint.pt  best.safetensors  log.txt
+    pretrained/<run id>/    the float network that it starts from, of a run by hand
 
 Every file that another process may read is written aside, flushed to disk and renamed.
 """
@@ -20,6 +21,8 @@ from harness.records.schema import EPOCH
 
 #: States in which a run needs nothing more.
 FINISHED = ("done", "failed", "pruned")
+#: Names of files that are also read inside an archive.
+RECORD, TRIALS = "record.json", "trials.json"
 
 
 class RunDirectory:
@@ -27,9 +30,10 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.status, self.record = (path / f"{name}.json" for name in ("config", "status", "record"))
+        self.config, self.status = path / "config.json", path / "status.json"
+        self.record, self.trials = path / RECORD, path / TRIALS
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.pt"
-        self.best = path / "best.safetensors"
+        self.best, self.log, self.pretrained = path / "best.safetensors", path / "log.txt", path / "pretrained"
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch. A figure that is not finite is left out: JSON has no word for it."""
@@ -38,7 +42,7 @@ class RunDirectory:
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def flush_metrics(self) -> None:
-        """Have the epochs so far on the disk: a checkpoint that says they are over is about to be."""
+        """Have the epochs so far on the disk, before a checkpoint is written that follows them."""
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:
                 os.fsync(file.fileno())
@@ -63,20 +67,23 @@ class RunDirectory:
             with written_aside(self.metrics) as aside:
                 aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
+    def lock(self) -> FileLock:
+        """Held by the process that works on the run."""
+        return FileLock(self.path / "run.lock")
 
-@contextmanager
-def alone(folder: Path, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
-    """Hold the lock of the run whose directory `folder` is. Raises Stopped while waiting, once asked to stop."""
-    lock = FileLock(folder / "run.lock")
-    while not asked_to_stop():
+    @contextmanager
+    def locked(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Hold the run's lock. Raises Stopped while waiting for it, once `should_stop()`."""
+        lock = self.lock()
+        while not should_stop():
+            try:
+                lock.acquire(timeout=1)
+                break
+            except Timeout:
+                continue
+        else:
+            raise Stopped
         try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            continue
-    else:
-        raise Stopped
-    try:
-        yield
-    finally:
-        lock.release()
+            yield
+        finally:
+            lock.release()

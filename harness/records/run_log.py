@@ -1,4 +1,4 @@
-"""A run's own log: what Python prints while the run is under way, beside where it goes anyway."""
+"""A run's own log: a copy of what Python prints while the run is under way."""
 
 import sys
 import time
@@ -8,11 +8,9 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TextIO
 
-LOG = "log.txt"
-
 
 class _Copy(TextIOBase):
-    """Writes to a stream and to a log; a log that cannot be written is done without."""
+    """Writes to a stream and to a log; a log that cannot be written is left out."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
         self._stream, self._log = stream, log
@@ -32,12 +30,12 @@ class _Copy(TextIOBase):
 
 
 @contextmanager
-def logged(folder: Path, heading: str) -> Iterator[Callable[[str], None]]:
-    """Append what is printed in the block to `log.txt` in a folder, under a heading with the time.
+def logged(path: Path, heading: str) -> Iterator[Callable[[str], None]]:
+    """Append what is printed in the block to a file, under a heading with the time.
 
     Yields what writes a line to the log alone, for what is worth keeping but not printing.
     """
-    log = open(folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closing may fail too)
+    log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closing may fail too)
     try:
         _try_write(log, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {heading}\n")
         with redirect_stdout(_Copy(sys.stdout, log)), redirect_stderr(_Copy(sys.stderr, log)):

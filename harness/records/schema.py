@@ -78,7 +78,7 @@ def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[s
 
 
 #: What a run's configuration on W&B holds besides its own keys: the sweep's name, the cell's id and the trial's
-#: number, the methods as one word, and their knobs by method, since W&B finds nothing within a list.
+#: number, the methods as one word, and their settings by method, since W&B finds nothing within a list.
 SWEEP, CELL, TRIAL, METHOD, KNOBS = "sweep", "cell", "trial", "method", "knobs"
 LABELS = (SWEEP, CELL, TRIAL)
 _SECTIONS = ("train", "model", "data", "deploy")
@@ -87,7 +87,7 @@ _SECTIONS = ("train", "model", "data", "deploy")
 def config_key(parameter: str) -> str:
     """Where W&B's copy of a configuration holds a sweep's parameter.
 
-    `train.learning_rate` and `target_bit` where they are, `oscillation.strength` under the methods' knobs.
+    `train.learning_rate` and `target_bit` where they are, `oscillation.strength` under the methods' settings.
     """
     section, dot, _ = parameter.partition(".")
     return parameter if not dot or section in _SECTIONS else f"{KNOBS}.{parameter}"

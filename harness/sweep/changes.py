@@ -6,14 +6,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.files import read_json
-from harness.records.sweep_directory import living_workers
+from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.config import SweepConfig, plain
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which a sweep differs from its earlier self, growth of targets left out.
+    """The dotted keys in which a sweep differs from what it was, except for more trials and seeds.
 
     Trials may rise and seeds may be added; the label, workers, retries, the runtime section and data.root may change,
     and so may the storage: a queue that is not there is rebuilt from the records. A key that an older version did not
@@ -23,7 +24,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         *("label", "workers", "runs_per_gpu", "max_retries", "max_lost", "changed_code", "storage"),
         *("base.runtime", "base.data.root", "base.data.download"),
     )
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
     changed = []
     for key in sorted({*flat_old, *flat_new}):
         before, after = flat_old.get(key), flat_new.get(key)
@@ -35,17 +36,6 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             continue
         changed.append(key)
     return changed
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, Mapping) and item:
-            flat |= _flat(item, f"{name}.")
-        else:
-            flat[name] = item
-    return flat
 
 
 def check_change(folder: Path, spec: SweepConfig) -> None:
@@ -62,14 +52,14 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
             f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
             "final.seeds may grow; give the edited sweep a name (or --root) of its own"
         )
-    if before["storage"] != after["storage"] and (workers := living_workers(folder)):
+    if before["storage"] != after["storage"] and (workers := SweepDirectory(folder).living_workers()):
         raise UserError(f"storage: {len(workers)} workers still use {before['storage']!r}; harness.cancel stops them")
 
 
 def _written(folder: Path) -> dict[str, Any] | None:
     """The sweep a folder holds, with defaults for keys that an older version did not have."""
-    raw = read_json(folder / "sweep.json")
+    raw = read_json(SweepDirectory(folder).sweep)
     try:
         return None if raw is None else plain(SweepConfig.model_validate(raw))
-    except ValidationError:  # written by a version whose files this one does not read: the keys will tell
+    except ValidationError:  # written by a version whose files this one does not read: the keys will differ
         return dict(raw)

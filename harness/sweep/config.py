@@ -1,4 +1,4 @@
-"""SweepSpec: a sweep file, strictly checked, and the cells it expands to."""
+"""SweepConfig: a sweep file, strictly checked."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from harness.core import registry, yaml_file
 from harness.core.config_base import StrictConfig
+from harness.core.dotted import set_dotted
 from harness.core.errors import UserError, masked, unknown
 from harness.core.validation import explain
 from harness.sweep import objective
@@ -112,7 +113,7 @@ def _check_storage(where: str) -> None:
     scheme, separator, rest = where.partition("://")
     if not separator or scheme.partition("+")[0] not in DATABASES:
         legal = ("journal", *(f"{name}://..." for name in DATABASES))
-        raise ValueError(f"storage: {masked(where)!r} is no place for a queue (legal: {', '.join(legal)})")
+        raise ValueError(f"storage: {masked(where)!r} cannot hold a queue (legal: {', '.join(legal)})")
     if ":" in rest.rpartition("@")[0] or re.search(r"[?&](password|passwd|passfile)=", rest):
         raise ValueError(
             f"storage: {masked(where)!r} holds a password, which belongs in no file: write it as user@host and put the "
@@ -136,8 +137,8 @@ def read_sweep(path: Path, replaced: Iterable[str] = ()) -> SweepConfig:
 def _check_names(path: Path, spec: SweepConfig) -> None:
     """Refuse unknown sections and names in `base` while torch is still not imported."""
     for key in spec.base:
-        if key not in RunConfig.model_fields or key in ("seed", "phase", "methods"):
-            legal = [name for name in RunConfig.model_fields if name not in ("seed", "phase", "methods")]
+        legal = [name for name in RunConfig.model_fields if name not in NOT_SET]
+        if key not in legal:
             raise UserError(f"{path}: base: {unknown('setting', key, legal)}")
     for kind, key in (("model", "model"), ("data set", "data")):
         section = spec.base.get(key)
@@ -146,7 +147,7 @@ def _check_names(path: Path, spec: SweepConfig) -> None:
 
 
 def plain(spec: SweepConfig) -> dict[str, Any]:
-    """The spec as JSON values, for sweep.json and for comparison."""
+    """A sweep as JSON values, for sweep.json and for comparison."""
     loaded: dict[str, Any] = json.loads(spec.model_dump_json())
     return loaded
 
@@ -160,25 +161,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override!r}: write key=value, for example tune.trials=4")
+    in_base = key.partition(".")[0] in RunConfig.model_fields
     try:
-        value = yaml_file.parse(text)
+        set_dotted(raw, f"base.{key}" if in_base else key, yaml_file.parse(text))
     except UserError as error:
         raise UserError(f"--set {override!r}: {error}") from None
-    place: Any = raw
-    parts = key.split(".")
-    if parts[0] in RunConfig.model_fields:
-        parts.insert(0, "base")
-    for part in parts[:-1]:
-        if isinstance(place, list):
-            place = place[_place(place, part, override)]
-        else:
-            place = place.setdefault(part, {})
-        if not isinstance(place, dict | list):
-            raise UserError(f"--set {override!r}: {part} is a value, not a section")
-    place[_place(place, parts[-1], override) if isinstance(place, list) else parts[-1]] = value
-
-
-def _place(values: list[Any], part: str, override: str) -> int:
-    if not (part.isdigit() and int(part) < len(values)):
-        raise UserError(f"--set {override!r}: the list has places 0 to {len(values) - 1}, not {part!r}")
-    return int(part)

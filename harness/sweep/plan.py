@@ -2,24 +2,22 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.core.seeding import sub_seed
 from harness.records.files import read_json, write_json
-from harness.records.sweep_directory import living_workers
 from harness.sweep.cells import Cell
 from harness.sweep.config import SweepConfig
-from harness.sweep.queue import OpenSweep, current, put_back
+from harness.sweep.queue import OpenSweep, put_back
 from harness.sweep.rebuild import rebuild
 from harness.sweep.search_space import STATIC_SAMPLERS, draw
+from harness.sweep.trials import Counts, best_trial, current
 
-#: A claim whose worker has not yet said who it is counts as alive this long: a moment, but clocks may differ.
+#: A claim that does not yet name its worker counts as alive this long: a moment, but clocks may differ.
 UNSIGNED_CLAIM_S = 300.0
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -54,11 +52,11 @@ def known_params(spec: SweepConfig, cell: Cell, index: int) -> dict[str, Any] | 
 
 
 def reap(sweep: OpenSweep, of: str | None = None) -> int:
-    """Put back the RUNNING trials of workers that are no more; returns how many. Hold the lock.
+    """Put back the RUNNING trials of workers that ended; returns how many. Hold the lock.
 
-    of: a worker that has just started and so holds nothing yet, whatever it held before it was requeued.
+    of: a worker that has just started and so holds nothing yet, though it may have before it was requeued.
     """
-    workers = [] if of else living_workers(sweep.folder)
+    workers = [] if of else sweep.files.living_workers()
     count = 0
     for study in sweep.all_studies():
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -91,10 +89,9 @@ def _has_worker(trial: FrozenTrial, workers: Sequence[str]) -> bool:
 
 
 def _choose(sweep: OpenSweep) -> None:
-    """Write cells.json anew from the studies, and enqueue the finals it names, once each."""
+    """Write cells.json from the studies, and enqueue the finals it names, once each."""
     queued = {_final_key(trial) for trial in sweep.finals.get_trials(deepcopy=False)}
-    before = read_json(sweep.folder / "cells.json") or {"cells": []}
-    earlier = {cell["id"]: cell for cell in before["cells"]}
+    earlier = {cell["id"]: cell for cell in sweep.files.cell_entries()}
     entries = []
     for cell in sweep.cells:
         entry = _cell_entry(sweep, cell, earlier.get(cell.id))
@@ -105,8 +102,8 @@ def _choose(sweep: OpenSweep) -> None:
                 sweep.finals.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
         entries.append(entry)
     after = {"sweep": sweep.spec.name, "objective": list(sweep.spec.objective), "cells": entries}
-    if after != before:
-        write_json(sweep.folder / "cells.json", after)
+    if after != read_json(sweep.files.cells):
+        write_json(sweep.files.cells, after)
 
 
 def _cell_entry(sweep: OpenSweep, cell: Cell, earlier: dict[str, Any] | None) -> dict[str, Any]:
@@ -121,7 +118,7 @@ def _cell_entry(sweep: OpenSweep, cell: Cell, earlier: dict[str, Any] | None) ->
     if earlier is not None and settled and all(earlier[key] == value for key, value in news.items()):
         return earlier  # naming finals takes milliseconds a run, for nothing
     # A sweep that grew keeps its choice until the new trials are in.
-    chosen = _best(sweep, cell, trials) if over else (earlier or {}).get("chosen")
+    chosen = _chosen(sweep, cell, trials) if over else (earlier or {}).get("chosen")
     finals = {} if over or earlier is None else earlier["finals"]  # new seeds wait for the new choice
     if over and chosen is not None:
         seeds = sweep.spec.final.seeds
@@ -138,53 +135,15 @@ def _cell_entry(sweep: OpenSweep, cell: Cell, earlier: dict[str, Any] | None) ->
     }
 
 
-def _best(sweep: OpenSweep, cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any] | None:
-    """The chosen trial: best objective, lowest number among equals; of several objectives, the Pareto front's
-    best by the first. None when no trial completed."""
+def _chosen(sweep: OpenSweep, cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any] | None:
+    """The parameters for the finals: those of the best trial. None when no trial completed."""
     if sweep.spec.tune.trials == 0:
         return {"trial": None, "params": {}, "value": None, "run_id": None}
-    study = sweep.studies[cell.id]
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    front = study.best_trials if len(sweep.spec.objective) > 1 else complete
-    if not front:
+    best = best_trial(sweep.studies[cell.id], trials)
+    if best is None:
         return None
-    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
-    best = min(front, key=lambda trial: (sign * trial.values[0], trial.number))
     value = best.values if len(best.values) > 1 else best.values[0]
     return {"trial": best.number, "params": best.params, "value": value, "run_id": best.user_attrs.get("run_id")}
-
-
-@dataclass
-class Counts:
-    """How far one phase of a sweep, or of a cell, is."""
-
-    total: int = 0
-    done: int = 0
-    running: int = 0
-    failed: int = 0
-    pruned: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def left(self) -> int:
-        """Runs that still need a worker, or have one."""
-        return self.total - self.done - self.failed - self.pruned
-
-    @property
-    def waiting(self) -> int:
-        """Runs that still need a worker."""
-        return self.left - self.running
-
-    def add(self, trials: Iterable[FrozenTrial], label: str) -> None:
-        """Count trials; `label` names their cell where they do not."""
-        for trial in trials:
-            self.done += trial.state == TrialState.COMPLETE
-            self.running += trial.state == TrialState.RUNNING
-            self.pruned += trial.state == TrialState.PRUNED
-            if trial.state == TrialState.FAIL:
-                self.failed += 1
-                name, reason = trial.user_attrs.get("run_id", "?"), trial.user_attrs.get("reason", "unknown")
-                self.failures.append(f"{trial.user_attrs.get('cell', label)}: run {name}: {reason}")
 
 
 def count(sweep: OpenSweep) -> dict[str, Counts]:
@@ -192,7 +151,7 @@ def count(sweep: OpenSweep) -> dict[str, Counts]:
     tune, final = Counts(total=len(sweep.cells) * sweep.spec.tune.trials), Counts()
     for cell in sweep.cells:
         tune.add(current(sweep.studies[cell.id].get_trials(deepcopy=False)), cell.id)
-    cells = chosen_cells(sweep)
+    cells = sweep.files.cell_entries()
     lost = [cell["id"] for cell in cells if is_lost(sweep, cell)]
     tune.failures += [f"{cell}: no trial completed, so there is nothing to choose from" for cell in lost]
     final.total = (len(sweep.cells) - len(lost)) * len(sweep.spec.final.seeds)
@@ -203,11 +162,6 @@ def count(sweep: OpenSweep) -> dict[str, Counts]:
 def left(sweep: OpenSweep) -> int:
     """Runs that still need a worker, or have one, in both phases."""
     return sum(phase.left for phase in count(sweep).values())
-
-
-def chosen_cells(sweep: OpenSweep) -> list[dict[str, Any]]:
-    """The entries of cells.json; none before the first `top_up`, or when it was damaged."""
-    return list((read_json(sweep.folder / "cells.json") or {"cells": []})["cells"])
 
 
 def is_lost(sweep: OpenSweep, entry: Mapping[str, Any]) -> bool:

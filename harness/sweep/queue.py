@@ -1,4 +1,4 @@
-"""A sweep's queue of work, kept by Optuna: claim a trial, tell its value, put it back.
+"""A sweep's queue of work, kept by Optuna: claim a trial, report its value, put it back.
 
 One study a cell holds the tuning trials, created as WAITING up to the sweep's target, so that every trial is
 claimed once and the count is exact whatever the workers do. A study `finals` is a plain queue: test results never
@@ -8,7 +8,7 @@ reach a sampler. A trial whose worker died goes back to WAITING with its number 
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,25 +16,25 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.core.errors import UserError
 from harness.records.archive import refuse_archive
+from harness.records.code_version import check_launched
 from harness.records.files import read_json, write_json
-from harness.records.run_directory import RunDirectory
 from harness.records.schema import as_metrics
+from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import objective
 from harness.sweep.cells import Cell, expand
 from harness.sweep.changes import check_change
 from harness.sweep.config import SweepConfig, plain
-from harness.sweep.samplers import make_sampler
-from harness.sweep.search_space import Choices, Scalar, Space
+from harness.sweep.samplers import distribution, make_sampler
+from harness.sweep.search_space import Scalar, Space
 from harness.sweep.storage import open_storage, study_prefix
 from harness.training.config import RunConfig
 
 FINALS = "finals"
-#: The user attribute of a trial that repeats a failed one: the other's number.
-RETRY_OF = "retry_of"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Claim:
 
     @cached_property
     def run_id(self) -> str:
-        """The run's name, which its trial is told as well."""
+        """The run's name, which is also noted in its trial."""
         run_id = self.config.run_id()
         self.trial.set_user_attr("run_id", run_id)
         return run_id
@@ -64,7 +64,7 @@ class Claim:
 def load_sweep(folder: Path) -> "OpenSweep":
     """The sweep that a launch made in a folder, as large as it has grown by now. Raises UserError without one."""
     refuse_archive(folder)
-    raw = read_json(folder / "sweep.json")
+    raw = read_json(SweepDirectory(folder).sweep)
     if raw is None:
         raise UserError(f"{folder} holds no sweep (no sweep.json that can be read); launch makes one")
     spec = SweepConfig.model_validate(raw)
@@ -80,8 +80,13 @@ class OpenSweep:
     folder: Path
 
     @cached_property
+    def files(self) -> SweepDirectory:
+        """The files in its folder."""
+        return SweepDirectory(self.folder)
+
+    @cached_property
     def storage(self) -> optuna.storages.BaseStorage:
-        """The journal `study.log`, or the sweep's database."""
+        """The journal, or the sweep's database."""
         return open_storage(self.spec.storage, self.folder)
 
     @cached_property
@@ -113,20 +118,13 @@ class OpenSweep:
         study_id = self.studies[cell]._study_id
         return self.storage.get_n_trials(study_id, state=tuple(set(TrialState) - {TrialState.WAITING}))
 
-    def run_directory(self, run_id: str) -> RunDirectory:
-        """Where a run lives."""
-        return RunDirectory(self.folder / "runs" / run_id)
-
     def lock(self) -> FileLock:
         """Held while the plan changes: topping up, choosing, reaping."""
-        return FileLock(self.folder / "plan.lock")
+        return self.files.lock("plan")
 
 
-def open_sweep(spec: SweepConfig, root: Path, check: Callable[["OpenSweep"], None] = lambda sweep: None) -> OpenSweep:
-    """Create or load a sweep. Raises UserError for an unusable root and for a sweep edited after it ran.
-
-    check: raises what else speaks against it, before anything is written down.
-    """
+def open_sweep(spec: SweepConfig, root: Path) -> OpenSweep:
+    """Create or load a sweep. Raises UserError for an unusable root, a sweep edited after it ran, and other code."""
     folder = root / spec.name
     refuse_archive(folder)
     try:
@@ -139,9 +137,9 @@ def open_sweep(spec: SweepConfig, root: Path, check: Callable[["OpenSweep"], Non
     sweep = OpenSweep(spec, expand(spec), folder)
     with sweep.lock():
         check_change(folder, spec)
-        check(sweep)
+        check_launched(sweep.files.code, spec.changed_code == "refuse")
         assert sweep.storage  # a database that does not answer is refused now, not when the sweep has its name
-        write_json(folder / "sweep.json", plain(spec))
+        write_json(sweep.files.sweep, plain(spec))
         study_prefix(spec.storage, folder)  # made here, under the lock, once
     return sweep
 
@@ -152,7 +150,7 @@ def claim(sweep: OpenSweep, worker: str) -> Claim | None:
     for cell in sorted(sweep.cells, key=lambda cell: begun[cell.id]):  # stable: in file order among equals
         study = sweep.studies[cell.id]
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        # Whoever was too late for the first takes any other: all of them after the same one would be too late again.
+        # A worker that was too late for the first takes any other: if all tried the same one, most would be late again.
         for frozen in waiting[:1] + random.sample(waiting[1:], k=max(0, len(waiting) - 1)):
             if trial := _take(sweep, study, cell.id, frozen, worker):
                 params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
@@ -181,25 +179,17 @@ def _take(
 
 
 def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
-    dimension = space[name]
-    if isinstance(dimension, Choices):
-        return trial.suggest_categorical(name, dimension.choices)
-    if dimension.kind == "int":
-        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-        return trial.suggest_int(name, low, high, log=dimension.log, step=step)
-    return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+    wanted: Any = distribution(space[name])
+    if isinstance(wanted, CategoricalDistribution):
+        return trial.suggest_categorical(name, wanted.choices)
+    suggest = trial.suggest_int if isinstance(wanted, IntDistribution) else trial.suggest_float
+    return suggest(name, wanted.low, wanted.high, log=wanted.log, step=wanted.step)
 
 
 def values_of(sweep: OpenSweep, config: RunConfig, metrics: dict[str, float]) -> list[float]:
     """The objectives from validation metrics."""
     bits = list(config.deploy.bits)
     return [objective.value(name, metrics, bits, config.monitored_bits) for name in sweep.spec.objective]
-
-
-def tell(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> None:
-    """Finish a claimed trial with its record."""
-    assert claim.run_id  # the trial knows it from here on
-    tell_values(claim, objectives(sweep, claim, record))
 
 
 def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:
@@ -232,34 +222,10 @@ def _end(claim: Claim, state: TrialState, values: Sequence[float] | None = None)
     try:
         claim.study.tell(claim.trial.number, values, state=state, skip_if_finished=True)
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
-        # Taken for dead and put back meanwhile; whoever takes it finds the record.
+        # Its worker counted as dead, and it was put back; the worker that takes it next finds the record.
         print(f"trial {claim.trial.number} of {claim.study.study_name}: {error}", flush=True)
 
 
 def put_back(sweep: OpenSweep, trial: optuna.trial.Trial | FrozenTrial) -> None:
     """Let a RUNNING trial wait again, with its number and parameters."""
     sweep.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-
-
-def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that count: a failed one that was given another chance (`harness.retry`) does not."""
-    found = list(trials)
-    replaced = {trial.user_attrs.get(RETRY_OF) for trial in found}
-    return [trial for trial in found if trial.number not in replaced]
-
-
-def best_so_far(sweep: "OpenSweep") -> str:
-    """`best 0.965 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
-    if len(sweep.spec.objective) > 1:
-        return ""
-    values = [
-        (trial.value, cell)
-        for cell, study in sweep.studies.items()
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.name == "COMPLETE" and trial.value is not None
-    ]
-    if not values:
-        return ""
-    pick = min if sweep.spec.objective[0].startswith("val/loss") else max
-    value, cell = pick(values, key=lambda item: item[0])
-    return f"best {value:.4f} ({cell})"

@@ -1,6 +1,6 @@
 """A study from its records, where the queue's journal or database is gone.
 
-Each run directory names the trials it stands for in trials.json; records hold what came of them. Samplers that draw
+The trials.json of each run directory names its trials; the record holds their result. Samplers that draw
 each trial from its number alone need none of this: they draw the same again, and find the records there.
 """
 
@@ -19,26 +19,26 @@ from harness.training.config import complete
 
 
 def note_trial(files: RunDirectory, claim: Claim) -> None:
-    """Add a claimed trial to those its run directory stands for: cells that resolve to one run share it."""
-    path = files.path / "trials.json"
+    """Add a claimed trial to those of its run directory: cells that resolve to the same run share it."""
     entry = {"cell": claim.cell.id, "phase": claim.phase, "trial": claim.trial.number, "params": dict(claim.params)}
-    entries = read_json(path) or []
+    entries = read_json(files.trials) or []
     if entry not in entries:
-        write_json(path, [*entries, entry])
+        write_json(files.trials, [*entries, entry])
 
 
 def rebuild(sweep: OpenSweep) -> int:
     """Fill a queue that holds no trial at all with the finished tuning trials of the records; returns how many.
 
-    Hold the plan's lock. Trials that failed, were pruned or had not finished are drawn anew.
+    Hold the plan's lock. Trials that failed, were pruned or had not finished are drawn again.
     """
     if sweep.spec.sampler.name in STATIC_SAMPLERS or _has_trials(sweep):
         return 0
     cells = {cell.id: cell for cell in sweep.cells}
     found: list[tuple[int, Cell, dict[str, Any], dict[str, Any]]] = []
-    for path in (sweep.folder / "runs").glob("*/trials.json"):
-        record = read_json(RunDirectory(path.parent).record)
-        for entry in read_json(path) or []:
+    for run in map(RunDirectory, sweep.files.runs_named()):
+        entries = read_json(run.trials) or []
+        record = read_json(run.record) if entries else None
+        for entry in entries:
             cell = cells.get(entry["cell"])
             if record and cell and entry["phase"] == "tune" and set(entry["params"]) == set(cell.search):
                 found.append((entry["trial"], cell, entry["params"], record))

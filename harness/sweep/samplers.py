@@ -4,19 +4,14 @@ import warnings
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 from harness.sweep.config import SweepConfig
 from harness.sweep.search_space import Choices, Range
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial says nothing that progress does not
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # progress is shown by the launch
 
 
 def make_sampler(spec: SweepConfig, study_name: str, number: int) -> optuna.samplers.BaseSampler:
@@ -62,7 +57,7 @@ def check_algorithms(spec: SweepConfig) -> None:
 
 
 def distribution(dimension: Choices | Range) -> BaseDistribution:
-    """Optuna's form of a search dimension, as a claim draws from it."""
+    """A search dimension as Optuna has it."""
     if isinstance(dimension, Choices):
         return CategoricalDistribution(dimension.choices)
     if dimension.kind == "int":

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from harness.core.errors import UserError, masked
 from harness.records.files import read_json, write_json
-from harness.records.sweep_directory import STOP
+from harness.records.sweep_directory import SweepDirectory
 
 JOURNAL = "journal"
 #: How long a worker waits for a database that does not answer.
@@ -31,7 +30,7 @@ Result = TypeVar("Result")
 PASSWORD_VARIABLE = "HARNESS_STORAGE_PASSWORD"
 #: What to import, and what to install, for a URL that names no driver.
 _DRIVERS = {"postgresql": ("psycopg", "postgresql"), "mysql": ("pymysql", "mysql")}
-#: What a server says whom no waiting will make let us in, PostgreSQL and MySQL.
+#: What PostgreSQL and MySQL say when they refuse a login; waiting does not help then.
 _LOCKED_OUT = ("password", "does not exist", "Access denied", "Unknown database")
 #: How often two sweeps may meet while they make the tables of an empty database.
 _TABLE_ATTEMPTS = 5
@@ -40,8 +39,8 @@ _TABLE_ATTEMPTS = 5
 class _KernelLock(JournalFileOpenLock):
     """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s).
 
-    The kernel also wakes whoever is next. Trying again every few milliseconds, as file lock libraries do, leaves 64
-    workers no time to work.
+    The kernel also wakes the process that is next. Trying again every few milliseconds, as file lock libraries do,
+    leaves 64 workers no time to work.
     """
 
     def __init__(self, journal: Path) -> None:  # nothing of the base's own state is used
@@ -79,12 +78,12 @@ def open_storage(where: str, folder: Path) -> BaseStorage:
     Raises UserError for a database that does not answer and for a driver that is not installed.
     """
     if where == JOURNAL:
-        path = folder / "study.log"
+        path = SweepDirectory(folder).journal
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
-        except (ValueError, KeyError, AssertionError) as error:  # whatever a damaged line leads Optuna to
+        except (ValueError, KeyError, AssertionError) as error:  # what Optuna raises depends on the damaged line
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}: {error}); move it away and launch again: the queue is "
                 "then rebuilt from the records, and no finished run is repeated"
@@ -93,10 +92,10 @@ def open_storage(where: str, folder: Path) -> BaseStorage:
 
 
 def study_prefix(where: str, folder: Path) -> str:
-    """What sets this sweep's studies apart in a database that others share; nothing in a journal of its own."""
+    """What begins the names of this sweep's studies in a database that others share; nothing in a journal."""
     if where == JOURNAL:
         return ""
-    path = folder / "storage.json"
+    path = SweepDirectory(folder).storage
     if read_json(path) is None:
         write_json(path, {"prefix": f"{folder.name}-{uuid.uuid4().hex[:8]}/"})
     return str(read_json(path)["prefix"])
@@ -115,7 +114,7 @@ def _database(where: str, folder: Path) -> BaseStorage:
         url = url.set(drivername=f"{backend}+{module}")
         if importlib.util.find_spec(module) is None:
             raise UserError(f"storage: {where!r} needs {module}; install it with: pip install -e '.[{extra}]'")
-    arguments: dict[str, Any] = {"pool_pre_ping": True}  # a server that was restarted is connected to anew
+    arguments: dict[str, Any] = {"pool_pre_ping": True}  # reconnects to a server that was restarted
     password = os.environ.get(PASSWORD_VARIABLE)
     if password and backend in _DRIVERS:  # beside the URL, which error messages may show
         arguments["connect_args"] = {"password": password}
@@ -134,9 +133,10 @@ def _database(where: str, folder: Path) -> BaseStorage:
 
 def _connect(url: str, arguments: dict[str, Any], folder: Path) -> BaseStorage:
     """Connect, and make the tables where there are none."""
+    files = SweepDirectory(folder)
 
     def attempt() -> BaseStorage:
-        with FileLock(folder / "storage.lock"):  # two processes that make the tables at once fail both
+        with files.lock("storage"):  # two processes that make the tables at once fail both
             return optuna.storages.RDBStorage(url, engine_kwargs=dict(arguments))
 
     def opened() -> BaseStorage:
@@ -149,20 +149,22 @@ def _connect(url: str, arguments: dict[str, Any], folder: Path) -> BaseStorage:
             time.sleep(random.uniform(0.2, 1.0))  # another sweep makes the tables, under the lock of its own folder
         return attempt()
 
-    # A launch tells its user at once what is wrong; a worker starts where a launch has got through.
-    return patiently(opened, (folder / STOP).exists) if "SUBMITIT_FOLDER" in os.environ else opened()
+    # A launch says at once what is wrong; a worker starts after a launch that could connect, so it waits.
+    return patiently(opened, files.stop.exists) if "SUBMITIT_FOLDER" in os.environ else opened()
 
 
 def _patient(storage: BaseStorage, folder: Path) -> BaseStorage:
     """A storage whose every call waits for a database that does not answer.
 
-    Waiting further out is not enough: a claim that failed half-way and is made anew leaves its trial to nobody, an
-    error in the middle of a run counts as the run's own, and a launch that only looks would end.
+    Waiting further out is not enough: a claim that failed half-way and is repeated leaves its trial without a worker,
+    an error in the middle of a run counts as the run's own, and a launch that only looks would end.
     """
+
+    stop = SweepDirectory(folder).stop
 
     def waiting(name: str) -> Callable[..., Any]:
         method = getattr(storage, name)
-        return lambda self, *args, **kwargs: patiently(lambda: method(*args, **kwargs), (folder / STOP).exists)
+        return lambda self, *args, **kwargs: patiently(lambda: method(*args, **kwargs), stop.exists)
 
     methods = {name: waiting(name) for name in vars(BaseStorage) if not name.startswith("_")}
     patient: BaseStorage = type("PatientStorage", (BaseStorage,), methods)()
@@ -170,10 +172,10 @@ def _patient(storage: BaseStorage, folder: Path) -> BaseStorage:
 
 
 class StorageAway(UserError):
-    """A database has not answered for longer than anybody wants to wait."""
+    """A database has not answered for PATIENCE_S."""
 
 
-def patiently(action: Callable[[], Result], asked_to_stop: Callable[[], bool]) -> Result:
+def patiently(action: Callable[[], Result], should_stop: Callable[[], bool]) -> Result:
     """Do something with a storage, waiting for a database that does not answer for a while. Raises StorageAway."""
     end, wait_s = time.monotonic() + PATIENCE_S, 1.0
     while True:
@@ -182,7 +184,7 @@ def patiently(action: Callable[[], Result], asked_to_stop: Callable[[], bool]) -
         except Exception as error:
             if not _is_away(error):
                 raise
-            if time.monotonic() > end or asked_to_stop():
+            if time.monotonic() > end or should_stop():
                 text = f"storage: {_reason(error)}; launch again when it answers: what is finished stays"
                 raise StorageAway(text) from error
             print(f"storage: {_reason(error)}; trying again in {wait_s:.0f} s", flush=True)
@@ -200,7 +202,7 @@ def _is_away(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What the database said, in one line; Optuna's own words are about something else."""
+    """The database's error in one line, without Optuna's error around it."""
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
     return masked(" ".join(str(error).split("\n")[0].split()))

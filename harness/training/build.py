@@ -28,12 +28,12 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
     """
     device = choose_device(config.runtime)
     dataset = load_dataset(component("data set", config.data), config.seed, device)
-    knobs = component("model", config.model)
-    model = build_model(knobs, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    settings = component("model", config.model)
+    model = build_model(settings, dataset.input_shape, dataset.num_classes, config.seed).to(device)
     if weights is not None:
         load_checkpoint(model, weights)
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
-    check_requirements(model, knobs.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
+    check_requirements(model, settings.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
     attach(model, config.exclude)
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)

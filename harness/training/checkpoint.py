@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.records.files import written_aside
+from harness.training.optimizer import match_states
 
 if TYPE_CHECKING:
     from harness.training.session import Session
@@ -51,7 +52,7 @@ def restore(path: Path, session: "Session") -> bool:
         print(f"{path}: written by an earlier version ({error}); starting over", flush=True)
         return False
     session.model.load_state_dict(state["model"])
-    _match_layouts(session.optimizer)
+    match_states(session.optimizer)
     for method, method_state in zip(session.methods, state["methods"], strict=True):
         method.load_state_dict(method_state)
     for bits, tracker in session.trackers.items():
@@ -63,15 +64,6 @@ def restore(path: Path, session: "Session") -> bool:
         print(f"{path}: goes on with compiled: {session.compiled}, not {was}; last bits may differ", flush=True)
     _set_rng_state(state["rng"], session.device)
     return True
-
-
-def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
-    """Averages in their parameters' order in memory: see harness/training/loop.py on fused optimizers."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            alike = isinstance(value, Tensor) and value.shape == parameter.shape
-            if alike and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:

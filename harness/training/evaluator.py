@@ -55,18 +55,14 @@ class Evaluator:
         return round_to_nearest(copy, bits, self.context.scale, self.context.quantizer, self.context.exclude)
 
 
-def evaluate(
-    model: nn.Module, dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
-) -> tuple[float, float, int]:
-    """Accuracy in [0, 1], mean cross-entropy in nats, and the number of images, of a model in evaluation mode."""
-    return evaluate_all([model], dataset, split, batch_size, precision)[0]
-
-
 @torch.inference_mode()
 def evaluate_all(
     models: Sequence[nn.Module], dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
 ) -> list[tuple[float, float, int]]:
-    """As `evaluate`, of several models from one pass over the data; waits for the device once."""
+    """Accuracy in [0, 1], mean cross-entropy in nats and the number of images, of each model in evaluation mode.
+
+    All from one pass over the data; waits for the device once.
+    """
     sums = torch.zeros(len(models), 2, dtype=torch.float64, device=dataset.device)
     for start in range(0, len(split), batch_size):
         inputs, labels = dataset.batch(split, slice(start, start + batch_size))

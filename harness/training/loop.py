@@ -1,4 +1,4 @@
-"""THE LOOP. It names no method: what a method does stands in its hooks (harness/methods/base.py)."""
+"""THE LOOP. It names no method: what a method does is in its hooks (harness/methods/base.py)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,6 +18,7 @@ from harness.methods.base import Method, Step
 from harness.oscillation.tracker import metrics_of
 from harness.records import schema
 from harness.training.config import TrainConfig
+from harness.training.optimizer import match_gradients
 from harness.training.session import Progress, Session
 
 
@@ -28,21 +29,21 @@ class TrainingError(RuntimeError):
 def train(
     session: Session,
     epoch_done: Callable[[dict[str, Any]], None],
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train until the last epoch or until patience runs out; the best epoch's weights are in `progress`.
 
-    epoch_done gets the metrics of each epoch. Raises Stopped between two steps once asked to stop, and
+    epoch_done gets the metrics of each epoch. Raises Stopped between two steps once it should stop, and
     TrainingError when the loss is not finite.
     """
-    knobs, progress = session.config.train, session.progress
+    settings, progress = session.config.train, session.progress
     if (progress.epoch, progress.step) == (0, 0):
         progress.first_histograms = {bits: own.threshold_histogram() for bits, own in session.trackers.items()}
-    while progress.epoch < knobs.epochs and not out_of_patience(progress, knobs, session.methods):
+    while progress.epoch < settings.epochs and not out_of_patience(progress, settings, session.methods):
         permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
         session.model.train()
-        for indices in permutation.split(knobs.batch_size)[progress.step : session.steps_per_epoch]:
-            if asked_to_stop():
+        for indices in permutation.split(settings.batch_size)[progress.step : session.steps_per_epoch]:
+            if should_stop():
                 raise Stopped
             with session.stopwatch.step():
                 step(session, indices)
@@ -70,7 +71,7 @@ def step(session: Session, indices: Tensor) -> None:
     session.optimizer.zero_grad()
     (now.task_loss + penalty).backward()
     penalty = penalty + sum((method.after_backward(now) for method in methods), start=0.0)
-    _match_layouts(model)
+    match_gradients(model)
     if config.train.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
     session.optimizer.step()
@@ -128,12 +129,12 @@ def validate(session: Session) -> dict[str, float]:
     return metrics
 
 
-def out_of_patience(progress: Progress, knobs: TrainConfig, methods: list[Method]) -> bool:
+def out_of_patience(progress: Progress, settings: TrainConfig, methods: list[Method]) -> bool:
     """Whether `patience` epochs have passed without improvement."""
-    if knobs.patience is None:
+    if settings.patience is None:
         return False
-    since = max(progress.best_epoch, first_eligible_epoch(knobs, methods) - 1)
-    return progress.epoch - since >= knobs.patience
+    since = max(progress.best_epoch, first_eligible_epoch(settings, methods) - 1)
+    return progress.epoch - since >= settings.patience
 
 
 def forward_context(session: Session) -> AbstractContextManager[Any]:
@@ -149,18 +150,6 @@ def forward_context(session: Session) -> AbstractContextManager[Any]:
     return stack
 
 
-def _match_layouts(model: nn.Module) -> None:
-    """Gradients in their parameters' order in memory, which autograd sees to, but a method may not have.
-
-    torch's fused optimizers walk both in order of memory on CPUs: with another layout, each weight would get the
-    gradient of another one, without a word (seen with torch 2.15).
-    """
-    for parameter in model.parameters():
-        gradient = parameter.grad
-        if gradient is not None and gradient.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
-
-
 def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:
     """Add a step to the epoch's sums, on the device, without waiting for it."""
     # A number is filled in on the device: copying it there would wait for all that is queued.
@@ -170,18 +159,18 @@ def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:
     progress.step += 1
 
 
-def first_eligible_epoch(knobs: TrainConfig, methods: Iterable[Method]) -> int:
+def first_eligible_epoch(settings: TrainConfig, methods: Iterable[Method]) -> int:
     """The first epoch (from 1) that can be best: later than 1 for methods that train in stages."""
     start = max((method.selection_start for method in methods), default=0.0)
     # 0.29 of 100 epochs are 29, though not in binary; an epoch that ends where a stage begins is not of it.
-    return min(knobs.epochs, math.floor(start * knobs.epochs + 1e-9) + 1)
+    return min(settings.epochs, math.floor(start * settings.epochs + 1e-9) + 1)
 
 
-def learning_rate_factor(step: int, total: int, steps_per_epoch: int, knobs: TrainConfig) -> float:
+def learning_rate_factor(step: int, total: int, steps_per_epoch: int, settings: TrainConfig) -> float:
     """The factor of the base learning rate at a step: linear warm-up from 1/warm-up, then the schedule to 0."""
-    warmup = min(round(knobs.warmup_epochs * steps_per_epoch), total)
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total)
     if step < warmup:
         return (step + 1) / warmup
-    if knobs.schedule == "constant":
+    if settings.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,4 +1,4 @@
-"""The float network that fine-tuning starts from: a run of its own, trained once for all runs that begin with it.
+"""The float network that fine-tuning starts from: a separate run, trained once for all runs that start from it.
 
 Where a configuration has a `pretrain` section, its network is first trained in float, by these settings, on the same
 split of the same data with the same seed: no image that the later run validates on has been trained on. That run's
@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.core.bits import MIN_BITS
 from harness.core.config_base import QuantizerConfig
 from harness.records.files import read_json
-from harness.records.run_directory import RunDirectory, alone
+from harness.records.run_directory import RunDirectory
 from harness.training.config import RunConfig
 
 #: Carries out a configuration in a directory, keeps the best weights, and stops when asked to.
@@ -19,7 +19,7 @@ CarryOut = Callable[[RunConfig, Path], object]
 
 
 def parent_of(config: RunConfig) -> RunConfig:
-    """The configuration of the float run that another one begins with, less what float training does not heed."""
+    """The configuration of the float run that another one starts from, without what float training does not use."""
     assert config.pretrain is not None
     changed = {
         "phase": "tune",
@@ -36,11 +36,11 @@ def parent_of(config: RunConfig) -> RunConfig:
 
 
 def starting_weights(
-    config: RunConfig, folder: Path, carry_out: CarryOut, asked_to_stop: Callable[[], bool]
+    config: RunConfig, folder: Path, carry_out: CarryOut, should_stop: Callable[[], bool]
 ) -> Path | None:
     """The file of the weights that a run starts from, trained in `folder` unless it is there; None without `pretrain`.
 
-    One process trains, others that need the same network wait. Raises Stopped while waiting, once asked to stop, and
+    One process trains, others that need the same network wait. Raises Stopped while waiting, once it should stop, and
     whatever training raises.
     """
     if config.pretrain is None:
@@ -48,23 +48,23 @@ def starting_weights(
     parent = parent_of(config)
     files = RunDirectory(folder / parent.run_id())
     files.path.mkdir(parents=True, exist_ok=True)
-    with alone(files.path, asked_to_stop):
+    with files.locked(should_stop):
         if not files.best.exists() or not files.record.exists():
-            files.record.unlink(missing_ok=True)  # weights that somebody deleted are trained again
+            files.record.unlink(missing_ok=True)  # weights that were deleted are trained again
             print(f"training the float network to start from first: run {parent.run_id()}", flush=True)
             carry_out(parent, files.path)
     return files.best
 
 
-def told_of(config: RunConfig, folder: Path) -> dict[str, object]:
-    """What a record says of the network that a run started from."""
+def describe_pretrained(config: RunConfig, folder: Path) -> dict[str, object]:
+    """The entry in a record for the network that a run started from."""
     if config.pretrain is None:
         return {}
     run_id = parent_of(config).run_id()
-    record = read_json(folder / run_id / "record.json") or {"provenance": {}}
+    record = read_json(RunDirectory(folder / run_id).record) or {"provenance": {}}
     code = {name: record["provenance"].get(name) for name in ("git", "numerics_version")}
-    told = {name: record.get(name) for name in ("best_epoch", "monitor")}
-    return {"pretrained": {"run_id": run_id, **told, **code}}
+    found = {name: record.get(name) for name in ("best_epoch", "monitor")}
+    return {"pretrained": {"run_id": run_id, **found, **code}}
 
 
 def drop_half_done(config: RunConfig, folder: Path) -> None:

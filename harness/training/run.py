@@ -6,19 +6,21 @@ Needs neither wandb nor optuna nor submitit.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import Pruned, Stopped, UserError
+from harness.records import schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.heartbeat import Heartbeat
 from harness.records.run_directory import RunDirectory
-from harness.records.schema import as_metrics
 from harness.training.config import RunConfig
 
 if TYPE_CHECKING:
     from harness.training.session import Session
+    from harness.training.wandb_mirror import Mirror
 
 
 EpochHook = Callable[[dict[str, Any]], None]
@@ -27,14 +29,17 @@ CHECKPOINT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Around:
-    """What surrounds a run and decides none of its numbers.
+class RunContext:
+    """What surrounds a run and changes none of its numbers.
 
+    epoch_done: gets each epoch's metrics; may raise Pruned. should_stop: asked before every step.
     notes: for the record's provenance. labels: for W&B's copy of the configuration, by the names in
     harness/records/schema.py.
     pretrained: where float networks to start from are kept; None: in the run's own directory.
     """
 
+    epoch_done: EpochHook = field(default=lambda metrics: None)
+    should_stop: Callable[[], bool] = field(default=lambda: False)
     tags: tuple[str, ...] = ()
     keep_best: bool = True
     job_id: str | None = None
@@ -43,26 +48,20 @@ class Around:
     pretrained: Path | None = None
 
 
-def run(
-    config: RunConfig,
-    directory: Path,
-    epoch_done: EpochHook = lambda metrics: None,
-    asked_to_stop: Callable[[], bool] = lambda: False,
-    around: Around = Around(),
-) -> dict[str, Any]:
+def run(config: RunConfig, directory: Path, context: RunContext = RunContext()) -> dict[str, Any]:
     """Carry out a run in its directory, or continue it, or return its record if it is there already.
 
-    epoch_done gets each epoch's metrics and may raise Pruned. Raises Stopped once asked to stop (the checkpoint
-    stands), UserError for a directory that belongs to another run, and whatever training raises.
+    Raises Stopped once it should stop (with a checkpoint written), UserError for a directory that belongs to another
+    run, and whatever training raises.
     """
     files, run_id = RunDirectory(directory), config.run_id()
     _claim(files, config, run_id)
     if (record := read_json(files.record)) is not None:
         return dict(record)
-    with Heartbeat(files, around.job_id) as beat:
-        notes = {**around.notes, "attempts": beat.fields["attempt"]}
+    with Heartbeat(files, context.job_id) as beat:
+        notes = {**context.notes, "attempts": beat.fields["attempt"]}
         try:
-            record = _carry_out(config, run_id, files, epoch_done, asked_to_stop, replace(around, notes=notes))
+            record = _carry_out(config, run_id, files, replace(context, notes=notes))
             beat.state = "done"
             return record
         except Stopped:
@@ -90,54 +89,27 @@ def _claim(files: RunDirectory, config: RunConfig, run_id: str) -> None:
         write_json(files.config, {"run_id": run_id, "config": config.model_dump(mode="json")})
 
 
-def _carry_out(
-    config: RunConfig,
-    run_id: str,
-    files: RunDirectory,
-    epoch_done: EpochHook,
-    asked_to_stop: Callable[[], bool],
-    around: Around,
-) -> dict[str, Any]:
+def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: RunContext) -> dict[str, Any]:
     from harness.training import checkpoint
     from harness.training.build import build
-    from harness.training.loop import train, validate
-    from harness.training.pretrain import starting_weights, told_of
+    from harness.training.pretrain import describe_pretrained, starting_weights
     from harness.training.provenance import describe
     from harness.training.wandb_mirror import Mirror
 
     code_version()  # what is imported from here on; later edits of the files do not reach this run
-    parents = around.pretrained or files.path / "pretrained"
-
-    def train_first(parent: RunConfig, directory: Path) -> None:
-        # Tagged apart on W&B: it is no run of the sweep.
-        tagged = Around(("pretrain",), job_id=around.job_id)
-        run(parent, directory, lambda metrics: print(line(metrics), flush=True), asked_to_stop, tagged)
-
-    weights = starting_weights(config, parents, train_first, asked_to_stop)
+    networks = context.pretrained or files.pretrained
+    weights = starting_weights(config, networks, partial(_train_first, context), context.should_stop)
     started = time.time()
     session = build(config, weights)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
-    mirror = Mirror(config, run_id, files.path, around.tags, files.read_metrics(), around.labels)
+    mirror = Mirror(config, run_id, files.path, context.tags, files.read_metrics(), context.labels)
     saver = _Saver(config, session, files)
-
-    def on_epoch(metrics: dict[str, Any]) -> None:
-        files.append_metrics(metrics)
-        mirror.log(metrics)
-        saver.save_if_due()
-        epoch_done(metrics)
-
-    def between_steps() -> bool:
-        saver.save_if_due()
-        return asked_to_stop()
-
     try:
-        train(session, on_epoch, between_steps)
-        if not session.progress.best_state:
-            validate(session)  # no training steps: the network as it came is the best there is
-        notes = {**around.notes, **told_of(config, parents)}
+        _train(session, files, mirror, saver, context)
+        notes = {**context.notes, **describe_pretrained(config, networks)}
         record = _record(session, run_id, {**describe(session, started), **notes})
-        if around.keep_best:
+        if context.keep_best:
             checkpoint.save_weights(files.best, session.progress.best_state)
         write_json(files.record, record)
         files.checkpoint.unlink(missing_ok=True)
@@ -147,12 +119,36 @@ def _carry_out(
             saver.save()
         mirror.break_off(stopped)
         raise
-    mirror.finish({**as_metrics(record["rows"]), "best_epoch": record["best_epoch"]}, record, files.best)
+    mirror.finish({**schema.as_metrics(record["rows"]), "best_epoch": record["best_epoch"]}, record, files.best)
     return record
 
 
+def _train_first(context: RunContext, config: RunConfig, directory: Path) -> None:
+    """Train the float network that a run starts from. Tagged apart on W&B: it is no run of the sweep."""
+    own = RunContext(print_epoch, context.should_stop, tags=("pretrain",), job_id=context.job_id)
+    run(config, directory, own)
+
+
+def _train(session: "Session", files: RunDirectory, mirror: "Mirror", saver: "_Saver", context: RunContext) -> None:
+    from harness.training.loop import train, validate
+
+    def epoch_done(metrics: dict[str, Any]) -> None:
+        files.append_metrics(metrics)
+        mirror.log(metrics)
+        saver.save_if_due()
+        context.epoch_done(metrics)
+
+    def should_stop() -> bool:
+        saver.save_if_due()
+        return context.should_stop()
+
+    train(session, epoch_done, should_stop)
+    if not session.progress.best_state:
+        validate(session)  # no training steps: the network as it came is the best there is
+
+
 class _Saver:
-    """Writes checkpoints between steps, as often as the configuration says, but not at any cost."""
+    """Writes checkpoints between steps, as often as configured, within CHECKPOINT_SHARE of the time."""
 
     def __init__(self, config: RunConfig, session: "Session", files: RunDirectory) -> None:
         self._session, self._files = session, files
@@ -197,11 +193,14 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
     }
 
 
-def line(metrics: dict[str, Any]) -> str:
+def epoch_line(metrics: dict[str, Any]) -> str:
     """An epoch in one line, for a reader."""
-    from harness.records import schema
-
     return (
         f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
         f"val {100 * metrics[schema.MONITOR]:.2f} %  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
     )
+
+
+def print_epoch(metrics: dict[str, Any]) -> None:
+    """Print an epoch's line."""
+    print(epoch_line(metrics), flush=True)

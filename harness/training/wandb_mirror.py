@@ -194,8 +194,8 @@ class Mirror:
 
 def _described(config: RunConfig) -> dict[str, Any]:
     """What W&B can sort and filter by, which it cannot by what stands in a list."""
-    knobs = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
-    return {schema.METHOD: "+".join(knobs), schema.KNOBS: {name: own for name, own in knobs.items() if own}}
+    settings = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
+    return {schema.METHOD: "+".join(settings), schema.KNOBS: {name: own for name, own in settings.items() if own}}
 
 
 def _with_histograms(metrics: Mapping[str, Any]) -> dict[str, Any]:

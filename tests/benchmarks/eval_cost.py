@@ -8,7 +8,7 @@ from typing import Any
 from bench_common import compared, configure, in_turn, make_session, models, settings
 from bench_report import Clock, Row, figure
 
-from harness.training.evaluator import evaluate
+from harness.training.evaluator import evaluate_all
 from harness.training.session import Session
 
 #: Validation images of each network, and the rounds that are timed: fewer than CIFAR-10's 5,000 where a pass takes
@@ -32,7 +32,7 @@ def five_float_passes(session: Session) -> None:
     session.model.eval()
     size, precision = session.config.runtime.eval_batch_size, session.evaluator.precision
     for _ in (*BITS, "float"):
-        evaluate(session.model, session.dataset, session.dataset.val, size, precision)
+        evaluate_all([session.model], session.dataset, session.dataset.val, size, precision)
     session.model.train()
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.signals import Stopping
+from harness.cluster.signals import StopRequest
 from harness.cluster.worker import Worker
 from harness.sweep import plan, queue
 from harness.sweep.config import SweepConfig
@@ -27,7 +27,7 @@ from harness.sweep.queue import Claim, OpenSweep, load_sweep
 class NoOp(Worker):
     """A worker whose runs do nothing; prints when each was claimed and how long that took."""
 
-    def perform(self, sweep: OpenSweep, claim: Claim, stopping: Stopping) -> list[float]:
+    def perform(self, sweep: OpenSweep, claim: Claim, stop: StopRequest) -> list[float]:
         """The objective from the parameters alone."""
         print(json.dumps({"trial": claim.trial.number, "cell": claim.cell.id, "phase": claim.phase}), flush=True)
         return [0.5]

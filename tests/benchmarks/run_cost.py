@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.cluster.signals import Stopping
+from harness.cluster.signals import StopRequest
 from harness.cluster.worker import Worker
 from harness.sweep import plan, queue
 from harness.sweep.config import SweepConfig
@@ -30,8 +30,8 @@ MIRRORED, NOT_MIRRORED = 100, 101
 class Timed(Worker):
     """A worker that notes when it has told each run's value."""
 
-    def _carry_out(self, sweep: OpenSweep, claim: Claim, stopping: Stopping) -> int:
-        finished = super()._carry_out(sweep, claim, stopping)
+    def _carry_out(self, sweep: OpenSweep, claim: Claim, stop: StopRequest) -> int:
+        finished = super()._carry_out(sweep, claim, stop)
         batch_size = claim.config.train.batch_size
         figures = {"told": time.perf_counter(), "mirrored": batch_size == MIRRORED, "phase": claim.phase}
         print(json.dumps(figures), flush=True)

@@ -158,7 +158,7 @@ def test_a_missing_initial_checkpoint_is_refused(cli: Cli, init: str) -> None:
 
 COMMANDS: dict[str, tuple[Edits | str, list[str], list[str]]] = {
     "unknown key": ({"sampller": "tpe"}, [], ["sampller", "did you mean 'sampler'"]),
-    "duplicate key": ("name: a\nname: b\n", [], ["line 2", "'name' stands twice"]),
+    "duplicate key": ("name: a\nname: b\n", [], ["line 2", "'name' appears twice"]),
     "model": ({"base/model/name": "mlp"}, [], ["'mlp'", "did you mean 'mlp5'", "resnet18"]),
     "data set": ({"base/data/name": "digit"}, [], ["'digit'", "did you mean 'digits'", "cifar10"]),
     "objective": ({"objective": "taget"}, [], ["'taget'", "did you mean 'target'"]),

@@ -112,8 +112,8 @@ def test_a_set_of_a_run_setting_reaches_base(cli: Cli) -> None:
 
 
 TEXTS = {
-    "duplicate key": ("name: a\nbase: {}\nname: b\n", "line 3: key 'name' stands twice in the same section"),
-    "duplicate key below": ("name: a\nbase:\n  train:\n    epochs: 1\n    epochs: 2\n", "line 5: key 'epochs' stands"),
+    "duplicate key": ("name: a\nbase: {}\nname: b\n", "line 3: key 'name' appears twice in the same section"),
+    "duplicate key below": ("name: a\nbase:\n  train:\n    epochs: 1\n    epochs: 2\n", "line 5: key 'epochs' appears"),
     "not YAML": ("name: [a\n", "not YAML"),
     "tab": ("name: a\nbase:\n\ttrain: 3\n", "line 3: not YAML"),
     "a list": ("- a\n- b\n", "expected keys and values, found list"),

@@ -19,7 +19,7 @@ from harness.core.bits import FLOAT
 from harness.core.errors import UserError
 from harness.dashboard import main
 from harness.records import schema
-from harness.training.run import Around, run
+from harness.training.run import RunContext, run
 
 LEARNING_RATE = {"train.learning_rate": {"low": 1e-4, "high": 1e-2}}
 SWEEP = {
@@ -115,7 +115,7 @@ def logged(server: WandbServer, directory: Path) -> dict[str, set[str]]:
     """The keys that a real run of the sweep's second cell leaves on W&B, by where W&B has them."""
     wanted = config()
     changed = {"methods": ({"name": "oscillation", "strength": 2.0, "scale_gradient": "graph"},)}
-    run(wanted.model_copy(update=changed), directory, around=Around(tags=("mine",), labels={schema.SWEEP: "mine"}))
+    run(wanted.model_copy(update=changed), directory, context=RunContext(tags=("mine",), labels={schema.SWEEP: "mine"}))
     (received,) = server.runs.values()
     config_names = {f"{key}.value" + rest for key, rest in map(_first_level, dotted(received.config))}
     return {

@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies_common import THREE, TWO, claims, finish_tuning, open_sweep, record, states
+from studies_common import THREE, TWO, claims, finish_tuning, open_sweep, record, states, tell
 
 from harness import cancel, logs, retry, status
-from harness.cli.status_report import standing
+from harness.cli.status_report import status_report
 from harness.core.errors import UserError
 from harness.records import code_version
 from harness.records.files import write_json
 from harness.records.heartbeat import Heartbeat, process_identity
 from harness.records.run_directory import RunDirectory
-from harness.records.sweep_directory import STOP
 from harness.sweep import plan, queue
 from harness.sweep.queue import OpenSweep
 
 
 def by_cell(sweep: OpenSweep) -> dict[str, dict[str, Any]]:
-    return {cell["id"]: cell for cell in standing(sweep)["cells"]}
+    return {cell["id"]: cell for cell in status_report(sweep)["cells"]}
 
 
 def fail_one(sweep: OpenSweep, reason: str = "ValueError: no") -> queue.Claim:
@@ -48,10 +47,10 @@ def test_status_counts_each_cell(tmp_path: Path) -> None:
         assert first
         assert second
         assert third
-        queue.tell(sweep, first, record(0.7))
+        tell(sweep, first, record(0.7))
         queue.tell_pruned(third)
         beat.note(gpu="2", slot="gpu2.0", run=second.run_id)
-        found = standing(sweep)
+        found = status_report(sweep)
         beat.state = "done"
     cells = {cell["id"]: cell for cell in found["cells"]}
     two, three = cells[TWO], cells[THREE]
@@ -71,7 +70,7 @@ def test_status_puts_back_what_dead_workers_held(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
     queue.claim(sweep, "never seen")
-    found = standing(sweep)
+    found = status_report(sweep)
     assert sum(cell["running"] for cell in found["cells"]) == 0
     assert found["state"] == "stopped"
     assert found["eta_s"] is None  # nobody works
@@ -81,8 +80,8 @@ def test_status_knows_a_complete_sweep(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     finish_tuning(sweep, lambda claim: record(0.5))
     for claim in claims(sweep):
-        queue.tell(sweep, claim, {"rows": []})
-    found = standing(sweep)
+        tell(sweep, claim, {"rows": []})
+    found = status_report(sweep)
     assert (found["state"], found["left"], found["eta_s"]) == ("complete", 0, 0)
 
 
@@ -90,10 +89,10 @@ def test_a_failure_is_shown_with_its_reason_and_log(tmp_path: Path, capsys: pyte
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
     claim = fail_one(sweep)
-    folder = sweep.run_directory(claim.run_id).path
+    folder = sweep.files.run(claim.run_id).path
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text("epoch 1\n")
-    (failure,) = standing(sweep)["failures"]
+    (failure,) = status_report(sweep)["failures"]
     assert failure["reason"] == "ValueError: no"
     assert failure["log"] == str(folder / "log.txt")
     assert status.main([str(sweep.folder)]) == 0
@@ -141,8 +140,8 @@ def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: 
     assert time.monotonic() - begun < 10
     assert "2 workers stopped; 10 runs are left; launch goes on" in capsys.readouterr().out
     assert states(sweep, TWO) == {"WAITING": 3}
-    assert (sweep.folder / STOP).exists()
-    found = standing(sweep)
+    assert (sweep.files.stop).exists()
+    found = status_report(sweep)
     assert found["state"] == "cancelled"
     assert {worker["name"]: worker["state"] for worker in found["workers"]}["waiting"] == "cancelled"
 
@@ -176,10 +175,10 @@ def test_a_failed_trial_gets_another_chance_with_its_parameters(tmp_path: Path) 
     again = next(claim for claim in claims(sweep) if claim.cell.id == TWO)
     assert again.trial.number != failed.trial.number
     assert (again.params, again.run_id) == (failed.params, failed.run_id)
-    queue.tell(sweep, again, record(0.9))
+    tell(sweep, again, record(0.9))
     plan.top_up(sweep)
     assert by_cell(sweep)[TWO]["done"] == 1
-    assert {entry["id"]: entry for entry in plan.chosen_cells(sweep)}[TWO]["chosen"]["run_id"] == failed.run_id
+    assert {entry["id"]: entry for entry in sweep.files.cell_entries()}[TWO]["chosen"]["run_id"] == failed.run_id
 
 
 def test_a_failed_final_run_gets_another_chance(tmp_path: Path) -> None:
@@ -192,8 +191,8 @@ def test_a_failed_final_run_gets_another_chance(tmp_path: Path) -> None:
     assert len(finals) == 4
     assert [claim.run_id for claim in finals].count(failed.run_id) == 1
     for claim in finals:
-        queue.tell(sweep, claim, {"rows": []})
-    assert standing(sweep)["state"] == "complete"
+        tell(sweep, claim, {"rows": []})
+    assert status_report(sweep)["state"] == "complete"
 
 
 def test_only_failed_runs_can_be_retried(tmp_path: Path) -> None:
@@ -210,7 +209,7 @@ def test_changed_code_has_to_be_explained(tmp_path: Path, monkeypatch: pytest.Mo
     plan.top_up(sweep)
     failed = fail_one(sweep)
     write_json(sweep.folder / "code.json", {"code": {"source": "other"}, "changes": []})
-    files = sweep.run_directory(failed.run_id)
+    files = sweep.files.run(failed.run_id)
     files.path.mkdir(parents=True)
     files.checkpoint.write_bytes(b"by the old code")
     with pytest.raises(UserError, match="launched with files other: say what changed with --changed-code"):

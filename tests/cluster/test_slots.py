@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_sweep import here, records, start, write_sweep
 
-from harness.cli.status_report import standing
+from harness.cli.status_report import status_report
 from harness.cluster import slots
 from harness.cluster.pool import WorkerPool
 from harness.cluster.slots import local_slots, slot_names, take_slot
@@ -20,7 +20,6 @@ from harness.launch import main
 from harness.records.files import write_json
 from harness.records.heartbeat import process_identity
 from harness.records.run_directory import RunDirectory
-from harness.records.sweep_directory import note_submitted
 from harness.sweep import plan, queue
 from harness.sweep.config import read_sweep
 from harness.sweep.queue import load_sweep
@@ -47,7 +46,7 @@ def test_eight_workers_on_two_gpus_are_two_at_a_time_each_on_its_own(tmp_path: P
         most = max(most, len(workers))
         bindings.add(tuple(sorted(worker["gpu"] for worker in workers if worker.get("gpu"))))
         if len(workers) == 2 and not shown:
-            shown = {worker["gpu"] for worker in standing(load_sweep(folder))["workers"]}
+            shown = {worker["gpu"] for worker in status_report(load_sweep(folder))["workers"]}
         time.sleep(0.05)
     output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -108,7 +107,7 @@ def test_two_local_launches_at_once_share_one_set_of_workers(tmp_path: Path) -> 
     both = [start(sweep, tmp_path / "runs", "--workers", "2", "--gpus", "0,1") for _ in range(2)]
     printed = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    workers = standing(load_sweep(tmp_path / "runs/tiny"))["workers"]
+    workers = status_report(load_sweep(tmp_path / "runs/tiny"))["workers"]
     assert len(workers) == 2, workers
     assert len(records(tmp_path / "runs")) == 8
 
@@ -134,7 +133,7 @@ def test_workers_of_another_machine_take_none_of_the_slots_here(tmp_path: Path) 
     far = RunDirectory(sweep.folder / "workers" / "far")
     far.path.mkdir(parents=True)
     write_json(far.status, {"state": "running", "machine": "elsewhere", "host": "node9"})
-    note_submitted(sweep.folder, "near", cluster="local", by=process_identity())
-    note_submitted(sweep.folder, "queued", cluster="slurm", job_id="1", by=process_identity())
-    members = list_workers(sweep.folder)
-    assert WorkerPool(sweep, "local", 2, Profile(), ("cpu0", "cpu1"))._present(members) == 1
+    sweep.files.worker("near").note_submitted(cluster="local", by=process_identity())
+    sweep.files.worker("queued").note_submitted(cluster="slurm", job_id="1", by=process_identity())
+    workers = list_workers(sweep.folder)
+    assert WorkerPool(sweep, "local", 2, Profile(), ("cpu0", "cpu1"))._present(workers) == 1

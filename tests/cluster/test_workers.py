@@ -20,7 +20,6 @@ from harness.records import code_version
 from harness.records.files import check_disk, read_json, write_json
 from harness.records.heartbeat import read_status
 from harness.records.run_directory import RunDirectory
-from harness.records.sweep_directory import STOP, note_submitted
 from harness.sweep import plan, queue
 from harness.sweep.config import read_sweep
 
@@ -67,7 +66,7 @@ def test_other_code_can_be_refused_by_launch_and_worker(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="changed_code: refuse"):
         main([*command, "--set", "train.epochs=1", "--cluster", "debug"])
     write_json(sweep.folder / "sweep.json", {**read_json(sweep.folder / "sweep.json"), "changed_code": "refuse"})
-    with pytest.raises(UserError, match=r"this worker.s code is .*; the sweep was launched with files 0ther"):
+    with pytest.raises(UserError, match=r"the code is .*; the sweep was launched with files 0ther"):
         Worker(str(sweep.folder), "w", keep_signals=True)()
     found = read_json(sweep.folder / "workers/w/status.json")
     assert found["state"] == "failed"
@@ -80,7 +79,7 @@ def test_other_code_can_be_refused_by_launch_and_worker(tmp_path: Path) -> None:
 
 def test_a_worker_starts_nothing_once_the_sweep_is_cancelled(tmp_path: Path) -> None:
     sweep = opened(tmp_path)
-    write_json(sweep.folder / STOP, {})
+    write_json(sweep.files.stop, {})
     assert Worker(str(sweep.folder), "w", keep_signals=True)() == 0
     assert read_json(sweep.folder / "workers/w/status.json")["state"] == "cancelled"
     assert plan.count(sweep)["tune"].running == 0
@@ -94,7 +93,7 @@ def test_a_request_to_stop_reaches_workers_through_the_file_alone(tmp_path: Path
     deadline = time.monotonic() + 60
     while not list(root.glob("tiny/runs/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    write_json(root / "tiny" / STOP, {})
+    write_json(root / "tiny/stop.json", {})
     (worker,) = (root / "tiny/workers").iterdir()
     begun = time.monotonic()
     while (read_status(RunDirectory(worker)) or {})["state"] == "running" and time.monotonic() - begun < 20:
@@ -110,7 +109,7 @@ from pathlib import Path
 from harness.cluster import signals, worker
 signals.TERM_GRACE_S = 1.0
 class Stuck(worker.Worker):
-    def perform(self, sweep, claim, stopping):
+    def perform(self, sweep, claim, stop):
         print("stuck", flush=True)
         time.sleep(600)
 Stuck(sys.argv[1], "w")()
@@ -220,7 +219,7 @@ def test_a_dry_run_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     for extra, ended, said in (
         ((), 0, "complete, nothing to do"),
-        (("--set", "final.seeds=[0, 1]"), 0, "2 runs left, 0 workers at it"),
+        (("--set", "final.seeds=[0, 1]"), 0, "2 runs left, 0 workers on it"),
         (("--set", "train.epochs=7"), 2, "would be refused: .* differs in: base.train.epochs"),
     ):
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
@@ -236,7 +235,7 @@ def test_a_worker_that_dies_at_its_start_is_shown_with_its_last_words(
     (sweep.folder / "logs").mkdir()
     log = sweep.folder / "logs" / "5_0_log.err"
     log.write_text("module: command not found\nslurmstepd: exit 3\n\n")
-    note_submitted(sweep.folder, "w", cluster="local", job_id="5", log=str(log))
+    sweep.files.worker("w").note_submitted(cluster="local", job_id="5", log=str(log))
     submitted = sweep.folder / "workers/w/submitted.json"
     os.utime(submitted, (time.time() - 100, time.time() - 100))
     assert status.main([str(sweep.folder)]) == 0

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from harness.records.schema import FREQUENCY, TRAIN_LOSS
 from harness.training.build import build
 from harness.training.config import RunConfig, complete
 from harness.training.loop import train
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from harness.training.session import Session
 
 METHODS = registry.names("method")
@@ -121,7 +122,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method: str, model: str, devic
         left = iter([False] * allowed)
         torch.rand(7)  # whoever comes in between may draw random numbers
         with pytest.raises(Stopped):
-            run(wanted, tmp_path / "parts", asked_to_stop=lambda left=left: next(left, True))  # type: ignore[misc]
+            run(wanted, tmp_path / "parts", RunContext(should_stop=partial(next, left, True)))
         assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "cancelled"
     run(wanted, tmp_path / "parts")
     assert json.loads((tmp_path / "parts/status.json").read_text())["attempt"] == 4

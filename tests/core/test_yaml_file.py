@@ -96,7 +96,7 @@ def test_merges() -> None:
     ],
 )
 def test_a_key_that_stands_twice_is_refused_with_its_line(text: str, line: int, key: str) -> None:
-    with pytest.raises(UserError, match=rf"^line {line}: key '{key}' stands twice in the same section$"):
+    with pytest.raises(UserError, match=rf"^line {line}: key '{key}' appears twice in the same section$"):
         yaml_file.parse(text)
 
 

@@ -67,11 +67,17 @@ def claims(sweep: OpenSweep, worker: str = "w") -> list[Claim]:
     return found
 
 
+def tell(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> None:
+    """Finish a claimed trial with its record."""
+    assert claim.run_id  # the trial knows it from here on
+    queue.tell_values(claim, queue.objectives(sweep, claim, record))
+
+
 def finish_tuning(sweep: OpenSweep, values: Callable[[Claim], dict[str, Any]]) -> None:
     plan.top_up(sweep)
     for claim in claims(sweep):
         assert claim.phase == "tune"
-        queue.tell(sweep, claim, values(claim))
+        tell(sweep, claim, values(claim))
     plan.top_up(sweep)
 
 

@@ -15,7 +15,7 @@ from wandb_server import API_KEY, WandbServer
 from harness.core.errors import Stopped
 from harness.records import schema
 from harness.training.config import RunConfig, complete
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from harness.training.wandb_mirror import Mirror
 
 EPOCHS = 4
@@ -58,7 +58,7 @@ def run_until(epoch: int, wanted: RunConfig, directory: Path) -> None:
     """Carry out a run and stop it after an epoch, as a scheduler's warning does."""
     seen: list[int] = []
     with pytest.raises(Stopped):
-        run(wanted, directory, lambda metrics: seen.append(metrics[schema.EPOCH]), lambda: epoch in seen)
+        run(wanted, directory, RunContext(lambda metrics: seen.append(metrics[schema.EPOCH]), lambda: epoch in seen))
 
 
 def sync(directory: Path, *options: str) -> str:

@@ -11,7 +11,7 @@ from harness.records import run_log
 
 def test_what_is_printed_goes_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for attempt in (1, 2):
-        with run_log.logged(tmp_path, f"attempt {attempt}") as note:
+        with run_log.logged(tmp_path / "log.txt", f"attempt {attempt}") as note:
             print("said")
             print("warned", file=sys.stderr)
             note("for the log alone")
@@ -29,7 +29,7 @@ def test_what_is_printed_goes_both_ways(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.symlink("/dev/full", tmp_path / "log.txt")
-    with run_log.logged(tmp_path, "attempt 1") as note:
+    with run_log.logged(tmp_path / "log.txt", "attempt 1") as note:
         print("said")
         note("for the log alone")
     assert capsys.readouterr().out == "said\n"

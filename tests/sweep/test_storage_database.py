@@ -21,7 +21,6 @@ from tiny_sweep import RUNS, launch, records, rows, start, write_sweep
 
 from harness.records.heartbeat import Heartbeat
 from harness.records.run_directory import RunDirectory
-from harness.records.sweep_directory import STOP
 from harness.sweep import plan, queue
 from harness.sweep.storage import PASSWORD_VARIABLE, StorageAway
 
@@ -219,6 +218,6 @@ def test_a_claim_waits_for_a_server_that_is_away_and_is_made_once(
         assert "refused; trying again in 1 s" in said.replace("Connection ", "")
         assert server.password not in said
         server.stop()
-        (sweep.folder / STOP).touch()  # who is asked to stop does not wait
+        (sweep.files.stop).touch()  # who is asked to stop does not wait
         with pytest.raises(StorageAway, match="launch again when it answers"):
             plan.count(sweep)

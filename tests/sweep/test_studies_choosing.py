@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, record, states
+from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, record, states, tell
 
 from harness.records.files import write_json
 from harness.records.heartbeat import Heartbeat, process_identity
 from harness.records.run_directory import RunDirectory
-from harness.records.sweep_directory import living_workers
 from harness.sweep import plan, queue
 from harness.sweep.queue import OpenSweep
 
@@ -40,7 +39,7 @@ def test_only_trials_of_dead_workers_are_put_back(tmp_path: Path) -> None:
             claim = queue.claim(sweep, name)
             assert claim is not None
             taken[name] = (claim.cell.id, claim.trial.number)
-        assert living_workers(sweep.folder) == ["alive", "far"]
+        assert sweep.files.living_workers() == ["alive", "far"]
         assert plan.reap(sweep) == 4
         assert plan.reap(sweep) == 0
     running = {
@@ -61,12 +60,12 @@ def test_a_worker_taken_for_dead_may_tell_late(tmp_path: Path, capsys: pytest.Ca
     assert claim is not None
     plan.top_up(sweep)
     assert sweep.studies[TWO].trials[0].state == TrialState.WAITING
-    queue.tell(sweep, claim, record(0.5))  # says so, and does not raise
+    tell(sweep, claim, record(0.5))  # says so, and does not raise
     again = queue.claim(sweep, "quick")
     assert again is not None
     assert again.run_id == claim.run_id  # so the record that stands there is found
-    queue.tell(sweep, again, record(0.5))
-    queue.tell(sweep, claim, record(0.5))
+    tell(sweep, again, record(0.5))
+    tell(sweep, claim, record(0.5))
     assert sweep.studies[TWO].trials[0].value == 0.5
 
 
@@ -129,7 +128,7 @@ def test_of_equals_the_lowest_number_is_chosen(tmp_path: Path) -> None:
     plan.top_up(sweep)
     taken = claims(sweep)
     for claim in reversed(taken):  # whoever is first
-        queue.tell(sweep, claim, record(0.5 if claim.trial.number else 0.25))
+        tell(sweep, claim, record(0.5 if claim.trial.number else 0.25))
     plan.top_up(sweep)
     assert cells(sweep)[TWO]["chosen"]["trial"] == 1
 
@@ -167,7 +166,7 @@ def test_finals_are_enqueued_once_when_the_tuning_of_their_cell_is_over(tmp_path
     taken = claims(sweep)
     for claim in taken:
         if claim.cell.id == TWO:
-            queue.tell(sweep, claim, record(0.5))
+            tell(sweep, claim, record(0.5))
     with Heartbeat(RunDirectory(sweep.folder / "workers" / "w")):  # still busy with the other cell
         for _ in range(3):
             plan.top_up(sweep)
@@ -185,5 +184,5 @@ def test_finals_are_no_part_of_a_sampler_s_history(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     finish_tuning(sweep, lambda claim: record(0.5))
     for claim in claims(sweep):
-        queue.tell(sweep, claim, record(0.125))
+        tell(sweep, claim, record(0.125))
     assert {trial.value for cell in (TWO, THREE) for trial in sweep.studies[cell].trials} == {0.5}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
-from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, raw, record, states
+from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, raw, record, states, tell
 
 from harness.records.heartbeat import Heartbeat
 from harness.records.run_directory import RunDirectory
@@ -57,7 +57,7 @@ def test_a_finished_sweep_offers_nothing(tmp_path: Path) -> None:
     assert [(claim.phase, claim.config.seed) for claim in finals] == [("final", 0), ("final", 1)] * 2
     assert plan.count(sweep)["final"].left == 4
     for claim in finals:
-        queue.tell(sweep, claim, {"rows": []})
+        tell(sweep, claim, {"rows": []})
     plan.top_up(sweep)
     assert claims(sweep) == []
     counts = plan.count(sweep)
@@ -76,10 +76,10 @@ def _claim_all(root: str, spec: dict[str, Any], worker: int, ready: Any, results
             time.sleep(0.02)  # a run; without it one process is done before the others have woken up
             if claim.phase == "tune":
                 found.append((claim.cell.id, claim.trial.number))
-                queue.tell(sweep, claim, record(claim.trial.number / 100))
+                tell(sweep, claim, record(claim.trial.number / 100))
             else:
                 found.append(("final", claim.trial.number))
-                queue.tell(sweep, claim, {"rows": []})
+                tell(sweep, claim, {"rows": []})
         plan.top_up(sweep)
     results.put(found)
 
@@ -126,5 +126,5 @@ def test_put_back_keeps_number_and_parameters(tmp_path: Path) -> None:
     assert again.trial.params == first.trial.params
     assert again.run_id == first.run_id
     assert sweep.studies[TWO].trials[0].user_attrs["worker"] == "b"
-    queue.tell(sweep, again, record(0.5))
+    tell(sweep, again, record(0.5))
     assert sweep.studies[TWO].trials[0].value == 0.5

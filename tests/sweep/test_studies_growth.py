@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies_common import (
-    RATE,
-    THREE,
-    TWO,
-    cells,
-    claims,
-    final_runs,
-    finish_tuning,
-    open_sweep,
-    record,
-    states,
-)
+from studies_common import RATE, THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, record, states, tell
 
-from harness.cluster.signals import Stopping
+from harness.cluster.signals import StopRequest
 from harness.cluster.worker import Worker
 from harness.core.seeding import sub_seed
 from harness.records.heartbeat import Heartbeat
@@ -62,7 +51,7 @@ def test_a_grown_sweep_adds_only_what_is_missing(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     finish_tuning(sweep, lambda claim: record(0.5 - claim.trial.number / 10))
     for claim in claims(sweep):
-        queue.tell(sweep, claim, {"rows": []})
+        tell(sweep, claim, {"rows": []})
     before = final_runs(sweep)
     chosen = cells(sweep)[TWO]["chosen"]
     assert chosen["trial"] == 0
@@ -78,16 +67,14 @@ def test_a_grown_sweep_adds_only_what_is_missing(tmp_path: Path) -> None:
     assert final_runs(grown) == before  # the new seed waits for the new choice
     with Heartbeat(RunDirectory(grown.folder / "workers" / "w")):  # who holds the other claims
         first = next(claim for claim in new if claim.phase == "tune" and claim.cell.id == THREE)
-        queue.tell(grown, first, record(0.75))
+        tell(grown, first, record(0.75))
         plan.top_up(grown)
     assert cells(grown)[THREE]["chosen"]["trial"] == 0  # trial 3 is better, but 4 is still under way
     assert final_runs(grown) == before
     for claim in new:
         if claim is first:
             continue
-        queue.tell(
-            grown, claim, record(0.125 if claim.cell.id == TWO else 0.75) if claim.phase == "tune" else {"rows": []}
-        )
+        tell(grown, claim, record(0.125 if claim.cell.id == TWO else 0.75) if claim.phase == "tune" else {"rows": []})
     plan.top_up(grown)
     assert cells(grown)[TWO]["chosen"] == chosen
     assert cells(grown)[THREE]["chosen"]["trial"] == 3
@@ -122,7 +109,7 @@ def test_a_static_sampler_gives_a_trial_the_same_parameters_in_any_order(tmp_pat
             if backwards and key not in found:
                 queue.put_back(sweep, claim.trial)
             elif backwards:
-                queue.tell(sweep, claim, record(0.5))
+                tell(sweep, claim, record(0.5))
             found[key] = (claim.trial.params, claim.run_id)
         return found
 
@@ -152,7 +139,7 @@ def test_tpe_learns_from_what_it_was_told(tmp_path: Path) -> None:
     while (claim := queue.claim(sweep, "w")) is not None and claim.phase == "tune":
         rate = claim.trial.params["train.learning_rate"]
         rates[claim.cell.id].append(rate)
-        queue.tell(sweep, claim, record(1 - abs(math.log10(rate) + 2) / 2))  # best at the upper end, 1e-2
+        tell(sweep, claim, record(1 - abs(math.log10(rate) + 2) / 2))  # best at the upper end, 1e-2
     for drawn in rates.values():
         # Median of the last ten: for uninformed draws it is 1e-3 in the middle, and above 3e-3 once in 10 sweeps.
         assert sorted(drawn[-10:])[5] > 3e-3
@@ -187,10 +174,10 @@ def test_values_that_clash_fail_their_trial_not_their_worker(tmp_path: Path) -> 
     broken = [
         queue.Cell(cell.id, {**cell.raw, "target_bit": 40}, cell.grid, cell.set, cell.search) for cell in sweep.cells
     ]
-    stopping, worker = Stopping(tmp_path, 1.0), Worker(str(sweep.folder), "w", keep_signals=True)
+    stop, worker = StopRequest(tmp_path, 1.0), Worker(str(sweep.folder), "w", keep_signals=True)
     claim = queue.claim(queue.OpenSweep(sweep.spec, broken, sweep.folder), "w")
     assert claim is not None
-    assert worker._carry_out(sweep, claim, stopping) == 1
+    assert worker._carry_out(sweep, claim, stop) == 1
     assert states(sweep, TWO) == {"FAIL": 1}  # at once: trying again would not help
     assert "target_bit: 40" in sweep.studies[TWO].trials[0].user_attrs["reason"]
 

@@ -17,7 +17,7 @@ from harness.training import compilation
 from harness.training.build import build
 from harness.training.config import RunConfig, complete
 from harness.training.loop import forward_context, train
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from harness.training.session import Session
 
 METHODS = registry.names("method")
@@ -181,7 +181,7 @@ def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = run(wanted, tmp_path / "whole")
     left = iter([False] * 4)
     with pytest.raises(Stopped):
-        run(wanted, tmp_path / "parts", asked_to_stop=lambda: next(left, True))
+        run(wanted, tmp_path / "parts", RunContext(should_stop=lambda: next(left, True)))
     parts = run(wanted, tmp_path / "parts")
     assert whole["resolved"]["compiled"] == "full"
     assert parts["rows"] == whole["rows"]

@@ -8,7 +8,7 @@ from training_details_common import config
 
 from harness.core.errors import Stopped
 from harness.records import schema
-from harness.training.run import run
+from harness.training.run import RunContext, run
 
 
 def float_run(tmp_path: Path, watch: int, *further: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -16,7 +16,7 @@ def float_run(tmp_path: Path, watch: int, *further: int) -> tuple[dict[str, Any]
     lines: list[dict[str, Any]] = []
     wanted = config("none", target_bit=None, watch_bit=watch, also_watch=further)
     folder = tmp_path / "-".join(map(str, (watch, *further)))
-    return run(wanted, folder, lines.append), lines
+    return run(wanted, folder, RunContext(lines.append)), lines
 
 
 def test_every_tracker_counts_as_if_it_were_alone(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_a_stopped_run_keeps_its_first_histograms_and_counts(tmp_path: Path) -> 
     wanted = config("none", target_bit=None, watch_bit=2, also_watch=(3,))
     seen: list[int] = []
     with pytest.raises(Stopped):
-        run(wanted, tmp_path / "stopped", lambda metrics: seen.append(1), lambda: bool(seen))
+        run(wanted, tmp_path / "stopped", RunContext(lambda metrics: seen.append(1), lambda: bool(seen)))
     later: list[dict[str, Any]] = []
-    record = run(wanted, tmp_path / "stopped", later.append)
+    record = run(wanted, tmp_path / "stopped", RunContext(later.append))
     assert record["threshold_histograms"] == whole["threshold_histograms"]
     assert later == lines[1:]

@@ -13,7 +13,7 @@ from harness.core.errors import Stopped, UserError
 from harness.records.files import read_json
 from harness.training.config import RunConfig, component
 from harness.training.pretrain import drop_half_done, parent_of, starting_weights
-from harness.training.run import Around, run
+from harness.training.run import RunContext, run
 
 FLOAT = {"epochs": 3, "batch_size": 40, "precision": "fp32", "learning_rate": 3e-3}
 
@@ -68,26 +68,26 @@ def test_the_network_names_the_run() -> None:
 
 
 def test_runs_that_share_it_train_it_once(tmp_path: Path) -> None:
-    around = Around(pretrained=tmp_path / "shared")
-    first = run(tuned(), tmp_path / "one", around=around)
+    context = RunContext(pretrained=tmp_path / "shared")
+    first = run(tuned(), tmp_path / "one", context=context)
     (folder,) = (tmp_path / "shared").iterdir()
     stamp = (folder / "best.safetensors").stat().st_mtime_ns
-    second = run(tuned(methods="lsq"), tmp_path / "two", around=around)
+    second = run(tuned(methods="lsq"), tmp_path / "two", context=context)
     assert [path.name for path in (tmp_path / "shared").iterdir()] == [folder.name]
     assert (folder / "best.safetensors").stat().st_mtime_ns == stamp
     assert first["provenance"]["pretrained"] == second["provenance"]["pretrained"]
     (folder / "best.safetensors").unlink()  # (and its record says that it is there)
-    third = run(tuned(methods="dampening"), tmp_path / "three", around=around)
+    third = run(tuned(methods="dampening"), tmp_path / "three", context=context)
     assert (folder / "best.safetensors").exists()
     assert third["provenance"]["pretrained"] == first["provenance"]["pretrained"]
 
 
 def test_killed_before_its_record_was_written_it_is_finished(tmp_path: Path) -> None:
-    around = Around(pretrained=tmp_path / "shared")
-    first = run(tuned(), tmp_path / "one", around=around)
+    context = RunContext(pretrained=tmp_path / "shared")
+    first = run(tuned(), tmp_path / "one", context=context)
     (folder,) = (tmp_path / "shared").iterdir()
     (folder / "record.json").unlink()
-    second = run(tuned(methods="lsq"), tmp_path / "two", around=around)
+    second = run(tuned(methods="lsq"), tmp_path / "two", context=context)
     assert second["provenance"]["pretrained"]["monitor"] == first["provenance"]["pretrained"]["monitor"]
     assert (folder / "record.json").exists()
 
@@ -113,7 +113,7 @@ def test_stopped_within_either_training_it_goes_on_as_if_nothing_had_been(tmp_pa
         return asked > steps
 
     with pytest.raises(Stopped):
-        run(tuned(), tmp_path / "stopped", asked_to_stop=stop)
+        run(tuned(), tmp_path / "stopped", RunContext(should_stop=stop))
     record = run(tuned(), tmp_path / "stopped")
     assert rows(record, "test") == rows(expected, "test")
     assert record["provenance"]["pretrained"] == expected["provenance"]["pretrained"]

@@ -23,7 +23,7 @@ from harness.training.config import RuntimeConfig, TrainConfig, complete
 from harness.training.device import choose_device, choose_precision
 from harness.training.loop import TrainingError, train
 from harness.training.optimizer import make_optimizer
-from harness.training.run import run
+from harness.training.run import RunContext, run
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_tuning_run_never_reads_the_test_split(tmp_path: Path, monkeypatch: py
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     first = run(config("ste"), tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert run(config("ste"), tmp_path, epoch_done=lambda metrics: pytest.fail("trained again")) == first
+    assert run(config("ste"), tmp_path, RunContext(lambda metrics: pytest.fail("trained again"))) == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
@@ -176,7 +176,7 @@ def test_a_truncated_checkpoint_starts_over(tmp_path: Path, keep: int, capsys: p
     whole = run(wanted, tmp_path / "whole")
     left = iter([False] * 4 + [True])
     with pytest.raises(Stopped):
-        run(wanted, tmp_path / "torn", asked_to_stop=lambda: next(left))
+        run(wanted, tmp_path / "torn", RunContext(should_stop=lambda: next(left)))
     path = tmp_path / "torn/checkpoint.pt"
     content = path.read_bytes()
     assert len(content) > 5000
@@ -218,7 +218,7 @@ def test_a_checkpoint_with_other_parameter_groups_is_said_and_changes_nothing(
 def test_checkpoints_load_as_plain_data(tmp_path: Path) -> None:
     left = iter([False] * 4 + [True])
     with pytest.raises(Stopped):
-        run(config("lsq"), tmp_path, asked_to_stop=lambda: next(left))
+        run(config("lsq"), tmp_path, RunContext(should_stop=lambda: next(left)))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 1)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "cancelled"

@@ -23,7 +23,7 @@ from harness.training.build import build
 from harness.training.config import TrainConfig
 from harness.training.loop import step, train
 from harness.training.optimizer import make_optimizer
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from harness.training.session import steps_an_epoch
 
 
@@ -32,7 +32,7 @@ def test_the_best_checkpoint_is_what_is_deployed_and_tested(tmp_path: Path) -> N
 
     wanted = config("ste", train__epochs=6, train__learning_rate=0.05)  # so fast that accuracy goes up and down
     lines: list[dict[str, Any]] = []
-    record = run(wanted, tmp_path, lines.append)
+    record = run(wanted, tmp_path, RunContext(lines.append))
     values = [line[schema.MONITOR] for line in lines]
     assert values == [line["val/acc_w3"] for line in lines]
     best = record["best_epoch"]

@@ -9,9 +9,9 @@ from wandb_server import WandbServer
 
 from harness.records import schema
 from harness.training.config import RunConfig
-from harness.training.run import Around, run
+from harness.training.run import RunContext, run
 
-KEEPS = Around(keep_best=True)
+KEEPS = RunContext(keep_best=True)
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def assert_delivered(server: WandbServer, wanted: RunConfig, directory: Path) ->
 
 def test_an_online_run_delivers_its_weights(server: WandbServer, tmp_path: Path) -> None:
     wanted = config(wandb_artifact=True)
-    run(wanted, tmp_path, around=KEEPS)
+    run(wanted, tmp_path, context=KEEPS)
     assert_delivered(server, wanted, tmp_path)
     assert_complete(server, wanted, tmp_path)
 
 
 def test_an_offline_run_delivers_its_weights_when_synced(server: WandbServer, tmp_path: Path) -> None:
     wanted = config(wandb="offline", wandb_artifact=True)
-    run(wanted, tmp_path, around=KEEPS)
+    run(wanted, tmp_path, context=KEEPS)
     assert server.artifacts == {}
     sync(tmp_path)
     assert_delivered(server, wanted, tmp_path)
@@ -52,22 +52,22 @@ def test_an_interrupted_run_delivers_its_weights_once(server: WandbServer, tmp_p
     wanted = config(wandb_artifact=True)
     run_until(2, wanted, tmp_path)
     assert server.artifacts == {}
-    run(wanted, tmp_path, around=KEEPS)
+    run(wanted, tmp_path, context=KEEPS)
     assert_delivered(server, wanted, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("asked", "around"),
+    ("asked", "context"),
     [
         pytest.param({}, KEEPS, id="not asked for"),
-        pytest.param({"wandb_artifact": True}, Around(keep_best=False), id="nothing kept"),
+        pytest.param({"wandb_artifact": True}, RunContext(keep_best=False), id="nothing kept"),
     ],
 )
 def test_otherwise_none_is_uploaded(
-    asked: dict[str, bool], around: Around, server: WandbServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    asked: dict[str, bool], context: RunContext, server: WandbServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wanted = config(**asked)
-    run(wanted, tmp_path, around=around)
+    run(wanted, tmp_path, context=context)
     assert server.artifacts == {}
     assert "W&B: " not in capfd.readouterr().err
     assert_complete(server, wanted, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from wandb_common import assert_complete, config, epochs, fresh_server, holds_key, run_until, sync
 from wandb_server import WandbServer
 
-from harness.training.run import Around, run
+from harness.training.run import RunContext, run
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
 
 def test_an_online_run_arrives(server: WandbServer, tmp_path: Path) -> None:
     wanted = config()
-    run(wanted, tmp_path, around=Around(tags=("my-sweep",)))
+    run(wanted, tmp_path, context=RunContext(tags=("my-sweep",)))
     received = server.runs[wanted.run_id()]
     assert (received.group, received.job_type, received.name) == ("mlp5/ste/w3", "final", "mlp5/ste/w3/s0")
     assert received.tags == ["my-sweep", "final"]
@@ -69,8 +69,8 @@ def test_an_older_checkpoint_repeats_no_epoch(mode: str, server: WandbServer, tm
 KILLED = """
 import os, signal, shutil, sys
 from pathlib import Path
-from harness.config import complete
-from harness.run import run
+from harness.training.config import complete
+from harness.training.run import RunContext, run
 
 directory, everything = Path(sys.argv[1]), sys.argv[3] == "everything"
 
@@ -84,7 +84,7 @@ def epoch_done(metrics):
         os.kill(os.getpid(), signal.SIGKILL)
 
 import json
-run(complete(json.loads(sys.argv[2])), directory, epoch_done)
+run(complete(json.loads(sys.argv[2])), directory, RunContext(epoch_done))
 """
 
 

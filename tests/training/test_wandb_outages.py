@@ -12,7 +12,7 @@ from wandb_server import WandbServer
 from harness.core.errors import Stopped
 from harness.records import schema
 from harness.training import wandb_mirror
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from harness.training.wandb_mirror import Mirror
 
 #: The two ways of being away; the slow suite tries both.
@@ -91,7 +91,7 @@ def test_away_at_the_end(
     silent: bool, server: WandbServer, tmp_path: Path, impatient: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wanted, begun = config(), time.monotonic()
-    run(wanted, tmp_path, lambda metrics: server.pause(silent) if metrics[schema.EPOCH] == 2 else None)
+    run(wanted, tmp_path, RunContext(lambda metrics: server.pause(silent) if metrics[schema.EPOCH] == 2 else None))
     assert time.monotonic() - begun < impatient
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("W&B: ")]
     (folder,) = tmp_path.glob("wandb/run-*")
@@ -113,7 +113,7 @@ def test_away_while_a_run_stops(server: WandbServer, tmp_path: Path, impatient: 
         server.pause()
 
     with pytest.raises(Stopped):
-        run(wanted, tmp_path, epoch_done, lambda: 3 in seen)
+        run(wanted, tmp_path, RunContext(epoch_done, lambda: 3 in seen))
     server.resume()
     Mirror._ask_again = 0.0
     run(wanted, tmp_path)

@@ -1,0 +1,78 @@
+"""Arithmetic over trials: which ones count, which is best, how many are over, how long they took."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+#: The user attribute of a trial that repeats a failed one: the other's number.
+RETRY_OF = "retry_of"
+
+
+def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that count: a failed one that was given another chance (`harness.retry`) does not."""
+    found = list(trials)
+    replaced = {trial.user_attrs.get(RETRY_OF) for trial in found}
+    return [trial for trial in found if trial.number not in replaced]
+
+
+def best_trial(study: optuna.Study, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """The complete trial with the best objective, the lowest number among equals; None when there is none.
+
+    Of several objectives: the Pareto front's best by the first.
+    """
+    candidates = study.best_trials if len(study.directions) > 1 else trials
+    complete = [trial for trial in candidates if trial.state == TrialState.COMPLETE]
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    return min(complete, key=lambda trial: (sign * trial.values[0], trial.number), default=None)
+
+
+def failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The failed ones."""
+    return [trial for trial in trials if trial.state == TrialState.FAIL]
+
+
+def mean_seconds(trials: Sequence[FrozenTrial]) -> float | None:
+    """How long a complete trial took on average; None when there is none."""
+    spans = [
+        (trial.datetime_complete - trial.datetime_start).total_seconds()
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and trial.datetime_complete and trial.datetime_start
+    ]
+    return fmean(spans) if spans else None
+
+
+@dataclass
+class Counts:
+    """How far one phase of a sweep, or of a cell, is."""
+
+    total: int = 0
+    done: int = 0
+    running: int = 0
+    failed: int = 0
+    pruned: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Runs that still need a worker, or have one."""
+        return self.total - self.done - self.failed - self.pruned
+
+    @property
+    def waiting(self) -> int:
+        """Runs that still need a worker."""
+        return self.left - self.running
+
+    def add(self, trials: Iterable[FrozenTrial], label: str) -> None:
+        """Count trials; `label` names their cell where they do not."""
+        for trial in trials:
+            self.done += trial.state == TrialState.COMPLETE
+            self.running += trial.state == TrialState.RUNNING
+            self.pruned += trial.state == TrialState.PRUNED
+            if trial.state == TrialState.FAIL:
+                self.failed += 1
+                name, reason = trial.user_attrs.get("run_id", "?"), trial.user_attrs.get("reason", "unknown")
+                self.failures.append(f"{trial.user_attrs.get('cell', label)}: run {name}: {reason}")
