@@ -55,9 +55,15 @@ def sections() -> dict[str, tuple[str, type[BaseModel]]]:
 def settings_of(config: type[BaseModel]) -> list[Setting]:
     """The fields of a configuration class, in order."""
     return [
-        Setting(name, type_name(field), default_of(field), range_of(field), field.description or "")
+        Setting(name, type_name(field), default_of(field), range_of(field), description_of(config, name))
         for name, field in config.model_fields.items()
     ]
+
+
+def description_of(config: type[BaseModel], name: str) -> str:
+    """A field's description, or that of the base class whose field it narrows."""
+    classes = [each for each in config.__mro__ if issubclass(each, BaseModel) and name in each.model_fields]
+    return next((text for each in classes if (text := each.model_fields[name].description)), "")
 
 
 def type_name(field: FieldInfo) -> str:

@@ -63,8 +63,12 @@ def _plain(value: Any) -> Any:
 class QuantizerConfig(StrictConfig):
     """The default quantizer: how float weights are rounded, and what the tracker and regularizer watch."""
 
-    granularity: Literal["tensor", "channel"] = Field("tensor", description="one step a tensor or a channel")
-    range: Literal["max", "mse"] = Field("max", description="max|w|, or clipped where squared error is least")
+    granularity: Literal["tensor", "channel"] = Field(
+        "tensor", description="one step per tensor, or per output channel"
+    )
+    range: Literal["max", "mse"] = Field(
+        "max", description="max: up to max|w|; mse: clipped where the squared error is least"
+    )
 
 
 def _bits(value: Any) -> Any:

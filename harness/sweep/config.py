@@ -34,7 +34,7 @@ class Algorithm(StrictConfig):
     """A sampler or pruner by name, with the options of Optuna's class: `{name: tpe, n_startup_trials: 4}`."""
 
     model_config = StrictConfig.model_config | {"extra": "allow"}
-    name: str
+    name: str = Field(description="the listed sampler or pruner")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,47 +45,69 @@ class Algorithm(StrictConfig):
 class Tune(StrictConfig):
     """Tuning: trials of every cell (the same budget for all) and the seed they train with."""
 
-    trials: int = Field(ge=0, le=100_000, description="per cell; 0: no tuning, finals use the values as written")
-    seed: int = Field(1000, ge=0, lt=2**32, description="of data split, weights and sampler; no final seed")
+    trials: int = Field(ge=0, le=100_000, description="per cell; 0: no tuning, final runs use the values as written")
+    seed: int = Field(1000, ge=0, lt=2**32, description="of all trials and of the sampler; must not be a final seed")
 
 
 class Final(StrictConfig):
     """Final runs: the chosen parameters of every cell, once per seed, tested."""
 
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        min_length=1, description="one final run per cell and seed"
+    )
 
 
 class CellConfig(StrictConfig):
     """One method, or stack of methods, and what varies: `grid` multiplies cells, `search` is tuned within one."""
 
-    methods: MethodStack
+    methods: MethodStack = Field(description="one method or an ordered stack, by name or {name: ..., setting: ...}")
     set: dict[str, Any] = Field(default_factory=dict, description="run settings of this cell, by dotted key")
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    search: dict[str, Dimension] = Field(default_factory=dict)
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="dotted key: list of values; one cell for each combination"
+    )
+    search: dict[str, Dimension] = Field(
+        default_factory=dict, description="what trials tune; dotted key: range or list of values"
+    )
 
 
 class SweepConfig(StrictConfig):
     """A sweep file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the sweep and of its folder below the root"
+    )
     label: str | None = Field(
-        None, pattern=r"^[^\n]{1,60}$", description="said by figures and tables beside model and data"
+        None, pattern=r"^[^\n]{1,60}$", description="shown beside model and data in figures and tables"
     )
     base: dict[str, Any] = Field(description="run settings shared by all cells")
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="multiplies every cell, e.g. models")
-    cells: tuple[CellConfig, ...] = Field(min_length=1)
-    tune: Tune
-    final: Final
-    objective: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(("target",), min_length=1)
-    sampler: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="tpe")
-    pruner: Annotated[Algorithm, BeforeValidator(_by_name)] = Algorithm(name="none")
-    max_retries: int = Field(1, ge=0, le=100, description="of a run that fails by itself")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="dotted key: list of values; multiplies every cell, for example by models"
+    )
+    cells: tuple[CellConfig, ...] = Field(min_length=1, description="methods to compare, with what each tunes")
+    tune: Tune = Field(description="the tuning phase")
+    final: Final = Field(description="the test phase")
+    objective: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+        ("target",),
+        min_length=1,
+        description="what tuning optimizes on the validation split: target, worst, mean, val/acc_w3, val/loss_w2, ...",
+    )
+    sampler: Annotated[Algorithm, BeforeValidator(_by_name)] = Field(
+        Algorithm(name="tpe"), description=f"of trials: {', '.join(SAMPLERS)}"
+    )
+    pruner: Annotated[Algorithm, BeforeValidator(_by_name)] = Field(
+        Algorithm(name="none"), description=f"ends bad trials early: {', '.join(PRUNERS)}"
+    )
+    max_retries: int = Field(1, ge=0, le=100, description="how often a run that fails is tried again")
     max_lost: int = Field(10, ge=0, le=1000, description="workers that may die during a run before it counts as failed")
-    keep_best: Literal["finals", "all", "none"] = "finals"
-    workers: int | None = Field(None, ge=1, le=4096, description="None: one a slot (GPU or CPU core); 8 on Slurm")
-    runs_per_gpu: int = Field(1, ge=1, le=64, description="runs that share a GPU; a profile's own comes first")
-    storage: str = Field("journal", description="of the queue: journal, or a database's URL without its password")
-    changed_code: Literal["warn", "refuse"] = Field("warn", description="workers whose code is not the launch's")
+    keep_best: Literal["finals", "all", "none"] = Field(
+        "finals", description="runs that keep best.safetensors, which harness.evaluate needs"
+    )
+    workers: int | None = Field(None, ge=1, le=4096, description="null: one per GPU slot or CPU core; 8 on Slurm")
+    runs_per_gpu: int = Field(1, ge=1, le=64, description="runs that share a GPU; a Slurm profile's value comes first")
+    storage: str = Field("journal", description="of the queue: journal (a file), or a database's URL without password")
+    changed_code: Literal["warn", "refuse"] = Field(
+        "warn", description="what a worker does whose code differs from the launch's"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

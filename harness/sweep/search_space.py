@@ -20,7 +20,7 @@ STATIC_SAMPLERS = ("random", "grid", "qmc")
 class Choices(StrictConfig):
     """A categorical dimension: one of the listed values."""
 
-    choices: tuple[Scalar, ...] = Field(min_length=1)
+    choices: tuple[Scalar, ...] = Field(min_length=1, description="the values; a plain list means the same")
 
     def at(self, position: float) -> Scalar:
         """The value at a position in [0, 1)."""
@@ -34,11 +34,11 @@ class Choices(StrictConfig):
 class Range(StrictConfig):
     """A numeric dimension, both ends included: uniform, log-uniform, integer, or in steps."""
 
-    low: float
-    high: float
-    log: bool = False
-    kind: Literal["float", "int"] = "float"
-    step: float | None = Field(None, gt=0, description="spacing of the values, from low")
+    low: float = Field(description="smallest value, included")
+    high: float = Field(description="largest value, included")
+    log: bool = Field(False, description="draw uniformly in the logarithm; low must be above 0")
+    kind: Literal["float", "int"] = Field("float", description="int: whole numbers only")
+    step: float | None = Field(None, gt=0, description="spacing of the values, from low; null: any value")
     grid_points: int = Field(5, ge=2, le=1000, description="how many values the grid sampler visits")
 
     @model_validator(mode="after")

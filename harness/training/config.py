@@ -46,17 +46,19 @@ MethodStack = Annotated[tuple[MethodEntry, ...], BeforeValidator(listed), Field(
 class TrainConfig(StrictConfig):
     """The training loop. Epochs count from 1; learning rates are those of the chosen optimizer."""
 
-    epochs: int = Field(40, ge=0, le=100_000, description="at most this many")
-    batch_size: int = Field(128, ge=1, le=1_000_000)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0, le=1e3)
-    weight_decay: float = Field(0.0, ge=0, le=10)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; adam and adamw keep their betas")
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: float = Field(0.0, ge=0, description="of linear warm-up; part of epochs")
-    patience: int | None = Field(None, ge=1, description="epochs without improvement before stopping")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    epochs: int = Field(40, ge=0, le=100_000, description="at most; patience may end training earlier")
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="images per step")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of torch.optim; sgd has momentum")
+    learning_rate: float = Field(1e-3, gt=0, le=1e3, description="after warm-up, before any decay")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="as the optimizer defines it; 0: none")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd only; adam and adamw use the default betas")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate; cosine: decays to 0 over all epochs"
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up, part of epochs")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement; null: never")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no clipping")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy loss; 0: none")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the forward and backward pass; auto: bf16 where the device has units for it"
     )
@@ -65,11 +67,21 @@ class TrainConfig(StrictConfig):
 class DeployConfig(StrictConfig):
     """How a trained network is rounded. `scale` has no default: it is a scientific choice."""
 
-    bits: tuple[WeightBits, ...] = Field((2, 3, 4, 8), min_length=1, json_schema_extra=NOT_IDENTITY)
-    scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
-        description="what a learned step becomes at another bit-width"
+    bits: tuple[WeightBits, ...] = Field(
+        (2, 3, 4, 8),
+        min_length=1,
+        description="bit-widths to evaluate at, 2 to 8; target_bit and float are added",
+        json_schema_extra=NOT_IDENTITY,
     )
-    methods: tuple[str, ...] = Field(("rtn",), min_length=1, json_schema_extra=NOT_IDENTITY)
+    scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
+        description="what a learned step becomes at another bit-width; recalibrate: a new step from max|w|"
+    )
+    methods: tuple[str, ...] = Field(
+        ("rtn",),
+        min_length=1,
+        description="how to deploy: rtn (round-to-nearest), or methods such as bn_reestimation; rows for each",
+        json_schema_extra=NOT_IDENTITY,
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of evaluation passes", json_schema_extra=IDENTITY_IF_CHANGED
     )
@@ -87,43 +99,54 @@ class RuntimeConfig(StrictConfig):
     """Where and how a run is carried out; no part of its identity."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1")
-    threads: int | None = Field(None, ge=1, description="CPU threads; None: this worker's share of the cores")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: the worker's share of the cores")
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="off: plain operations only, for debugging; auto: the network too where runs are long"
+        "auto",
+        description="torch.compile for the network; auto: where runs are long; off: plain tensor operations only",
     )
     deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
-    eval_batch_size: int = Field(1024, ge=1)
+    eval_batch_size: int = Field(1024, ge=1, description="images per evaluation pass")
     checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")
-    wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: offline without a key")
-    wandb_project: str = "oscillation-harness"
-    wandb_artifact: bool = Field(False, description="keep the deployed weights there too, where they are kept at all")
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        "auto", description="the copy on W&B; auto: offline without a key"
+    )
+    wandb_project: str = Field("oscillation-harness", description="project on W&B")
+    wandb_artifact: bool = Field(False, description="upload best.safetensors to W&B, where it is kept")
 
 
 class RunConfig(StrictConfig):
     """One run, complete. `seed` is the root of every random draw (harness/core/seeding.py)."""
 
-    phase: Literal["tune", "final"] = "final"
-    seed: int = Field(0, ge=0, lt=2**32)
-    target_bit: WeightBits | None = Field(None, description="the bit-width to prepare for; None: float training")
-    watch_bit: WeightBits | None = Field(None, description="the tracker's; None: the target bit")
+    phase: Literal["tune", "final"] = Field("final", description="tune: validation split only; final: test split too")
+    seed: int = Field(0, ge=0, lt=2**32, description="of every random draw")
+    target_bit: WeightBits | None = Field(None, description="the bit-width to train for, 2 to 8; null: float training")
+    watch_bit: WeightBits | None = Field(
+        None, description="where oscillations are counted, 2 to 8; null: at target_bit"
+    )
     also_watch: tuple[WeightBits, ...] = Field(
         (), description="further bit-widths at which a float run is watched", json_schema_extra=IDENTITY_IF_CHANGED
     )
-    methods: MethodStack
-    model: Annotated[dict[str, Any], _named("model")]
-    data: Annotated[dict[str, Any], _named("data set")]
-    train: TrainConfig = TrainConfig()
+    methods: MethodStack = Field(description="one method or an ordered stack, by name or {name: ..., setting: ...}")
+    model: Annotated[dict[str, Any], _named("model")] = Field(
+        description="name of a file of harness/models; its settings"
+    )
+    data: Annotated[dict[str, Any], _named("data set")] = Field(
+        description="name of a file of harness/data; its settings"
+    )
+    train: TrainConfig = Field(TrainConfig(), description="the training loop")
     pretrain: TrainConfig | None = Field(
         None,
-        description="for fine-tuning: train in float first, like this, and start from its best epoch",
+        description="for fine-tuning: train in float with these settings first; null: no",
         json_schema_extra=IDENTITY_IF_CHANGED,
     )
-    quantizer: QuantizerConfig = QuantizerConfig()
+    quantizer: QuantizerConfig = Field(QuantizerConfig(), description="the default quantizer")
     exclude: tuple[str, ...] = Field(
-        (), description="globs of layers left in float", json_schema_extra=IDENTITY_IF_CHANGED
+        (), description="layers left in float: names or globs such as blocks.*", json_schema_extra=IDENTITY_IF_CHANGED
     )
-    deploy: DeployConfig
-    runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=NOT_IDENTITY)
+    deploy: DeployConfig = Field(description="how the trained network is rounded and evaluated")
+    runtime: RuntimeConfig = Field(
+        RuntimeConfig(), description="device, threads, W&B: changes no result", json_schema_extra=NOT_IDENTITY
+    )
 
     @model_validator(mode="after")
     def _watch_bit_is_known(self) -> Self:

@@ -51,6 +51,14 @@ def _rows(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
 
 
+CLASSES = [*(found for _, found in config.sections().values()), *(config.component_class(*one) for one in COMPONENTS)]
+
+
+@pytest.mark.parametrize("found", CLASSES, ids=lambda found: f"{found.__module__}.{found.__qualname__}")
+def test_every_setting_has_a_description_in_the_words_of_yaml(found: type[BaseModel]) -> None:
+    assert not [one.key for one in config.settings_of(found) if not one.description or "None" in one.description]
+
+
 def test_types_defaults_and_ranges() -> None:
     run = {one.key: one for one in config.settings_of(config.sections()["run"][1])}
     train = {one.key: one for one in config.settings_of(config.sections()["train"][1])}
