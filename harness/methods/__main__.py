@@ -65,7 +65,7 @@ def _entry(name: str) -> Entry:
 
 
 def markdown(costs: Mapping[str, str] | None = None) -> str:
-    """The table of the README; costs, where given, are its last column."""
+    """The table of harness/methods/README.md; costs, where given, are its last column."""
     last = ["cost of a step"] if costs else []
     columns = ["method", "what", "kind", "acts on", "settings", "source", *last]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -79,7 +79,7 @@ def markdown(costs: Mapping[str, str] | None = None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.methods", description="All methods.")
-    parser.add_argument("--markdown", action="store_true", help="as the README's table")
+    parser.add_argument("--markdown", action="store_true", help="as a table for a page")
     parser.add_argument("--cost", type=Path, metavar="FILE", help="show the costs that the benchmarks measured")
     options = parser.parse_args(arguments)
     costs = read_costs(options.cost) if options.cost else None

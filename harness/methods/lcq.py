@@ -32,8 +32,12 @@ are of each channel, theta stays one per layer. Without the normalization alpha 
 weights much smaller than 1 would all be rounded to 0.
 
 Deviations: weights only, every layer at the target bit; levels are not quantized once more to 8 bits (which serves a
-lookup table in hardware); the re-implementation sets dQ/dx = 1 inside the range instead of the quotient; alpha stays
-at 1e-5 or more; slopes below exp(-10) times the steepest count as that; equal weights have sigma 1.
+lookup table in hardware); alpha stays at 1e-5 or more; slopes below exp(-10) times the steepest count as that; equal
+weights have sigma 1.
+
+The re-implementation (DensoITLab/nuLSQ) has another gradient inside the range, on purpose: dQ/dx := 1 in place of the
+quotient, and with it dQ/dalpha = Q/alpha - x/alpha. Its gradient of theta is the chain rule's and equals autograd's.
+With theta = 0 both agree; the more theta differs from 0, the more the gradients of the weights differ.
 """
 
 from collections.abc import Mapping

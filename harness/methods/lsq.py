@@ -6,7 +6,8 @@ clipped code outside, `dq/dw = 1` inside and 0 outside; the gradient of s is mul
 
 Deviations: weights only, and every layer at the target bit, as in the study this harness reproduces (the paper
 quantizes activations too and keeps the first and last layer at 8 bits); the symmetric grid unless
-`levels: full`; the step is kept at 1e-5 or more. Weight decay, where there is any, leaves the step alone.
+`levels: full`; the step is kept at 1e-5 or more; a weight less than `BOUND_SLACK` (1e-4, in steps) beyond an end of the
+range counts as inside it (`harness/quantization/autograd.py`). Weight decay, where there is any, leaves the step alone.
 """
 
 from collections.abc import Mapping

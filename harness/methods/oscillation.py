@@ -12,7 +12,9 @@ The first term pushes each weight away from its nearest grid point, towards the 
 gradient does. The second moves the step through the largest weights; without it the effect is lost at 2 bits.
 
 strength: the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
-Deviations: none known. The gradient is added without autograd; tests/reference holds the plain loss.
+Deviations: the paper's released code takes every module that has a weight, so it also regularizes (and after training
+rounds) the weights of norm layers, which stay float and without penalty here. The gradient is added without autograd;
+tests/reference holds the plain loss.
 """
 
 from typing import Literal

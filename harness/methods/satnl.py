@@ -21,7 +21,8 @@ would act on v.
 
 No code was published, and the paper's text was not at hand. From secondary notes: a plain tanh, thus kappa 1.
 Reconstructed: that kappa can be set, its unit, the start. Deviations known: the paper trains with (A)SAM, since small
-weights are the sensitive ones, which needs a second forward pass per step that the loop does not have.
+weights are the sensitive ones. ASAM is not provided: it needs a second forward and backward pass per step, which the
+loop does not have.
 """
 
 from typing import Literal

@@ -18,8 +18,8 @@ regularized is the weight that gets quantized: the effective one where a method 
 
 No code was published, and the paper's text was not at hand. From secondary notes: the two pairings on sorted weights,
 layer by layer, none for depthwise convolutions. From memory: the formulas of the pairings. Not known at all: strength
-(0.001 to 1 is the range to tune in, 0.1 a guess) and which pairing is the default. Deviations known: a weight shared by
-layers counts once, a frozen one not at all.
+(0.001 to 1 is the range to tune in, 0.1 a guess) and which pairing is the default. Deviations known: the paper trains
+with ASAM, which is not provided; a weight shared by layers counts once, a frozen one not at all.
 """
 
 from typing import Literal

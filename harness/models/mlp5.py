@@ -1,4 +1,7 @@
-"""A multilayer perceptron: linear layers and ReLU, no normalisation (five layers in arXiv 2502.00490)."""
+"""A multilayer perceptron: linear layers and ReLU, no normalisation.
+
+`hidden: [256, 128]` is the network of the notebook released with arXiv 2502.00490; five layers are this harness' own.
+"""
 
 from collections import OrderedDict
 from itertools import pairwise

@@ -3,7 +3,7 @@
     --device cuda            the rows for a GPU (make bench-gpu)
     --only PATTERN           only the parts whose name matches, such as 'step*'
     --json FILE              all rows with their details, and the machine
-    --markdown FILE          the table for the README
+    --markdown FILE          the table for tests/README.md
     --tiny                   sizes whose figures mean nothing, to see that all parts run
 
 Each part runs in a process of its own. One that fails is a row that says so; then the exit status is 1. A goal that

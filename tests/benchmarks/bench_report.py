@@ -132,7 +132,7 @@ def plain_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """The same for a README."""
+    """The same for a page."""
     kept = [[text.replace("|", "\\|") for text in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *kept))
 
@@ -161,7 +161,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
-    """The same for the README, with the machine above it."""
+    """The same for tests/README.md, with the machine above it."""
     parts = [sentence(facts), markdown_table(HEADINGS, cells(rows))]
     parts += [f"**{title}**\n\n{markdown_table(headings, lines)}" for title, headings, lines in small_tables(rows)]
     return "\n\n".join(parts) + "\n"
