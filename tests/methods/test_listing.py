@@ -1,4 +1,4 @@
-"""`python -m harness.methods`: what it says, and that the README says the same."""
+"""`python -m harness.methods`: what it says, and that the methods' page says the same."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ from harness.core.errors import UserError
 from harness.methods.__main__ import entries, main, markdown, read_costs
 
 ROOT = Path(__file__).resolve().parents[2]
-README, COSTS = ROOT / "README.md", ROOT / "tests/benchmarks/results/method_cost.json"
+PAGE, COSTS = ROOT / "harness/methods/README.md", ROOT / "tests/benchmarks/results/method_cost.json"
 
 
 def test_every_method_is_listed_with_what_its_file_says() -> None:
@@ -26,8 +26,8 @@ def test_every_method_is_listed_with_what_its_file_says() -> None:
     assert (found["none"].source, found["none"].settings) == ("", ())
 
 
-def test_the_readme_has_the_table_of_today() -> None:
-    assert f"\n{markdown(read_costs(COSTS))}\n" in README.read_text(encoding="utf-8")
+def test_the_page_has_the_table_of_today() -> None:
+    assert f"\n{markdown(read_costs(COSTS))}\n" in PAGE.read_text(encoding="utf-8")
 
 
 def test_every_method_that_can_be_was_measured() -> None:

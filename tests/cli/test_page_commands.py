@@ -1,0 +1,227 @@
+"""Pages are true: every command in them runs, options exist, snippets work, the method that they show conforms.
+
+Commands run on a copy of a small finished sweep (tests/cluster/previous_version) in place of the sweep that a page
+names, long ones as a dry run. What installs or starts services is checked for its parts; tests/slurm runs it.
+"""
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from commands import run_here
+from pages import CHANGELOG, REPOSITORY, WRITTEN, blocks, codes, commands, name_of
+
+FINISHED = REPOSITORY / "tests/cluster/previous_version"
+RUN = "32bb5f258e16"  # a final run of it
+README = REPOSITORY / "README.md"
+(METHOD,) = blocks(REPOSITORY / "harness/methods/README.md", "python")
+COMMANDS = sorted({line for page in WRITTEN for line in commands(page)})
+#: Commands of the README's table, without what is optional.
+TABLE = [re.sub(r" \[.*?\]", "", row) for row in re.findall(r"^\| `(python .*?)` \|", README.read_text(), re.MULTILINE)]
+BY_HAND = """{methods: ste, target_bit: 2, seed: 1, data: {name: digits}, model: {name: mlp5, width: 16},
+ train: {epochs: 1}, deploy: {scale: recalibrate}, runtime: {device: cpu, wandb: "off"}}
+"""
+
+
+def run(command: list[str], cwd: Path = REPOSITORY, **environment: str) -> str:
+    """Run a command to its end; fails with what it printed unless it exits 0."""
+    answer = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A working directory with what the pages' commands find: the repository's folders, a finished sweep, files."""
+    for name in ("sweeps", "slurm", "analysis"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(FINISHED, tmp_path / "runs")
+    (tmp_path / "runs/small.yaml").rename(tmp_path / "small.yaml")
+    for record in (tmp_path / "runs").rglob("record.json"):  # two threads that share a core wait by spinning
+        record.write_text(record.read_text().replace('"threads": 2', '"threads": 1'))
+    (tmp_path / f"runs/small/runs/{RUN}/log.txt").write_text("epoch 1\n")
+    (tmp_path / "mine.yaml").write_text(blocks(README, "yaml")[0])
+    (tmp_path / "run.yaml").write_text(BY_HAND)
+    return tmp_path
+
+
+def on_the_finished_sweep(line: str) -> list[str]:
+    """The words of a command, the finished sweep and one of its runs in place of what the page names."""
+    for words, there in (
+        ("SWEEP.yaml", "small.yaml"),
+        ("RUN.yaml", "run.yaml"),
+        ("/shared/runs", "runs"),
+        ("runs/SWEEP", "runs/small"),
+        ("archives/SWEEP", "archives/small"),
+        ("runs/quickstart", "runs/small"),
+        ("--sweep quickstart", "--sweep small"),
+        ("--sweep mine", "--sweep small"),
+        ("WHERE", "runs/small"),
+        ("--root DIR", "--root runs"),
+        ("RUN", RUN),
+    ):
+        line = re.sub(rf"(?<![\w/]){re.escape(words)}(?![\w.])", there, line)
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("line", [*COMMANDS, *(line for line in TABLE if line not in COMMANDS)])
+def test_every_command_runs(line: str, here: Path) -> None:
+    words = on_the_finished_sweep(line)
+    if line.startswith("python -m harness."):
+        module(words[2], words[3:], here)
+    elif line.startswith("python analysis/make_figures.py "):
+        figures(words[2:], here)
+    else:
+        parts(line, words)
+
+
+def module(name: str, arguments: list[str], here: Path) -> None:
+    """Run a command of the harness; a launch as a dry run, `repeat` on digits rather than on CIFAR-10."""
+    verb = name.removeprefix("harness.")
+    if verb == "launch" and "--dry-run" not in arguments:
+        arguments = [*arguments, "--dry-run"]
+    if verb == "repeat":
+        arguments = ["runs" if word == "analysis/results" else word for word in arguments]
+    if verb == "archive" and arguments[0] == "unpack":
+        if not (here / arguments[1]).exists():
+            module(name, ["pack", "runs/small", "--to", "archives"], here)
+        arguments = [*arguments[:-1], "unpacked"]  # `runs` holds the sweep already
+    ended = run_here(name, *arguments, cwd=here)
+    # Another processor adds up in another order: a repeated run may differ, and the command says so.
+    assert ended.returncode in ((0, 1) if verb == "repeat" else (0,)), ended.stdout + ended.stderr
+    made = {"launch": "runs\n", "status": "complete", "logs": "done", "cancel": "0 workers stopped", "repeat": "row"}
+    made |= {"retry": "no run failed", "run": "record:", "evaluate": "rows added", "archive": " runs"}
+    made |= {"dashboard": '"displayName": "oscillation-harness: ', "config": "default", "methods": "oscillation"}
+    assert made[verb] in ended.stdout
+
+
+def figures(arguments: list[str], here: Path) -> None:
+    """Draw one figure; of the committed results those of one sweep, beside them."""
+    if "analysis/results" in arguments:
+        arguments = [*arguments, "--sweep", "quickstart", "--out", "drawn"]
+    ended = run_here("analysis.make_figures", *arguments, "--figure", "accuracy_over_bits", cwd=here)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    folder = here / ("drawn" if "drawn" in arguments else "runs/small/figures")
+    assert (folder / "accuracy_over_bits.png").exists()
+
+
+def parts(line: str, words: list[str]) -> None:
+    """What installs, starts services or takes minutes: files, targets, packages and extras are there."""
+    script = (REPOSITORY / "slurm/test_cluster.sh").read_text(encoding="utf-8")
+    if words[0] == "make":
+        assert ".venv/bin/" in run(["make", "--dry-run", *words[1:]])
+    elif words[0] == "wandb":
+        from click.testing import CliRunner
+        from wandb.cli.cli import cli
+
+        assert f" {words[1]} " in CliRunner().invoke(cli, [words[1], "--help"], catch_exceptions=False).output
+    elif words[:3] == ["sudo", "apt-get", "install"]:
+        assert set(words[3:]) <= set(re.findall(r"[\w-]+", (REPOSITORY / ".ci/run").read_text()))
+    elif words[:2] == ["pip", "install"]:
+        (extra,) = re.findall(r"\.\[(\w+)\]", line)
+        assert extra in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert all((REPOSITORY / after).exists() for option, after in pairwise(words) if option == "-c")
+    elif words[0] in ("slurm/test_cluster.sh", "eval"):
+        (verb,) = re.findall(r"slurm/test_cluster\.sh (\w+)", line)
+        assert re.search(rf"^ *{verb}\)", script, re.MULTILINE)
+        assert os.access(REPOSITORY / "slurm/test_cluster.sh", os.X_OK)
+    elif words[:2] == ["git", "status"]:
+        assert (REPOSITORY / words[-1]).exists()
+    else:
+        assert (words, os.access(REPOSITORY / ".ci/run", os.X_OK)) == ([".ci/run"], True)
+
+
+@functools.cache
+def help_of(module: str) -> str:
+    ended = run_here(module, "--help")
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if page != CHANGELOG], ids=name_of)
+def test_options_exist(page: Path) -> None:
+    """Of commands in blocks, sentences and tables: their `--help` has them."""
+    for line in [*commands(page), *codes(page)]:
+        if found := re.match(r"python (?:-m (harness\.\w+)|analysis/(make_figures)\.py)", line):
+            said = help_of(found[1] or f"analysis.{found[2]}")
+            assert [option for option in re.findall(r"--[\w-]+", line) if f"{option} " not in f"{said} "] == []
+
+
+def test_the_readme_lists_every_command() -> None:
+    there = {path.stem for path in (REPOSITORY / "harness").glob("*.py")} - {"__init__"} | {"methods"}
+    assert {line.split()[2] for line in TABLE if "-m" in line} == {f"harness.{name}" for name in there}
+
+
+@pytest.mark.parametrize("page", ["README.md", "sweeps/README.md"])
+def test_example_sweeps_are_understood(page: str, here: Path) -> None:
+    (here / "example.yaml").write_text(blocks(REPOSITORY / page, "yaml")[0])
+    ended = run_here("harness.launch", "example.yaml", "--dry-run", cwd=here)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.slow
+def test_the_sweep_file_runs_and_its_figures_come_out(here: Path) -> None:
+    short = ["--set", "train.epochs=1", "--set", "data.train_fraction=0.2", "--cluster", "debug"]
+    line = next(line for line in COMMANDS if "harness.launch mine.yaml" in line)
+    words = [word for word in line.split()[1:] if word not in ("--cluster", "local")]
+    run([sys.executable, *words, *short], here, PYTHONPATH=str(REPOSITORY))
+    line = next(line for line in COMMANDS if "make_figures.py" in line and "mine" in line)
+    assert "cross_bit_table.{csv,md,tex,json}" in run([sys.executable, *line.split()[1:]], here)
+
+
+def test_the_library_snippet_works() -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    names = {
+        "model": model,
+        "loader": [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(30)],
+        "optimizer": torch.optim.Adam(model.parameters(), lr=1e-2),
+        "loss_function": torch.nn.functional.cross_entropy,
+    }
+    exec(next(block for block in blocks(README, "python") if "OscillationTracker" in block), names)
+    assert names["tracker"].metrics()["osc/frequency"] > 0  # type: ignore[attr-defined]
+    for layer in (names["deployed"][0], names["deployed"][2]):  # type: ignore[index]
+        assert len(layer.weight.unique()) <= 7
+
+
+def test_the_line_for_qat_works() -> None:
+    import torch
+
+    from harness import MaxAbsQuantizer, attach
+
+    line = next(code for code in codes(README) if code.startswith("attach("))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8))
+    exec(line, {"attach": attach, "MaxAbsQuantizer": MaxAbsQuantizer, "model": model})
+    assert isinstance(model[0].weight_quantizer, MaxAbsQuantizer)
+
+
+def test_the_method_that_a_page_shows_is_one_short_file() -> None:
+    assert len(METHOD.splitlines()) < 40
+
+
+@pytest.mark.slow
+def test_dropping_that_file_in_makes_it_usable_and_conformant(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for folder in ("harness", "tests"):
+        shutil.copytree(REPOSITORY / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", copy)
+    (copy / "harness/methods/weight_noise.py").write_text(METHOD)
+    sweep = blocks(README, "yaml")[0].replace("methods: ste", "methods: weight_noise")
+    (copy / "noise.yaml").write_text(sweep)
+    short = ["--set", "train.epochs=1", "--set", "tune.trials=1", "--set", "final.seeds=[0]", "--cluster", "debug"]
+    output = run([sys.executable, "-m", "harness.launch", "noise.yaml", *short], copy, PYTHONPATH=str(copy))
+    assert "weight_noise,target_bit=2" in output
+    conformance = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance"]
+    output = run([*conformance, "-k", "weight_noise"], copy, PYTHONPATH=str(copy))
+    assert int(re.search(r"(\d+) passed", output)[1]) >= 4  # type: ignore[index]
