@@ -13,7 +13,9 @@ from harness.training.run import RunContext, print_epoch, run
 def main() -> None:
     """Carry out the command."""
     parser = argparse.ArgumentParser(prog="python -m harness.run", description="Carry out one run.")
-    parser.add_argument("config", type=Path, help="a YAML file of run settings (see sweeps/README.md), or a config.json")
+    parser.add_argument(
+        "config", type=Path, help="a YAML file of run settings (see sweeps/README.md), or a config.json"
+    )
     parser.add_argument("--dir", type=Path, required=True, help="the run's directory; an unfinished run goes on")
     arguments = parser.parse_args()
     raw = yaml_file.read(arguments.config)

@@ -79,7 +79,7 @@ class DeployConfig(StrictConfig):
     methods: tuple[str, ...] = Field(
         ("rtn",),
         min_length=1,
-        description="how to deploy: rtn (round-to-nearest), or methods such as bn_reestimation; rows for each",
+        description="rtn (round-to-nearest), or methods with a deployment of their own; rows for each",
         json_schema_extra=NOT_IDENTITY,
     )
     precision: Literal["fp32", "bf16"] = Field(
