@@ -1,6 +1,5 @@
 """`python -m harness.cancel SWEEP.yaml`: stop a sweep's workers. Nothing finished is lost; launching goes on."""
 
-import argparse
 import os
 import signal
 import sys
@@ -8,23 +7,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli.find import add_arguments, sweep_folder
-from harness.cluster.slurm import NO_ANSWER, SlurmError, cancel_jobs
+from harness.cli.find import sweep_folder, sweep_parser
+from harness.cluster.slurm import NO_ANSWER, SlurmError, ask
 from harness.cluster.workers import WorkerInfo, list_workers
 from harness.core.command import run_command
 from harness.records.files import write_json
 from harness.records.heartbeat import is_alive, process_identity
 from harness.records.sweep_directory import SweepDirectory
 
-#: Workers elsewhere look for the request with their heartbeat, and may be in the middle of a long step.
+#: Workers on other machines see the request at their next heartbeat, and may be in the middle of a long step.
 PATIENCE_S = 30.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out the command; returns the exit status: 1 when a worker has not stopped in time."""
-    parser = argparse.ArgumentParser(prog="python -m harness.cancel", description="Stop a sweep's workers.")
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
+    """Carry out the command; returns the exit status: 1 when a worker did not stop in time."""
+    options = sweep_parser("cancel", "Stop a sweep's workers.").parse_args(arguments)
     folder = sweep_folder(options.sweep, options.root)
     files = SweepDirectory(folder)
     write_json(files.stop, {"when": time.time(), "by": process_identity()})
@@ -37,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.sweep.queue import load_sweep
 
     sweep = load_sweep(folder)
-    with sweep.lock():
+    with sweep.files.lock("plan"):
         plan.reap(sweep)
     runs = plan.left(sweep)
     print(
@@ -55,7 +52,7 @@ def _ask(files: SweepDirectory, workers: Sequence[WorkerInfo]) -> None:
     jobs = sorted({str(worker.job_id) for worker in workers if worker.cluster == "slurm"})
     if jobs:
         try:
-            cancel_jobs(jobs)
+            ask(["scancel", *jobs])
         except SlurmError as error:
             print(f"scancel: {error}; the workers will see {files.stop}", file=sys.stderr)
     here = process_identity()["machine"]
@@ -67,7 +64,7 @@ def _ask(files: SweepDirectory, workers: Sequence[WorkerInfo]) -> None:
 
 
 def _wait(folder: Path, asked: Sequence[WorkerInfo]) -> list[WorkerInfo]:
-    """Those of the workers asked that do not stop in time."""
+    """Wait for these workers to stop; returns those that have not in time."""
     names, end = {worker.name for worker in asked}, time.monotonic() + PATIENCE_S
     while True:
         left = [worker for worker in list_workers(folder) if worker.name in names and worker.present]

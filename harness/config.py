@@ -5,7 +5,6 @@ NAME: a section (sweep, run, train, deploy, ...), a method, a model or a data se
 
 import argparse
 import types
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -14,7 +13,30 @@ from pydantic_core import PydanticUndefined
 
 from harness.core import registry
 from harness.core.command import run_command
+from harness.core.config_base import QuantizerConfig
 from harness.core.errors import unknown
+from harness.data._config import Augment
+from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
+from harness.sweep.search_space import Choices, Range
+from harness.training.config import DeployConfig, RunConfig, RuntimeConfig, TrainConfig, config_class
+
+#: The sections of a sweep file and of a run: where each is written, and the class that checks it.
+SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "sweep": ("a sweep file", SweepConfig),
+    "cells": ("cells[] of a sweep file", CellConfig),
+    "search": ("a range in search", Range),
+    "choices": ("a list of values in search", Choices),
+    "tune": ("tune", Tune),
+    "final": ("final", Final),
+    "sampler": ("sampler and pruner: a name, or a section with the options of Optuna's class", Algorithm),
+    "run": ("base of a sweep file, or a file for harness.run", RunConfig),
+    "train": ("train, and pretrain", TrainConfig),
+    "quantizer": ("quantizer", QuantizerConfig),
+    "deploy": ("deploy", DeployConfig),
+    "runtime": ("runtime", RuntimeConfig),
+    "augment": ("data.augment", Augment),
+}
+_LIMITS = ("ge", "gt", "le", "lt", "min_length", "pattern")
 
 
 class Setting(NamedTuple):
@@ -27,62 +49,33 @@ class Setting(NamedTuple):
     description: str
 
 
-def sections() -> dict[str, tuple[str, type[BaseModel]]]:
-    """The sections of a sweep file and of a run: where each is written, and the class that checks it."""
-    from harness.core.config_base import QuantizerConfig
-    from harness.data._config import Augment
-    from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
-    from harness.sweep.search_space import Choices, Range
-    from harness.training.config import DeployConfig, RunConfig, RuntimeConfig, TrainConfig
-
-    return {
-        "sweep": ("a sweep file", SweepConfig),
-        "cells": ("cells[] of a sweep file", CellConfig),
-        "search": ("a range in search", Range),
-        "choices": ("a list of values in search", Choices),
-        "tune": ("tune", Tune),
-        "final": ("final", Final),
-        "sampler": ("sampler and pruner: a name, or a section with the options of Optuna's class", Algorithm),
-        "run": ("base of a sweep file, or a file for harness.run", RunConfig),
-        "train": ("train, and pretrain", TrainConfig),
-        "quantizer": ("quantizer", QuantizerConfig),
-        "deploy": ("deploy", DeployConfig),
-        "runtime": ("runtime", RuntimeConfig),
-        "augment": ("data.augment", Augment),
-    }
-
-
 def settings_of(config: type[BaseModel]) -> list[Setting]:
     """The fields of a configuration class, in order."""
     return [
-        Setting(name, type_name(field), default_of(field), range_of(field), description_of(config, name))
+        Setting(name, _type(field.annotation), _default(field), _range(field), _description(config, name))
         for name, field in config.model_fields.items()
     ]
 
 
-def description_of(config: type[BaseModel], name: str) -> str:
+def _description(config: type[BaseModel], name: str) -> str:
     """A field's description, or that of the base class whose field it narrows."""
     classes = [each for each in config.__mro__ if issubclass(each, BaseModel) and name in each.model_fields]
     return next((text for each in classes if (text := each.model_fields[name].description)), "")
 
 
-def type_name(field: FieldInfo) -> str:
+def _type(annotation: Any) -> str:
     """`int`, `list of int`, `adam | adamw | sgd`: what is written in YAML."""
-    return _type_name(field.annotation)
-
-
-def _type_name(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(map(str, inner))
     if origin in (Union, types.UnionType):
-        return " | ".join(dict.fromkeys(_type_name(part) for part in inner))
+        return " | ".join(dict.fromkeys(map(_type, inner)))
     if origin in (tuple, list):
-        return f"list of {_type_name(inner[0])}"
+        return f"list of {_type(inner[0])}"
     if origin is dict:
-        return f"mapping of {_type_name(inner[0])} to {_type_name(inner[1])}"
+        return f"mapping of {_type(inner[0])} to {_type(inner[1])}"
     if origin is not None:  # Annotated
-        return _type_name(inner[0])
+        return _type(inner[0])
     if annotation in (None, type(None)):
         return "null"
     if annotation is Any:
@@ -92,30 +85,28 @@ def _type_name(annotation: Any) -> str:
     return {"str": "text", "Path": "path"}.get(annotation.__name__, annotation.__name__)
 
 
-def default_of(field: FieldInfo) -> str:
-    """The default as in YAML; `required` without one."""
+def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "required"
-    return _plain(value)
+    return "required" if value is PydanticUndefined else _in_yaml(value)
 
 
-def _plain(value: Any) -> str:
+def _in_yaml(value: Any) -> str:
     if isinstance(value, BaseModel):
         named = {name: getattr(value, name) for name in type(value).model_fields}
         return str(named["name"]) if set(named) == {"name"} else "its defaults"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_plain, value))}]"
+        return f"[{', '.join(map(_in_yaml, value))}]"
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if value != {} else "{}"
 
 
-def range_of(field: FieldInfo) -> str:
+def _range(field: FieldInfo) -> str:
     """`0 <= x < 1`, `at least 1 entry`, a pattern: what pydantic checks besides the type."""
-    found = dict(_limits(field.metadata))
+    present = ((name, getattr(item, name, None)) for item in field.metadata for name in _LIMITS)
+    found = {name: value for name, value in present if value is not None}
     low = f"{found['ge']} <= " if "ge" in found else f"{found['gt']} < " if "gt" in found else ""
     high = f" <= {found['le']}" if "le" in found else f" < {found['lt']}" if "lt" in found else ""
     parts = [f"{low}x{high}"] if low or high else []
@@ -126,33 +117,14 @@ def range_of(field: FieldInfo) -> str:
     return ", ".join(parts)
 
 
-def _limits(metadata: list[Any]) -> Iterator[tuple[str, Any]]:
-    for item in metadata:
-        for name in ("ge", "gt", "le", "lt", "min_length", "pattern"):
-            if (value := getattr(item, name, None)) is not None:
-                yield name, value
-
-
 def find(name: str) -> tuple[str, type[BaseModel]]:
     """A section, method, model or data set by name: its title and class. Raises UserError for any other name."""
-    known = sections()
-    if name in known:
-        return known[name]
-    for kind in registry.KINDS:
-        if name in registry.names(kind):
-            return f"{kind} {name}", component_class(kind, name)
-    names = [each for kind in registry.KINDS for each in registry.names(kind)]
-    raise unknown("section, method, model or data set", name, [*known, *names])
-
-
-def component_class(kind: str, name: str) -> type[BaseModel]:
-    """The configuration class of a method, model or data set. Imports its file."""
-    if kind == "method":
-        from harness.methods import find as find_method
-
-        return find_method(name).Config
-    found: type[BaseModel] = registry.load(kind, name).Config
-    return found
+    if name in SECTIONS:
+        return SECTIONS[name]
+    kinds = {each: kind for kind in registry.KINDS for each in registry.names(kind)}
+    if name not in kinds:
+        raise unknown("section, method, model or data set", name, [*SECTIONS, *kinds])
+    return f"{kinds[name]} {name}", config_class(kinds[name], name)
 
 
 def as_text(title: str, settings: list[Setting]) -> str:
@@ -182,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", metavar="NAME", help=what)
     parser.add_argument("--markdown", action="store_true", help="as tables for a page")
     options = parser.parse_args(arguments)
-    chosen = [find(options.name)] if options.name else list(sections().values())
+    chosen = [find(options.name)] if options.name else list(SECTIONS.values())
     show = as_markdown if options.markdown else as_text
     print("\n\n".join(show(title, settings_of(config)) for title, config in chosen))
     return 0

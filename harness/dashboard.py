@@ -25,14 +25,15 @@ if TYPE_CHECKING:  # imported on use: `--help` answers without them
 
 #: Panels side by side, and runs that one shows at most. (W&B's own 10 would be a part of a group, and of its mean.)
 COLUMNS, MOST_RUNS = 3, 1000
-#: Of requests to W&B: together they end before wandb's own patience (19 s), which would hide why they failed.
+#: Limits of requests to W&B. Together they stay below wandb's own timeout (19 s), which would hide why they failed.
 TIMEOUT_S, RETRIES, WAIT_S = 8.0, 1, 1.0
-#: In a run's summary: its validation accuracy at the bit-width it prepares for (float for `none`), as wandb_mirror.py
-#: has W&B sum it up. The others have no suffix: once a run has ended, they are those of its best epoch.
+#: The summary key of a run's best validation accuracy at its target (float for `none`): wandb_mirror.py asks for the
+#: maximum. Other keys have no suffix: once a run has ended, they hold the values of its best epoch.
 AT_TARGET = f"{schema.MONITOR}.max"
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.dashboard", description="Save a view of a sweep on W&B.")
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="launched or not; or its folder")
     parser.add_argument("--entity", metavar="E", help="user or team on W&B; default: that of the key")
@@ -40,22 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--phase", choices=("tune", "final"), help="only these runs, e.g. for means over final seeds")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--print", action="store_true", help="print what would be sent; needs no network and no key")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Carry out the command; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    _check_package()
-    facts = _facts(*_read(options.sweep, options.root))
-    project = options.project or facts.project
-    entity = (options.entity or "") if options.print else _prepare(options.entity, project)
-    view = _workspace(facts, entity, project, options.phase)
-    print(json.dumps(payload(view), indent=1) if options.print else _save(view))
-    return 0
-
-
-def _check_package() -> None:
+    options = parser.parse_args(arguments)
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
@@ -63,10 +49,22 @@ def _check_package() -> None:
             "the package wandb-workspaces is not there; install it with "
             "pip install 'oscillation-harness[dashboards]', in a clone: pip install -e .[dashboards]"
         ) from None
+    facts = _facts(*_read(options.sweep, options.root))
+    project = options.project or facts.project
+    entity = (options.entity or "") if options.print else _prepare(options.entity, project)
+    view = _workspace(facts, entity, project, options.phase)
+    if options.print:
+        print(json.dumps(payload(view), indent=1))
+        return 0
+    try:
+        print(view.save().url)
+    except Exception as error:  # a service may fail in any way
+        raise _unanswered(error) from None
+    return 0
 
 
 def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
-    """A sweep as it was launched, else as its file has it. Raises UserError where launching the file would."""
+    """A sweep as it was launched, or as in its file. Raises UserError where launching the file would."""
     from harness.cli import preflight
     from harness.cli.find import sweep_folder
     from harness.sweep.cells import expand
@@ -81,13 +79,16 @@ def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
         preflight.check_stacks(cells, spec.tune.seed)
         if not SweepDirectory(root / spec.name).sweep.exists():
             return spec, cells
-    launched = load_sweep(sweep_folder(named, root))  # it knows what --set replaced
+    launched = load_sweep(sweep_folder(named, root))  # its sweep.json includes what --set replaced
     return launched.spec, launched.cells
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a view depends on. bits: deployment bit-widths, ascending, then "float". parameters: scatter plots' x."""
+    """What a view depends on. bits: deployment bit-widths, ascending, then "float".
+
+    parameters: x of the scatter plots. The strengths of methods among what is searched, else all numbers.
+    """
 
     name: str
     project: str
@@ -97,29 +98,19 @@ class Facts:
 
 
 def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
-    """What the view of a sweep depends on."""
     from harness.sweep.search_space import corners
     from harness.training.config import parse
 
     configs = [cell.config(point, spec.tune.seed, "tune", parse) for cell in cells for point in corners(cell.search)]
     bits = {bits for config in configs for bits in config.evaluated_bits if isinstance(bits, int)}
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
-    return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), FLOAT), _parameters(cells), runs)
-
-
-def _parameters(cells: "Sequence[Cell]") -> "dict[str, Choices | Range]":
-    """The searched parameters that are a method's strength; all that are numbers where there is none."""
     searched = {name: space for cell in cells for name, space in cell.search.items()}
-    numeric = {name: space for name, space in searched.items() if _is_numeric(space)}
-    return {name: space for name, space in numeric.items() if name.endswith(".strength")} or numeric
-
-
-def _is_numeric(space: "Choices | Range") -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in space.points())
+    numeric = {name: space for name, space in searched.items() if {*map(type, space.points())} <= {int, float}}
+    parameters = {name: space for name, space in numeric.items() if name.endswith(".strength")} or numeric
+    return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), FLOAT), parameters, runs)
 
 
 def _workspace(facts: Facts, entity: str, project: str, phase: str | None) -> Any:
-    """The view, not yet saved."""
     import wandb_workspaces.workspaces as ws
 
     # By its tag, which every run has. (This package turns the configuration's key "sweep" into W&B's own "Sweep".)
@@ -144,7 +135,6 @@ def _section(name: str, panels: list[Any]) -> Any:
 
 
 def _panels(facts: Facts, most: int) -> dict[str, list[Any]]:
-    """The panels by section."""
     import wandb_workspaces.reports.v2 as wr
 
     # Means over the runs of a group, and the range from least to greatest.
@@ -178,7 +168,7 @@ def _panels(facts: Facts, most: int) -> dict[str, list[Any]]:
 
 
 def _layers(grouped: Mapping[str, Any]) -> list[Any]:
-    """Heat maps (line plots to W&B, of one run at a time; its media panels draw none) and lines."""
+    """Heat maps and lines. W&B draws a heat map as a line plot of one run; its media panels cannot."""
     import wandb_workspaces.reports.v2 as wr
 
     any_layer = re.escape(schema.LAYER_PREFIX) + ".*"
@@ -191,7 +181,7 @@ def _layers(grouped: Mapping[str, Any]) -> list[Any]:
 
 
 def _strengths(parameters: "Mapping[str, Choices | Range]") -> list[Any]:
-    """Two scatter plots a parameter: accuracy at the bit-width that a run prepares for, and at its worst one."""
+    """Two scatter plots per parameter: accuracy at the target bit-width, and at the worst one."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
@@ -207,18 +197,18 @@ def _strengths(parameters: "Mapping[str, Choices | Range]") -> list[Any]:
 
 
 def payload(workspace: Any) -> dict[str, Any]:
-    """What saving sends, but for the name that W&B is given for it, which is drawn then."""
+    """What saving sends, except for the view's id on W&B, which is drawn at random then."""
     view = workspace._to_model()  # there is no public way
     spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"entityName": view.entity, "projectName": view.project, "displayName": view.display_name, "spec": spec}
 
 
 def _prepare(entity: str | None, project: str) -> str:
-    """The entity that the view goes to, in which the project now is. Raises UserError without a key or an answer."""
+    """The entity that gets the view; creates the project there. Raises UserError without a key or an answer."""
     import wandb
 
     retries = {"x_graphql_retry_max": RETRIES, "x_graphql_retry_wait_max_seconds": WAIT_S}
-    # Silent: else it asks for a key where there is a terminal.
+    # Silent: otherwise it asks for a key where there is a terminal.
     wandb.setup(wandb.Settings(silent=True, x_graphql_timeout_seconds=TIMEOUT_S, **retries))
     try:
         api = wandb.Api()
@@ -233,14 +223,6 @@ def _prepare(entity: str | None, project: str) -> str:
     if not owner:
         raise UserError("W&B names no default entity for this key; say where the view goes: --entity")
     return owner
-
-
-def _save(workspace: Any) -> str:
-    """The address of the view, saved. Raises UserError when W&B does not take it."""
-    try:
-        return str(workspace.save().url)
-    except Exception as error:  # a service may fail in any way
-        raise _unanswered(error) from None
 
 
 def _unanswered(error: Exception) -> UserError:

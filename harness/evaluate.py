@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import Timeout
 
@@ -23,10 +23,7 @@ from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
 from harness.training.config import complete
 
-if TYPE_CHECKING:
-    from harness.training.session import Session
-
-#: How far the recorded float accuracy may be from what the weights reach here: another device rounds otherwise.
+#: Largest difference between a recorded accuracy and that of the same weights here: devices round differently.
 TOLERANCE = 0.005
 
 
@@ -74,7 +71,7 @@ def finished_runs(where: Path) -> list[Path]:
 
 
 def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], device: str | None = None) -> int:
-    """Add what is lacking of a run's rows at `bits` (None: its own), rounded to nearest and by `deploys`.
+    """Add the missing rows of a run at `bits` (None: its own), by round-to-nearest and by `deploys`.
 
     Returns how many. Raises UserError for weights, data or code that do not reproduce the record.
     """
@@ -84,7 +81,7 @@ def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], d
             record = read_json(files.record)
             if record is None:
                 raise UserError(f"{files.record} cannot be read")
-            rows = _lacking(record, bits, deploys)
+            rows = _missing(record, bits, deploys)
             if rows:
                 found = _evaluated(record, rows, files.best, device)
                 note = {"rows": len(found), "deploy": sorted({r["deploy"] for r in found}), "git": code_version()}
@@ -99,7 +96,7 @@ def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], d
 _Key = tuple[str, str, Any]  #: Split, deploy method and bit-width of a row.
 
 
-def _lacking(record: Mapping[str, Any], bits: Sequence[int] | None, deploys: Sequence[str]) -> set[_Key]:
+def _missing(record: Mapping[str, Any], bits: Sequence[int] | None, deploys: Sequence[str]) -> set[_Key]:
     there = {(row["split"], row["deploy"], row["bits"]) for row in record["rows"]}
     splits = {row["split"] for row in record["rows"]}
     own = [row["bits"] for row in record["rows"] if row["bits"] != FLOAT]
@@ -113,29 +110,8 @@ def _lacking(record: Mapping[str, Any], bits: Sequence[int] | None, deploys: Seq
 
 
 def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None) -> list[dict[str, Any]]:
-    """The rows of these keys, from the weights."""
     from safetensors.torch import load_file
 
-    session = _session(record, device)
-    session.model.load_state_dict(load_file(weights))
-    evaluator, rows = session.evaluator, []
-    for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
-        keys = {(deploy, bits) for own, deploy, bits in wanted if own == split}
-        # Float too, which every record has: it shows whether these are the weights, and the data, of the record.
-        widths: Any = (*sorted({bits for _, bits in keys} - {FLOAT}), FLOAT)
-        own = replace(
-            evaluator,
-            bits=widths,
-            deploys=("rtn", *sorted({deploy for deploy, _ in keys} - {"rtn"})),
-        )
-        found = own.rows(session.model, record["phase"], split)  # type: ignore[arg-type]
-        _compare(record, found)
-        rows += [row for row in found if (row["deploy"], row["bits"]) in keys]
-    return rows
-
-
-def _session(record: Mapping[str, Any], device: str | None) -> "Session":
-    """The run as it was built, on the data that it was trained on."""
     from harness.training.build import build
 
     raw = dict(record["config"])
@@ -144,15 +120,26 @@ def _session(record: Mapping[str, Any], device: str | None) -> "Session":
     config = complete(raw)
     if config.run_id() != record["run_id"]:
         raise UserError(f"its configuration now names another run ({config.run_id()}): this code is not what made it")
-    # Without the weights that it started from: what methods prepared from them is in the state that is loaded next.
+    # Initial weights are not needed: what methods prepared from them is in the state that is loaded below.
     session = build(config)
     if session.dataset.digest != record["provenance"]["data_digest"]:
         raise UserError("the data are not those that it was trained on (their digests differ)")
-    return session
+    session.model.load_state_dict(load_file(weights))
+    rows = []
+    for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
+        keys = {(deploy, bits) for own, deploy, bits in wanted if own == split}
+        # Float is always included: every record has it, and it shows whether weights and data are those of the record.
+        widths: Any = (*sorted({bits for _, bits in keys} - {FLOAT}), FLOAT)
+        deploys = ("rtn", *sorted({deploy for deploy, _ in keys} - {"rtn"}))
+        evaluator = replace(session.evaluator, bits=widths, deploys=deploys)
+        found = evaluator.rows(session.model, record["phase"], split)  # type: ignore[arg-type]
+        _compare(record, found)
+        rows += [row for row in found if (row["deploy"], row["bits"]) in keys]
+    return rows
 
 
 def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse weights that do not reproduce the accuracies of the record."""
+    """Raises UserError for weights that do not reproduce the accuracies of the record."""
     recorded = {(row["split"], row["deploy"], row["bits"]): row["accuracy"] for row in record["rows"]}
     for row in found:
         before = recorded.get((row["split"], row["deploy"], row["bits"]))

@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     parser.add_argument("--cluster", choices=("local", "slurm", "debug"), default="local", help="default: local")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="of the Slurm cluster (see slurm/)")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="at once; default: one a slot (GPU or CPU core)")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="at once; default: one per GPU or CPU core")
     parser.add_argument("--gpus", type=_devices, metavar="0,2", help="of this machine to use; default: all")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     check_algorithms(spec)
     slots = local_slots(options.gpus, spec.runs_per_gpu)
     workers = _workers(options, spec, slots)
-    check_methods(spec, cells)  # imports torch, so it comes after all that does without
+    check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
     preflight.check_stacks(cells, spec.tune.seed)
     if options.dry_run:
         if options.runs:
@@ -91,7 +91,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_flags(options: argparse.Namespace) -> None:
-    """Refuse flags that are for another cluster, or for a dry run. Raises UserError."""
     for flag, value, cluster in (("--profile", options.profile, "slurm"), ("--gpus", options.gpus, "local")):
         if value is not None and options.cluster != cluster:
             raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
@@ -107,14 +106,14 @@ def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str,
     if options.cluster == "local" and wanted > len(slots):
         print(f"{wanted} workers asked for, {len(slots)} slots here ({', '.join(slots)}): {len(slots)} at a time")
         wanted = len(slots)
-    if absent := set(options.gpus or ()) - set(visible_gpus()):
-        names = ", ".join(sorted(absent))
-        print(f"--gpus: no CUDA device {names} is seen here; runs bound to it use the CPU", file=sys.stderr)
     if spec.storage.startswith("sqlite") and wanted > 1:
         raise UserError(
             f"storage: {spec.storage!r} with {wanted} workers: SQLite gives one trial to two workers under load "
             "(23 of 100 in our measurement); use storage: journal, or a PostgreSQL or MySQL URL, or --workers 1"
         )
+    if absent := set(options.gpus or ()) - set(visible_gpus()):
+        names = ", ".join(sorted(absent))
+        print(f"--gpus: no CUDA device {names} is seen here; runs bound to it use the CPU", file=sys.stderr)
     return wanted
 
 
@@ -175,7 +174,7 @@ def _follow(opened: "OpenSweep", pool: "WorkerPool", cluster: str) -> int:
 
 
 def _detach(log: Path) -> int:
-    """Go on with the launch in a separate session, which survives this terminal."""
+    """Continue the launch in a session of its own, which survives this terminal."""
     kept = [argument for argument in sys.argv[1:] if argument != "--detach"]
     with open(log, "a", encoding="utf-8") as file:
         process = subprocess.Popen(

@@ -51,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a record, with what `harness.evaluate` may have added to its rows, and off W&B.
+    """The configuration of a record, with the bits and deploy methods that `harness.evaluate` added to its rows.
 
-    There, the run that was first carried out has the same name, and should stay as it is.
+    Without W&B, where the first run has the same name and must stay as it is.
     """
     raw: dict[str, Any] = json.loads(json.dumps(record["config"]))
     rows = record["rows"]
@@ -82,7 +82,7 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What differs between two records of one run, a line each; then what of the machines does."""
+    """The differences between two records of one run, one per line, then those between the machines."""
     key = ("split", "deploy", "scale", "bits")
     rows = {tuple(row[name] for name in key): row for row in again["rows"]}
     lines = []

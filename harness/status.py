@@ -1,6 +1,5 @@
 """`python -m harness.status SWEEP.yaml [--json | --watch]`: how far a sweep is, its workers, what failed."""
 
-import argparse
 import json
 import time
 from collections import Counter
@@ -11,13 +10,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli.find import add_arguments, sweep_folder
+from harness.cli.find import sweep_folder, sweep_parser
 from harness.cluster.slurm import NO_ANSWER
 from harness.core.command import run_command
 
 #: Seconds between two looks with --watch.
 WATCH_EVERY_S = 3.0
-#: Workers that are gone are shown up to this many, the last ones first.
+#: How many ended workers are shown, the last ones.
 GONE_SHOWN = 5
 #: Columns below which a terminal is narrow.
 WIDE = 130
@@ -27,8 +26,7 @@ _HEADINGS = {"name": "worker", "gpu": "GPU", "finished": "runs done"}
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.status", description="How far a launched sweep is.")
-    add_arguments(parser)
+    parser = sweep_parser("status", "How far a launched sweep is.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--watch", action="store_true", help="until the sweep is complete; Ctrl-C ends the watching only")
@@ -37,35 +35,25 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.cli.status_report import status_report
     from harness.sweep.queue import load_sweep
 
-    sweep = load_sweep(folder)
+    found = status_report(load_sweep(folder))
     if options.json:
-        print(json.dumps(status_report(sweep), indent=1))
+        print(json.dumps(found, indent=1))
         return 0
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)  # piped output must not lose a column
     if not options.watch:
-        console = _console()
-        console.print(shown(status_report(sweep), console.width >= WIDE))
+        console.print(shown(found, console.width >= WIDE))
         return 0
-    _watch(lambda: status_report(load_sweep(folder)))
-    return 0
-
-
-def _watch(look: Any) -> None:
-    console = _console()
-    found = look()
     with Live(shown(found, console.width >= WIDE), console=console, auto_refresh=False) as live:
         while found["left"]:
             time.sleep(WATCH_EVERY_S)
-            found = look()
+            found = status_report(load_sweep(folder))
             live.update(shown(found, console.width >= WIDE), refresh=console.is_terminal)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=160)  # piped output must not lose a column
+    return 0
 
 
 def shown(found: dict[str, Any], wide: bool = True) -> Group:
-    """The report for a reader; not wide: for a terminal of 80 columns."""
+    """The report as text and tables. wide=False: for a terminal of 80 columns."""
     head = f"{found['sweep']}: {found['state']}, {found['runs'] - found['left']} of {found['runs']} runs over"
     if found["left"]:
         head += f", {span(found['eta_s'])} left" if found["eta_s"] is not None else ""
@@ -81,12 +69,12 @@ def shown(found: dict[str, Any], wide: bool = True) -> Group:
     if found["state"] in ("stopped", "cancelled"):
         parts.append(Text("no worker is left: python -m harness.launch with the same file goes on"))
     if found["failures"]:
-        parts.append(Text("python -m harness.retry gives the failed runs another chance"))
+        parts.append(Text("python -m harness.retry repeats the failed runs"))
     return Group(*parts)
 
 
 def _notes(workers: list[dict[str, Any]]) -> list[Text]:
-    """What does not fit a table: other code, a Slurm that does not answer, workers that died before their first run."""
+    """Notes below the tables: changed code, no answer from Slurm, workers that died before their first run."""
     notes = []
     if any(worker["why"] == NO_ANSWER for worker in workers):
         notes.append("Slurm does not answer: its workers are shown as they were last seen")
@@ -142,7 +130,7 @@ def _table(columns: tuple[str, ...]) -> Table:
 
 
 def span(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`: a time in words."""
+    """Seconds as `45 s`, `12 min` or `3.4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

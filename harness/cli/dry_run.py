@@ -13,7 +13,9 @@ from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import TRIALS
 from harness.records.sweep_directory import SweepDirectory
+from harness.sweep import plan, queue
 from harness.sweep.cells import Cell
+from harness.sweep.changes import check_change
 from harness.sweep.config import SweepConfig
 from harness.sweep.search_space import Choices, Range
 
@@ -41,9 +43,6 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
 
 def show_status(spec: SweepConfig, root: Path) -> int:
     """Print how much of a sweep is done; returns 2 when launching it would be refused."""
-    from harness.sweep import plan, queue
-    from harness.sweep.changes import check_change
-
     folder = root / spec.name
     if not SweepDirectory(folder).sweep.exists():
         return 0
@@ -68,14 +67,12 @@ def show_runs(spec: SweepConfig, cells: Sequence[Cell], root: Path) -> None:
     Ids are computed from the sweep file. The trials that an adaptive sampler drew, and the chosen parameters, are read
     from the sweep's folder, or its archive.
     """
-    from harness.sweep.plan import known_params
-
     folder = root / spec.name
     entries = {entry["id"]: entry for entry in SweepDirectory(folder).cell_entries()}
     drawn = _drawn(runs_of(folder))
     for cell in cells:
         for number in range(spec.tune.trials):
-            params = known_params(spec, cell, number) or drawn.get((cell.id, number))
+            params = plan.known_params(spec, cell, number) or drawn.get((cell.id, number))
             _show_run(cell, params, spec.tune.seed, "tune", f"trial {number}")
         chosen = entries.get(cell.id, {}).get("chosen") or (None if spec.tune.trials else {"params": {}})
         for seed in spec.final.seeds:
@@ -83,7 +80,6 @@ def show_runs(spec: SweepConfig, cells: Sequence[Cell], root: Path) -> None:
 
 
 def _drawn(runs: Traversable) -> dict[tuple[str, int], dict[str, Any]]:
-    """The parameters of the trials in a folder of runs, by cell and number."""
     entries = [entry for run in (runs.iterdir() if runs.is_dir() else ()) for entry in read_json(run / TRIALS) or ()]
     return {(entry["cell"], entry["trial"]): entry["params"] for entry in entries if entry["phase"] == "tune"}
 

@@ -9,10 +9,12 @@ from harness.records.archive import refuse_archive
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a launched sweep: its file, or its folder, and the root."""
+def sweep_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command for a launched sweep, which is named by its file, or its folder, and the root."""
+    parser = argparse.ArgumentParser(prog=f"python -m harness.{command}", description=description)
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="the file that was launched, or its folder")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
+    return parser
 
 
 def sweep_folder(named: Path, root: Path) -> Path:

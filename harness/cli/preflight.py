@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[object]:
-    """The data sets of a sweep, each once."""
     seen: dict[str, object] = {}
     for cell in cells:
         settings = cell.config(_first(cell), spec.tune.seed, "tune", complete_but_methods).data
@@ -33,7 +32,7 @@ def check_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:
 
 
 def check_stacks(cells: Sequence[Cell], seed: int) -> None:
-    """Refuse methods on models that lack what they require, and stacks whose methods want the same slot.
+    """Refuse methods whose model lacks a requirement, and stacks whose methods fill the same slot.
 
     Imports torch. Raises UserError.
     """
@@ -47,12 +46,12 @@ def check_stacks(cells: Sequence[Cell], seed: int) -> None:
             _check_stack(cell.id, config, _model_for(cell.id, config, required) if required else None)
 
 
-#: Images (C, H, W) and classes of a model that is built for a look at its layers.
+#: Images (C, H, W) and classes of a model that is built only to check its layers.
 _ANY_IMAGES, _ANY_CLASSES = (3, 64, 64), 10
 
 
 def _model_for(cell_id: str, config: RunConfig, required: dict[str, tuple[str, ...]]) -> "nn.Module | None":
-    """The cell's model, with random weights and for images of any size; None where it cannot be built so.
+    """The cell's model with random weights, for images of any size; None if it cannot be built like that.
 
     Raises UserError when it lacks what methods require.
     """
@@ -62,7 +61,7 @@ def _model_for(cell_id: str, config: RunConfig, required: dict[str, tuple[str, .
     model_config = component("model", {**config.model, "init": "scratch"})
     try:
         model = build_model(model_config, _ANY_IMAGES, _ANY_CLASSES, config.seed)
-    except UserError:  # it may want its own images, and is looked at when a run builds it
+    except UserError:  # it may need its own image size; then it is checked when a run builds it
         return None
     try:
         check_requirements(model, model_config.name, required)
@@ -91,7 +90,7 @@ def _check_stack(cell_id: str, config: RunConfig, model: "nn.Module | None") -> 
     except SlotTakenError as error:
         names = [entry["name"] for entry in config.methods]
         raise UserError(f"cell {cell_id}: methods {names}: {error}") from None
-    except Exception:  # (a method may well want more than a layer; only clashes are looked for)
+    except Exception:  # a method may need more than one layer; only clashes count here
         return
 
 

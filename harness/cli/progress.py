@@ -1,7 +1,7 @@
-"""What a launch shows: bars while it runs (lines where there is no terminal), a table at its end."""
+"""The display of a launch: progress bars (lines without a terminal), and a table at its end."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,11 +10,8 @@ from rich.table import Table
 from harness.core.bits import FLOAT
 from harness.records.files import read_json
 from harness.sweep import objective, plan
+from harness.sweep.queue import OpenSweep
 from harness.sweep.trials import Counts, best_trial
-
-if TYPE_CHECKING:
-    from harness.sweep.queue import OpenSweep
-
 
 #: Seconds between lines where no bar can be drawn.
 LINE_EVERY_S = 10.0
@@ -39,8 +36,8 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def show(self, sweep: "OpenSweep", counts: dict[str, Counts]) -> None:
-        """Bring the display up to date."""
+    def show(self, sweep: OpenSweep, counts: dict[str, Counts]) -> None:
+        """Update the display."""
         over = not any(phase.left for phase in counts.values())
         if not self._console.is_terminal and time.monotonic() < self._line_at and not over:
             return
@@ -60,7 +57,7 @@ class Display:
         print("; ".join(texts), flush=True)
 
 
-def _best(sweep: "OpenSweep") -> str:
+def _best(sweep: OpenSweep) -> str:
     """`best 0.9650 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
     best = {cell: best_trial(study, study.get_trials(deepcopy=False)) for cell, study in sweep.studies.items()}
     values = [(trial.values[0], cell) for cell, trial in best.items() if trial is not None]
@@ -72,13 +69,11 @@ def _best(sweep: "OpenSweep") -> str:
 
 
 def _note(counts: Counts) -> str:
-    parts = [f"{counts.running} running"] if counts.running else []
-    parts += [f"{counts.failed} failed"] if counts.failed else []
-    parts += [f"{counts.pruned} pruned"] if counts.pruned else []
-    return ", ".join(parts)
+    parts = {"running": counts.running, "failed": counts.failed, "pruned": counts.pruned}
+    return ", ".join(f"{number} {state}" for state, number in parts.items() if number)
 
 
-def summary(sweep: "OpenSweep") -> int:
+def summary(sweep: OpenSweep) -> int:
     """Print the table of cells and the failures; returns the exit status: 1 when any run failed."""
     counts = plan.count(sweep)
     table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test accuracy (%)")
@@ -102,7 +97,7 @@ def summary(sweep: "OpenSweep") -> int:
     return 1 if failures else 0
 
 
-def _records(sweep: "OpenSweep", cell: dict[str, Any]) -> list[dict[str, Any]]:
+def _records(sweep: OpenSweep, cell: dict[str, Any]) -> list[dict[str, Any]]:
     found = [read_json(sweep.files.run(run_id).record) for run_id in cell["finals"].values()]
     return [record for record in found if record]
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
@@ -22,15 +23,16 @@ _COUNTS = ("total", "waiting", "running", "done", "failed", "pruned")
 
 def status_report(sweep: OpenSweep) -> dict[str, Any]:
     """What `harness.status --json` prints. Puts back the trials of dead workers first, unless another process plans."""
-    _reap(sweep)
+    # Another process may hold the lock, and only reads may be allowed here.
+    with suppress(Timeout, OSError), sweep.files.lock("plan").acquire(timeout=1):
+        plan.reap(sweep)
     workers = list_workers(sweep.folder)
     present = sum(worker.present for worker in workers)
     entries = sweep.files.cell_entries()
     lost = {entry["id"] for entry in entries if plan.is_lost(sweep, entry)}
     trials = _trials(sweep, entries)
     overall_s = mean_seconds([trial for phases in trials.values() for each in phases.values() for trial in each])
-    cells = [_cell(sweep, cell, trials[cell.id], cell.id in lost) for cell in sweep.cells]
-    cells = [_with_eta(cell, overall_s, present) for cell in cells]
+    cells = [_cell(sweep, cell, trials[cell.id], cell.id in lost, overall_s, present) for cell in sweep.cells]
     left = sum(cell["waiting"] + cell["running"] for cell in cells)
     etas = [cell["eta_s"] for cell in cells]
     return {
@@ -46,14 +48,6 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
         "workers": [_worker(worker) for worker in workers],
         "failures": _failures(sweep, trials, {worker.name: worker for worker in workers}),
     }
-
-
-def _reap(sweep: OpenSweep) -> None:
-    try:
-        with sweep.lock().acquire(timeout=1):
-            plan.reap(sweep)
-    except (Timeout, OSError):  # another process plans just now, or only reads are allowed here
-        pass
 
 
 def _trials(sweep: OpenSweep, entries: Sequence[Mapping[str, Any]]) -> dict[str, Phases]:
@@ -76,12 +70,17 @@ def _overall(sweep: OpenSweep, left: int, workers: Sequence[WorkerInfo], cells: 
     return "cancelled" if sweep.files.stop.exists() else "stopped"
 
 
-def _cell(sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool) -> dict[str, Any]:
+def _cell(
+    sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool, overall_s: float | None, present: int
+) -> dict[str, Any]:
+    """overall_s: the mean time of a run of any cell, for a cell that has none of its own. present: workers."""
     tune = Counts(total=sweep.spec.tune.trials)
     final = Counts(total=0 if lost else len(sweep.spec.final.seeds))
     tune.add(trials["tune"], cell.id)
     final.add(trials["final"], cell.id)
     best = best_trial(sweep.studies[cell.id], trials["tune"])
+    mean_s, left = mean_seconds([*trials["tune"], *trials["final"]]) or overall_s, tune.left + final.left
+    eta_is_known = left == 0 or (mean_s is not None and present > 0)
     return {
         "id": cell.id,
         **{key: getattr(tune, key) + getattr(final, key) for key in _COUNTS},
@@ -91,15 +90,9 @@ def _cell(sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool) -> dict[str,
         "finals": final.total,
         "nothing_to_choose": lost,
         "best": None if best is None else {"trial": best.number, "values": best.values, "params": best.params},
-        "mean_run_s": mean_seconds([*trials["tune"], *trials["final"]]),
+        "mean_run_s": mean_s,
+        "eta_s": left * (mean_s or 0.0) / max(present, 1) if eta_is_known else None,
     }
-
-
-def _with_eta(cell: dict[str, Any], overall_s: float | None, present: int) -> dict[str, Any]:
-    """A cell with the time that is left, by its own mean or else by that of all cells."""
-    mean_s, left = cell["mean_run_s"] or overall_s, cell["waiting"] + cell["running"]
-    known = left == 0 or (mean_s is not None and present > 0)
-    return {**cell, "mean_run_s": mean_s, "eta_s": left * (mean_s or 0.0) / max(present, 1) if known else None}
 
 
 def _worker(worker: WorkerInfo) -> dict[str, Any]:
@@ -120,7 +113,6 @@ def _worker(worker: WorkerInfo) -> dict[str, Any]:
 
 
 def _last_line(log: str | None) -> str | None:
-    """The last line that a worker which died wrote to its log."""
     try:
         with open(str(log), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
@@ -149,7 +141,7 @@ def _failures(
 
 
 def _log(sweep: OpenSweep, run_id: str | None, worker: WorkerInfo | None) -> str | None:
-    """The run's own log; its worker's, for a run that did not come so far."""
+    """The run's log, or its worker's for a run that wrote none."""
     if run_id and (path := sweep.files.run(run_id).log).exists():
         return str(path)
     return worker.log if worker else None

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from socket import gethostname
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import submitit
 
@@ -16,10 +16,7 @@ from harness.core.errors import UserError
 from harness.records.files import check_disk
 from harness.records.heartbeat import process_identity
 from harness.sweep import plan
-
-if TYPE_CHECKING:
-    from harness.sweep.queue import OpenSweep
-
+from harness.sweep.queue import OpenSweep
 
 #: Submitit's local jobs end after two minutes by default; a sweep may take a month.
 LOCAL_LIMIT_MIN = 60 * 24 * 30
@@ -28,9 +25,9 @@ ARRAY_SIZE = 1000
 
 
 class _GiveUp:
-    """When a launch stops replacing its workers: when they die one after another and no run ends in between."""
+    """Decides when a launch stops replacing workers: when too many die in a row and no run ends in between."""
 
-    #: Workers that may die in a row: this many, or twice as many as are wanted.
+    #: Workers that may die in a row: this many, or twice the number wanted.
     LIMIT = 10
 
     def __init__(self, wanted: int) -> None:
@@ -38,7 +35,7 @@ class _GiveUp:
         self._left, self._dead, self._dead_before = -1, 0, 0  # dead: so far, and when a run last ended
 
     def note(self, left: int, dead: int) -> bool:
-        """Take in how many runs are left and how many workers have died; returns whether more have than before."""
+        """Record how many runs are left and how many workers have died; returns whether more died than before."""
         more, self._dead = dead > self._dead, dead
         if left != self._left:
             self._left, self._dead_before = left, dead
@@ -51,10 +48,10 @@ class _GiveUp:
 
 
 class WorkerPool:
-    """The workers of one launch. workers: present at once on Slurm, or on this machine, those of other launches too."""
+    """The workers of one launch. workers: how many at once, on Slurm or this machine, other launches' included."""
 
     def __init__(
-        self, opened: "OpenSweep", cluster: str, workers: int, profile: Profile, slots: tuple[str, ...] = ()
+        self, opened: OpenSweep, cluster: str, workers: int, profile: Profile, slots: tuple[str, ...] = ()
     ) -> None:
         self._opened, self._cluster, self._workers = opened, cluster, workers
         self._profile, self._slots = profile, slots
@@ -94,7 +91,7 @@ class WorkerPool:
         return len(here) if self._cluster == "slurm" else sum(worker.host == gethostname() for worker in here)
 
     def replace_lost(self) -> None:
-        """Put back what dead workers held, and submit others. Raises UserError when no worker finishes a run."""
+        """Put back the trials of dead workers and submit new ones. Raises UserError when no worker finishes a run."""
         for job in self._jobs:
             job.poll()  # collects its exit status: a zombie would look alive
         workers, left = list_workers(self._opened.folder), plan.left(self._opened)
@@ -103,10 +100,12 @@ class WorkerPool:
         confirmed, self._missing_before = min(missing, self._missing_before), missing
         dead = [worker for worker in workers if worker.name in self._mine and worker.state in ("lost", "failed")]
         if self._give_up.note(left, len(dead)):
-            check_disk(self._opened.folder)  # its workers could not even say that it is full
+            check_disk(self._opened.folder)  # on a full disk the workers cannot report it
         failing = any(worker.state == "failed" for worker in dead)
         if self._give_up.is_due(failing and not any(worker.present for worker in workers)):
-            raise UserError(_no_progress(dead))
+            last = dead[-1]
+            reason = f": {last.status['reason']}" if "reason" in last.status else ""
+            raise UserError(f"{len(dead)} workers ended without finishing a run{reason}; the last log is {last.log}")
         if confirmed > 0:
             plan.top_up(self._opened)
             self.submit_missing()
@@ -122,7 +121,10 @@ class WorkerPool:
 
     def _submit(self, count: int) -> None:
         if self._cluster == "slurm":
-            self._submit_array(count)
+            tasks = self._profile.workers_a_job(self._opened.spec.runs_per_gpu)
+            jobs = -(-count // tasks)
+            for start in range(0, jobs, ARRAY_SIZE):
+                self._submit_array(min(ARRAY_SIZE, jobs - start), tasks)
             return
         executor = submitit.LocalExecutor(folder=self._opened.files.logs)
         executor.update_parameters(timeout_min=LOCAL_LIMIT_MIN)
@@ -137,13 +139,7 @@ class WorkerPool:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _submit_array(self, count: int) -> None:
-        tasks = self._profile.workers_a_job(self._opened.spec.runs_per_gpu)
-        jobs = -(-count // tasks)
-        for start in range(0, jobs, ARRAY_SIZE):
-            self._submit_jobs(min(ARRAY_SIZE, jobs - start), tasks)
-
-    def _submit_jobs(self, jobs: int, tasks: int) -> None:
+    def _submit_array(self, jobs: int, tasks: int) -> None:
         executor: Any = submitit.SlurmExecutor(folder=self._opened.files.logs, max_num_timeout=100_000)
         parameters = self._profile.submitit_parameters(jobs, tasks)
         executor.update_parameters(job_name=self._opened.spec.name, **parameters)
@@ -167,9 +163,3 @@ class WorkerPool:
             submitted=time.time(),
             by=process_identity(),
         )
-
-
-def _no_progress(dead: list[WorkerInfo]) -> str:
-    last = dead[-1]
-    reason = f": {last.status['reason']}" if "reason" in last.status else ""
-    return f"{len(dead)} workers ended without finishing a run{reason}; the last log is {last.log}"

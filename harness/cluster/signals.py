@@ -1,9 +1,9 @@
-"""How a worker is asked to stop, and how it ends then.
+"""The requests that stop a worker, and the state in which it ends.
 
 SIGTERM (scancel), SIGINT and the file `stop.json` (harness.cancel) end it as `cancelled`. SIGUSR2, which Slurm sends
 before the time limit and on preemption, ends it as `requeued`: Submitit puts the same worker back into the queue.
-Either way it stops between two steps, with a checkpoint. If no step ends in time it gives up by itself, before
-Slurm kills it: what is lost then is the work since the last checkpoint, seconds old.
+Either way it stops between two steps, with a checkpoint. If no step ends in time, it exits before Slurm kills it and
+loses the work since the last checkpoint, a few seconds.
 """
 
 import os
@@ -23,7 +23,7 @@ TERM_GRACE_S = 7.0
 
 
 class StopRequest:
-    """How one worker was asked to stop, if it was. folder: the sweep's; grace_s: how long Slurm waits after SIGUSR2."""
+    """Whether and how a worker was asked to stop. folder: the sweep's; grace_s: how long Slurm waits after SIGUSR2."""
 
     def __init__(self, folder: Path, grace_s: float) -> None:
         self._stop_file, self._grace_s = SweepDirectory(folder).stop, grace_s
@@ -42,7 +42,7 @@ class StopRequest:
         if self._asked:
             return
         self._asked, self._signal = True, (number, frame)
-        # A cluster that preempts without a warning of its own sends SIGTERM, as scancel does; Slurm knows which.
+        # A cluster that preempts without a warning sends SIGTERM, as scancel does; Slurm knows which it was.
         self._requeue = number == signal.SIGUSR2 or (number == signal.SIGTERM and is_preempted())
         wait_s = self._grace_s if number == signal.SIGUSR2 else TERM_GRACE_S
         timer = threading.Timer(wait_s, self._give_up)
@@ -50,7 +50,7 @@ class StopRequest:
         timer.start()
 
     def asked(self) -> bool:
-        """Whether to stop between two steps. Cheap: asked before every step."""
+        """Whether to stop before the next step. Cheap: called before every step."""
         return self._asked
 
     def sleep(self, seconds: float) -> None:
@@ -60,7 +60,7 @@ class StopRequest:
             time.sleep(0.1)
 
     def look(self) -> None:
-        """See whether the sweep was cancelled; called with every heartbeat."""
+        """Check whether the sweep was cancelled; called with every heartbeat."""
         if not self._asked and self._stop_file.exists():
             self._asked = True
 
@@ -76,7 +76,7 @@ class StopRequest:
             self._before(signal.SIGUSR2, self._signal[1])
 
     def _give_up(self) -> None:
-        """End a worker in which no step ends. Another process puts its trial back."""
+        """Exit although no step ended. Another process puts the trial back."""
         if self.beat is not None:
             self.beat.state = self.ending()
             self.beat.note(gave_up=True)

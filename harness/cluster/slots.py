@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
@@ -37,11 +36,6 @@ class Slot:
         """`.1` for the second of several tasks."""
         return f".{self.rank}" if self.tasks > 1 else ""
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        """Its entries in status.json."""
-        return {"slot": self.slot, "gpu": self.gpu}
-
 
 @contextmanager
 def take_slot(folder: Path, slots: tuple[str, ...], runs_per_gpu: int) -> Iterator[Slot]:
@@ -55,23 +49,19 @@ def take_slot(folder: Path, slots: tuple[str, ...], runs_per_gpu: int) -> Iterat
             lock.acquire(timeout=0)
         except Timeout:
             continue
+        gpu = slot.removeprefix("gpu").rpartition(".")[0] if slot.startswith("gpu") else None
+        if gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         try:
-            yield _local(slot)
+            yield Slot(slot=slot, gpu=gpu)
         finally:
             lock.release()
         return
     yield Slot(free=False)
 
 
-def _local(slot: str) -> Slot:
-    gpu = slot.removeprefix("gpu").rpartition(".")[0] if slot.startswith("gpu") else None
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    return Slot(slot=slot, gpu=gpu)
-
-
 def _slurm_task(runs_per_gpu: int) -> Slot:
-    """Tasks of a job share its GPUs evenly, `runs_per_gpu` a GPU."""
+    """This task's share of its job: tasks share the GPUs evenly, `runs_per_gpu` tasks per GPU."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     threads = int(cpus) if cpus else None
     rank, tasks = int(os.environ.get("SLURM_PROCID", 0)), int(os.environ.get("SLURM_NTASKS", 1))
@@ -82,12 +72,6 @@ def _slurm_task(runs_per_gpu: int) -> Slot:
         own = os.environ["CUDA_VISIBLE_DEVICES"] = bound[rank // runs_per_gpu % len(bound)]
         return Slot(gpu=own, threads=threads, rank=rank, tasks=tasks)
     return Slot(gpu=",".join(bound), threads=threads)
-
-
-def slot_names(gpus: list[str], runs_per_gpu: int, cpus: int) -> tuple[str, ...]:
-    """The slots of this machine: every GPU's shares, first one of each, or one a CPU core."""
-    shares = [f"gpu{gpu}.{share}" for share in range(runs_per_gpu) for gpu in gpus]
-    return tuple(shares or [f"cpu{core}" for core in range(cpus)])
 
 
 def job_id() -> str | None:
@@ -112,8 +96,13 @@ def wait_for_siblings(folder: Path, name: str, where: Slot) -> None:
 
 
 def local_slots(gpus: list[str] | None, runs_per_gpu: int) -> tuple[str, ...]:
-    """The slots of this machine. gpus: those to use, None for all that are visible."""
-    return slot_names(visible_gpus() if gpus is None else gpus, runs_per_gpu, cores())
+    """The slots of this machine: every GPU's shares, first one of each GPU; without GPUs, one per CPU core.
+
+    gpus: those to use, None for all that are visible.
+    """
+    gpus = visible_gpus() if gpus is None else gpus
+    shares = [f"gpu{gpu}.{share}" for share in range(runs_per_gpu) for gpu in gpus]
+    return tuple(shares or [f"cpu{core}" for core in range(cores())])
 
 
 def visible_gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""Slurm: profiles (see slurm/), the sbatch file, and its commands, all of which are run by `ask`."""
+"""Slurm: profiles (see slurm/), the sbatch file, and its commands, all run by `ask`."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from harness.sweep.config import SweepConfig
 
 
 class Profile(StrictConfig):
-    """A job's resources. A job holds one worker a GPU, or `runs_per_gpu`; the jobs of a launch form one array."""
+    """A job's resources. A job holds `runs_per_gpu` workers per GPU; the jobs of a launch form one array."""
 
     partition: str | None = None
     account: str | None = None
@@ -108,17 +108,17 @@ def sbatch_text(spec: SweepConfig, profile: Profile, workers: int, root: Path) -
     return _make_sbatch_string(command, folder, job_name=spec.name, map_count=jobs, **parameters)
 
 
-#: Seconds that Slurm's controller may take for an answer: it gives none while it is being restarted.
+#: Seconds to wait for Slurm's controller, which does not answer during a restart.
 ANSWER_S = 10.0
 NO_ANSWER = "Slurm does not answer"
 
 
 class SlurmError(Exception):
-    """One of Slurm's commands failed, is not there, or got no answer. The message is the last line that it printed."""
+    """A command of Slurm failed, is not installed, or got no answer. The message is its last line of output."""
 
 
 def ask(command: Sequence[str], timeout_s: float = ANSWER_S) -> str:
-    """What one of Slurm's commands prints. Raises SlurmError."""
+    """The output of one of Slurm's commands. Raises SlurmError."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -137,11 +137,6 @@ def slurm_queue() -> dict[str, tuple[str, str]] | None:
     return {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
 
-def cancel_jobs(jobs: Sequence[str]) -> None:
-    """Have Slurm end jobs. Raises SlurmError."""
-    ask(["scancel", *jobs])
-
-
 def is_preempted() -> bool:
     """Whether Slurm is preempting this job, by what scontrol shows."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -158,13 +153,13 @@ def is_preempted() -> bool:
 def sbatch_error(error: Exception) -> str:
     """The reason that sbatch gave, without Submitit's traceback around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if "sbatch" in line or "slurm" in line.lower()]
-    said = [line for line in said if "--help" not in line]  # sbatch's own advice hides the reason
-    return (said or lines or ["no reason given"])[-1]
+    reasons = [line for line in lines if "sbatch" in line or "slurm" in line.lower()]
+    reasons = [line for line in reasons if "--help" not in line]  # of sbatch, after the reason
+    return (reasons or lines or ["no reason given"])[-1]
 
 
 def check_slurm(profile: Profile) -> None:
-    """Refuse to submit where Slurm cannot take it. Raises UserError saying what to do."""
+    """Raises UserError where Slurm cannot take the job: no sbatch, no answer, no such partition."""
     if shutil.which("sbatch") is None:
         raise UserError("--cluster slurm: sbatch is not on this machine; log in to the cluster, or use --cluster local")
     try:

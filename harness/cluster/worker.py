@@ -1,4 +1,4 @@
-"""A worker: claims a run, carries it out, reports its value, until nothing is left or it is asked to stop."""
+"""A worker: claims runs, carries them out and reports their values until none is left or it is asked to stop."""
 
 import os
 import random
@@ -23,8 +23,7 @@ from harness.records.sweep_directory import SweepDirectory
 if TYPE_CHECKING:
     from harness.sweep.queue import Claim, OpenSweep
 
-
-#: How often an idle worker looks for work that other workers may bring about: at first, and after a while.
+#: Seconds between an idle worker's looks at the queue: at first, and at most.
 IDLE_S = (0.5, 5.0)
 
 
@@ -32,7 +31,7 @@ IDLE_S = (0.5, 5.0)
 class Worker(Checkpointable):
     """What a job runs. Pickled by Submitit, so it holds plain values only.
 
-    folder: the sweep's, whose sweep.json is read when the worker starts: the sweep may have grown until then.
+    folder: the sweep's; sweep.json is read when the worker starts, since the sweep may have grown by then.
     threads: CPU threads of a run, None to ask Slurm. slots: of a local worker, which works in the first free one.
     runs_per_gpu: Slurm tasks that share a GPU. grace_s: seconds to write a checkpoint once Slurm asks for it.
     keep_signals: for tests and `debug`, which own their process.
@@ -53,7 +52,7 @@ class Worker(Checkpointable):
         stop = StopRequest(folder, self.grace_s)
         if not self.keep_signals:
             stop.listen()
-        stop.look()  # it may have been cancelled while this worker waited in a queue
+        stop.look()  # the sweep may have been cancelled while this worker was queued
         with take_slot(folder, self.slots, self.runs_per_gpu) as where:
             if self.threads is None:
                 self.threads = where.threads
@@ -62,7 +61,8 @@ class Worker(Checkpointable):
             files = SweepDirectory(folder).worker(self.name + where.suffix)
             with Heartbeat(files, job_id(), stop.look) as beat:
                 self._beat, stop.beat = beat, beat
-                beat.note(**where.shown, threads=self.threads, log=_log_path(), run=None, finished=0)
+                log = str(JobEnvironment().paths.stderr) if "SUBMITIT_FOLDER" in os.environ else None
+                beat.note(slot=where.slot, gpu=where.gpu, threads=self.threads, log=log, run=None, finished=0)
                 finished = self._work(files.path.name, stop) if where.free else 0
                 wait_for_siblings(folder, self.name, where)
                 beat.state = stop.ending()
@@ -71,9 +71,7 @@ class Worker(Checkpointable):
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """What Submitit submits again after preemption or at the time limit: the same worker."""
-        again = replace(self)
-        again._beat = None
-        return DelayedSubmission(again)
+        return DelayedSubmission(replace(self))
 
     def perform(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> list[float]:
         """Carry out a claimed run; returns its objectives."""
@@ -88,7 +86,7 @@ class Worker(Checkpointable):
         self._note(code=code_version.named(code_version.code_version()), launched_with=None)
         launched_with = code_version.check_launched(sweep.files.code, sweep.spec.changed_code == "refuse")
         self._note(launched_with=launched_with)
-        with sweep.lock():
+        with sweep.files.lock("plan"):
             plan.reap(sweep, of=name)
         finished, idle_s = 0, IDLE_S[0]
         while not stop.asked():
@@ -98,10 +96,10 @@ class Worker(Checkpointable):
                 self._note(run=None, cell=None, trial=None, phase=None, finished=finished)
                 continue
             plan.top_up(sweep)
-            # Wait while trials that others run can still bring finals; not for finals that others run.
+            # Wait while running trials can still lead to finals; not for finals that others run.
             if sum(phase.waiting for phase in plan.count(sweep).values()) <= 0:
                 break
-            stop.sleep(idle_s * random.uniform(0.8, 1.2))  # or all idle workers would come at once
+            stop.sleep(idle_s * random.uniform(0.8, 1.2))  # or all idle workers would ask at once
             idle_s = min(2 * idle_s, IDLE_S[1])
         return finished
 
@@ -114,12 +112,12 @@ class Worker(Checkpointable):
         from harness.sweep.storage import StorageAway
 
         try:
-            end: Callable[[], None] = partial(queue.tell_values, claim, self.perform(sweep, claim, stop))
+            end: Callable[[], None] = partial(queue.tell, claim, self.perform(sweep, claim, stop))
         except Stopped:
             queue.put_back(sweep, claim.trial)
             return 0
         except Pruned:
-            end = partial(queue.tell_pruned, claim)
+            end = partial(queue.tell, claim, None)
         except StorageAway:
             raise  # not the run's fault; another process puts its trial back
         except Exception as error:
@@ -172,7 +170,7 @@ class Worker(Checkpointable):
 
 
 def _labels(sweep: "OpenSweep", claim: "Claim") -> dict[str, Any]:
-    """Where a run belongs, for W&B, which has neither cells.json nor the queue."""
+    """The sweep, cell and trial of a run, for W&B, which has neither cells.json nor the queue."""
     return {
         schema.SWEEP: sweep.spec.name,
         schema.CELL: claim.cell.id,
@@ -183,13 +181,7 @@ def _labels(sweep: "OpenSweep", claim: "Claim") -> dict[str, Any]:
     }
 
 
-def _log_path() -> str | None:
-    """The file that this process's standard error goes to; None outside of Submitit's jobs."""
-    return str(JobEnvironment().paths.stderr) if "SUBMITIT_FOLDER" in os.environ else None
-
-
 def _reporter(sweep: "OpenSweep", claim: "Claim") -> Callable[[dict[str, Any]], None]:
-    """Reports each epoch's value to the pruner; does nothing without one."""
     from harness.sweep import queue
     from harness.sweep.samplers import make_pruner
 

@@ -7,7 +7,8 @@ Slurm's accounting is never asked: many clusters have none.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,48 @@ _OVER = ("COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One worker. state: running | pending (submitted, requeued or starting) | done | cancelled | failed | lost."""
+    """One worker: its status.json and submitted.json, and what Slurm's queue says.
+
+    submitted_s: seconds since it was submitted. queue: of Slurm, None when Slurm does not answer.
+    """
 
     name: str
-    state: str
     status: Mapping[str, Any]
     submitted: Mapping[str, Any]
-    why: str | None = None  # Slurm's reason why a job waits; or that Slurm does not answer
+    submitted_s: float
+    queue: Mapping[str, tuple[str, str]] | None = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def state(self) -> str:
+        """running | pending (submitted, requeued or starting) | done | cancelled | failed | lost."""
+        if is_running(self.status):
+            return "running"
+        state = str(self.status.get("state", ""))
+        if self.may_be_queued:
+            if self.queue is None:  # unknown: a worker too many would be worse than one missing for a while
+                return "lost" if state == "running" else state if state in ("cancelled", "failed") else "pending"
+            in_queue, _ = self.queue.get(str(self.job_id), ("", ""))
+            if in_queue and (in_queue not in _OVER or state == "requeued"):
+                return "pending"
+        if state in ("done", "cancelled", "failed"):
+            return state
+        starting = not state and self.cluster != "slurm" and self.submitted_s < STARTING_S
+        return "pending" if starting else "lost"
+
+    @property
+    def why(self) -> str | None:
+        """Slurm's reason why its job waits; or that Slurm does not answer."""
+        if not self.may_be_queued:
+            return None
+        if self.queue is None:
+            return None if self.status.get("state") in ("cancelled", "failed") else NO_ANSWER
+        state, reason = self.queue.get(str(self.job_id), ("", ""))
+        return reason if state == "PENDING" else None
+
+    @property
+    def may_be_queued(self) -> bool:
+        """Whether its job may be in Slurm's queue."""
+        return self.cluster == "slurm" and self.status.get("state") != "done"
 
     @property
     def present(self) -> bool:
@@ -65,48 +101,7 @@ def list_workers(folder: Path) -> list[WorkerInfo]:
     for files in SweepDirectory(folder).all_workers():
         submitted = read_json(files.submitted) or {}
         age = now - files.submitted.stat().st_mtime if submitted else STARTING_S
-        found.append((files.path.name, read_status(files, now) or {}, submitted, age))
-    on_slurm = any(submitted.get("cluster") == "slurm" and not _ended(status) for _, status, submitted, _ in found)
-    queue = slurm_queue() if on_slurm else {}
-    return [
-        WorkerInfo(name, _state(status, submitted, age, queue), status, submitted, _why(status, submitted, queue))
-        for name, status, submitted, age in found
-        if status or submitted
-    ]
-
-
-def _ended(status: Mapping[str, Any]) -> bool:
-    return status.get("state") == "done"
-
-
-def _state(
-    status: Mapping[str, Any], submitted: Mapping[str, Any], age_s: float, queue: Mapping[str, tuple[str, str]] | None
-) -> str:
-    if is_running(status):
-        return "running"
-    state = str(status.get("state", ""))
-    if submitted.get("cluster") == "slurm" and not _ended(status):
-        if queue is None:  # unknown: a worker too many would be worse than one missing for a while
-            return "lost" if state == "running" else state if state in ("cancelled", "failed") else "pending"
-        in_queue, _ = queue.get(_job(status, submitted), ("", ""))
-        if in_queue and (in_queue not in _OVER or state == "requeued"):
-            return "pending"
-    if state in ("done", "cancelled", "failed"):
-        return state
-    starting = not state and submitted.get("cluster") != "slurm" and age_s < STARTING_S
-    return "pending" if starting else "lost"
-
-
-def _job(status: Mapping[str, Any], submitted: Mapping[str, Any]) -> str:
-    return str(status.get("job_id") or submitted.get("job_id"))
-
-
-def _why(
-    status: Mapping[str, Any], submitted: Mapping[str, Any], queue: Mapping[str, tuple[str, str]] | None
-) -> str | None:
-    if submitted.get("cluster") != "slurm" or _ended(status):
-        return None
-    if queue is None:
-        return None if status.get("state") in ("cancelled", "failed") else NO_ANSWER
-    state, reason = queue.get(_job(status, submitted), ("", ""))
-    return reason if state == "PENDING" else None
+        if (status := read_status(files, now) or {}) or submitted:
+            found.append(WorkerInfo(files.path.name, status, submitted, age))
+    queue = slurm_queue() if any(worker.may_be_queued for worker in found) else {}
+    return [replace(worker, queue=queue) for worker in found]

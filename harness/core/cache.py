@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: decoded images, compiled code."""
+"""The cache folder: decoded images and compiled code."""
 
 import os
 from pathlib import Path

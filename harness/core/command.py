@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from harness.core.errors import UserError
 
-#: Errors of the disk, which say enough by themselves: full, over quota, read-only, not allowed.
+#: Errors of the disk whose message is enough for a user: full, over quota, read-only, not allowed.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -20,7 +20,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except BrokenPipeError:  # the reader (head, less) went away; nothing is left to say to it
+    except BrokenPipeError:  # the reader (head, less) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except OSError as error:

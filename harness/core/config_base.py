@@ -20,14 +20,13 @@ class StrictConfig(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _number_is_a_number(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
-        """`true` is no 1 and '3' is no 3, though pydantic would take them for that."""
+        """Refuse `true` for 1 and '3' for 3, which pydantic would convert."""
         checked = handler(value)
         kinds = _scalars(cls.model_fields[info.field_name or ""].annotation)
-        items = value if isinstance(value, list | tuple) else [value]
-        if kinds & {int, float} and not kinds & {bool, str}:
-            for item in items:
-                if isinstance(item, bool | str):
-                    raise ValueError(f"{item!r} is not a number")
+        numeric = kinds & {int, float} and not kinds & {bool, str}
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if numeric and isinstance(item, bool | str):
+                raise ValueError(f"{item!r} is not a number")
         return checked
 
     def identity(self) -> dict[str, Any]:

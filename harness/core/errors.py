@@ -1,4 +1,4 @@
-"""Errors that a user can correct, and the ways in which a run may end early."""
+"""Errors that a user can correct, and the exceptions that end a run early."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 class Pruned(Exception):
-    """The study's pruner gave a trial up."""
+    """The pruner stopped this trial."""
 
 
 def masked(text: str) -> str:

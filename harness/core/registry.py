@@ -20,21 +20,15 @@ def names(kind: str) -> list[str]:
 
 
 def check(kind: str, name: str) -> str:
-    """`name` itself, or a UserError with the nearest legal spelling.
-
-    `timm:resnet34` names the model file `timm` and what it is to build.
-    """
-    family = name.partition(":")[0] if kind == "model" else name
+    """`name` itself. Raises UserError with the nearest legal spelling."""
+    family = name.partition(":")[0] if kind == "model" else name  # `timm:resnet34`: models/timm.py builds a resnet34
     if family not in names(kind):
         raise unknown(kind, name, names(kind))
     return name
 
 
 def load(kind: str, name: str) -> ModuleType:
-    """Import the file of a component.
-
-    Raises UserError for a name without a file.
-    """
+    """Import the file of a component. Raises UserError for a name without a file."""
     family = check(kind, name).partition(":")[0]
     module = import_module(f"harness.{KINDS[kind]}.{family}")
     if not hasattr(module, "Config") and kind != "method":

@@ -1,4 +1,4 @@
-"""Pydantic's mistakes in words a user can act on."""
+"""Pydantic's errors as messages that say what to change."""
 
 from typing import Any, Literal, get_args, get_origin
 
@@ -8,7 +8,7 @@ from harness.core.errors import nearest
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """All mistakes of a pydantic error, one a line: field, value, what is legal, the nearest spelling."""
+    """All mistakes of a pydantic error, one per line: field, value, what is legal, the nearest spelling."""
     lines = []
     items = error.errors(include_url=False)
     places = [item["loc"] for item in items]
@@ -39,7 +39,6 @@ def _shown(value: object) -> str:
 
 
 def _legal_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The field names of the section at `path`."""
     models = [model]
     for part in path:
         fields = [found.model_fields[str(part)] for found in models if str(part) in found.model_fields]

@@ -1,4 +1,4 @@
-"""Reading YAML as its authors mean it: `1e-4` is a number, a duplicate key is an error."""
+"""Strict YAML: `1e-4` is a number, a duplicate key is an error, `yes` and `no` are text."""
 
 import re
 from pathlib import Path
@@ -13,25 +13,22 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 floats, without duplicate keys, and without `yes` and `no` as booleans."""
 
 
-_FLOAT = re.compile(
-    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-    r"|\.inf|\.Inf|\.INF)$|^\.(?:nan|NaN|NAN)$"
-)
+#: What a scalar looks like, by its tag, and the characters that it may begin with.
+_SCALARS = {
+    "tag:yaml.org,2002:float": (
+        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+        r"|\.inf|\.Inf|\.INF)$|^\.(?:nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+    "tag:yaml.org,2002:int": (r"^[-+]?(?:\d[\d_]*|0x[0-9a-fA-F_]+)$", "-+0123456789"),
+    "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        pair
-        for pair in pairs
-        if pair[0] not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:int")
-    ]
+    first: [pair for pair in pairs if pair[0] not in _SCALARS]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:\d[\d_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:

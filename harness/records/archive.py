@@ -22,13 +22,13 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def is_archive(folder: Path) -> bool:
-    """Whether a folder holds a packed sweep, and not one that is carried out there."""
+    """Whether a folder holds a packed sweep, not one that runs there."""
     files = SweepDirectory(folder)
     return files.archive.is_file() and not files.runs.is_dir()
 
 
 def refuse_archive(folder: Path) -> None:
-    """Raises UserError where a folder holds an archive, which nothing is launched in."""
+    """Raises UserError for the folder of an archive: nothing can be launched there."""
     if is_archive(folder):
         raise UserError(
             f"{folder} is an archive of a finished sweep, to be read only; "
@@ -81,7 +81,7 @@ def pack(sweep: Path, to: Path) -> Path:
 
 
 def _left(files: SweepDirectory, cells: list[dict[str, Any]], spec: dict[str, Any]) -> list[str]:
-    """What a sweep still has to do, in words; a run that failed is over."""
+    """What a sweep still has to do, as text. A failed run counts as over."""
     lines = []
     for cell in cells:
         if cell["trials"] < spec["tune"]["trials"]:
@@ -97,7 +97,7 @@ def _left(files: SweepDirectory, cells: list[dict[str, Any]], spec: dict[str, An
 
 
 def _files(run: RunDirectory, final: bool) -> Iterator[tuple[str, bytes]]:
-    """What is kept of a run: nothing of one that belongs to no trial, or of one that was pruned."""
+    """The files to keep of a run: none of a run without a trial, none of a pruned one."""
     record, status = read_json(run.record), read_json(run.status) or {}
     if record is None and status.get("state") == "failed":
         reason = _FOLDERS.sub(".../", str(status.get("reason")))
@@ -128,7 +128,7 @@ def _json(value: Any) -> bytes:
 
 
 def unpack(archive: Path, to: Path) -> Path:
-    """Make a sweep of an archive, in `to`, as if it had been carried out there; returns its folder.
+    """Make a sweep of an archive, in `to`, as if it had run there; returns its folder.
 
     Raises UserError for what is no archive and where a sweep of that name is there already.
     """

@@ -1,4 +1,4 @@
-"""Which code this is: git's commit, what was changed since, and a hash of the package's files. Without torch.
+"""The version of this code: git's commit, changes since, and a hash of the package's files. Without torch.
 
 A sweep's code.json holds the version that launched it, and the later changes, with their reasons.
 """
@@ -34,7 +34,7 @@ def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def named(version: Mapping[str, Any]) -> str:
-    """`e5b8302 (changed: 4f5e6d7c8b9a)`: a version for a reader; the hash of its files without git."""
+    """A version as text: `e5b8302 (changed: 4f5e6d7c8b9a)`; the hash of its files without git."""
     if "sha" not in version:
         return f"files {version['source']}"
     return version["sha"][:7] + (f" (changed: {version['diff_hash']})" if version["dirty"] else "")
@@ -47,9 +47,9 @@ def note_launch(path: Path) -> None:
 
 
 def check_launched(path: Path, refuse: bool) -> str | None:
-    """The version that launched a sweep, by its code.json, where it is not this code: it is printed, or refused.
+    """Compare this code with what launched a sweep (its code.json): returns that version, and prints it, if it differs.
 
-    Raises UserError to refuse.
+    Raises UserError instead where a difference is refused.
     """
     launched = _launched(path)
     if not differs(code_version(), launched):

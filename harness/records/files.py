@@ -1,4 +1,4 @@
-"""Files that other processes may read are written aside, flushed to disk and renamed; full disks are recognized."""
+"""Atomic files: written aside, flushed to disk and renamed. And the check for a full disk."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from harness.core.errors import UserError
 def written_aside(path: Path, flushed: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends well.
 
-    flushed: whether the disk must have it first, so that not even a crash of the machine loses it.
+    flushed: flush to disk before the rename, so that a crash of the machine cannot lose it.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -46,7 +46,7 @@ def read_json(path: Traversable) -> Any:
         return None
 
 
-#: What `check_disk` tries to write: more than the rest of a block, less than matters.
+#: What `check_disk` tries to write: more than one block of a file system.
 _PROBE_BYTES = 1 << 17
 
 

@@ -1,4 +1,4 @@
-"""status.json of a run or worker: its state, its process, and when it last gave a sign of life."""
+"""status.json of a run or worker: its state, its process, and the time of its last heartbeat."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from typing import Any
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
 
-#: A heartbeat older than this is that of a process that died, if its process cannot be asked.
+#: A process that cannot be looked up here counts as dead once its heartbeat is older than this.
 STALE_AFTER_S = 60.0
 HEARTBEAT_EVERY_S = 5.0
 
@@ -54,15 +54,12 @@ class Heartbeat:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._over.set()
         self._thread.join()
-        if error is not None and self.state != "running":
-            pass  # the run itself set the state that this exception means (stopped, pruned)
-        elif isinstance(error, Exception):
-            self.state = "failed"
-            reason = f"{type(error).__name__}: {error}"
-            self.fields |= {"reason": reason, "traceback": "".join(traceback.format_exception(error))}
-            self.fields["failures"] += 1
-        elif error is not None:
-            self.state = "cancelled"
+        if error is not None and self.state == "running":  # else the run set what its exception means (stopped, pruned)
+            self.state = "failed" if isinstance(error, Exception) else "cancelled"
+            if self.state == "failed":
+                reason = f"{type(error).__name__}: {error}"
+                self.fields |= {"reason": reason, "traceback": "".join(traceback.format_exception(error))}
+                self.fields["failures"] += 1
         self._write_if_possible()
 
     def write(self) -> None:
@@ -82,7 +79,7 @@ class Heartbeat:
             self._each_beat()
 
     def _write_if_possible(self) -> None:
-        """A full or absent disk shows where results are written, with its own error; a beat may be missed."""
+        """Tolerates a full or absent disk: a beat may be missed, and writing results raises its own error."""
         try:
             self.write()
         except OSError as error:
@@ -90,7 +87,7 @@ class Heartbeat:
 
 
 def process_identity() -> dict[str, Any]:
-    """What tells this process from any other, also from a later one with its pid."""
+    """What identifies this process, also against a later one with the same pid."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "pid_started": _start_time(pid)}
 
@@ -136,13 +133,13 @@ def is_alive(status: Mapping[str, Any]) -> bool:
 
 
 def is_running(status: Mapping[str, Any] | None) -> bool:
-    """Whether a status says that something is under way, and its process still lives."""
+    """Whether a status is of something under way whose process is alive."""
     return status is not None and status.get("state") == "running" and is_alive(status)
 
 
 @cache
 def _machine() -> str:
-    """Where a pid means the same process: this host since it was started, and this process name space."""
+    """The scope of a pid: this host, since it was started, and this pid name space."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"

@@ -1,7 +1,4 @@
-"""The run directory: the truth about a run.
-
-    config.json  status.json  metrics.jsonl  record.json  trials.json  checkpoint.pt  best.safetensors  log.txt
-    pretrained/<run id>/    the float network that it starts from, of a run by hand
+"""The run directory: the truth about a run. harness/README.md says what each file holds.
 
 Every file that another process may read is written aside, flushed to disk and renamed.
 """
@@ -9,7 +6,7 @@ Every file that another process may read is written aside, flushed to disk and r
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ RECORD, TRIALS = "record.json", "trials.json"
 
 
 class RunDirectory:
-    """The files of one run."""
+    """The files of one run. pretrained: the float network that a run by hand starts from, a run directory itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,19 +33,19 @@ class RunDirectory:
         self.best, self.log, self.pretrained = path / "best.safetensors", path / "log.txt", path / "pretrained"
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one epoch. A figure that is not finite is left out: JSON has no word for it."""
+        """Add one epoch. Values that are not finite are left out: JSON has none."""
         finite = {key: value for key, value in line.items() if not isinstance(value, float) or abs(value) < 1e300}
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def flush_metrics(self) -> None:
-        """Have the epochs so far on the disk, before a checkpoint is written that follows them."""
+        """Flush the epochs so far to disk; call it before writing a checkpoint that continues after them."""
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:
                 os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The epochs in order; of an epoch written twice the last counts, and a torn line does not."""
+        """The epochs in order; of an epoch written twice the last counts, an incomplete line is skipped."""
         epochs: dict[int, dict[str, Any]] = {}
         text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
         for line in text.splitlines():
@@ -68,21 +65,18 @@ class RunDirectory:
                 aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def lock(self) -> FileLock:
-        """Held by the process that works on the run."""
+        """The lock of the process that works on the run."""
         return FileLock(self.path / "run.lock")
 
     @contextmanager
     def locked(self, should_stop: Callable[[], bool]) -> Iterator[None]:
         """Hold the run's lock. Raises Stopped while waiting for it, once `should_stop()`."""
         lock = self.lock()
-        while not should_stop():
-            try:
+        while not lock.is_locked:
+            if should_stop():
+                raise Stopped
+            with suppress(Timeout):
                 lock.acquire(timeout=1)
-                break
-            except Timeout:
-                continue
-        else:
-            raise Stopped
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 class _Copy(TextIOBase):
-    """Writes to a stream and to a log; a log that cannot be written is left out."""
+    """Writes to a stream and to a log; errors of the log are ignored."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
         self._stream, self._log = stream, log
@@ -22,9 +22,6 @@ class _Copy(TextIOBase):
     def flush(self) -> None:
         self._stream.flush()
 
-    def isatty(self) -> bool:
-        return False
-
     def fileno(self) -> int:
         return self._stream.fileno()
 
@@ -33,7 +30,7 @@ class _Copy(TextIOBase):
 def logged(path: Path, heading: str) -> Iterator[Callable[[str], None]]:
     """Append what is printed in the block to a file, under a heading with the time.
 
-    Yields what writes a line to the log alone, for what is worth keeping but not printing.
+    Yields a function that writes a line to the log only.
     """
     log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closing may fail too)
     try:

@@ -10,7 +10,7 @@ EPOCH = "epoch"
 TRAIN_LOSS = "train/loss"
 TRAIN_PENALTY = "train/penalty"
 LEARNING_RATE = "train/learning_rate"
-#: The value that early stopping and the best checkpoint go by.
+#: The value that decides early stopping and the best epoch.
 MONITOR = "val/monitor"
 
 FLIPS_PER_WEIGHT = "osc/flips_per_weight"
@@ -18,14 +18,14 @@ OSCILLATIONS_PER_WEIGHT = "osc/oscillations_per_weight"
 FREQUENCY = "osc/frequency"
 OSCILLATING_FRACTION = "osc/oscillating_fraction"
 THRESHOLD_DISTANCE = "osc/threshold_distance"
-#: Counts of weights by their distance to the nearest decision threshold, one a bin of `THRESHOLD_EDGES`.
+#: Counts of weights by their distance to the nearest decision threshold, one count per bin of `THRESHOLD_EDGES`.
 THRESHOLD_HISTOGRAM = "osc/threshold_histogram"
 #: In steps. No weight within a quantizer's range is further than half a step; the last bin holds all that are clipped.
 THRESHOLD_EDGES = tuple(i / 40 for i in range(22))
 LAYER_PREFIX = "osc_layers/"
 #: Frequency by layer, in the order of the network, as the counts of a histogram: W&B draws it as a heat map.
 LAYER_PROFILE = "osc/layer_profile"
-#: In W&B's summary of a finished run: its record.json but for the configuration, and what sweep it is of, as text.
+#: In W&B's summary of a finished run: its record.json without the configuration, and its labels, as JSON text.
 RECORD = "record"
 #: The fields of a row of record.json, in order.
 ROW = ("phase", "split", "deploy", "scale", "bits", "accuracy", "loss", "n")
@@ -77,8 +77,8 @@ def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[s
     return metrics
 
 
-#: What a run's configuration on W&B holds besides its own keys: the sweep's name, the cell's id and the trial's
-#: number, the methods as one word, and their settings by method, since W&B finds nothing within a list.
+#: Further keys of a run's configuration on W&B: the sweep's name, the cell's id, the trial's number, the methods as one
+#: word, and the methods' settings by method, since W&B cannot search inside a list.
 SWEEP, CELL, TRIAL, METHOD, KNOBS = "sweep", "cell", "trial", "method", "knobs"
 LABELS = (SWEEP, CELL, TRIAL)
 _SECTIONS = ("train", "model", "data", "deploy")

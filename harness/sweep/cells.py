@@ -70,7 +70,7 @@ def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
     """
     cells: list[Cell] = []
     for config in spec.cells:
-        grid = {**spec.grid, **config.grid}
+        grid = spec.grid | config.grid
         for point in itertools.product(*grid.values()):
             cells.append(_cell(spec, config, dict(zip(grid, point, strict=True))))
     if not cells:
@@ -85,19 +85,14 @@ def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
 
 
 def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
-    twice = [
-        key
-        for key in {*point, *config.set, *config.search}
-        if (key in point) + (key in config.set) + (key in config.search) > 1
-    ]
-    if twice:
+    if twice := [key for key, times in Counter([*point, *config.set, *config.search]).items() if times > 1]:
         raise UserError(f"cells: {', '.join(sorted(twice))} is in two of grid, set and search; name it in one")
     raw = deepcopy(spec.base)
     raw["methods"] = [dict(entry) for entry in config.methods]
-    for key, value in itertools.chain(point.items(), config.set.items()):
-        assign(raw, key, deepcopy(value))
     parts = ["+".join(entry["name"] for entry in config.methods)]
-    parts += [f"{key}={_label(value)}" for key, value in itertools.chain(point.items(), config.set.items())]
+    for key, value in (point | config.set).items():
+        assign(raw, key, deepcopy(value))
+        parts.append(f"{key}={_label(value)}")
     return Cell(",".join(parts), raw, point, dict(config.set), dict(config.search))
 
 

@@ -1,4 +1,4 @@
-"""What may change in a sweep that has run: it grows, or is carried out differently, and nothing else."""
+"""What may change in a sweep that has run: it may grow, and run on other machines or storage; nothing else."""
 
 from collections.abc import Mapping
 from pathlib import Path

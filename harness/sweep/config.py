@@ -15,19 +15,13 @@ from harness.core.errors import UserError, masked, unknown
 from harness.core.validation import explain
 from harness.sweep import objective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
-from harness.training.config import MethodStack, RunConfig, listed
+from harness.training.config import MethodStack, RunConfig, by_name, listed
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
 DATABASES = ("postgresql", "mysql", "sqlite")
 PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
-
-
 #: Settings of a run that a sweep decides elsewhere: tune.seed, final.seeds, cells.methods.
 NOT_SET = ("seed", "phase", "methods")
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 class Algorithm(StrictConfig):
@@ -91,10 +85,10 @@ class SweepConfig(StrictConfig):
         min_length=1,
         description="what tuning optimizes on the validation split: target, worst, mean, val/acc_w3, val/loss_w2, ...",
     )
-    sampler: Annotated[Algorithm, BeforeValidator(_by_name)] = Field(
+    sampler: Annotated[Algorithm, BeforeValidator(by_name)] = Field(
         Algorithm(name="tpe"), description=f"of trials: {', '.join(SAMPLERS)}"
     )
-    pruner: Annotated[Algorithm, BeforeValidator(_by_name)] = Field(
+    pruner: Annotated[Algorithm, BeforeValidator(by_name)] = Field(
         Algorithm(name="none"), description=f"ends bad trials early: {', '.join(PRUNERS)}"
     )
     max_retries: int = Field(1, ge=0, le=100, description="how often a run that fails is tried again")

@@ -1,4 +1,4 @@
-"""What a study optimises: always a figure of the validation split, computed from per-bit results."""
+"""Objectives of a study: values of the validation split, computed from the results at each bit-width."""
 
 import re
 from collections.abc import Mapping, Sequence

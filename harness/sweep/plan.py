@@ -23,11 +23,11 @@ _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def top_up(sweep: OpenSweep) -> None:
-    """Create the trials that are missing, put back those of dead workers, choose where tuning is over.
+    """Create missing trials, put back those of dead workers, choose parameters where tuning is over.
 
     Idempotent; any process may call it at any time. Choosing imports torch.
     """
-    with sweep.lock():
+    with sweep.files.lock("plan"):
         if rebuild(sweep):
             print(f"{sweep.folder}: the queue was gone; its finished trials are rebuilt from the records", flush=True)
         reap(sweep)
@@ -54,7 +54,7 @@ def known_params(spec: SweepConfig, cell: Cell, index: int) -> dict[str, Any] | 
 def reap(sweep: OpenSweep, of: str | None = None) -> int:
     """Put back the RUNNING trials of workers that ended; returns how many. Hold the lock.
 
-    of: a worker that has just started and so holds nothing yet, though it may have before it was requeued.
+    of: a worker that has just started: what it held before it was requeued is put back.
     """
     workers = [] if of else sweep.files.living_workers()
     count = 0
@@ -67,15 +67,14 @@ def reap(sweep: OpenSweep, of: str | None = None) -> int:
 
 
 def _lose(sweep: OpenSweep, trial: FrozenTrial) -> None:
-    """Let the trial of a worker that died wait again, unless it has cost too many workers already."""
+    """Put back the trial of a dead worker, or fail it once too many workers have died during it."""
     lost = trial.user_attrs.get("lost", 0) + 1
     sweep.storage.set_trial_user_attr(trial._trial_id, "lost", lost)
     if lost <= sweep.spec.max_lost:
         put_back(sweep, trial)
         return
-    reason = f"{lost} workers died during this run (killed, out of memory, node lost); the last was " + str(
-        trial.user_attrs.get("worker")
-    )
+    worker = trial.user_attrs.get("worker")
+    reason = f"{lost} workers died during this run (killed, out of memory, node lost); the last was {worker}"
     sweep.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
     sweep.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
@@ -116,7 +115,7 @@ def _cell_entry(sweep: OpenSweep, cell: Cell, earlier: dict[str, Any] | None) ->
     }
     settled = earlier is not None and (earlier["chosen"] is not None or not over)
     if earlier is not None and settled and all(earlier[key] == value for key, value in news.items()):
-        return earlier  # naming finals takes milliseconds a run, for nothing
+        return earlier  # naming finals takes milliseconds per run
     # A sweep that grew keeps its choice until the new trials are in.
     chosen = _chosen(sweep, cell, trials) if over else (earlier or {}).get("chosen")
     finals = {} if over or earlier is None else earlier["finals"]  # new seeds wait for the new choice

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -50,7 +49,7 @@ class Claim:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run's configuration. Imports torch. Raises UserError for values that are legal one by one and clash."""
+        """The run's configuration. Imports torch. Raises UserError for values that are legal alone but clash."""
         return self.cell.config(self.params, self.seed, self.phase)
 
     @cached_property
@@ -118,13 +117,9 @@ class OpenSweep:
         study_id = self.studies[cell]._study_id
         return self.storage.get_n_trials(study_id, state=tuple(set(TrialState) - {TrialState.WAITING}))
 
-    def lock(self) -> FileLock:
-        """Held while the plan changes: topping up, choosing, reaping."""
-        return self.files.lock("plan")
-
 
 def open_sweep(spec: SweepConfig, root: Path) -> OpenSweep:
-    """Create or load a sweep. Raises UserError for an unusable root, a sweep edited after it ran, and other code."""
+    """Create or load a sweep. Raises UserError for an unusable root, a sweep edited after it ran, and changed code."""
     folder = root / spec.name
     refuse_archive(folder)
     try:
@@ -135,10 +130,10 @@ def open_sweep(spec: SweepConfig, root: Path) -> OpenSweep:
     except OSError as error:
         raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
     sweep = OpenSweep(spec, expand(spec), folder)
-    with sweep.lock():
+    with sweep.files.lock("plan"):
         check_change(folder, spec)
         check_launched(sweep.files.code, spec.changed_code == "refuse")
-        assert sweep.storage  # a database that does not answer is refused now, not when the sweep has its name
+        assert sweep.storage  # a database that does not answer is refused now, before the sweep's name is taken
         write_json(sweep.files.sweep, plain(spec))
         study_prefix(spec.storage, folder)  # made here, under the lock, once
     return sweep
@@ -150,7 +145,7 @@ def claim(sweep: OpenSweep, worker: str) -> Claim | None:
     for cell in sorted(sweep.cells, key=lambda cell: begun[cell.id]):  # stable: in file order among equals
         study = sweep.studies[cell.id]
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        # A worker that was too late for the first takes any other: if all tried the same one, most would be late again.
+        # A worker that loses the first takes a random other one: if all tried the second, most would lose again.
         for frozen in waiting[:1] + random.sample(waiting[1:], k=max(0, len(waiting) - 1)):
             if trial := _take(sweep, study, cell.id, frozen, worker):
                 params = {name: _suggest(trial, name, cell.search) for name in sorted(cell.search)}
@@ -167,7 +162,7 @@ def claim(sweep: OpenSweep, worker: str) -> Claim | None:
 def _take(
     sweep: OpenSweep, study: optuna.Study, name: str, frozen: FrozenTrial, worker: str
 ) -> optuna.trial.Trial | None:
-    """Make a WAITING trial ours; None when another worker was faster."""
+    """Claim a WAITING trial; None when another worker was faster."""
     try:
         if not sweep.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING):
             return None
@@ -193,18 +188,13 @@ def values_of(sweep: OpenSweep, config: RunConfig, metrics: dict[str, float]) ->
 
 
 def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:
-    """What a record is worth to its study; test results never reach one, so a final run is worth 0."""
+    """The values that a record gives its study; 0 for a final run: test results never reach a study."""
     return values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
 
 
-def tell_values(claim: Claim, values: Sequence[float]) -> None:
-    """Finish a claimed trial with its objectives."""
-    _end(claim, TrialState.COMPLETE, values)
-
-
-def tell_pruned(claim: Claim) -> None:
-    """Finish a claimed trial that the pruner gave up."""
-    _end(claim, TrialState.PRUNED)
+def tell(claim: Claim, values: Sequence[float] | None) -> None:
+    """Finish a claimed trial with its objectives; None: the pruner stopped it."""
+    _end(claim, TrialState.PRUNED if values is None else TrialState.COMPLETE, values)
 
 
 def tell_failed(sweep: OpenSweep, claim: Claim, reason: str, retry: bool = True) -> None:
@@ -222,10 +212,10 @@ def _end(claim: Claim, state: TrialState, values: Sequence[float] | None = None)
     try:
         claim.study.tell(claim.trial.number, values, state=state, skip_if_finished=True)
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
-        # Its worker counted as dead, and it was put back; the worker that takes it next finds the record.
+        # Its worker counted as dead and the trial was put back: the next worker to take it finds the record.
         print(f"trial {claim.trial.number} of {claim.study.study_name}: {error}", flush=True)
 
 
 def put_back(sweep: OpenSweep, trial: optuna.trial.Trial | FrozenTrial) -> None:
-    """Let a RUNNING trial wait again, with its number and parameters."""
+    """Set a RUNNING trial back to WAITING, with its number and parameters."""
     sweep.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

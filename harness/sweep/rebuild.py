@@ -31,7 +31,7 @@ def rebuild(sweep: OpenSweep) -> int:
 
     Hold the plan's lock. Trials that failed, were pruned or had not finished are drawn again.
     """
-    if sweep.spec.sampler.name in STATIC_SAMPLERS or _has_trials(sweep):
+    if sweep.spec.sampler.name in STATIC_SAMPLERS or any(s.get_trials(deepcopy=False) for s in sweep.all_studies()):
         return 0
     cells = {cell.id: cell for cell in sweep.cells}
     found: list[tuple[int, Cell, dict[str, Any], dict[str, Any]]] = []
@@ -54,7 +54,3 @@ def rebuild(sweep: OpenSweep) -> int:
             )
         )
     return len(found)
-
-
-def _has_trials(sweep: OpenSweep) -> bool:
-    return any(study.get_trials(deepcopy=False) for study in sweep.all_studies())

@@ -50,7 +50,7 @@ def check_algorithms(spec: SweepConfig) -> None:
     """Refuse sampler and pruner options that Optuna does not take. Raises UserError."""
     make_pruner(spec)
     trial_run = optuna.create_study(sampler=make_sampler(spec, spec.name, 0))
-    try:  # some options are looked at only when something is drawn
+    try:  # Optuna checks some options only when it draws
         trial_run.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
     except (TypeError, ValueError) as error:
         raise UserError(f"sampler {spec.sampler.name!r}: options {spec.sampler.options}: {error}") from None

@@ -39,11 +39,11 @@ _TABLE_ATTEMPTS = 5
 class _KernelLock(JournalFileOpenLock):
     """The journal's lock, held by the kernel: a killed worker cannot leave it behind (Optuna's waits 30 s).
 
-    The kernel also wakes the process that is next. Trying again every few milliseconds, as file lock libraries do,
-    leaves 64 workers no time to work.
+    The kernel also wakes the next process. Polling every few milliseconds, as file lock libraries do, leaves 64 workers
+    no time to work.
     """
 
-    def __init__(self, journal: Path) -> None:  # nothing of the base's own state is used
+    def __init__(self, journal: Path) -> None:  # the base class's own state is not used
         self._journal, self._path = journal, journal.with_suffix(".lock")
         self._held: int | None = None
 
@@ -59,7 +59,7 @@ class _KernelLock(JournalFileOpenLock):
         return True
 
     def _drop_torn_line(self) -> None:
-        """Cut off what a full disk left of a last line; anything appended to it would make the journal unreadable."""
+        """Cut off an incomplete last line (of a full disk); appending to it would make the journal unreadable."""
         with open(self._journal, "rb+") as file:
             size = file.seek(0, os.SEEK_END)
             while size and (file.seek(size - 1), file.read(1))[1] != b"\n":
@@ -83,7 +83,7 @@ def open_storage(where: str, folder: Path) -> BaseStorage:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return JournalStorage(JournalFileBackend(str(path), lock_obj=_KernelLock(path)))
-        except (ValueError, KeyError, AssertionError) as error:  # what Optuna raises depends on the damaged line
+        except (ValueError, KeyError, AssertionError) as error:  # Optuna's error depends on the damaged line
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}: {error}); move it away and launch again: the queue is "
                 "then rebuilt from the records, and no finished run is repeated"
@@ -132,7 +132,6 @@ def _database(where: str, folder: Path) -> BaseStorage:
 
 
 def _connect(url: str, arguments: dict[str, Any], folder: Path) -> BaseStorage:
-    """Connect, and make the tables where there are none."""
     files = SweepDirectory(folder)
 
     def attempt() -> BaseStorage:
@@ -149,17 +148,16 @@ def _connect(url: str, arguments: dict[str, Any], folder: Path) -> BaseStorage:
             time.sleep(random.uniform(0.2, 1.0))  # another sweep makes the tables, under the lock of its own folder
         return attempt()
 
-    # A launch says at once what is wrong; a worker starts after a launch that could connect, so it waits.
+    # A launch reports an error at once. A worker waits: it starts after a launch that could connect.
     return patiently(opened, files.stop.exists) if "SUBMITIT_FOLDER" in os.environ else opened()
 
 
 def _patient(storage: BaseStorage, folder: Path) -> BaseStorage:
     """A storage whose every call waits for a database that does not answer.
 
-    Waiting further out is not enough: a claim that failed half-way and is repeated leaves its trial without a worker,
-    an error in the middle of a run counts as the run's own, and a launch that only looks would end.
+    Waiting around larger steps is not enough: a claim that fails half-way and is repeated leaves its trial without a
+    worker, an error in the middle of a run counts as the run's own, and a launch that shows progress would end.
     """
-
     stop = SweepDirectory(folder).stop
 
     def waiting(name: str) -> Callable[..., Any]:

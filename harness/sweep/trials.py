@@ -1,4 +1,4 @@
-"""Arithmetic over trials: which ones count, which is best, how many are over, how long they took."""
+"""Statistics of trials: which ones count, which is best, how many are over, how long they took."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ RETRY_OF = "retry_of"
 
 
 def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that count: a failed one that was given another chance (`harness.retry`) does not."""
+    """The trials that count: a failed one that `harness.retry` repeats does not."""
     found = list(trials)
     replaced = {trial.user_attrs.get(RETRY_OF) for trial in found}
     return [trial for trial in found if trial.number not in replaced]
@@ -31,7 +31,7 @@ def best_trial(study: optuna.Study, trials: Iterable[FrozenTrial]) -> FrozenTria
 
 
 def failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The failed ones."""
+    """Those of the trials that failed."""
     return [trial for trial in trials if trial.state == TrialState.FAIL]
 
 

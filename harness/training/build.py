@@ -1,4 +1,4 @@
-"""From a configuration to a session: everything a run is made of, drawn from the configuration's seeds."""
+"""Builds a session from a configuration; every random draw comes from the configuration's seeds."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from harness.training.session import Session, steps_an_epoch
 def build(config: RunConfig, weights: Path | None = None) -> Session:
     """A session at step 0, with initial weights from a file where one is given.
 
-    Raises UserError for what only building shows (sizes that do not fit, a missing GPU).
+    Raises UserError for what only building can find (sizes that do not fit, a missing GPU).
     """
     device = choose_device(config.runtime)
     dataset = load_dataset(component("data set", config.data), config.seed, device)
@@ -62,7 +62,7 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
         precision=choose_precision(config.train.precision, device),
         planned=how,
     )
-    # Last, so that nothing above takes a part of what dropout and its like draw in training.
+    # Last, so that nothing above uses up random numbers of the training (dropout and the like).
     torch.manual_seed(sub_seed(config.seed, "forward"))
     return session
 

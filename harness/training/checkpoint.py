@@ -1,8 +1,8 @@
-"""Checkpoints: all a run needs to go on as if it had never stopped. Loaded with weights_only=True."""
+"""Checkpoints: all that a run needs to continue as if it had never stopped. Loaded with weights_only=True."""
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from harness.records.files import written_aside
 from harness.training.optimizer import match_states
-
-if TYPE_CHECKING:
-    from harness.training.session import Session
+from harness.training.session import Session
 
 
-def save(path: Path, session: "Session") -> None:
+def save(path: Path, session: Session) -> None:
     """Write a session's state to `path`, atomically."""
+    rng = {"cpu": torch.get_rng_state()}
+    if session.device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(session.device)
     state = {
         "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),
@@ -25,7 +26,7 @@ def save(path: Path, session: "Session") -> None:
         "progress": session.progress.state_dict(),
         "precision": session.precision,
         "compiled": session.compiled,
-        "rng": _rng_state(session.device),
+        "rng": rng,
     }
     # In memory first: on a full disk torch's own file writer ends the process from a C++ destructor.
     buffer = io.BytesIO()
@@ -34,7 +35,7 @@ def save(path: Path, session: "Session") -> None:
         aside.write_bytes(buffer.getbuffer())
 
 
-def restore(path: Path, session: "Session") -> bool:
+def restore(path: Path, session: Session) -> bool:
     """Bring a fresh session to the state in `path`; False when there is none that can be read."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=session.device, weights_only=True)
@@ -62,7 +63,9 @@ def restore(path: Path, session: "Session") -> bool:
     if state["compiled"] != session.compiled:
         was = f"compiled: {state['compiled']}"
         print(f"{path}: goes on with compiled: {session.compiled}, not {was}; last bits may differ", flush=True)
-    _set_rng_state(state["rng"], session.device)
+    torch.set_rng_state(state["rng"]["cpu"].cpu())
+    if session.device.type == "cuda":
+        torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), session.device)
     return True
 
 
@@ -70,16 +73,3 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
     """Write a model's state dict as safetensors, atomically."""
     with written_aside(path) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside)
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

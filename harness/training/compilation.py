@@ -1,13 +1,12 @@
 """torch.compile where it pays: the whole network, on long runs.
 
-What a compiled network computes differs from the plain one in the last bits (sums in another order, fused
-multiply-add), so whether it is compiled is decided by what a run is and what the machine has, never by timing.
+A compiled network's results differ from the plain one's in the last bits (order of sums, fused multiply-add). So the
+choice depends on the configuration and the machine's capabilities, never on timing.
 """
 
 import shutil
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,12 @@ Compiled = Literal["off", "kernels", "full"]
 #: ResNet-18 saves 0.1 s on a CPU with bf16 units. For an H200 it costs 28 s where nothing else compiles,
 #: minutes where other runs start beside it, and a step saves milliseconds.
 MIN_STEPS = {"cpu": 1000, "cuda": 20_000}
-#: Networks with fewer weights are bound by other things; an MLP of 1 M was slower compiled.
+#: Smaller networks gain nothing: an MLP of 1 M weights was slower compiled.
 MIN_WEIGHTS = 2_000_000
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def choose(wanted: str, device: torch.device, model: nn.Module, total_steps: int, twice: bool) -> Compiled:
-    """What `runtime.compile` comes to. twice: a method differentiates twice, which compiled code cannot."""
+    """Resolve `runtime.compile`. twice: a method differentiates twice, which compiled code cannot."""
     if wanted == "off":
         return "off"
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -45,31 +42,26 @@ def has_compiler(device: torch.device) -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def compiled(function: _F, device: torch.device) -> _F:
-    """The compiled version; it compiles when first called, and anew for other shapes."""
-    # On CPUs the patterns would bring back fused attention, whose backward pass takes half a ViT's step there.
-    options: dict[str, Any] | None = {"pattern_matcher": False} if device.type == "cpu" else None
-    return cast(_F, torch.compile(function, dynamic=False, options=options))
-
-
 class CompiledNetwork:
     """A network to call in place of the model whose parameters it shares; the model itself where compiling fails.
 
-    Earlier networks of this process are forgotten: after a few, torch would stop compiling, and a run's last bits
-    would depend on which runs its worker had carried out before.
+    Resets torch's compiler: after a few networks in one process torch stops compiling, and a run's last bits would
+    depend on the runs that its worker did before.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         torch.compiler.reset()
-        self._model, self._compiled, self._proven = model, compiled(model, device), False
-        self.failed = False
+        # On CPUs the patterns would bring back fused attention, whose backward pass takes half a ViT's step there.
+        options: dict[str, Any] | None = {"pattern_matcher": False} if device.type == "cpu" else None
+        self._model, self._compiled = model, torch.compile(model, dynamic=False, options=options)
+        self._proven = self.failed = False
 
     def __call__(self, inputs: Tensor) -> Tensor:
         if self.failed:
             return cast(Tensor, self._model(inputs))
         try:
             logits = cast(Tensor, self._compiled(inputs))
-        except Exception as error:  # many types, by torch version; an error of the model itself comes up again below
+        except Exception as error:  # of many types, by torch version; the model's own errors come up again below
             if self._proven:
                 raise
             self.failed = True

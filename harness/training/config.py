@@ -30,7 +30,8 @@ def _named(kind: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _method_entry(value: Any) -> Any:
+def by_name(value: Any) -> Any:
+    """A name alone in place of a section that holds a name and nothing else."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -39,7 +40,7 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str | Mapping) else value
 
 
-MethodEntry = Annotated[dict[str, Any], BeforeValidator(_method_entry), _named("method")]
+MethodEntry = Annotated[dict[str, Any], BeforeValidator(by_name), _named("method")]
 MethodStack = Annotated[tuple[MethodEntry, ...], BeforeValidator(listed), Field(min_length=1)]
 
 
@@ -187,17 +188,22 @@ class RunConfig(StrictConfig):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def config_class(kind: str, name: str) -> type[BaseModel]:
+    """The Config of a method, model or data set. Imports its file."""
+    if kind == "method":
+        from harness.methods import find
+
+        return find(name).Config
+    found: type[BaseModel] = registry.load(kind, name).Config
+    return found
+
+
 def component(kind: str, raw: Mapping[str, Any]) -> Any:
     """The checked Config of a method, model or data set, from its plain settings.
 
     Raises UserError naming the setting. Imports the component's file; torch with it for methods and timm's models.
     """
-    if kind == "method":
-        from harness.methods import find
-
-        config_type: type[BaseModel] = find(str(raw["name"])).Config
-    else:
-        config_type = registry.load(kind, str(raw["name"])).Config
+    config_type = config_class(kind, str(raw["name"]))
     try:
         return config_type.model_validate(dict(raw))
     except ValidationError as error:
@@ -209,7 +215,20 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
 
     Raises UserError naming field, value and what is legal. Imports torch, once all that needs none is checked.
     """
-    return _with_methods(complete_but_methods(raw))
+    config = complete_but_methods(raw)
+    from harness.methods import find
+
+    entries = tuple(component("method", entry).model_dump(mode="json") for entry in config.methods)
+    names = [entry["name"] for entry in entries]
+    for name in names:
+        if find(name).needs_target_bit and config.target_bit is None:
+            raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    for earlier, later in pairwise(names):
+        if find(later).replaces_layers and not find(earlier).replaces_layers:
+            raise UserError(
+                f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
+            )
+    return config.model_copy(update={"methods": entries})
 
 
 def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:
@@ -218,7 +237,7 @@ def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:
     data, model = component("data set", config.data), component("model", config.model)
     if model.checkpoint is not None and not model.checkpoint.is_file():
         raise UserError(f"model.init: there is no file {str(model.checkpoint)!r}")
-    return config.model_copy(update={"data": _plain(data), "model": _plain(model)})
+    return config.model_copy(update={"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")})
 
 
 def parse(raw: Mapping[str, Any]) -> RunConfig:
@@ -231,28 +250,6 @@ def parse(raw: Mapping[str, Any]) -> RunConfig:
     if len(set(names)) < len(names):
         raise UserError(f"methods: {names} names a method twice")
     return config
-
-
-def _plain(component_config: BaseModel) -> dict[str, Any]:
-    plain: dict[str, Any] = component_config.model_dump(mode="json")
-    return plain
-
-
-def _with_methods(config: RunConfig) -> RunConfig:
-    """The configuration with its methods' settings complete, when the methods fit each other and the target bit."""
-    from harness.methods import find
-
-    entries = tuple(_plain(component("method", entry)) for entry in config.methods)
-    names = [entry["name"] for entry in entries]
-    for name in names:
-        if find(name).needs_target_bit and config.target_bit is None:
-            raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
-    for earlier, later in pairwise(names):
-        if find(later).replaces_layers and not find(earlier).replaces_layers:
-            raise UserError(
-                f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
-            )
-    return config.model_copy(update={"methods": entries})
 
 
 def _digest(path: Path) -> str:

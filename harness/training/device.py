@@ -45,7 +45,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def _multiplies_bf16() -> bool:
-    """Whether the CPU has any instruction for products in bf16, as far as torch tells: of x86 alone."""
+    """Whether the CPU has instructions for products in bf16. torch can tell for x86 only; else True."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

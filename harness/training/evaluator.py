@@ -19,7 +19,7 @@ from harness.records import schema
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model at bit-widths. deploys: "rtn" (round to nearest) or names of methods with a deploy."""
+    """Evaluates a model at bit-widths. deploys: "rtn" (round-to-nearest) or names of methods with a deploy."""
 
     dataset: Dataset
     methods: Sequence[Method]
@@ -33,7 +33,7 @@ class Evaluator:
     def rows(
         self, model: nn.Module, phase: str, split: Literal["val", "test"], deploys: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
-        """One row a deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats.
+        """One row per deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats.
 
         deploys: the evaluator's own when left out.
         """
@@ -47,7 +47,7 @@ class Evaluator:
         return rows
 
     def deployed(self, model: nn.Module, bits: Bits, deploy: str = "rtn") -> nn.Module:
-        """A copy of the model as it would be deployed at a bit-width, in evaluation mode, weights on the grid."""
+        """A copy of the model as deployed at a bit-width: in evaluation mode, weights on the grid."""
         copy = deepcopy(model).eval()
         extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
         for method in (*self.methods, *extra):

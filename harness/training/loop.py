@@ -1,4 +1,4 @@
-"""THE LOOP. It names no method: what a method does is in its hooks (harness/methods/base.py)."""
+"""The training loop. It names no method: methods act through hooks (harness/methods/base.py)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ from harness.training.session import Progress, Session
 
 
 class TrainingError(RuntimeError):
-    """Training went where no result can come from, such as a loss that is not a number."""
+    """Training diverged: a loss is not finite."""
 
 
 def train(
@@ -63,7 +63,7 @@ def step(session: Session, indices: Tensor) -> None:
     generator = session.generator.manual_seed(sub_seed(config.seed, "augment", now.index))
     now.inputs, now.labels = session.dataset.train_batch(indices, generator)
     now.forward = partial(_logits, session, model)
-    # A last, smaller batch is no reason to compile for another shape.
+    # A smaller last batch uses the plain model: compiling for its shape would not pay.
     whole = len(indices) == config.train.batch_size
     now.logits = _logits(session, session.forward if whole else model, now.inputs)
     now.task_loss = functional.cross_entropy(now.logits, now.labels, label_smoothing=config.train.label_smoothing)
@@ -84,13 +84,12 @@ def step(session: Session, indices: Tensor) -> None:
 
 
 def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Inputs (B, C, H, W) to logits (B, classes), fp32, by a pass in the precision of the run."""
+    """Logits (B, classes), fp32, of inputs (B, C, H, W), computed in the precision of the run."""
     with forward_context(session):
         return forward(inputs).float()
 
 
 def _finish_epoch(session: Session) -> dict[str, Any]:
-    """Close an epoch: its metrics, and its weights if they are the best so far."""
     progress = session.progress
     sums = [0.0, 0.0] if progress.sums is None else progress.sums.tolist()
     loss, penalty = (value / session.steps_per_epoch for value in sums)
@@ -113,7 +112,7 @@ def _finish_epoch(session: Session) -> dict[str, Any]:
 def validate(session: Session) -> dict[str, float]:
     """Validation metrics of the weights as they are; keeps them when they are the best so far."""
     progress = session.progress
-    # Metrics are of rounding to nearest alone; further deploy methods wait for the record's rows.
+    # Epoch metrics are of round-to-nearest alone; other deploy methods are evaluated for the record.
     rows = session.evaluator.rows(session.model, session.config.phase, "val", ("rtn",))
     for row in rows:
         if not math.isfinite(row["loss"]):
@@ -138,7 +137,7 @@ def out_of_patience(progress: Progress, settings: TrainConfig, methods: list[Met
 
 
 def forward_context(session: Session) -> AbstractContextManager[Any]:
-    """The precision of the forward pass, and plain attention where it is faster or a method differentiates twice.
+    """The precision of the forward pass; plain attention where that is faster or a method differentiates twice.
 
     On CPUs the backward pass of fused attention takes half of a ViT's whole step (harness/training/compilation.py).
     """
@@ -152,7 +151,7 @@ def forward_context(session: Session) -> AbstractContextManager[Any]:
 
 def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:
     """Add a step to the epoch's sums, on the device, without waiting for it."""
-    # A number is filled in on the device: copying it there would wait for all that is queued.
+    # A number is filled in on the device; copying it there would wait for all queued work.
     value = penalty.detach() if isinstance(penalty, Tensor) else loss.new_full((), penalty)
     pair = torch.stack([loss.double(), value.double()])
     progress.sums = pair if progress.sums is None else progress.sums + pair
@@ -162,7 +161,7 @@ def _count(progress: Progress, loss: Tensor, penalty: Tensor | float) -> None:
 def first_eligible_epoch(settings: TrainConfig, methods: Iterable[Method]) -> int:
     """The first epoch (from 1) that can be best: later than 1 for methods that train in stages."""
     start = max((method.selection_start for method in methods), default=0.0)
-    # 0.29 of 100 epochs are 29, though not in binary; an epoch that ends where a stage begins is not of it.
+    # 1e-9: 0.29 of 100 epochs are 29, but not in binary. An epoch that ends where a stage begins is not part of it.
     return min(settings.epochs, math.floor(start * settings.epochs + 1e-9) + 1)
 
 

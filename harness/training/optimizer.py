@@ -1,7 +1,7 @@
 """A run's optimizer, with the parameter groups that methods ask for.
 
 torch's fused optimizers walk parameters, gradients and averages in order of memory on CPUs: where one has another
-layout, each weight would get the gradient of another one, without a word (seen with torch 2.15).
+layout, each weight would get the gradient of another one, and nothing warns of it (seen with torch 2.15).
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from harness.training.config import TrainConfig
 def make_optimizer(settings: TrainConfig, model: nn.Module, methods: Sequence[Method]) -> torch.optim.Optimizer:
     """The optimizer, with a parameter group for each set of options that methods ask for.
 
-    A method's `lr` is a factor of the run's learning rate; other options replace the run's. What a method asks
-    anything for is never in the group of the rest: it may have no gradient for a while, and torch's fused SGD does not
-    allow momentum that begins later within a group (seen with torch 2.15).
+    A method's `lr` is a factor of the run's learning rate; other options replace the run's. A parameter that a method
+    sets options for never shares a group with one that none does: it may have no gradient at first, and torch's fused
+    SGD does not allow momentum that begins later within a group (seen with torch 2.15).
     """
     groups: dict[tuple[bool, tuple[tuple[str, float], ...]], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -38,23 +38,15 @@ def make_optimizer(settings: TrainConfig, model: nn.Module, methods: Sequence[Me
 
 
 def match_gradients(model: nn.Module) -> None:
-    """Gradients in their parameters' layout, which autograd sees to, but a method may not have."""
+    """Copy gradients that a method left in another layout into that of their parameters."""
     for parameter in model.parameters():
-        if parameter.grad is not None and _differs(parameter.grad, parameter):
-            parameter.grad = _in_layout_of(parameter, parameter.grad)
+        if (gradient := parameter.grad) is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def match_states(optimizer: torch.optim.Optimizer) -> None:
-    """Averages in their parameters' layout, which a checkpoint of another layout does not have."""
+    """Copy averages that a checkpoint has in another layout into that of their parameters."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and _differs(value, parameter):
-                state[name] = _in_layout_of(parameter, value)
-
-
-def _differs(value: Tensor, parameter: Tensor) -> bool:
-    return value.stride() != parameter.stride()
-
-
-def _in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
-    return torch.empty_like(parameter).copy_(value)
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)

@@ -1,8 +1,8 @@
-"""The float network that fine-tuning starts from: a separate run, trained once for all runs that start from it.
+"""The float network that fine-tuning starts from: a run of its own, shared by all runs that start from it.
 
 Where a configuration has a `pretrain` section, its network is first trained in float, by these settings, on the same
 split of the same data with the same seed: no image that the later run validates on has been trained on. That run's
-best epoch is where the methods then prepare the network. It touches no test image.
+best epoch is what the methods then start from. It never reads the test split.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,9 @@ from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
 from harness.training.config import RunConfig
 
-#: Carries out a configuration in a directory, keeps the best weights, and stops when asked to.
-CarryOut = Callable[[RunConfig, Path], object]
-
 
 def parent_of(config: RunConfig) -> RunConfig:
-    """The configuration of the float run that another one starts from, without what float training does not use."""
+    """The configuration of the float run that a run starts from, without settings that float training does not use."""
     assert config.pretrain is not None
     changed = {
         "phase": "tune",
@@ -36,10 +33,11 @@ def parent_of(config: RunConfig) -> RunConfig:
 
 
 def starting_weights(
-    config: RunConfig, folder: Path, carry_out: CarryOut, should_stop: Callable[[], bool]
+    config: RunConfig, folder: Path, carry_out: Callable[[RunConfig, Path], object], should_stop: Callable[[], bool]
 ) -> Path | None:
     """The file of the weights that a run starts from, trained in `folder` unless it is there; None without `pretrain`.
 
+    carry_out: carries out a configuration in a directory and keeps its best weights, unless it should stop.
     One process trains, others that need the same network wait. Raises Stopped while waiting, once it should stop, and
     whatever training raises.
     """

@@ -1,28 +1,26 @@
-"""What a record says about where its numbers come from. Nothing secret."""
+"""The provenance in a record: code, packages, machine, data, time and memory. Nothing secret."""
 
 import platform
 import resource
 import statistics
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from harness import NUMERICS_VERSION
 from harness.records.code_version import code_version
-
-if TYPE_CHECKING:
-    from harness.training.session import Session
-
+from harness.training.session import Session
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "optuna", "submitit", "wandb")
 
 
-def describe(session: "Session", started: float) -> dict[str, Any]:
+def describe(session: Session, started: float) -> dict[str, Any]:
     """The provenance of a run that began at `started` (seconds since the epoch)."""
     cuda = session.device.type == "cuda"
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
@@ -35,7 +33,7 @@ def describe(session: "Session", started: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "data_digest": session.dataset.digest,
         "wall_time_s": round(time.time() - started, 3),
-        # Without the trackers, whose number differs from run to run.
+        # Without the trackers: runs differ in how many they have.
         "step_ms": round(1e3 * statistics.median(steps), 4) if (steps := session.stopwatch.means) else None,
         "peak_memory_bytes": peak_kib * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(session.device) if cuda else 0,
@@ -46,10 +44,8 @@ def describe(session: "Session", started: float) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     present = {}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             present[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return present
 
 

@@ -1,7 +1,4 @@
-"""One run: build, resume, train, evaluate, record.
-
-Needs neither wandb nor optuna nor submitit.
-"""
+"""One run: build, resume, train, evaluate, record. Needs neither wandb nor optuna nor submitit."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,20 +14,19 @@ from harness.records.files import read_json, write_json
 from harness.records.heartbeat import Heartbeat
 from harness.records.run_directory import RunDirectory
 from harness.training.config import RunConfig
+from harness.training.pretrain import describe_pretrained, starting_weights
+from harness.training.wandb_mirror import Mirror
 
 if TYPE_CHECKING:
     from harness.training.session import Session
-    from harness.training.wandb_mirror import Mirror
 
-
-EpochHook = Callable[[dict[str, Any]], None]
 #: The largest share of its time that a run may spend on writing checkpoints.
 CHECKPOINT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds a run and changes none of its numbers.
+    """Settings of a run that change none of its numbers.
 
     epoch_done: gets each epoch's metrics; may raise Pruned. should_stop: asked before every step.
     notes: for the record's provenance. labels: for W&B's copy of the configuration, by the names in
@@ -38,7 +34,7 @@ class RunContext:
     pretrained: where float networks to start from are kept; None: in the run's own directory.
     """
 
-    epoch_done: EpochHook = field(default=lambda metrics: None)
+    epoch_done: Callable[[dict[str, Any]], None] = field(default=lambda metrics: None)
     should_stop: Callable[[], bool] = field(default=lambda: False)
     tags: tuple[str, ...] = ()
     keep_best: bool = True
@@ -74,7 +70,6 @@ def run(config: RunConfig, directory: Path, context: RunContext = RunContext()) 
 
 
 def _claim(files: RunDirectory, config: RunConfig, run_id: str) -> None:
-    """Make the directory this run's, or refuse it."""
     try:
         files.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,11 +87,9 @@ def _claim(files: RunDirectory, config: RunConfig, run_id: str) -> None:
 def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: RunContext) -> dict[str, Any]:
     from harness.training import checkpoint
     from harness.training.build import build
-    from harness.training.pretrain import describe_pretrained, starting_weights
     from harness.training.provenance import describe
-    from harness.training.wandb_mirror import Mirror
 
-    code_version()  # what is imported from here on; later edits of the files do not reach this run
+    code_version()  # cached now, when the code is imported: later edits of the files do not reach this run
     networks = context.pretrained or files.pretrained
     weights = starting_weights(config, networks, partial(_train_first, context), context.should_stop)
     started = time.time()
@@ -124,12 +117,12 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
 
 
 def _train_first(context: RunContext, config: RunConfig, directory: Path) -> None:
-    """Train the float network that a run starts from. Tagged apart on W&B: it is no run of the sweep."""
+    """Train the float network that a run starts from. Its tag on W&B is not the sweep's: it is no run of it."""
     own = RunContext(print_epoch, context.should_stop, tags=("pretrain",), job_id=context.job_id)
     run(config, directory, own)
 
 
-def _train(session: "Session", files: RunDirectory, mirror: "Mirror", saver: "_Saver", context: RunContext) -> None:
+def _train(session: "Session", files: RunDirectory, mirror: Mirror, saver: "_Saver", context: RunContext) -> None:
     from harness.training.loop import train, validate
 
     def epoch_done(metrics: dict[str, Any]) -> None:
@@ -144,7 +137,7 @@ def _train(session: "Session", files: RunDirectory, mirror: "Mirror", saver: "_S
 
     train(session, epoch_done, should_stop)
     if not session.progress.best_state:
-        validate(session)  # no training steps: the network as it came is the best there is
+        validate(session)  # no epoch was trained: record the initial network
 
 
 class _Saver:
@@ -170,7 +163,7 @@ class _Saver:
 
 
 def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What record.json holds. The test split is read here, once, and for final runs only."""
+    """The content of record.json. The test split is read here, once, and for final runs only."""
     config, progress = session.config, session.progress
     session.model.load_state_dict(progress.best_state)
     rows = session.evaluator.rows(session.model, config.phase, "val")
@@ -194,7 +187,7 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
 
 
 def epoch_line(metrics: dict[str, Any]) -> str:
-    """An epoch in one line, for a reader."""
+    """An epoch's loss, validation accuracy and oscillation frequency in one line of text."""
     return (
         f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
         f"val {100 * metrics[schema.MONITOR]:.2f} %  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"

@@ -1,4 +1,4 @@
-"""A run in memory, and how far it is."""
+"""A run in memory, and its progress."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from harness.training.stopwatch import Stopwatch
 
 @dataclass
 class Progress:
-    """Where training stands; the whole of what a checkpoint adds to model, optimizer and method states."""
+    """How far training is: what a checkpoint holds besides the states of model, optimizer, methods and trackers."""
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the current epoch
@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass
 class Session:
-    """A run in memory, from `harness.build.build`.
+    """A run in memory, from `harness.training.build.build`.
 
     forward: the model, or its compiled version. trackers: by bit-width; the first is the run's own, `tracker`.
     """

@@ -1,4 +1,4 @@
-"""How long training steps take, for the record."""
+"""The time of training steps, for the record."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ class Stopwatch:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Count what is done within as a step."""
+        """Time the block as one step."""
         begun = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - begun
@@ -24,13 +24,13 @@ class Stopwatch:
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
-        """Do not count this part of a step."""
+        """Subtract the time of the block, a part of a step."""
         begun = time.perf_counter()
         yield
         self._seconds -= time.perf_counter() - begun
 
     def epoch_done(self, device: torch.device) -> None:
-        """Close an epoch; a GPU still has to do what it was given."""
+        """Close an epoch, after a GPU has finished its queued work."""
         begun = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The mirror of a run on Weights & Biases. The run directory is the truth; nothing here can stop a run.
+"""The copy of a run on Weights & Biases. The run directory is the truth; nothing here can stop a run.
 
 Without an account, or while W&B does not answer, everything goes to offline files in the run directory, for
 `wandb sync` later.
@@ -20,12 +20,12 @@ from harness.training.config import RunConfig
 
 #: How long a run waits at its start, and at its end, for a W&B that does not answer.
 START_PATIENCE_S, FINISH_PATIENCE_S = 30.0, 60.0
-#: After such a start, the next runs of this process do not even ask for this long.
+#: After a start without an answer, runs of this process start offline for this long.
 ASK_AGAIN_AFTER_S = 600.0
 
 
 def wandb_mode(wanted: str) -> str:
-    """What "auto" comes to: "off" without the package, "offline" without a key; never a prompt."""
+    """Resolve "auto": "off" without the package, "offline" without a key. Never prompts."""
     if wanted == "off":
         return "off"
     try:
@@ -58,7 +58,7 @@ def group_of(config: RunConfig) -> str:
 
 
 class Mirror:
-    """One run on W&B; every failure of W&B is said once and then ignored.
+    """One run on W&B. An error of W&B is printed once and then ignored.
 
     However often a run is interrupted, W&B ends up with each epoch once: an epoch is a row, an online run asks the
     server which epochs it has and sends the others, and an offline run holds all epochs from the first on, so that
@@ -88,7 +88,7 @@ class Mirror:
             self._try("start", lambda: self._start("offline", history))
 
     def _start_online(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Start online, or offline when W&B does not answer, or does not want us."""
+        """Start online, or offline when W&B does not answer or refuses."""
         away = time.monotonic() < Mirror._ask_again
         try:
             if away:
@@ -153,7 +153,7 @@ class Mirror:
             self._try("finish", lambda: self._close(run, exit_code=0))
 
     def break_off(self, stopped: bool) -> None:
-        """Close a run that failed, or that was stopped and will go on another time."""
+        """Close a run that failed, or that was stopped and will continue later."""
         run = self._run
         if run is not None:
             if stopped:  # with an exit code that is not 0, W&B then calls it preempted, not finished
@@ -164,7 +164,7 @@ class Mirror:
         import wandb
 
         artifact = wandb.Artifact(f"best-{self._run_id}", "model", metadata={schema.METHOD: group_of(self._config)})
-        # From where it lies: W&B would put a copy into the home of whoever trained, where nobody else can sync it from.
+        # skip_cache: W&B would copy it into this user's home, from where nobody else can sync it.
         artifact.add_file(str(best), name=best.name, policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=["best"])
 
@@ -179,7 +179,7 @@ class Mirror:
             self._mark_earlier_copies(Path(run.dir).parent)
 
     def _mark_earlier_copies(self, own: Path) -> None:
-        """Keep `wandb sync` from sending, over this whole copy of the run, the part that an earlier start left."""
+        """Keep `wandb sync` from overwriting this complete copy with the partial one of an earlier start."""
         for copy in self._directory.glob("wandb/*run-*/*.wandb"):
             if copy.parent.name != own.name:
                 copy.with_suffix(".wandb.synced").touch()
@@ -193,7 +193,7 @@ class Mirror:
 
 
 def _described(config: RunConfig) -> dict[str, Any]:
-    """What W&B can sort and filter by, which it cannot by what stands in a list."""
+    """Methods and their settings in a form that W&B can sort and filter; it cannot inside a list."""
     settings = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
     return {schema.METHOD: "+".join(settings), schema.KNOBS: {name: own for name, own in settings.items() if own}}
 

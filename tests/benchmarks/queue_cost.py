@@ -121,7 +121,7 @@ def status_cost(folder: Path, runs: int) -> dict[str, Any]:
     plan.top_up(sweep)
     created = time.perf_counter() - begun
     while claim := queue.claim(sweep, "w"):
-        queue.tell_values(claim, [0.5])
+        queue.tell(claim, [0.5])
     command = [sys.executable, "-m", "harness.status", str(sweep.folder), "--json"]
     begun = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)

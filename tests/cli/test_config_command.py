@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from harness import config
 from harness.core import registry
 from harness.core.errors import UserError
+from harness.training.config import config_class
 
 COMPONENTS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 
@@ -20,8 +21,8 @@ def models_within(annotation: object) -> set[type[BaseModel]]:
 
 
 def test_every_section_that_a_sweep_or_a_run_can_have_is_listed() -> None:
-    listed = {model for _, model in config.sections().values()}
-    reached, todo = set(), [config.sections()[name][1] for name in ("sweep", "run")]
+    listed = {model for _, model in config.SECTIONS.values()}
+    reached, todo = set(), [config.SECTIONS[name][1] for name in ("sweep", "run")]
     while todo:
         model = todo.pop()
         reached.add(model)
@@ -30,18 +31,18 @@ def test_every_section_that_a_sweep_or_a_run_can_have_is_listed() -> None:
     assert reached <= listed
 
 
-@pytest.mark.parametrize("name", config.sections())
+@pytest.mark.parametrize("name", config.SECTIONS)
 def test_every_key_has_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main([name]) == 0
     lines = capsys.readouterr().out.splitlines()
     keys = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
-    assert keys == list(config.sections()[name][1].model_fields)
+    assert keys == list(config.SECTIONS[name][1].model_fields)
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=[name for _, name in COMPONENTS])
 def test_components_have_their_settings(kind: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main([name, "--markdown"]) == 0
-    fields = config.component_class(kind, name).model_fields
+    fields = config_class(kind, name).model_fields
     assert [f"| `{key}` |" in capsys_line for key, capsys_line in zip(fields, _rows(capsys), strict=True)] == [
         True
     ] * len(fields)
@@ -51,24 +52,22 @@ def _rows(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
 
 
-CLASSES = [*(found for _, found in config.sections().values()), *(config.component_class(*one) for one in COMPONENTS)]
-
-
-@pytest.mark.parametrize("found", CLASSES, ids=lambda found: f"{found.__module__}.{found.__qualname__}")
-def test_every_setting_has_a_description_in_the_words_of_yaml(found: type[BaseModel]) -> None:
+@pytest.mark.parametrize("name", [*config.SECTIONS, *(name for _, name in COMPONENTS)])
+def test_every_setting_has_a_description_in_the_words_of_yaml(name: str) -> None:
+    _, found = config.find(name)
     assert not [one.key for one in config.settings_of(found) if not one.description or "None" in one.description]
 
 
 def test_types_defaults_and_ranges() -> None:
-    run = {one.key: one for one in config.settings_of(config.sections()["run"][1])}
-    train = {one.key: one for one in config.settings_of(config.sections()["train"][1])}
+    run = {one.key: one for one in config.settings_of(config.SECTIONS["run"][1])}
+    train = {one.key: one for one in config.settings_of(config.SECTIONS["train"][1])}
     assert train["optimizer"][1:4] == ("adam | adamw | sgd", "adam", "")
     assert train["batch_size"][1:4] == ("int", "128", "1 <= x <= 1000000")
     assert train["learning_rate"][1:4] == ("float", "0.001", "0 < x <= 1000.0")
     assert train["patience"][1:3] == ("int | null", "null")
     assert run["seed"].range == "0 <= x < 4294967296"
     assert run["deploy"][1:3] == ("section", "required")
-    sweep = {one.key: one for one in config.settings_of(config.sections()["sweep"][1])}
+    sweep = {one.key: one for one in config.settings_of(config.SECTIONS["sweep"][1])}
     assert sweep["cells"][1:4] == ("list of section", "required", "at least 1 entry")
     assert sweep["sampler"].default == "tpe"
 

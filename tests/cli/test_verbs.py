@@ -48,7 +48,7 @@ def test_status_counts_each_cell(tmp_path: Path) -> None:
         assert second
         assert third
         tell(sweep, first, record(0.7))
-        queue.tell_pruned(third)
+        queue.tell(third, None)
         beat.note(gpu="2", slot="gpu2.0", run=second.run_id)
         found = status_report(sweep)
         beat.state = "done"

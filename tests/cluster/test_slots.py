@@ -13,7 +13,7 @@ from tiny_sweep import here, records, start, write_sweep
 from harness.cli.status_report import status_report
 from harness.cluster import slots
 from harness.cluster.pool import WorkerPool
-from harness.cluster.slots import local_slots, slot_names, take_slot
+from harness.cluster.slots import local_slots, take_slot
 from harness.cluster.slurm import Profile
 from harness.cluster.workers import list_workers
 from harness.launch import main
@@ -65,7 +65,7 @@ def _hold(folder: str, slots: tuple[str, ...], taken: Any) -> None:
 
 def test_a_slot_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    slots = slot_names(["0", "3"], 2, 8)
+    slots = local_slots(["0", "3"], 2)
     assert slots == ("gpu0.0", "gpu3.0", "gpu0.1", "gpu3.1")  # one of each GPU before a second of any
 
     def begin(count: int, taken: Any) -> list[Any]:

@@ -130,7 +130,7 @@ def test_a_worker_in_which_no_step_ends_gives_up_in_time(tmp_path: Path) -> None
     assert "giving up the work since the last checkpoint" in output
     assert read_json(sweep.folder / "workers/w/status.json")["state"] == "cancelled"
     assert plan.count(queue.load_sweep(sweep.folder))["tune"].running == 1
-    with sweep.lock():
+    with sweep.files.lock("plan"):
         assert plan.reap(sweep) == 1
     assert plan.count(queue.load_sweep(sweep.folder))["tune"].running == 0
 
@@ -146,7 +146,7 @@ def test_a_run_that_keeps_killing_its_worker_fails_in_the_end(tmp_path: Path) ->
         while claim is not None and (claim.cell.id, claim.trial.number) != (cell.id, 0):
             claim = queue.claim(sweep, "other")
         assert claim is not None
-        with sweep.lock():
+        with sweep.files.lock("plan"):
             plan.reap(sweep)
     trial = sweep.studies[cell.id].get_trials(deepcopy=False)[0]
     assert trial.state == TrialState.FAIL
@@ -161,7 +161,7 @@ def test_a_requeued_worker_first_frees_what_it_held_before(tmp_path: Path) -> No
     other = queue.claim(sweep, "another")
     assert claim is not None
     assert other is not None
-    with sweep.lock():
+    with sweep.files.lock("plan"):
         assert plan.reap(sweep, of="w") == 1
     states = {(cell, trial.number): trial.state for cell in sweep.studies for trial in sweep.studies[cell].trials}
     assert states[claim.cell.id, claim.trial.number] == TrialState.WAITING

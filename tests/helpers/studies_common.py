@@ -70,7 +70,7 @@ def claims(sweep: OpenSweep, worker: str = "w") -> list[Claim]:
 def tell(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> None:
     """Finish a claimed trial with its record."""
     assert claim.run_id  # the trial knows it from here on
-    queue.tell_values(claim, queue.objectives(sweep, claim, record))
+    queue.tell(claim, queue.objectives(sweep, claim, record))
 
 
 def finish_tuning(sweep: OpenSweep, values: Callable[[Claim], dict[str, Any]]) -> None:

@@ -172,7 +172,7 @@ def _claim_all(folder: str, worker: int, ready: Any, results: Any) -> None:
         while (claim := queue.claim(sweep, f"w{worker}")) is not None:
             time.sleep(0.02)  # a run; without it one process is done before the others have woken up
             found.append((claim.cell.id, claim.trial.number))
-            queue.tell_values(claim, [claim.trial.number / 100])
+            queue.tell(claim, [claim.trial.number / 100])
     results.put(found)
 
 

@@ -104,7 +104,7 @@ def test_a_pruned_trial_is_finished(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, tune={"trials": 1}, pruner="median")
     plan.top_up(sweep)
     for claim in claims(sweep):
-        queue.tell_pruned(claim)
+        queue.tell(claim, None)
     plan.top_up(sweep)
     counts = plan.count(sweep)
     assert (counts["tune"].pruned, counts["tune"].left, counts["final"].total) == (2, 0, 0)
