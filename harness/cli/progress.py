@@ -80,7 +80,8 @@ def summary(sweep: OpenSweep) -> int:
     for heading in ("cell", "trials", "value", "chosen", "seeds"):
         table.add_column(heading, justify="left" if heading in ("cell", "chosen") else "right", no_wrap=True)
     cells = sweep.files.cell_entries()
-    records = {cell["id"]: _records(sweep, cell) for cell in cells}
+    read = {cell["id"]: [read_json(sweep.files.run(r).record) for r in cell["finals"].values()] for cell in cells}
+    records = {cell: [record for record in found if record] for cell, found in read.items()}
     bits = sorted({row["bits"] for found in records.values() for row in _test_rows(found)}, key=str)
     for bit in bits:
         table.add_column(str(bit) if bit == FLOAT else f"{bit} bit", justify="right", no_wrap=True)
@@ -95,11 +96,6 @@ def summary(sweep: OpenSweep) -> int:
     if failures:
         print(f"logs: {sweep.files.logs}; each run's traceback is in its status.json")
     return 1 if failures else 0
-
-
-def _records(sweep: OpenSweep, cell: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [read_json(sweep.files.run(run_id).record) for run_id in cell["finals"].values()]
-    return [record for record in found if record]
 
 
 def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from harness.records.sweep_directory import SweepDirectory
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a worker runs. free: False when every slot was taken. suffix: of the name of one of several Slurm tasks."""
+    """Where a worker runs. free: False when every slot was taken. rank, tasks: of a Slurm job of several workers."""
 
     free: bool = True
     slot: str | None = None
@@ -30,11 +30,6 @@ class Slot:
     threads: int | None = None
     rank: int = 0
     tasks: int = 1
-
-    @property
-    def suffix(self) -> str:
-        """`.1` for the second of several tasks."""
-        return f".{self.rank}" if self.tasks > 1 else ""
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Worker(Checkpointable):
                 self.threads = where.threads
             if self.threads is not None:  # before torch is imported, which reads it once
                 os.environ["OMP_NUM_THREADS"] = str(self.threads)
-            files = SweepDirectory(folder).worker(self.name + where.suffix)
+            files = SweepDirectory(folder).worker(self.name + (f".{where.rank}" if where.tasks > 1 else ""))
             with Heartbeat(files, job_id(), stop.look) as beat:
                 self._beat, stop.beat = beat, beat
                 log = str(JobEnvironment().paths.stderr) if "SUBMITIT_FOLDER" in os.environ else None

@@ -14,6 +14,9 @@ from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
 from harness.sweep.search_space import Space, corners
 from harness.training.config import RunConfig, complete, complete_but_methods, parse
 
+#: Checks settings and fills in defaults: `parse`, `complete_but_methods` or `complete`.
+Check = Callable[[Mapping[str, Any]], RunConfig]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -25,13 +28,7 @@ class Cell:
     set: Mapping[str, Any]
     search: Space
 
-    def config(
-        self,
-        params: Mapping[str, Any],
-        seed: int,
-        phase: str,
-        check: Callable[[Mapping[str, Any]], RunConfig] = complete,
-    ) -> RunConfig:
+    def config(self, params: Mapping[str, Any], seed: int, phase: str, check: Check = complete) -> RunConfig:
         """The configuration of a run of this cell, as `check` completes it. Raises UserError for an illegal value."""
         raw = deepcopy(dict(self.raw))
         for key, value in params.items():
@@ -123,7 +120,7 @@ def check_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
         _at_corners(spec, cell, complete)
 
 
-def _at_corners(spec: SweepConfig, cell: Cell, check: Callable[[Mapping[str, Any]], RunConfig]) -> list[RunConfig]:
+def _at_corners(spec: SweepConfig, cell: Cell, check: Check) -> list[RunConfig]:
     return [cell.config(params, spec.tune.seed, "tune", check) for params in corners(cell.search)]
 
 

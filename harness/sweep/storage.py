@@ -134,19 +134,15 @@ def _database(where: str, folder: Path) -> BaseStorage:
 def _connect(url: str, arguments: dict[str, Any], folder: Path) -> BaseStorage:
     files = SweepDirectory(folder)
 
-    def attempt() -> BaseStorage:
-        with files.lock("storage"):  # two processes that make the tables at once fail both
-            return optuna.storages.RDBStorage(url, engine_kwargs=dict(arguments))
-
-    def opened() -> BaseStorage:
-        for _ in range(_TABLE_ATTEMPTS):
-            try:
-                return attempt()
-            except Exception as error:
-                if "already exists" not in str(error):
-                    raise
-            time.sleep(random.uniform(0.2, 1.0))  # another sweep makes the tables, under the lock of its own folder
-        return attempt()
+    def opened(attempts: int = _TABLE_ATTEMPTS) -> BaseStorage:
+        try:
+            with files.lock("storage"):  # two processes that make the tables at once fail both
+                return optuna.storages.RDBStorage(url, engine_kwargs=dict(arguments))
+        except Exception as error:
+            if not attempts or "already exists" not in str(error):
+                raise
+        time.sleep(random.uniform(0.2, 1.0))  # another sweep makes the tables, under the lock of its own folder
+        return opened(attempts - 1)
 
     # A launch reports an error at once. A worker waits: it starts after a launch that could connect.
     return patiently(opened, files.stop.exists) if "SUBMITIT_FOLDER" in os.environ else opened()
