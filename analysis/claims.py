@@ -130,7 +130,7 @@ CLAIMS = (
 
 
 def make_claims(group: Group) -> list[Claim]:
-    """Claims (a) to (e) tested on a group: one test a claim and target, of (a) one a method too.
+    """Claims (a) to (e) tested on a group: one test per claim and target, of (a) also per method.
 
     Two-sided t test over seeds against the claim's margin, p corrected by Holm over all tests of the group. Adjusted
     p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below.
@@ -172,7 +172,7 @@ def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimT
 
 
 def to_frame(claims: Iterable[Claim]) -> pd.DataFrame:
-    """One row a test; of one that could not be made, the reason and no numbers."""
+    """One row per test; of one that could not be made, the reason and no numbers."""
     rows = [
         {
             "claim": claim.key, "statement": test.statement, "target_bit": test.target, "method": test.method,

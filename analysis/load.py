@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.records import read_record
 from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
+from harness.core.dotted import flatten
 from harness.core.errors import UserError, unknown
 from harness.records.archive import runs_of
 from harness.records.schema import EPOCH
@@ -68,7 +69,7 @@ def _cell(raw: dict[str, Any]) -> Cell:
     return Cell(
         id=raw["id"],
         methods=tuple(raw["methods"]),
-        grid=flatten(raw["grid"]),
+        grid=dict(flatten(raw["grid"])),
         seeds=tuple(int(seed) for seed in raw["seeds"]),
         chosen=raw["chosen"],
         finals={int(seed): str(run_id) for seed, run_id in (raw["finals"] or {}).items()},
@@ -175,14 +176,3 @@ def read_metrics(folder: Traversable) -> Epochs:
             what = "truncated last line" if number == len(lines) else f"unreadable line {number}"
             notes.append(f"{path}: {what} ignored")
     return epochs, notes
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -101,7 +101,7 @@ def _unlabelled(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
 def _float_accuracy(group: Group) -> float | None:
     """Mean over seeds of the float accuracy of float training; None without exactly one such series.
 
-    Of several, which differ in some other knob, none is the reference more than the others.
+    Of several, which differ in some other setting, none is the reference more than the others.
     """
     found = [one for one in group.trained if one.method == FLOAT]
     values = found[0].accuracies(FLOAT) if len(found) == 1 else []

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from analysis.load import flatten
 from analysis.results import Cell, Final
+from harness.core.dotted import flatten
 from harness.core.errors import UserError
 
 _SHOWN = 5
@@ -33,7 +33,7 @@ def refuse_mixed_protocols(title: str, finals: Sequence[Final], cells: Sequence[
 
 
 def searched_keys(cells: Sequence[Cell]) -> set[str]:
-    """What the sweep varies on purpose, so that one cell may tune a knob that another leaves alone."""
+    """What the sweep varies on purpose, so that one cell may tune a setting that another leaves alone."""
     keys: set[str] = set()
     for cell in cells:
         keys |= set(cell.grid) | set((cell.chosen or {}).get("params") or {})
@@ -44,7 +44,7 @@ def resolved_notes(finals: Iterable[Final]) -> list[str]:
     """Differences that do not forbid a comparison but that a reader should know of."""
     values: dict[str, Counter[str]] = {}
     for final in finals:
-        for key, value in flatten(final.record.get("resolved") or {}).items():
+        for key, value in flatten(final.record.get("resolved") or {}):
             values.setdefault(f"resolved.{key}", Counter())[json.dumps(value)] += 1
     return [
         f"{key} differs among the finals: "
@@ -58,18 +58,17 @@ def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
     config, provenance = final.config, final.record["provenance"]
     sections = {name: config[name] for name in ("train", "model", "data")}
     sections["pretrain"] = config.get("pretrain") or {}
-    traits = flatten({**sections, "deploy": {"scale": config["deploy"].get("scale")}})
-    traits = {key: value for key, value in traits.items() if key not in searched and not _is_parent(value)}
+    settings = flatten({**sections, "deploy": {"scale": config["deploy"].get("scale")}})
+    traits = {key: value for key, value in settings if key not in searched and not _is_parent(value)}
     traits["data digest"] = provenance.get("data_digest")
     traits["numerics version"] = provenance.get("numerics_version")
     return traits
 
 
 def _within_cell(final: Final) -> dict[str, Any]:
-    config = final.config
     names = ("target_bit", "watch_bit", "methods", "train", "pretrain", "model", "data")
-    traits = flatten({name: config.get(name) for name in names})
-    return {key: value for key, value in traits.items() if not _is_parent(value)}
+    settings = flatten({name: final.config.get(name) for name in names})
+    return {key: value for key, value in settings if not _is_parent(value)}
 
 
 def _is_parent(value: Any) -> bool:

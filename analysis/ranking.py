@@ -53,14 +53,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The standings of a group, the best first; those without a value at every target stand last, without a rank."""
+    """The standings of a group, the best first; those without a value at every target come last, unranked."""
 
     title: str
     targets: tuple[int, ...]
     standings: tuple[Standing, ...] = field(default=())
 
     def frame(self) -> pd.DataFrame:
-        """One line a method."""
+        """One line per method."""
         lines = []
         for one in self.standings:
             lines.append(
@@ -126,7 +126,7 @@ def _by_seed(one: Series, target: int, own: bool) -> dict[int, float]:
 
 
 def _means(columns: Sequence[dict[int, float]]) -> list[float]:
-    """Mean over the targets, a column each, of every seed that has a value at all of them."""
+    """Mean over the targets, one column each, of every seed that has a value at all of them."""
     common = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
     return [statistics.mean(column[seed] for column in columns) for seed in common]
 
@@ -145,7 +145,7 @@ def _frequency(by_target: Mapping[int, Series]) -> float:
 
 
 def _step_ms(series: Sequence[Series]) -> float:
-    """The median over runs of the milliseconds of a training step; nan where a record tells none."""
+    """The median over runs of the milliseconds of a training step; nan where a record has none."""
     runs = {final.run_id: final.record["provenance"].get("step_ms") for one in series for final in one.finals}
     known = [value for value in runs.values() if value]
     return statistics.median(known) if known and len(known) == len(runs) else math.nan

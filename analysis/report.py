@@ -39,44 +39,10 @@ def overview(sections: Sequence[render.Section], command: str, made: Output) -> 
 
 def _rendered(sections: Sequence[render.Section], command: str, made: Output, **about: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(claims=claims, tables=tables, ranking=ranking)
+    environment.filters["png"] = lambda stem: base64.b64encode(made.read(f"{stem}.png")).decode()
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(sections=[_section(section, made) for section in sections], command=command, **about)
-
-
-def _section(section: render.Section, made: Output) -> dict[str, Any]:
-    return {
-        "title": section.title,
-        "claims": [_claim(claim) for claim in section.claims],
-        "table": _table(section.table) if section.table else None,
-        "ranking": _ranking(section.standings) if section.standings else None,
-        "pictures": [_picture(picture, made) for picture in section.pictures],
-        "undrawn": section.undrawn,
-        "notes": section.notes,
-        "link": section.link,
-    }
-
-
-def _picture(picture: render.Picture, made: Output) -> dict[str, Any]:
-    image = base64.b64encode(made.read(f"{picture.stem}.png")).decode()
-    return {
-        "title": picture.module.title,
-        "caption": picture.module.caption,
-        "stem": picture.stem,
-        "source": f"data:image/png;base64,{image}",
-        "notes": picture.notes,
-    }
-
-
-def _claim(claim: claims.Claim) -> dict[str, Any]:
-    return {
-        "key": claim.key,
-        "verdict": claim.verdict,
-        "split": claim.split,
-        "text": claim.text,
-        "definition": claim.definition,
-        "columns": [*claims.COLUMNS, ""],
-        "tests": [[*claims.cells_of(claim, test, test.verdict), test.reason] for test in claim.tests],
-    }
+    return template.render(sections=sections, command=command, **about)
 
 
 def _text(value: Any) -> str:
@@ -84,24 +50,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:.4g}"
     return "" if value is None or str(value) in ("<NA>", "nan") else str(value)
-
-
-def _table(table: tables.Table) -> dict[str, Any]:
-    return {
-        "title": table.title,
-        "bits": [tables.header(bits) for bits in table.bits],
-        "rows": table.rows,
-        "legend": table.legend("underlined", "bold"),
-    }
-
-
-def _ranking(found: ranking.Ranking) -> dict[str, Any]:
-    return {
-        "columns": ranking.header(found),
-        "rows": [(ranking.cells(found, one), one.best) for one in found.standings],
-        "first": 3 + len(found.targets),
-        "legend": ranking.LEGEND.format(best="bold"),
-    }
 
 
 def _cells(sweep: SweepResults) -> list[list[str]]:

@@ -141,7 +141,7 @@ def _marks(methods: Iterable[str]) -> dict[str, Mark]:
 
 
 def panel_columns(number: int) -> int:
-    """How many of `number` panels stand side by side: 5 as 3 and 2, not as 4 and 1."""
+    """How many of `number` panels are side by side: 5 as 3 and 2, not as 4 and 1."""
     most = max(1, int(_venue.page / _NARROWEST_PANEL))
     return -(-number // -(-number // most))
 

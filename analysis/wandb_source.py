@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from analysis.load import flatten
 from analysis.records import problem_of
 from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
+from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.schema import EPOCH, RECORD
 
@@ -89,8 +89,8 @@ def _add_cell(
     tuned = [(run, record) for run, record in found if record["phase"] == "tune"]
     chosen = next((record["labels"] for _, record in tuned if finals and _params(record) == labels["params"]), None)
     cell = Cell(
-        cell_id, tuple(method["name"] for method in found[-1][1]["config"]["methods"]), flatten(labels["grid"]), seeds,
-        chosen and {"trial": chosen["trial"], "params": chosen["params"]},
+        cell_id, tuple(method["name"] for method in found[-1][1]["config"]["methods"]), dict(flatten(labels["grid"])),
+        seeds, chosen and {"trial": chosen["trial"], "params": chosen["params"]},
         {seed: run.id for seed, (run, _) in current.items()}, (),
     )  # fmt: skip
     sweep.cells.append(cell)
@@ -112,7 +112,7 @@ def _history(run: Any) -> Epochs:
     """Epoch -> metrics, as metrics.jsonl has them but for histograms."""
     rows: Iterable[dict[str, Any]] = run.history(samples=_EVERY_EPOCH, pandas=False)
     by_epoch = {int(row[EPOCH]): row for row in rows if row.get(EPOCH) is not None}
-    # W&B keeps no order of keys; layers are to stand in the network's, as far as their names tell.
+    # W&B keeps no order of keys; layers are put in the network's, as far as their names tell it.
     return {epoch: dict(sorted(by_epoch[epoch].items(), key=_natural)) for epoch in sorted(by_epoch)}, []
 
 

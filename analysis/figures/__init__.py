@@ -1,4 +1,4 @@
-"""One figure a file: a module here that has these names is found, drawn and put into the report.
+"""One figure per file: a module here that has these names is found, drawn and put into the report.
 
 NAME     of the output files, and of `make_figures.py --figure NAME`
 ORDER    its place in the report

@@ -75,7 +75,7 @@ def _panel_name(group: Group, drawn: Sequence[Group]) -> str:
 
 
 def _counterpart(single: Group, groups: Sequence[Group]) -> list[Series]:
-    """QAT with a network a bit-width, from the one other sweep whose runs may be compared with these."""
+    """QAT with a network per bit-width, from the one other sweep whose runs may be compared with these."""
     found = []
     for group in groups:
         each = [one for one in group.trained if one.method == QAT and one.target is not None]
@@ -94,9 +94,9 @@ def _counterpart(single: Group, groups: Sequence[Group]) -> list[Series]:
 
 
 def lines(single: Group, each: Sequence[Series]) -> list[Line]:
-    """The networks a bit-width first, then the others; at the bit-widths that all were deployed at.
+    """The networks per bit-width first, then the others; at the bit-widths that all were deployed at.
 
-    Where no network was trained for a bit-width, that for the next lower one stands there, or the lowest.
+    Where no network was trained for a bit-width, that for the next lower one is taken, or the lowest.
     """
     tested = [set(found) for one in (*single.trained, *each) for found in one.percent_by_seed().values()]
     bits = sorted(b for b in set.intersection(*tested) if isinstance(b, int))
@@ -122,7 +122,7 @@ def _values(networks: Mapping[int, Series]) -> tuple[dict[str, dict[int, float]]
 
 
 def _points(title: str, found: Sequence[Line]) -> pd.DataFrame:
-    """A line a network and bit-width; `cost`: how far it is below the networks trained for each, with its interval."""
+    """One line per network and bit-width; `cost`: how far below the networks trained for each, with its interval."""
     rows = []
     for line in found:
         for place, by_seed in line.values.items():

@@ -1,4 +1,4 @@
-"""What a method's strength does: validation accuracy of every tuning trial over the knob that was searched."""
+"""What a method's strength does: validation accuracy of every tuning trial over the setting that was searched."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def draw(group: Group) -> Drawing:
 
 
 def _points(group: Group) -> pd.DataFrame:
-    """One line a trial and searched knob of a method of its own: `strength`, not `train.learning_rate`."""
+    """One line per trial and searched setting of the method itself: `strength`, not `train.learning_rate`."""
     trials = trials_frame(group)
     parts = []
     for column in (name for name in trials if name.startswith(PARAMETER)):

@@ -92,7 +92,7 @@ def _points(group: Group) -> tuple[list[pd.DataFrame], list[str]]:
 
 
 def _counts(one: Series, bits: int) -> dict[str, list[list[int]]] | None:
-    """Counts before and after training, a list a seed; None where a seed has none."""
+    """Counts before and after training, one list per seed; None where a seed has none."""
     found: dict[str, list[list[int]]] = {"before": [], "after": []}
     for final in one.finals:
         histogram = (final.record.get("threshold_histograms") or {}).get(str(bits)) or {}

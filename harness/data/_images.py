@@ -11,12 +11,32 @@ from PIL import Image
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.data._source import Source
+from harness.data._cache import cached
+from harness.data._source import LabelledFiles, Source
+from harness.data.base import Raw, Split
 
 #: Files a task decodes; one task a file would spend a third of its time on the pool.
 CHUNK = 256
 #: Pillow's names of images with 8 bits or fewer per channel. Converting others to RGB would cut values off.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def read_labelled(name: str, files: LabelledFiles, resize: int | None, further: Sequence[str] = ()) -> Raw:
+    """All splits, decoded once and then from the cache; 255 means 1.0.
+
+    name: the data set. further: files that decide the labels. Raises UserError like `decode`.
+    """
+    pairs = [pair for split in files.splits.values() for pair in split]
+    names = [image for image, _ in pairs]
+
+    def make() -> Raw:
+        images, labels = decode(files.source, names, resize), torch.tensor([label for _, label in pairs])
+        sizes = [len(split) for split in files.splits.values()]
+        parts = zip(files.splits, images.split(sizes), labels.split(sizes), strict=True)
+        splits = {split: Split(pixels, numbers) for split, pixels, numbers in parts}
+        return Raw(splits["train"], splits["test"], splits.get("val"), files.class_names, max_value=255)
+
+    return cached(name, files.source.fingerprint([*further, *names]), resize, make)
 
 
 def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import zipfile
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,28 @@ class Source(Protocol):
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """A text that changes whenever one of these files does."""
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Images of the splits `train`, `test` and, where it is there, `val`, each with its label; class names by label."""
+
+    source: Source
+    class_names: tuple[str, ...]
+    splits: dict[str, list[tuple[str, int]]]
+
+
+def labelled(source: Source, folders: Sequence[str]) -> list[tuple[str, int]]:
+    """The images in the folder of each class, label by label. Raises UserError for a folder without any."""
+    images = []
+    for label, folder in enumerate(folders):
+        found = source.names(folder)
+        if not found:
+            raise UserError(
+                f"data.root: {source.show(folder)} holds no images (files ending in {' '.join(IMAGE_ENDINGS)})"
+            )
+        images += [(image, label) for image in found]
+    return images
 
 
 def is_image(name: str) -> bool:

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from harness.core.seeding import sub_seed
 from harness.data._augment import augment_images
-from harness.data._config import Augment, DataConfig
+from harness.data._config import Augment
 from harness.kernels import cpu, dispatch
-
-__all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "order"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,12 @@ Source: Stanford CS231N, http://cs231n.stanford.edu/tiny-imagenet-200.zip
 
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harness.core.errors import UserError
 from harness.data._config import DataConfig, refuse_download, root_of
-from harness.data._source import Archive, Folder, Source
+from harness.data._source import Archive, Folder, LabelledFiles, Source, labelled
 
 if TYPE_CHECKING:
     from harness.data.base import Raw
@@ -30,16 +29,6 @@ class Config(DataConfig):
     name: Literal["tiny_imagenet"] = "tiny_imagenet"
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Names and labels of all labelled images, and what each class is called, by label."""
-
-    source: Source
-    class_names: tuple[str, ...]
-    train: list[tuple[str, int]]
-    test: list[tuple[str, int]]
-
-
 def check(config: Config) -> None:
     """Raises UserError: nothing there, a file missing, a class without images, an annotation of no image."""
     _scan(config)
@@ -47,30 +36,22 @@ def check(config: Config) -> None:
 
 def read(config: Config) -> "Raw":
     """uint8 (N, 3, 64, 64), 255 means 1.0. Raises UserError like `check`, and for a damaged image."""
-    from harness.data._cache import cached
+    from harness.data._images import read_labelled
 
-    files = _scan(config)
-    names = [CLASSES_FILE, WORDS_FILE, TEST_FILE, *(name for name, _ in files.train + files.test)]
-    key = files.source.fingerprint(names)
-    return cached("tiny_imagenet", key, config.resize, lambda: _decode(files, config.resize))
+    return read_labelled(config.name, _scan(config), config.resize, (CLASSES_FILE, WORDS_FILE, TEST_FILE))
 
 
-def _scan(config: Config) -> _Files:
+def _scan(config: Config) -> LabelledFiles:
     """Labels number the classes by sorted WordNet id."""
     refuse_download(config, f"put {LAYOUT} at data.root")
     source = _source(root_of(config, LAYOUT))
     classes = sorted(_text(source, CLASSES_FILE).split())
     if not classes:
         raise UserError(f"data.root: {source.show(CLASSES_FILE)} names no class")
-    train = []
-    for label, name in enumerate(classes):
-        found = source.names(f"train/{name}/images")
-        if not found:
-            raise UserError(f"data.root: {source.show(f'train/{name}/images')} holds no images")
-        train += [(image, label) for image in found]
+    train = labelled(source, [f"train/{name}/images" for name in classes])
     words = dict(line.partition("\t")[::2] for line in _text(source, WORDS_FILE).splitlines())
     class_names = tuple(words.get(name, name).split(",")[0].strip() for name in classes)
-    return _Files(source, class_names, train, _test(source, classes))
+    return LabelledFiles(source, class_names, {"train": train, "test": _test(source, classes)})
 
 
 def _source(root: Path) -> Source:
@@ -108,22 +89,3 @@ def _test(source: Source, classes: list[str]) -> list[tuple[str, int]]:
     if not test:
         raise UserError(f"data.root: {source.show(TEST_FILE)} names no images")
     return test
-
-
-def _decode(files: _Files, resize: int | None) -> "Raw":
-    import torch
-
-    from harness.data._images import decode
-    from harness.data.base import Raw, Split
-
-    both = files.train + files.test
-    images = decode(files.source, [name for name, _ in both], resize)
-    labels = torch.tensor([label for _, label in both])
-    cut = len(files.train)
-    return Raw(
-        train=Split(images[:cut], labels[:cut]),
-        test=Split(images[cut:], labels[cut:]),
-        val=None,
-        class_names=files.class_names,
-        max_value=255,
-    )

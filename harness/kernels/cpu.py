@@ -77,7 +77,7 @@ def sizes_of(weight: Tensor, groups: int) -> tuple[int, int]:
 
 
 def scratch_for(weight: Tensor, groups: int) -> Tensor:
-    """Three doubles a block of each group."""
+    """Three doubles per block of each group."""
     return torch.empty(3 * groups * -(-weight.numel() // groups // BLOCK), dtype=torch.float64)
 
 

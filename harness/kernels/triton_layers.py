@@ -1,7 +1,7 @@
 """The passes over all weights that a step makes on a GPU, each one Triton kernel for all layers: regularizer, tracker.
 
-What kernels/csrc/weights.c is for CPUs, for weights with one step a tensor. By plain operations a ResNet-18 takes 1300
-launches a step for these, its own forward and backward pass 230. Sums go by blocks whose order is fixed, so a run
+What kernels/csrc/weights.c is for CPUs, for per-tensor steps. By plain operations a ResNet-18 takes 1300 launches per
+step for these, its own forward and backward pass 230. Sums go by blocks whose order is fixed, so a run
 repeats to the last bit. The arithmetic, fp32, is that of the regularizer and the tracker in harness/oscillation; codes
 are the same codes.
 
@@ -22,7 +22,7 @@ _ROUNDER: Any = tl.constexpr(12582912.0)
 
 
 class Layers:
-    """Tensors of fixed sizes, one a layer, for passes over all of them. `like` are such tensors, on the device."""
+    """Tensors of fixed sizes, one per layer, for passes over all of them. `like` are such tensors, on the device."""
 
     def __init__(self, like: Sequence[Tensor]) -> None:
         self._device, self._count = like[0].device, len(like)
@@ -81,7 +81,7 @@ class Layers:
         state: Sequence[Sequence[Tensor]],
         increment: float,
     ) -> None:
-        """Bring codes and what hangs on them up to date.
+        """Update codes, directions, frequencies and counts.
 
         steps: fp32 (layers,). ranges: the lowest and highest codes, fp32 (2, layers). state: codes, directions (int8),
         frequencies (fp16), and counts (int64 ()) of flips and of oscillations, of each layer.
@@ -97,7 +97,7 @@ def _whole(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _scaled(x, step):  # type: ignore[no-untyped-def]
-    """In steps; an all-zero layer's are 0. A division that rounds as torch's does: codes hang on it."""
+    """In steps; an all-zero layer's are 0. A division that rounds as torch's does: codes depend on it."""
     return tl.div_rn(x, tl.where(step > 0, step, 1.0) + tl.zeros_like(x))
 
 

@@ -1,6 +1,6 @@
-"""A max-abs quantizer's forward and backward pass on a GPU, for weights with one step a tensor.
+"""A max-abs quantizer's forward and backward pass on a GPU, for per-tensor steps.
 
-Plain operations take 29 launches a layer, these 11, and read the weight five times. The arithmetic, fp32, is
+Plain operations take 29 launches per layer, these 11, and read the weight five times. The arithmetic, fp32, is
 that of harness/quantization/quantizer.py; codes are the same codes, and sums have a fixed order.
 
 Importing this module needs Triton: harness/kernels/dispatch.py asks first.

@@ -1,4 +1,4 @@
-"""Methods, one a file. `find` and `build_stack` are the only ways in; nothing else names a method."""
+"""Methods, one per file. `find` and `build_stack` are the only ways in; nothing else names a method."""
 
 from collections.abc import Sequence
 from typing import Any

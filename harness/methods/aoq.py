@@ -11,7 +11,7 @@ to s_le it comes through the levels, not scaled. e goes from 0 to 1:
 
     1   e < explore             s_le = s0, a = shrink_to + (1 - shrink_to) (1 + cos(pi j / updates)) / 2, with j the
                                 whole part of updates e / explore: from 1 down, so that more weights lie near thresholds
-    2   explore <= e            a = shrink_to for good, so thresholds rest; s_le learns from now on
+    2   explore <= e            a = shrink_to to the end, so thresholds rest; s_le learns from now on
     3   settle <= e, as well    add pull sum_l || w_l - sg[a s0 (k + 1/2)] || to the loss, the norm and not its square,
                                 over layers l: each weight is drawn to the middle of its bin between thresholds,
                                 wherever its level is

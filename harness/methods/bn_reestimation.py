@@ -13,7 +13,7 @@ It trains nothing: alone it is float training. It comes last in a stack, [lsq, b
 what the methods before it have left alone; or among `deploy.methods`, [rtn, bn_reestimation], which reports the same
 weights with both statistics. Every deployed copy is treated so, "float" too: the latent weights of a network that
 trained through a quantizer do not fit its statistics either, and rows that are compared should differ in
-nothing but their rounding. It costs N forward passes a bit-width and evaluation; without batch norm nothing is done.
+nothing but their rounding. It costs N forward passes per bit-width and evaluation; without batch norm nothing is done.
 
 Defaults: 50 batches, from the authors' released code (Qualcomm-AI-research/oscillations-qat). They are the first of
 `calibration`, which start over where the training images have fewer. Deviations: a last, smaller batch is left out,

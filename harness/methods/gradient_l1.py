@@ -14,7 +14,7 @@ the effective weight where a method of the stack fills weight_transform; under a
 paper does, g is the straight-through gradient of the latent weight. last_epochs: no earlier epoch counts as best, nor
 for patience, and the steps before are those of the plain run.
 
-The paper's text was not at hand. From secondary notes: only the last 15 epochs or so, and strength 0.05 as ImageNet's
+The paper's text was not available. From secondary notes: only the last 15 epochs or so, and strength 0.05 as ImageNet's
 strong setting (1e-4 to 0.1 is the range to tune in). From memory: the formula. Deviations: activation_strength 0, since
 this harness rounds weights only (the notes suggest the same strength for both); the network's input, which has no
 gradient, is no A_l; their clipping of gradients at 5 is the run's to set. A frozen weight has no g, a shared one once.

@@ -82,17 +82,14 @@ class OscillationRegularizer:
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
-        layers = [(weight, _gradient(weight), quantizer) for weight, quantizer in self._layers]
+        layers = []
+        for weight, quantizer in self._layers:
+            if weight.grad is None:  # the task's loss did not reach it
+                weight.grad = torch.zeros_like(weight)
+            layers.append((weight, weight.grad, quantizer))
         values, rest = self._pass.add_gradient(layers, self.strength)
         for weight, gradient, quantizer in rest:
             value, more = oscillation_penalty(weight, quantizer, self.strength)
             gradient.add_(more)
             values.append(value)
         return torch.stack(values).sum()
-
-
-def _gradient(weight: Tensor) -> Tensor:
-    """The weight's gradient so far; zeros where the task's loss did not reach it."""
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return weight.grad

@@ -18,7 +18,7 @@ from harness.quantization import WeightQuantizer, make_quantizer
 from harness.quantization.layers import QuantLayer, weight_layers
 from harness.records import schema
 
-#: The averages are kept over a factor that falls by 1 - momentum a step, so a step touches only the weights that
+#: The averages are kept over a factor that falls by 1 - momentum per step, so a step touches only the weights that
 #: oscillate; below this they are multiplied out. A power of two, far from the largest fp16.
 SMALLEST_DECAY = 2.0**-8
 
@@ -30,7 +30,7 @@ class OscillationTracker:
     that the default quantizer would give it at `bits`. Call `update()` after each optimizer step.
 
     bits: 2 to 8. momentum: of the frequency's moving average, in (0, 1). threshold: the frequency above which a
-    weight counts as oscillating. Memory: 4 bytes a weight (int8 code and direction, fp16 frequency).
+    weight counts as oscillating. Memory: 4 bytes per weight (int8 code and direction, fp16 frequency).
     fused: False for plain tensor operations; otherwise one pass over all weights where there is one, with equal
     results (harness/kernels). Raises UserError where there is nothing to watch.
     """

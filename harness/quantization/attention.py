@@ -9,18 +9,25 @@ from harness.core.errors import UserError
 from harness.quantization.layers import QuantMatMul
 
 
-class ExplicitAttention(nn.Module):
-    """timm's ViT attention, never fused: `av_matmul(softmax(qk_matmul(scale * q, k^T) + mask), v)`.
-
-    Takes over a `timm.layers.Attention` with its parameters; arithmetic and order are timm's unfused path.
-    """
+class OpenAttention(nn.Module):
+    """An attention that is never fused: an existing module's class is changed to a subclass of this, in place."""
 
     qkv: nn.Module
-    qk_matmul: QuantMatMul
-    av_matmul: QuantMatMul
 
     def __init__(self) -> None:
-        raise TypeError("made from an existing attention by expose_attention_products")
+        raise TypeError("made from an existing attention by expose_attention_products or join_queries_and_keys")
+
+
+class OpenVitAttention(OpenAttention):
+    """timm's ViT attention; arithmetic and order are timm's unfused path. Subclasses give both products."""
+
+    def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled logits (B, heads, N, N) without a mask, and values (B, heads, N, d), of tokens (B, N, C)."""
+        raise NotImplementedError
+
+    def mix(self, scores: Tensor, values: Tensor) -> Tensor:
+        """The values weighted by softmax scores."""
+        return scores @ values
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens (B, N, C) to (B, N, dim_out).
@@ -29,23 +36,37 @@ class ExplicitAttention(nn.Module):
         causal mask takes its place, as in timm.
         """
         this: Any = self
-        batch, tokens, _ = x.shape
         gate_layer = getattr(self, "gate", None)
         gate = gate_layer(x).sigmoid() if gate_layer is not None else None
-        qkv = self.qkv(x).reshape(batch, tokens, 3, this.num_heads, this.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = this.q_norm(q) * this.scale, this.k_norm(k)
-        scores = self.qk_matmul(q, k.transpose(-2, -1))
+        scores, values = self.logits_and_values(x)
         bias = additive_mask(scores, attn_mask, is_causal)
         scores = (scores if bias is None else scores + bias).softmax(dim=-1)
-        x = self.av_matmul(this.attn_drop(scores), v)
+        x = self.mix(this.attn_drop(scores), values)
         x = this.norm(x.transpose(1, 2).flatten(2))
         if gate is not None:
             x = x * gate
         return this.proj_drop(this.proj(x))
 
 
-class ExplicitTinyVitAttention(nn.Module):
+class ExplicitAttention(OpenVitAttention):
+    """`av_matmul(softmax(qk_matmul(scale * q, k^T) + mask), v)`, from a `timm.layers.Attention`."""
+
+    qk_matmul: QuantMatMul
+    av_matmul: QuantMatMul
+
+    def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        this: Any = self
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, this.num_heads, this.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = this.q_norm(q) * this.scale, this.k_norm(k)
+        return self.qk_matmul(q, k.transpose(-2, -1)), v
+
+    def mix(self, scores: Tensor, values: Tensor) -> Tensor:
+        return self.av_matmul(scores, values)
+
+
+class ExplicitTinyVitAttention(OpenAttention):
     """TinyViT's window attention, never fused: `av_matmul(softmax(qk_matmul(scale * q, k^T) + bias), v)`.
 
     Takes over a `timm.models.tiny_vit.Attention` with its parameters. The relative biases are computed in
@@ -54,9 +75,6 @@ class ExplicitTinyVitAttention(nn.Module):
 
     qk_matmul: QuantMatMul
     av_matmul: QuantMatMul
-
-    def __init__(self) -> None:
-        raise TypeError("made from an existing attention by expose_attention_products")
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of one window (B, N, C) to (B, N, C)."""

@@ -11,29 +11,9 @@ import torch
 from torch import Tensor
 
 
-class _RoundSTE(torch.autograd.Function):
-    """A Function of its own, since `x + (round(x) - x).detach()` is not exactly `round(x)` in floats."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """`round(x)`, halves to even, with gradient 1 everywhere. Any shape; differentiable twice."""
-    result: Tensor = _RoundSTE.apply(x)
-    return result
-
-
 class _StraightThrough(torch.autograd.Function):
+    """A Function of its own, since `x + (value - x).detach()` is not exactly `value` in floats."""
+
     @staticmethod
     def forward(value: Tensor, x: Tensor) -> Tensor:
         return value.view_as(value)
@@ -49,8 +29,12 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(value: Tensor, x: Tensor) -> Tensor:
     """`value` to the last bit, with the gradient of `x`, that is 1 everywhere. Same shapes; differentiable twice."""
-    result: Tensor = _StraightThrough.apply(value, x)
-    return result
+    return _StraightThrough.apply(value, x)
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """`round(x)`, halves to even, with gradient 1 everywhere. Any shape; differentiable twice."""
+    return straight_through(x.detach().round(), x)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -71,8 +55,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` unchanged, with its gradient multiplied by `factor`. Any shape."""
-    result: Tensor = _ScaleGradient.apply(x, factor)
-    return result
+    return _ScaleGradient.apply(x, factor)
 
 
 #: Beyond a bound by less than this, in steps, counts as inside: where a range ends at the largest weight, an ulp
@@ -105,8 +88,7 @@ class _Clip(torch.autograd.Function):
 
 def clip(x: Tensor, low: int, high: int) -> Tensor:
     """`x` clipped to [low, high], with gradient 1 inside, bounds included, and 0 outside. Any shape."""
-    result: Tensor = _Clip.apply(x, low, high)
-    return result
+    return _Clip.apply(x, low, high)
 
 
 class FusedPass(Protocol):
@@ -148,8 +130,7 @@ class _Fused(torch.autograd.Function):
 
 def by_passes(passes: FusedPass, *inputs: Tensor) -> Tensor:
     """`passes.forward(*inputs)` with the gradient of `passes.backward`; differentiable twice by `passes.plain`."""
-    result: Tensor = _Fused.apply(passes, *inputs)
-    return result
+    return _Fused.apply(passes, *inputs)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Attention whose queries and keys are one matrix a head: logits_ij = scale * x_i^T W_h x_j, W_h = W_q^h^T W_k^h.
+"""Attention whose queries and keys are one matrix per head: logits_ij = scale * x_i^T W_h x_j, W_h = W_q^h^T W_k^h.
 
 Tokens x_i have C features, a head h has d of queries and of keys, so W_h is C x C. It takes the place of two matrices,
 and is what a quantizer sees. Biases of queries and keys have no place in it.
@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.quantization.attention import ExplicitAttention, ExplicitTinyVitAttention, additive_mask, kind_of
+from harness.quantization.attention import (
+    ExplicitAttention,
+    ExplicitTinyVitAttention,
+    OpenAttention,
+    OpenVitAttention,
+    kind_of,
+)
 from harness.quantization.layers import QuantLinear, SlotTakenError, Unfilled
 
 
@@ -62,40 +68,20 @@ def _layer(weight: Tensor, rows: Tensor, bias: Tensor | None) -> QuantLinear:
     return layer
 
 
-class BilinearAttention(nn.Module):
+class BilinearAttention(OpenVitAttention):
     """timm's ViT attention, never fused: `softmax(scale * x_i^T W_h x_j + mask) v`, all else as it was."""
 
-    qkv: nn.Module
-
-    def __init__(self) -> None:
-        raise TypeError("made from an existing attention by join_queries_and_keys")
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens (B, N, C) to (B, N, dim_out). Masks as `ExplicitAttention` takes them."""
+    def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         this: Any = self
-        gate_layer = getattr(self, "gate", None)
-        gate = gate_layer(x).sigmoid() if gate_layer is not None else None
         keys, values = self.qkv(x)
-        scores = _logits(x * this.scale, keys)
-        bias = additive_mask(scores, attn_mask, is_causal)
-        scores = (scores if bias is None else scores + bias).softmax(dim=-1)
-        x = (this.attn_drop(scores) @ values).transpose(1, 2).flatten(2)
-        x = this.norm(x)
-        if gate is not None:
-            x = x * gate
-        return this.proj_drop(this.proj(x))
+        return _logits(x * this.scale, keys), values
 
 
-class BilinearTinyVitAttention(nn.Module):
+class BilinearTinyVitAttention(OpenAttention):
     """TinyViT's window attention, never fused: `softmax(scale * x_i^T W_h x_j + bias) v`, x the normalised tokens.
 
     The relative biases are computed in every pass, as in `ExplicitTinyVitAttention`.
     """
-
-    qkv: nn.Module
-
-    def __init__(self) -> None:
-        raise TypeError("made from an existing attention by join_queries_and_keys")
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of one window (B, N, C) to (B, N, C)."""
@@ -133,7 +119,7 @@ _FORMS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], tuple[Tenso
 
 
 def check_joinable(name: str, attention: Any) -> None:
-    """Raise unless queries and keys of an attention (one of `harness.attention.attentions`) can be joined.
+    """Raise unless queries and keys of an attention (one of `harness.quantization.attention.attentions`) can be joined.
 
     SlotTakenError where a quantizer or the like would be lost, UserError where logits are no product of tokens.
     """
@@ -153,7 +139,7 @@ def check_joinable(name: str, attention: Any) -> None:
         module = getattr(attention, norm, None)
         if not isinstance(module, nn.Identity | None):
             raise UserError(
-                f"attention {name!r}: {norm} ({type(module).__name__}) stands between its queries and keys, which "
+                f"attention {name!r}: {norm} ({type(module).__name__}) comes between its queries and keys, which "
                 "one matrix cannot hold; exclude its qkv layer"
             )
 

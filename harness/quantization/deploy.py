@@ -1,25 +1,24 @@
 """Post-training quantization: rounding every weight of a model to nearest."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from harness.core.bits import FLOAT, Bits, ScalePolicy
 from harness.core.config_base import QuantizerConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.quantization import WeightQuantizer
-    from harness.quantization.layers import QuantLayer
+from harness.quantization.grid import levels
+from harness.quantization.layers import QuantLayer, Unfilled, attach, weight_layers
+from harness.quantization.quantizer import WeightQuantizer, make_quantizer
 
 
 def round_to_nearest(
-    model: "nn.Module",
+    model: nn.Module,
     bits: Bits | Mapping[str, Bits],
     scale: ScalePolicy = "recalibrate",
     quantizer: QuantizerConfig | None = None,
     exclude: tuple[str, ...] = (),
-) -> "nn.Module":
+) -> nn.Module:
     """Replace every weight by its quantized value, in place; slots are emptied. Returns the model.
 
     bits: 2 to 8 or "float" (the latent weights themselves), or one per layer name. A layer with a quantizer of
@@ -27,10 +26,6 @@ def round_to_nearest(
     that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers that are deployed
     already stay as they are, so round a copy. Raises UserError for impossible bits.
     """
-    import torch
-
-    from harness.quantization.layers import QuantLayer, attach, weight_layers
-
     layers = weight_layers(model, exclude)
     attach(model, exclude)
     for name, layer in layers.items():
@@ -46,12 +41,8 @@ def round_to_nearest(
     return model
 
 
-def set_deployed(layer: "QuantLayer", weight: "Tensor") -> None:
+def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
     """Give a layer the weight it is deployed with and empty its weight slots; for `Method.deploy`."""
-    from torch import nn
-
-    from harness.quantization.layers import Unfilled
-
     # A parameter of its own: what shares the trained one (a tied layer, an embedding) must keep it as it is.
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
@@ -59,10 +50,8 @@ def set_deployed(layer: "QuantLayer", weight: "Tensor") -> None:
 
 
 def _deploy_quantizer(
-    layer: "QuantLayer", weight: "Tensor", bits: Bits, scale: ScalePolicy, quantizer: QuantizerConfig
-) -> "WeightQuantizer":
-    from harness.quantization import WeightQuantizer, levels, make_quantizer
-
+    layer: QuantLayer, weight: Tensor, bits: Bits, scale: ScalePolicy, quantizer: QuantizerConfig
+) -> WeightQuantizer:
     levels(bits)  # type: ignore[arg-type]  # refuses what is no bit-width
     assert isinstance(bits, int)
     own = layer.weight_quantizer

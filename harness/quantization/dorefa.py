@@ -9,11 +9,10 @@ The quantizer serves any weight, by its largest magnitude. With the spacing d = 
 q = d (k + 1/2), k = round(v / d - 1/2) from -2^(b-1) to 2^(b-1) - 1, so thresholds lie at multiples of d.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from harness.quantization.autograd import straight_through
 from harness.quantization.grid import max_abs, safe_step
 from harness.quantization.quantizer import WeightQuantizer
 
@@ -51,8 +50,8 @@ class DoReFaQuantizer(WeightQuantizer):
 
     def at(self, weight: Tensor, bits: int) -> Tensor:
         """As `forward`, at another bit-width."""
-        result: Tensor = _OnGrid.apply(weight, spacing(weight, bits, self.per_channel))
-        return result
+        distance = spacing(weight, bits, self.per_channel)
+        return straight_through(distance * (_codes(weight.detach(), distance) + 0.5), weight)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
@@ -76,19 +75,3 @@ def spacing(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
 def _codes(weight: Tensor, spacing: Tensor) -> Tensor:
     """k as floats; halves to even, as everywhere in the project, so 0 is above the threshold on it."""
     return (weight / safe_step(spacing) - 0.5).round()
-
-
-class _OnGrid(torch.autograd.Function):
-    """A Function of its own: `d * round(v / d)` would have gradient d / d, which is 0 for zeros and an ulp off 1."""
-
-    @staticmethod
-    def forward(weight: Tensor, spacing: Tensor) -> Tensor:
-        return spacing * (_codes(weight, spacing) + 0.5)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None

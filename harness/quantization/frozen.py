@@ -106,8 +106,7 @@ class FrozenElsewhere(WeightQuantizer):
         return self.quantizer.step(self.source.frozen_or(weight, weight))
 
     def forward(self, weight: Tensor) -> Tensor:
-        result: Tensor = self.quantizer(self.source.frozen_or(weight, weight))
-        return result
+        return self.quantizer(self.source.frozen_or(weight, weight))
 
 
 def _is_max_abs(quantizer: WeightQuantizer) -> TypeGuard[MaxAbsQuantizer]:

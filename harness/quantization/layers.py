@@ -73,14 +73,12 @@ class QuantLayer(Slotted):
 
     def effective_weight(self) -> Tensor:
         """The weight that gets quantized: the trained one after the layer's weight_transform."""
-        result: Tensor = self.weight_transform(self.weight)
-        return result
+        return self.weight_transform(self.weight)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, fp32, in the shape of the effective one."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            result: Tensor = self.weight_quantizer(self.effective_weight())
-        return result
+            return self.weight_quantizer(self.effective_weight())
 
 
 def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
@@ -88,8 +86,7 @@ def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(quantizer, Unfilled):
         return x
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = quantizer(x.float())
-    return result
+        return quantizer(x.float())
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -97,8 +94,7 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.linear(quantized(self.input_quantizer, x), self.quantized_weight(), self.bias)
-        result: Tensor = self.grad_quantizer(y)
-        return result
+        return self.grad_quantizer(y)
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -111,8 +107,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
             y = functional.conv2d(x[:, :, ::down, ::right], weight, self.bias, groups=self.groups)
         else:
             y = self._conv_forward(x, weight, self.bias)
-        result: Tensor = self.grad_quantizer(y)
-        return result
+        return self.grad_quantizer(y)
 
     def _picks_pixels(self, x: Tensor) -> bool:
         """Whether to pick the pixels that a strided 1x1 convolution reads first: the same result.
@@ -144,14 +139,12 @@ class QuantMatMul(Slotted):
         self.add_slots()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        product = quantized(self.input_quantizer, a) @ quantized(self.other_quantizer, b)
-        result: Tensor = self.grad_quantizer(product)
-        return result
+        return self.grad_quantizer(quantized(self.input_quantizer, a) @ quantized(self.other_quantizer, b))
 
 
 #: What a subclass may not replace: the quantized forward would lose it.
 _FORWARDS = ("forward", "_conv_forward")
-#: Refused rather than left in float without a word. Embeddings and norms stay float, as in the paper.
+#: Refused rather than silently left in float. Embeddings and norms stay float, as in the paper.
 _REFUSED = (
     nn.MultiheadAttention,  # reads the weights of its layers past their forward
     nn.Conv1d,

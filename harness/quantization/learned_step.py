@@ -17,7 +17,7 @@ class LSQQuantizer(WeightQuantizer):
     """Learned step size (Esser et al. 2020, arXiv 1902.08153, equations 1 to 3).
 
     The step is a parameter, `s0 = 2 mean|w| / sqrt(Q)`; its gradient is `k - w/s` inside the range and the
-    clipped code outside, times `1 / sqrt(N Q)`, N weights a step. kind: "symmetric" (default) or "full".
+    clipped code outside, times `1 / sqrt(N Q)`, N weights per step. kind: "symmetric" (default) or "full".
     `fused` may be set to False for plain tensor operations, as a max-abs quantizer's.
     """
 

@@ -135,8 +135,7 @@ class _FakeQuantize:
 
     def forward(self, weight: Tensor) -> Tensor:
         step = self.quantizer.step_of(self.quantizer.peaks(weight)).flatten()
-        result: Tensor = dispatch.passes_on(weight.device).quantize(weight, step, self.quantizer.clipped_at)
-        return result
+        return dispatch.passes_on(weight.device).quantize(weight, step, self.quantizer.clipped_at)
 
     def backward(self, gradient: Tensor, weight: Tensor) -> tuple[Tensor]:
         quantizer = self.quantizer
@@ -183,7 +182,7 @@ class ClippedQuantizer(MaxAbsQuantizer):
 
 
 def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
-    """The steps of quantizers with one step a tensor, (N,), from max|w| of each one's weight, (N,)."""
+    """The steps of per-tensor quantizers, (N,), from max|w| of each one's weight, (N,)."""
     first = quantizers[0]
     if all(type(each) is MaxAbsQuantizer and each.levels == first.levels for each in quantizers):
         return first.step_of(peaks)

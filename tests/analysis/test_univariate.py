@@ -16,22 +16,20 @@ DISTANCES = (np.arange(20) + 0.37) / 40
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.1, 1e-3])
-@pytest.mark.parametrize(("step", "level"), [(1.0, 0), (0.25, 3), (3.0, -2)])
-def test_qat_oscillates_at_twice_the_relative_distance_whatever_the_learning_rate(
-    rate: float, step: float, level: int
-) -> None:
+@pytest.mark.parametrize("level", [0, 3, -2])
+def test_qat_oscillates_at_twice_the_relative_distance_whatever_the_learning_rate(rate: float, level: int) -> None:
     steps = 4000
     for side in (-1, 1):
-        targets = (level + side * DISTANCES) * step
-        start = model.nearest_threshold(targets, step)
-        weights = model.simulate("ste", targets, 0.0, rate, steps, start, step)
-        expected = 2 * model.level_distance(targets, step) / step
+        targets = level + side * DISTANCES
+        start = model.nearest_threshold(targets)
+        weights = model.simulate("ste", targets, 0.0, rate, steps, start)
+        expected = 2 * model.level_distance(targets)
         assert expected == pytest.approx(2 * DISTANCES)
         # All up-moves less all down-moves are w's net displacement, less than one up and one down move together: in
         # n steps the number of visits to the far level is within 1 of n d / s, and each is two code changes but for
         # those cut by the window's ends. So the count is within 3 of its expectation, over half the steps.
-        assert model.oscillation_rate(weights, step) == pytest.approx(expected, abs=3 / (steps // 2))
-        assert model.expected_rate("ste", targets, step=step) == pytest.approx(expected)
+        assert model.oscillation_rate(weights) == pytest.approx(expected, abs=3 / (steps // 2))
+        assert model.expected_rate("ste", targets) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.01])
@@ -46,20 +44,20 @@ def test_at_one_half_the_regularizer_is_qat(rate: float) -> None:
 
 @pytest.mark.parametrize("strength", [1 / 16, 3 / 16, 3 / 8, 31 / 64])
 def test_the_regularizer_oscillates_exactly_within_its_reach(strength: float) -> None:
-    step, rate, steps = 2.0, 2.0**-6, 40_000
-    reach = strength * step  # exact in binary, and so is the boundary
-    threshold = 2.5 * step
-    targets = threshold + reach * np.array([-1.02, -1, -0.98, 0.98, 1, 1.02])
+    rate, steps, threshold = 2.0**-6, 40_000, 2.5
+    targets = threshold + strength * np.array(
+        [-1.02, -1, -0.98, 0.98, 1, 1.02]
+    )  # exact in binary, and so is the boundary
     oscillates = np.array([False, False, True, True, False, False])
-    weights = model.simulate("oscillation", targets, strength, rate, steps, threshold + 0.3 * reach, step)
-    assert ((model.oscillation_rate(weights, step) > 0) == oscillates).all()
-    assert ((model.expected_rate("oscillation", targets, strength, step) > 0) == oscillates).all()
+    weights = model.simulate("oscillation", targets, strength, rate, steps, threshold + 0.3 * strength)
+    assert ((model.oscillation_rate(weights) > 0) == oscillates).all()
+    assert ((model.expected_rate("oscillation", targets, strength) > 0) == oscillates).all()
     # Without oscillation w rests where its gradient is 0, (w - w*) + 2 lambda (q - w), with q = q(w*).
-    rests = (targets - 2 * strength * step * model.codes(targets, step)) / (1 - 2 * strength)
-    assert (np.abs(rests - threshold) < step / 2).all()
+    rests = (targets - 2 * strength * model.codes(targets)) / (1 - 2 * strength)
+    assert (np.abs(rests - threshold) < 0.5).all()
     assert rests[[1, 4]] == pytest.approx(threshold)
     # What is left after n steps is at most the first distance times (1 - rate (1 - 2 lambda))^n.
-    left = step * (1 - rate * (1 - 2 * strength)) ** steps + 1e-12
+    left = (1 - rate * (1 - 2 * strength)) ** steps + 1e-12
     assert weights[-1, ~oscillates] == pytest.approx(rests[~oscillates], abs=left)
 
 
@@ -127,8 +125,9 @@ class FixedStep(WeightQuantizer):
 
 
 def test_counts_are_the_trackers() -> None:
-    targets = np.linspace(-1.2, 1.3, 12)
-    weights = model.simulate("oscillation", targets, 0.4, 0.2, 300, 0.05, 0.5).astype(np.float32)
+    targets = np.linspace(-2.4, 2.6, 12)
+    steps = model.simulate("oscillation", targets, 0.4, 0.2, 300, 0.1).astype(np.float32)
+    weights = 0.5 * steps  # FixedStep's
     layer = nn.Linear(12, 1, bias=False)
     layer.weight.data.copy_(torch.from_numpy(weights[:1]))
     tracker = OscillationTracker(nn.Sequential(layer), bits=4)
@@ -138,30 +137,29 @@ def test_counts_are_the_trackers() -> None:
     for row in weights[1:]:
         layer.weight.data.copy_(torch.from_numpy(row[None]))
         tracker.update()
-    counted = model.oscillations(model.codes(weights, 0.5)).sum()
+    counted = model.oscillations(model.codes(steps)).sum()
     assert counted > 300
     assert tracker.metrics()["osc/oscillations_per_weight"] * 12 == counted
 
 
-def loss_of(kind: model.Kind, weight: Tensor, target: Tensor, strength: float, step: float) -> Tensor:
+def loss_of(kind: model.Kind, weight: Tensor, target: Tensor, strength: float) -> Tensor:
     """The loss that each kind is trained on, with the harness's straight-through rounding."""
-    quantized = step * round_ste(weight / step)
+    quantized = round_ste(weight)
     used = quantized if kind == "ste" else weight
     penalty = strength * (quantized**2 - weight**2) if kind == "oscillation" else torch.zeros(())
     return ((used - target) ** 2 / 2 + penalty).sum()
 
 
 @pytest.mark.parametrize("kind", ["float", "ste", "oscillation"])
-@pytest.mark.parametrize("step", [1.0, 0.3])
-def test_a_step_is_autograds_through_the_harness_rounding(kind: model.Kind, step: float) -> None:
+def test_a_step_is_autograds_through_the_harness_rounding(kind: model.Kind) -> None:
     rng = np.random.default_rng(3)
     start, target = rng.uniform(-2, 2, 200), rng.uniform(-2, 2, 200)
     weight = torch.tensor(start, requires_grad=True)
-    loss_of(kind, weight, torch.tensor(target), 0.7, step).backward()
+    loss_of(kind, weight, torch.tensor(target), 0.7).backward()
     assert weight.grad is not None
-    # q^2 - w^2 and s round(w / s) are worked out in another order: a few ulps of numbers up to 4.
-    assert model.gradient(kind, start, target, 0.7, step) == pytest.approx(weight.grad.numpy(), abs=1e-14)
-    after = model.simulate(kind, target, 0.7, 0.1, 1, start, step)[1]
+    # q^2 - w^2 is worked out in another order: a few ulps of numbers up to 4.
+    assert model.gradient(kind, start, target, 0.7) == pytest.approx(weight.grad.numpy(), abs=1e-14)
+    after = model.simulate(kind, target, 0.7, 0.1, 1, start)[1]
     torch.optim.SGD([weight], lr=0.1).step()
     assert after == pytest.approx(weight.detach().numpy(), abs=1e-14)
 

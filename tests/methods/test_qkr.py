@@ -62,7 +62,7 @@ def test_a_filled_slot_is_refused_before_anything_changes(slot: str) -> None:
 def test_a_norm_between_queries_and_keys_is_refused(which: str) -> None:
     model = Holder("vit", {"num_heads": 2})
     setattr(model.attn, which, nn.LayerNorm(6))
-    with pytest.raises(UserError, match=rf"'attn': {which} \(LayerNorm\) stands between .*; exclude its qkv layer"):
+    with pytest.raises(UserError, match=rf"'attn': {which} \(LayerNorm\) comes between .*; exclude its qkv layer"):
         joined(model)
     assert type(model.attn) is Attention
 
