@@ -150,13 +150,13 @@ def test_what_auto_comes_to() -> None:
 
 
 def test_a_network_that_cannot_be_compiled_runs_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(function: object, device: torch.device) -> Callable[..., Tensor]:
+    def broken(function: object, **options: object) -> Callable[..., Tensor]:
         def fail(inputs: Tensor) -> Tensor:
             raise RuntimeError("no working compiler")
 
         return fail
 
-    monkeypatch.setattr(compilation, "compiled", broken)
+    monkeypatch.setattr(torch, "compile", broken)
     monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
     session = build(config("ste", "mlp5", "on", "cpu"))
     assert session.compiled == "full"
