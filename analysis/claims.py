@@ -40,10 +40,6 @@ class ClaimTest:
     #: Why there is no verdict or no test, and what a reader of the numbers should know.
     reason: str = ""
 
-    @property
-    def verdict_and_reason(self) -> str:
-        return ": ".join(filter(None, (self.verdict, self.reason)))
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -204,7 +200,7 @@ def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:
 
 
 def _rows(claim: Claim) -> list[list[str]]:
-    return [cells_of(claim, test, test.verdict_and_reason) for test in claim.tests]
+    return [cells_of(claim, test, ": ".join(filter(None, (test.verdict, test.reason)))) for test in claim.tests]
 
 
 def to_text(claims: list[Claim]) -> str:

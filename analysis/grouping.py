@@ -70,23 +70,15 @@ def _make_series(finals: Sequence[Final], notes: list[str]) -> tuple[Series, ...
         by_cell.setdefault(final.cell.id, []).append(final)
     trained: list[Series] = []
     for own in by_cell.values():
-        one = _trained(own)
-        twin = next((i for i, other in enumerate(trained) if _share_runs(one, other)), None)
+        config, runs = own[0].config, {final.run_id for final in own}
+        one = Series(method_of(config), config.get("target_bit"), own[0].cell, tuple(own), "", "")
+        twin = next((i for i, other in enumerate(trained) if any(f.run_id in runs for f in other.finals)), None)
         if twin is None:
             trained.append(one)
         else:  # counting a run once for each cell that resolves to it would narrow the interval
             notes.append(f"cell {one.cell.id} shares its runs with {trained[twin].cell.id}; drawn once")
             trained[twin] = _merged(trained[twin], one)
     return tuple(variant for one in _distinguished(trained) for variant in _deployed(one))
-
-
-def _trained(finals: Sequence[Final]) -> Series:
-    config = finals[0].config
-    return Series(method_of(config), config.get("target_bit"), finals[0].cell, tuple(finals), "", "")
-
-
-def _share_runs(one: Series, other: Series) -> bool:
-    return bool({final.run_id for final in one.finals} & {final.run_id for final in other.finals})
 
 
 def _merged(one: Series, other: Series) -> Series:

@@ -55,11 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     from analysis import render, style
     from analysis.grouping import make_groups
+    from analysis.load import sweep_names
 
     modules = render.chosen_figures(options.figure)
     if options.venue:
         style.use_venue(options.venue)
-    names = [options.sweep] if options.sweep else _sweep_names(options)
+    names = [options.sweep] if options.sweep else sweep_names(options.root)
     drawn: list[Group] = []
     sections: list[Section] = []
     errors = []
@@ -79,12 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
     if errors:
         raise UserError("\nerror: ".join(errors))
     return 0
-
-
-def _sweep_names(options: argparse.Namespace) -> list[str]:
-    from analysis.load import sweep_names
-
-    return sweep_names(options.root)
 
 
 def _load(options: argparse.Namespace, name: str) -> "SweepResults":

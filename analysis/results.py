@@ -109,10 +109,7 @@ class SweepResults:
 def refuse_nothing(sweep: SweepResults) -> None:
     """Raise UserError for a sweep without a single final that can be used."""
     if not sweep.finals:
-        raise UserError(f"sweep {sweep.name!r} has no finished finals yet ({_progress(sweep)}); nothing to draw")
-
-
-def _progress(sweep: SweepResults) -> str:
-    tuned = sum(cell.chosen is not None for cell in sweep.cells)
-    corrupt = f", {len(sweep.corrupt)} corrupt records: {'; '.join(sweep.corrupt)}" if sweep.corrupt else ""
-    return f"{tuned} of {len(sweep.cells)} cells tuned{corrupt}"
+        progress = f"{sum(cell.chosen is not None for cell in sweep.cells)} of {len(sweep.cells)} cells tuned"
+        if sweep.corrupt:
+            progress += f", {len(sweep.corrupt)} corrupt records: {'; '.join(sweep.corrupt)}"
+        raise UserError(f"sweep {sweep.name!r} has no finished finals yet ({progress}); nothing to draw")

@@ -42,12 +42,9 @@ def ruled(rows: Rows, left: int = 0) -> list[str]:
 
 def markdown(rows: Rows, columns: str) -> list[str]:
     """The lines of a GitHub table. columns: `l` or `r` for each, as in LaTeX."""
-    header, *lines = ["|" + "".join(f" {text} |" if text else " |" for text in map(_piped, row)) for row in rows]
+    escaped = [[text.replace("|", r"\|") for text in row] for row in rows]
+    header, *lines = ["|" + "".join(f" {text} |" if text else " |" for text in row) for row in escaped]
     return [header, "|" + "".join(":--|" if column == "l" else "--:|" for column in columns), *lines]
-
-
-def _piped(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def latex_table(columns: str, comments: Iterable[str], lines: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """How often weights oscillate while training: a column for each watched bit-width, a line for each method."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
-from analysis.results import Final
 from analysis.series import Group
 from harness.records.schema import FREQUENCY, OSCILLATING_FRACTION
 
@@ -69,22 +67,16 @@ def _points(group: Group) -> tuple[pd.DataFrame, list[str]]:
         if not one.watched:
             notes.append(f"{one.training_label}: no bit-width was watched, not drawn")
             continue
-        curves = _curves(one.finals, notes)
+        curves = {}  # seed -> epoch -> metrics
+        for final in one.finals:
+            curves[final.seed], trouble = final.epochs()
+            notes += trouble
         for bits, metric in ((bits, metric) for bits in one.watched for metric in _METRICS):
             for point in _means(one.training_label, one.metric(metric, bits), curves, notes):
                 lines.append(
                     {"series": one.training_label, "method": one.name, "bits": bits, "metric": metric, **point}
                 )
     return pd.DataFrame(lines), list(dict.fromkeys(notes))
-
-
-def _curves(finals: Iterable[Final], notes: list[str]) -> dict[int, dict[int, dict[str, Any]]]:
-    """Seed -> epoch -> metrics."""
-    curves = {}
-    for final in finals:
-        curves[final.seed], trouble = final.epochs()
-        notes += trouble
-    return curves
 
 
 def _means(

@@ -37,8 +37,9 @@ def draw(group: Group) -> Drawing:
         raise NothingToDraw("the records hold no histogram of threshold distances (runs of an older version)")
     frame, two = style.spread(pd.concat(points, ignore_index=True))
     watched = sorted(frame["bits"].unique())
-    methods = sorted(frame["method"].unique(), key=lambda name: (name == FLOAT, _order(group, name)))
-    marks = style.marks(one.name for one in group.series)
+    order = [one.name for one in group.series]
+    methods = sorted(frame["method"].unique(), key=lambda name: (name == FLOAT, order.index(name)))
+    marks = style.marks(order)
     figure, blocks = style.panels(len(watched), 1, 1.7, len(methods) + 1)
     handles: dict[str, Any] = {}
     for bits, (axes,) in zip(watched, blocks):
@@ -70,10 +71,6 @@ def _scale_y(axes: Axes, frame: pd.DataFrame) -> None:
         style.plain_ticks(axes.yaxis, LogLocator(subs=(1, 2, 5)))
     else:
         axes.set_ylim(0, 1.05 * top)
-
-
-def _order(group: Group, name: str) -> int:
-    return [one.name for one in group.series].index(name)
 
 
 def _points(group: Group) -> tuple[list[pd.DataFrame], list[str]]:
