@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.cli.find import sweep_folder, sweep_parser
 from harness.cluster.slurm import NO_ANSWER, SlurmError, ask
-from harness.cluster.workers import WorkerInfo, list_workers
+from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.core.command import run_command
 from harness.records.files import write_json
 from harness.records.heartbeat import is_alive, process_identity

@@ -14,16 +14,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.changed_code is not None and not options.changed_code.strip():
         raise UserError("--changed-code: say in a few words what changed")
-    from harness.sweep import plan, requeue
+    from harness.sweep import plan, retry
     from harness.sweep.queue import load_sweep
 
     sweep = load_sweep(sweep_folder(options.sweep, options.root))
     with sweep.files.lock("plan"):
-        chosen = requeue.failed_trials(sweep, options.runs)
+        chosen = retry.failed_trials(sweep, options.runs)
         if chosen:
             code_version.note_change(sweep.files.code, options.changed_code)
         for study, trial in chosen:
-            requeue.repeat(sweep, study, trial, options.changed_code)
+            retry.retry_trial(sweep, study, trial, options.changed_code)
     plan.top_up(sweep)
     if not chosen:
         print(f"{sweep.folder}: no run failed, nothing to do")

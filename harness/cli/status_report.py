@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from harness.cluster.workers import WorkerInfo, list_workers
+from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.sweep import plan
 from harness.sweep.cells import Cell
 from harness.sweep.queue import OpenSweep

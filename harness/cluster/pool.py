@@ -11,7 +11,7 @@ import submitit
 from harness.cluster.slots import cores
 from harness.cluster.slurm import Profile, sbatch_error
 from harness.cluster.worker import Worker
-from harness.cluster.workers import WorkerInfo, list_workers
+from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.core.errors import UserError
 from harness.records.files import check_disk
 from harness.records.heartbeat import process_identity
@@ -157,9 +157,5 @@ class WorkerPool:
         log = submitit.core.utils.JobPaths(job.paths.folder, job.job_id, rank).stderr
         self._mine.add(name)
         self._opened.files.worker(name).note_submitted(
-            cluster=self._cluster,
-            job_id=job.job_id,
-            log=str(log),
-            submitted=time.time(),
-            by=process_identity(),
+            cluster=self._cluster, job_id=job.job_id, log=str(log), submitted=time.time(), by=process_identity()
         )

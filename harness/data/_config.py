@@ -13,12 +13,9 @@ class Augment(StrictConfig):
     """Random changes to training images, drawn anew each time an image is seen. Off by default."""
 
     crop_padding: int = Field(
-        default=0,
-        ge=0,
-        le=64,
-        description="zero-pad each side by this many pixels, then crop at random; 0 is off",
+        0, ge=0, le=64, description="zero-pad each side by this many pixels, then crop at random; 0 is off"
     )
-    flip: bool = Field(default=False, description="mirror left to right with probability 1/2")
+    flip: bool = Field(False, description="mirror left to right with probability 1/2")
 
     @property
     def active(self) -> bool:
@@ -31,9 +28,7 @@ class DataConfig(StrictConfig):
 
     name: str = Field(description="a file of harness/data")
     root: Path | None = Field(
-        default=None,
-        description="folder that holds the files; digits needs none",
-        json_schema_extra=NOT_IDENTITY,
+        None, description="folder that holds the files; digits needs none", json_schema_extra=NOT_IDENTITY
     )
     download: bool = Field(
         default=False,
@@ -41,28 +36,18 @@ class DataConfig(StrictConfig):
         json_schema_extra=NOT_IDENTITY,
     )
     val_fraction: float = Field(
-        default=0.1,
-        gt=0,
-        lt=0.5,
-        description="part of train set aside for validation, unless files give a val split",
+        0.1, gt=0, lt=0.5, description="part of train set aside for validation, unless files give a val split"
     )
     train_fraction: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="part of the training images kept, every class alike; for quick studies",
+        1.0, gt=0, le=1, description="part of the training images kept, every class alike; for quick studies"
     )
     normalize: Literal["unit", "standardize"] = Field(
-        default="standardize",
-        description="unit: [0, 1]; standardize: mean 0 and deviation 1 per channel over train",
+        "standardize", description="unit: [0, 1]; standardize: mean 0 and deviation 1 per channel over train"
     )
     resize: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="side in pixels; images are made squares of it (aspect is not kept)",
+        None, ge=1, le=1024, description="side in pixels; images are made squares of it (aspect is not kept)"
     )
-    augment: Augment = Field(default=Augment(), description="random changes to training images")
+    augment: Augment = Field(Augment(), description="random changes to training images")
 
 
 def root_of(config: DataConfig, layout: str) -> Path:

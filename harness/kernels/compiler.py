@@ -22,7 +22,7 @@ _OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
 _VARIANTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 
 
-def _compiled(compiler: str) -> Path:
+def compiled_library(compiler: str) -> Path:
     """The shared library for this source, compiler and processor, made if it is not there."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     texts = [path.read_text() for path in (*_SOURCES, *_HEADERS)]

@@ -30,12 +30,12 @@ def serves(*weights: Tensor, like: tuple[Tensor, ...] = ()) -> bool:
     if torch.compiler.is_compiling():
         return False
     both = weights + like
-    return _fp32(weights) and all(each.is_cpu for each in both) and alike_in_memory(*both) and _compiled()
+    return _fp32(weights) and all(each.is_cpu for each in both) and alike_in_memory(*both) and _has_library()
 
 
 def serves_images(images: Tensor) -> bool:
     """Whether the pass in C makes batches of images, uint8 (N, C, H, W)."""
-    return images.is_cpu and images.is_contiguous() and _compiled()
+    return images.is_cpu and images.is_contiguous() and _has_library()
 
 
 def serves_on_gpu(*weights: Tensor, per_channel: bool, like: tuple[Tensor, ...] = ()) -> bool:
@@ -89,5 +89,5 @@ def _fp32(weights: tuple[Tensor, ...]) -> bool:
     return all(weight.dtype == torch.float32 for weight in weights)
 
 
-def _compiled() -> bool:
+def _has_library() -> bool:
     return library.library() is not None

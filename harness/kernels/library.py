@@ -9,7 +9,7 @@ from functools import cache
 
 from torch import Tensor
 
-from harness.kernels.compiler import _compiled
+from harness.kernels.compiler import compiled_library
 
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler)))
+        loaded = ctypes.CDLL(str(compiled_library(compiler)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(f"plain tensor operations are used, several times slower: {error}", stacklevel=2)
         return None

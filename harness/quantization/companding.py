@@ -128,12 +128,7 @@ class CompandingQuantizer(WeightQuantizer):
     log_slopes: nn.Parameter | None
 
     def __init__(
-        self,
-        bits: int,
-        per_channel: bool = False,
-        intervals: int = 16,
-        normalize: bool = True,
-        start: float = 3.0,
+        self, bits: int, per_channel: bool = False, intervals: int = 16, normalize: bool = True, start: float = 3.0
     ) -> None:
         super().__init__(bits, per_channel)
         self.intervals, self.normalize, self.start = intervals, normalize, start

@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from harness.core.config_base import QuantizerConfig
 from harness.kernels import dispatch
 from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
-from harness.quantization.grid import (
-    Levels,
-    LevelsKind,
-    clip_ratio,
-    levels,
-    max_abs,
-    round_to_codes,
-    safe_step,
-)
+from harness.quantization.grid import Levels, LevelsKind, clip_ratio, levels, max_abs, round_to_codes, safe_step
 
 #: Whether a step computed from the weights takes part in the gradient.
 ScaleGradient = Literal["graph", "detached"]

@@ -15,7 +15,7 @@ from harness.cluster import slots
 from harness.cluster.pool import WorkerPool
 from harness.cluster.slots import local_slots, take_slot
 from harness.cluster.slurm import Profile
-from harness.cluster.workers import list_workers
+from harness.cluster.worker_info import list_workers
 from harness.launch import main
 from harness.records.files import write_json
 from harness.records.heartbeat import process_identity

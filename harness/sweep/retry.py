@@ -30,7 +30,7 @@ def failed_trials(sweep: OpenSweep, runs: Sequence[str]) -> list[tuple[optuna.St
     return [item for item, name in zip(found, known, strict=True) if not runs or name.startswith(tuple(runs))]
 
 
-def repeat(sweep: OpenSweep, study: optuna.Study, trial: FrozenTrial, why: str | None) -> None:
+def retry_trial(sweep: OpenSweep, study: optuna.Study, trial: FrozenTrial, why: str | None) -> None:
     """Enqueue a trial with a failed one's parameters, which takes its place in all counts."""
     kept = {key: value for key, value in trial.user_attrs.items() if key in ("cell", "seed", "run_id", "params")}
     attributes = {**kept, RETRY_OF: trial.number, **({"changed_code": why} if why else {})}
