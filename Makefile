@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOT ?= runs
+# One test process more than cores: tests wait for workers, servers and timeouts a good part of the time.
+TESTERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 
 .PHONY: help demo test test-slow test-slurm chaos lint format bench bench-gpu clean
 
@@ -26,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/python analysis/make_figures.py --root $(ROOT) --sweep quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(TESTERS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m slow
