@@ -103,7 +103,7 @@ class RuntimeConfig(StrictConfig):
     threads: int | None = Field(None, ge=1, description="CPU threads; null: the worker's share of the cores")
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile for the network; auto: where runs are long; off: plain tensor operations only",
+        description="torch.compile for the network; auto: where runs are long; off: training steps by plain operations",
     )
     deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
     eval_batch_size: int = Field(1024, ge=1, description="images per evaluation pass")
@@ -146,7 +146,7 @@ class RunConfig(StrictConfig):
     )
     deploy: DeployConfig = Field(description="how the trained network is rounded and evaluated")
     runtime: RuntimeConfig = Field(
-        RuntimeConfig(), description="device, threads, W&B: changes no result", json_schema_extra=NOT_IDENTITY
+        RuntimeConfig(), description="device, threads, W&B; no part of a run's identity", json_schema_extra=NOT_IDENTITY
     )
 
     @model_validator(mode="after")

@@ -75,13 +75,8 @@ def test_an_edited_sweep_is_refused_by_its_keys_and_a_grown_one_is_not(
     assert {records(root)[run_id]["config"]["seed"] for run_id in added} == {2}
 
 
-@pytest.mark.parametrize(
-    "whole_tree",
-    [
-        pytest.param(True, id="launch and workers", marks=pytest.mark.slow),
-        pytest.param(False, id="launch alone"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_tree", [True, False], ids=["launch and workers", "launch alone"])
 def test_killed_midway_it_finishes_without_repeating_a_run(
     finished: tuple[Path, Path, str], tmp_path: Path, whole_tree: bool
 ) -> None:
@@ -106,6 +101,7 @@ def test_killed_midway_it_finishes_without_repeating_a_run(
     assert len(rows(root)) == RUNS
 
 
+@pytest.mark.slow
 def test_interrupted_by_ctrl_c_it_stops_at_a_step_and_continues(
     finished: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
@@ -124,6 +120,7 @@ def test_interrupted_by_ctrl_c_it_stops_at_a_step_and_continues(
     assert len(rows(root)) == RUNS
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_every_worker_at_a_step(tmp_path: Path) -> None:
     sweep, root = write_sweep(tmp_path, 3000), tmp_path / "runs"
     process = start(sweep, root, "--workers", "2")

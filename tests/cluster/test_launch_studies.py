@@ -91,6 +91,7 @@ def test_cells_that_resolve_to_one_configuration_share_its_run(tmp_path: Path) -
     assert len(records(tmp_path / "runs")) == 2
 
 
+@pytest.mark.slow
 def test_a_detached_launch_returns_and_the_sweep_finishes_by_itself(tmp_path: Path) -> None:
     sweep, root = write_sweep(tmp_path, 1), tmp_path / "runs"
     status, output = launch(sweep, root, "--detach", "--workers", "1", *ONE_RUN)

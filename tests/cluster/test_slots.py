@@ -102,6 +102,7 @@ def test_the_cores_are_the_slots_where_no_gpu_is(monkeypatch: pytest.MonkeyPatch
     assert local_slots(["1"], 2) == ("gpu1.0", "gpu1.1")
 
 
+@pytest.mark.slow
 def test_two_local_launches_at_once_share_one_set_of_workers(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path, 1)
     both = [start(sweep, tmp_path / "runs", "--workers", "2", "--gpus", "0,1") for _ in range(2)]

@@ -86,6 +86,7 @@ def test_a_worker_starts_nothing_once_the_sweep_is_cancelled(tmp_path: Path) -> 
     assert not (sweep.folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_reaches_workers_through_the_file_alone(tmp_path: Path) -> None:
     # As on a machine that the one who cancels cannot reach: no signal, only the shared folder.
     sweep, root = write_sweep(tmp_path, 3000), tmp_path / "runs"

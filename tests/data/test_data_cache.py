@@ -158,6 +158,7 @@ def test_a_damaged_image_leaves_nothing_in_the_cache(folder: Path, cache: Path) 
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_processes_that_race_leave_one_whole_file(folder: Path, cache: Path) -> None:
     code = (
         "import sys; from harness.data import prepare; from harness.data.image_folder import Config;"

@@ -131,10 +131,11 @@ def test_toy_model_of_nagel_et_al(learning_rate: float) -> None:
     before = {key: value.clone() for key, value in tracker.state_dict()["0"].items()}
     counted = torch.zeros_like(targets)
     length, mean = 1500, torch.zeros_like(targets)
+    code = before["code"]
     for _ in range(length):
-        code = tracker.state_dict()["0"]["code"]
         mean += steps(1) / length
-        counted += tracker.state_dict()["0"]["code"] != code  # all changes reverse the last: a cycle of two codes
+        last, code = code, tracker.state_dict()["0"]["code"]
+        counted += code != last  # all changes reverse the last: a cycle of two codes
     expected = 2 * (targets - targets.round()).abs()
     # a count over a window is off by two at most
     torch.testing.assert_close(counted / length, expected, rtol=0, atol=2 / length)

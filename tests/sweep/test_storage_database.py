@@ -176,6 +176,7 @@ def _claim_all(folder: str, worker: int, ready: Any, results: Any) -> None:
     results.put(found)
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_four_processes_claim_forty_trials_once_each(
     server: PostgresServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

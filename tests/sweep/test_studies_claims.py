@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from optuna.trial import TrialState
 from studies_common import THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, raw, record, states, tell
 
@@ -84,6 +85,7 @@ def _claim_all(root: str, spec: dict[str, Any], worker: int, ready: Any, results
     results.put(found)
 
 
+@pytest.mark.slow
 def test_four_processes_claim_forty_trials_once_each(tmp_path: Path) -> None:
     spec = raw(tune={"trials": 20})
     sweep = queue.open_sweep(SweepConfig.model_validate(spec), tmp_path)
