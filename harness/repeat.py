@@ -3,6 +3,9 @@
 RUN is a run's id, or the beginning of it; DIR holds sweeps, or archives of them (harness/archive.py). The run is
 repeated in NEW, from its configuration alone. On the same kind of device, with the same packages and threads, every
 row is the same to the last digit; what differs is printed, and the command ends with status 1.
+
+The precision is compared first. Where `train.precision: auto` is another one here than it was for the record, that is
+said, and the run is repeated in the recorded one: the configuration then names it, and so the new run has another id.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from harness.records.archive import runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import RECORD, RunDirectory
 from harness.records.sweep_directory import sweeps_below
-from harness.training.config import complete, component
+from harness.training.config import RunConfig, complete, component
 from harness.training.run import RunContext, print_epoch, run
 
 #: Entries of the provenance that may explain a difference.
@@ -44,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.data import prepare
 
     prepare(component("data set", config.data))
+    config = in_recorded_precision(config, recorded)
     again = run(config, options.dir, RunContext(print_epoch))
     found = differences(recorded, again)
     print("\n".join(found) or f"run {recorded['run_id']}: all {len(recorded['rows'])} rows are the same")
@@ -61,6 +65,23 @@ def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     raw["deploy"]["methods"] = list(dict.fromkeys(row["deploy"] for row in rows))
     raw["runtime"]["wandb"] = "off"
     return raw
+
+
+def in_recorded_precision(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
+    """The configuration, with the record's precision in place of an `auto` that is another one here; says so."""
+    was = record.get("resolved", {}).get("precision")
+    if config.train.precision != "auto" or was is None:
+        return config
+    from harness.training.build import build
+
+    here = build(config).precision
+    if here == was:
+        return config
+    print(
+        f"train.precision: auto was {was} for the record and is {here} here; the run is repeated in {was}", flush=True
+    )
+    train = config.train.model_copy(update={"precision": was})
+    return config.model_copy(update={"train": train})
 
 
 def read_record(named: str, root: Path) -> dict[str, Any]:
@@ -82,10 +103,13 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """The differences between two records of one run, one per line, then those between the machines."""
+    """The differences between two records of one run, a line each: precision, rows, then those between the machines."""
     key = ("split", "deploy", "scale", "bits")
     rows = {tuple(row[name] for name in key): row for row in again["rows"]}
     lines = []
+    was, now = (record.get("resolved", {}).get("precision") for record in (recorded, again))
+    if was != now:
+        lines.append(f"precision: {was} in the record, {now} now")
     for row in recorded["rows"]:
         case = tuple(row[name] for name in key)
         other = rows.get(case)

@@ -15,9 +15,10 @@ from harness.oscillation.tracker import OscillationTracker
 from harness.quantization.layers import attach
 from harness.training import compilation
 from harness.training.config import RunConfig, component
-from harness.training.device import choose_device, choose_precision
+from harness.training.device import choose_device
 from harness.training.evaluator import Evaluator
 from harness.training.optimizer import make_optimizer
+from harness.training.precision import choose_precision
 from harness.training.session import Session, steps_an_epoch
 
 
@@ -35,6 +36,7 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
     check_requirements(model, settings.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
     attach(model, config.exclude)
+    precision = choose_precision(config.train.precision, device, model, dataset.input_shape, config.train.batch_size)
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
@@ -59,7 +61,7 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
         trackers=trackers,
         evaluator=_evaluator(config, dataset, methods, context, calibration),
         device=device,
-        precision=choose_precision(config.train.precision, device),
+        precision=precision,
         planned=how,
     )
     # Last, so that nothing above uses up random numbers of the training (dropout and the like).

@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = {
     "cpu": (
         *("step_cost", "paper_loop", "eval_cost", "input_cost", "run_cost", "command_cost", "worker_scaling"),
-        *("growth_cost", "table_cost", "method_cost"),
+        *("growth_cost", "table_cost", "method_cost", "precision_cost"),
     ),
     "cuda": ("gpu_cost", "step_cost", "method_cost", "eval_cost", "input_cost", "growth_cost", "table_cost"),
 }

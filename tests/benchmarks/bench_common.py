@@ -14,6 +14,7 @@ from harness.data.base import Dataset, Split, order
 from harness.training.build import build
 from harness.training.config import RunConfig, complete, component
 from harness.training.loop import step
+from harness.training.precision import multiplies_bf16
 from harness.training.session import Session
 
 #: Training images of CIFAR-10 once a tenth validates, and the steps that makes an epoch at a batch of 128.
@@ -47,6 +48,7 @@ def configure(
     device: str = "cpu",
     epochs: int = 100,
     compiled: str = "auto",
+    precision: str = "auto",
 ) -> RunConfig:
     """A run of CIFAR-10's shape, target and watch bit 3; all that is not named here stays at its default."""
     return complete(
@@ -56,32 +58,34 @@ def configure(
             "watch_bit": 3,
             "model": dict(model),
             "data": {"name": "cifar10", "augment": {"crop_padding": 4, "flip": True} if augment else {}},
-            "train": {"epochs": epochs, "batch_size": batch},
+            "train": {"epochs": epochs, "batch_size": batch, "precision": precision},
             "deploy": {"bits": list(bits), "scale": "recalibrate"},
             "runtime": {"device": device, "wandb": "off", "compile": compiled},
         }
     )
 
 
-def random_split(count: int, seed: int = 0) -> Split:
-    """Random uint8 RGB images with random labels of 10 classes: only their shape costs time."""
+def random_split(count: int, seed: int = 0, shape: tuple[int, int, int] = (3, 32, 32)) -> Split:
+    """Random uint8 images (C, H, W) with random labels of 10 classes: only their shape costs time."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
     return Split(images, torch.randint(0, 10, (count,), generator=generator))
 
 
-def make_session(config: RunConfig, train: int = 4096, val: int = 512) -> Session:
-    """The product's own session, but for its data: so many random images in memory."""
+def make_session(
+    config: RunConfig, train: int = 4096, val: int = 512, shape: tuple[int, int, int] = (3, 32, 32)
+) -> Session:
+    """The product's own session, but for its data: so many random images (C, H, W) in memory."""
 
     def in_memory(knobs: Any, seed: int, device: torch.device | str) -> Dataset:
         return Dataset(
-            train=random_split(train, seed=1).to(device),
-            val=random_split(val, seed=2).to(device),
-            test=random_split(1, seed=3).to(device),
+            train=random_split(train, seed=1, shape=shape).to(device),
+            val=random_split(val, seed=2, shape=shape).to(device),
+            test=random_split(1, seed=3, shape=shape).to(device),
             class_names=tuple("0123456789"),
             max_value=255,
-            mean=torch.full((3,), 0.5, device=device),
-            std=torch.full((3,), 0.25, device=device),
+            mean=torch.full(shape[:1], 0.5, device=device),
+            std=torch.full(shape[:1], 0.25, device=device),
             augment=component("data set", config.data).augment,
             digest="random images",
         )
@@ -176,6 +180,7 @@ def torch_facts(device: str) -> dict[str, Any]:
     """What torch says of the machine."""
     amx = bool(torch.cpu._is_amx_tile_supported())
     facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "amx": amx}
+    facts["bf16"] = multiplies_bf16()
     if device.startswith("cuda"):
         facts["gpu"] = torch.cuda.get_device_name()
     return facts

@@ -170,7 +170,8 @@ def as_markdown(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
 def sentence(facts: Mapping[str, Any]) -> str:
     """The machine in a line."""
     known = (f"{facts['cpu']}, {facts['cores']} cores", facts.get("gpu"))
-    units = "with bf16 matrix units (AMX)" if facts.get("amx") else "without bf16 matrix units"
+    has = "with bf16 matrix units (AMX)" if facts.get("amx") else "with instructions for bf16"
+    units = has if facts.get("bf16", facts.get("amx")) else "without instructions for bf16"
     what = "; ".join(text for text in known if text)
     return f"{what} ({units}); torch {facts.get('torch')}, {facts.get('threads')} threads; commit {facts['commit']}."
 

@@ -214,6 +214,29 @@ def test_rows_that_were_added_later_are_repeated_too(
     assert "all 8 rows are the same" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("here", ["bf16", "fp32"])
+def test_a_run_is_repeated_in_the_precision_of_its_record(
+    here: str, carried_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.training.precision.multiplies_bf16", lambda: True)
+    monkeypatch.setattr("harness.training.precision.gains_by_bf16", lambda *_: here == "bf16")
+    run = load_results(carried_out / "kept", "tiny").finals[0].run_id
+    assert repeat([run, "--root", str(carried_out / "kept"), "--dir", str(tmp_path / "again")]) == 0
+    said = capsys.readouterr().out
+    assert ("auto was fp32 for the record and is bf16 here; the run is repeated in fp32" in said) == (here == "bf16")
+    assert said.rstrip().endswith("all 6 rows are the same")
+    record = json.loads((tmp_path / "again/record.json").read_text())
+    assert record["resolved"]["precision"] == "fp32"
+    assert (record["run_id"] == run) == (here == "fp32")
+
+
+def test_another_precision_is_the_first_difference(carried_out: Path) -> None:
+    record = load_results(carried_out / "runs", "tiny").finals[0].record
+    other = {**record, "resolved": {**record["resolved"], "precision": "bf16"}, "rows": record["rows"][1:]}
+    assert differences(record, other)[0] == "precision: fp32 in the record, bf16 now"
+    assert differences(record, {**other, "rows": record["rows"]}) == ["precision: fp32 in the record, bf16 now"]
+
+
 def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     final = load_results(carried_out / "runs", "tiny").finals[0]
     path = shutil.copytree(carried_out / "runs", tmp_path / "runs") / "tiny/runs" / final.run_id / "record.json"

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from harness.records.run_directory import RunDirectory
 from harness.training import checkpoint
 from harness.training.build import build
 from harness.training.config import RuntimeConfig, TrainConfig, complete
-from harness.training.device import choose_device, choose_precision
+from harness.training.device import choose_device
 from harness.training.loop import TrainingError, train
 from harness.training.optimizer import make_optimizer
 from harness.training.run import RunContext, run
@@ -45,23 +44,11 @@ def test_lsqs_steps_learn_at_their_own_rate_and_do_not_decay() -> None:
     assert groups[1e-3]["weight_decay"] == 0.1
 
 
-def test_device_and_precision() -> None:
+def test_devices() -> None:
     assert choose_device(RuntimeConfig(device="cpu")) == torch.device("cpu")
-    assert choose_precision("fp32", torch.device("cpu")) == "fp32"
-    assert choose_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"runtime\.device: 'cuda'"):
             choose_device(RuntimeConfig(device="cuda"))
-
-
-def test_bf16_on_a_cpu_without_units_for_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.training.device._multiplies_bf16", lambda: False)
-    with pytest.warns(UserWarning, match=r"train.precision: bf16 on a CPU without units.*auto"):
-        assert choose_precision("bf16", torch.device("cpu")) == "bf16"
-    monkeypatch.setattr("harness.training.device._multiplies_bf16", lambda: True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert choose_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 def test_bf16_trains_and_is_evaluated_in_fp32() -> None:
