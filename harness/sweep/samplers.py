@@ -1,6 +1,7 @@
 """Optuna's samplers and pruners by the names that sweep files use."""
 
 import warnings
+from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -60,7 +61,10 @@ def distribution(dimension: Choices | Range) -> BaseDistribution:
     """A search dimension as Optuna has it."""
     if isinstance(dimension, Choices):
         return CategoricalDistribution(dimension.choices)
+    step, high = None, dimension.high
+    if dimension.grid is not None:  # Optuna would find the last value by itself, and warn
+        step, count = dimension.grid
+        high = float(Decimal(repr(dimension.low)) + (count - 1) * Decimal(repr(step)))
     if dimension.kind == "int":
-        step = int(dimension.step or 1)
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+        return IntDistribution(int(dimension.low), int(high), log=dimension.log, step=int(step or 1))
+    return FloatDistribution(dimension.low, high, log=dimension.log, step=step)

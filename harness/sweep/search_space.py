@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -38,7 +39,9 @@ class Range(StrictConfig):
     high: float = Field(description="largest value, included")
     log: bool = Field(False, description="draw uniformly in the logarithm; low must be above 0")
     kind: Literal["float", "int"] = Field("float", description="int: whole numbers only")
-    step: float | None = Field(None, gt=0, description="spacing of the values, from low; null: any value")
+    step: float | None = Field(
+        None, gt=0, description="spacing of the values, from low; whole for int; null: any value"
+    )
     grid_points: int = Field(5, ge=2, le=1000, description="how many values the grid sampler visits")
 
     @model_validator(mode="after")
@@ -51,13 +54,23 @@ class Range(StrictConfig):
             raise ValueError("a log range has no step; leave one of the two out")
         if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError(f"kind int wants whole ends, not {self.low:g} and {self.high:g}")
+        if self.kind == "int" and self.step is not None and not self.step.is_integer():
+            raise ValueError(f"kind int wants a whole step, not {self.step:g}; or kind: float")
         return self
+
+    @property
+    def grid(self) -> tuple[float, int] | None:
+        """Spacing and number of the values, from low, for every sampler; None where they are no even grid."""
+        spacing = self.step or (1.0 if self.kind == "int" and not self.log else None)
+        if spacing is None:
+            return None
+        low, high, step = (Decimal(repr(value)) for value in (self.low, self.high, spacing))  # as they were written
+        return spacing, int((high - low) / step) + 1
 
     def at(self, position: float) -> float | int:
         """The value at a position in [0, 1]."""
-        spacing = self.step or (1.0 if self.kind == "int" and not self.log else None)
-        if spacing is not None:
-            count = math.floor((self.high - self.low) / spacing + 1e-9) + 1
+        if self.grid is not None:
+            spacing, count = self.grid
             value = self.low + spacing * min(int(position * count), count - 1)
         elif self.log:
             value = math.exp(math.log(self.low) + position * (math.log(self.high) - math.log(self.low)))

@@ -1,11 +1,13 @@
 """Search dimensions and static samplers."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 
 from harness.core.errors import UserError
+from harness.sweep.samplers import distribution
 from harness.sweep.search_space import Choices, Range, Space, corners, draw
 
 SPACE: Space = {
@@ -139,6 +141,9 @@ def test_corners_visit_every_value_and_pad_the_shorter() -> None:
         ({"low": 0, "high": 1, "log": True}, "a log range cannot start at 0"),
         ({"low": 0.1, "high": 1, "log": True, "step": 0.1}, "a log range has no step"),
         ({"low": 0.5, "high": 2, "kind": "int"}, "kind int wants whole ends"),
+        ({"low": 1, "high": 9, "kind": "int", "step": 0.5}, r"kind int wants a whole step, not 0\.5"),
+        ({"low": 1, "high": 9, "kind": "int", "step": 2.5}, r"kind int wants a whole step, not 2\.5"),
+        ({"low": 1, "high": 9, "kind": "int", "step": 1.0001}, r"kind int wants a whole step, not 1\.0001"),
         ({"low": 0, "high": 1, "step": 0}, "greater than 0"),
         ({"low": 0, "high": 1, "grid_points": 1}, "greater than or equal to 2"),
         ({"low": 0, "high": math.inf}, "finite"),
@@ -152,3 +157,24 @@ def test_an_impossible_range_is_refused(knobs: dict[str, Any], said: str) -> Non
 def test_empty_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 item"):
         Choices(choices=())
+
+
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        Range(low=1, high=9, kind="int", step=2),
+        Range(low=1, high=10, kind="int", step=4),
+        Range(low=-3, high=3, kind="int"),
+        Range(low=0, high=1, step=0.3),
+        Range(low=0.1, high=0.7, step=0.1),
+        Range(low=0, high=1 - 1e-10, step=0.1),
+    ],
+)
+def test_all_samplers_have_one_grid(dimension: Range) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's, of ends that it moves
+        known: Any = distribution(dimension)
+    visited = {dimension.at(index / 1000) for index in range(1001)}
+    count = round((known.high - known.low) / known.step) + 1
+    assert len(visited) == count
+    assert sorted(visited) == pytest.approx([known.low + index * known.step for index in range(count)])
