@@ -1,6 +1,6 @@
 """`python -m harness.config [NAME] [--markdown]`: every setting of a sweep file and of a run, with type and default.
 
-NAME: a section (sweep, run, train, deploy, ...), a method, a model or a data set. Without one: all sections.
+NAME: a section (sweep, run, train, deploy, ...), a method, model, data set, sampler or pruner. Without: all sections.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from harness.core.command import run_command
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import unknown
 from harness.data._config import Augment
+from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
 from harness.sweep.search_space import Choices, Range
 from harness.training.config import DeployConfig, RunConfig, RuntimeConfig, TrainConfig, config_class
@@ -118,13 +119,20 @@ def _range(field: FieldInfo) -> str:
 
 
 def find(name: str) -> tuple[str, type[BaseModel]]:
-    """A section, method, model or data set by name: its title and class. Raises UserError for any other name."""
+    """A section, method, model, data set, sampler or pruner by name: its title and class.
+
+    Raises UserError for any other name.
+    """
     if name in SECTIONS:
         return SECTIONS[name]
     kinds = {each: kind for kind in registry.KINDS for each in registry.names(kind)}
-    if name not in kinds:
-        raise unknown("section, method, model or data set", name, [*SECTIONS, *kinds])
-    return f"{kinds[name]} {name}", config_class(kinds[name], name)
+    if name in kinds:
+        return f"{kinds[name]} {name}", config_class(kinds[name], name)
+    for kind, options in OPTIONS.items():
+        if name in options:
+            return f"{kind} {name}", options[name]
+    others = (each for options in OPTIONS.values() for each in options)
+    raise unknown("section, method, model, data set, sampler or pruner", name, {*SECTIONS, *kinds, *others})
 
 
 def as_text(title: str, settings: list[Setting]) -> str:
@@ -150,7 +158,7 @@ def as_markdown(title: str, settings: list[Setting]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.config", description="Every setting there is.")
-    what = "a section, method, model or data set; default: all sections"
+    what = "a section, method, model, data set, sampler or pruner; default: all sections"
     parser.add_argument("name", nargs="?", metavar="NAME", help=what)
     parser.add_argument("--markdown", action="store_true", help="as tables for a page")
     options = parser.parse_args(arguments)

@@ -117,6 +117,8 @@ class SweepConfig(StrictConfig):
             raise ValueError(f"tune.seed: {self.tune.seed} is also a final seed; tuning must not see those")
         if len(self.objective) > 1 and self.pruner.name != "none":
             raise ValueError("pruner: Optuna cannot prune trials of several objectives; use pruner: none")
+        if "seed" in self.sampler.options:
+            raise ValueError(f"sampler {self.sampler.name!r}: seed: {self.sampler.options['seed']!r}: use tune.seed")
         if self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
             raise ValueError(f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}")
         return self

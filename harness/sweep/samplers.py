@@ -9,7 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
-from harness.sweep.config import SweepConfig
+from harness.sweep.algorithms import checked_options
+from harness.sweep.config import Algorithm, SweepConfig
 from harness.sweep.search_space import Choices, Range
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # progress is shown by the launch
@@ -38,11 +39,12 @@ def make_pruner(spec: SweepConfig) -> optuna.pruners.BasePruner:
     return _made("pruner", spec.pruner, kinds[spec.pruner.name])
 
 
-def _made(kind: str, algorithm: Any, build: Any, **extra: Any) -> Any:
+def _made(kind: str, algorithm: Algorithm, build: Any, **extra: Any) -> Any:
+    options = checked_options(kind, algorithm.name, algorithm.options)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return build(**algorithm.options, **extra)
+            return build(**options, **extra)
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind} {algorithm.name!r}: {error}") from None
 
@@ -50,11 +52,7 @@ def _made(kind: str, algorithm: Any, build: Any, **extra: Any) -> Any:
 def check_algorithms(spec: SweepConfig) -> None:
     """Refuse sampler and pruner options that Optuna does not take. Raises UserError."""
     make_pruner(spec)
-    trial_run = optuna.create_study(sampler=make_sampler(spec, spec.name, 0))
-    try:  # Optuna checks some options only when it draws
-        trial_run.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"sampler {spec.sampler.name!r}: options {spec.sampler.options}: {error}") from None
+    make_sampler(spec, spec.name, 0)
 
 
 def distribution(dimension: Choices | Range) -> BaseDistribution:

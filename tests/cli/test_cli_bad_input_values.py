@@ -36,11 +36,19 @@ SWEEPS = {
         {SEARCH: {"target_bit": [2, 3]}, "cells/0/grid": {}},
         ["accuracy at the target bit cannot compare trials of different target_bit", "mean, worst"],
     ),
-    "sampler option": ({"sampler": {"name": "tpe", "n_startup": 3}}, ["sampler 'tpe'", "'n_startup'"]),
+    "sampler option": (
+        {"sampler": {"name": "tpe", "n_startup": 3}},
+        ["sampler 'tpe': n_startup: unknown key; did you mean 'n_startup_trials'? (legal: consider_endpoints"],
+    ),
     "static sampler option": ({"sampler": {"name": "random", "x": 4}}, ["'random' takes no options, got ['x']"]),
-    "sampler seed": ({"sampler": {"name": "tpe", "seed": 4}}, ["sampler 'tpe'", "'seed'"]),
-    "pruner option": ({"pruner": {"name": "median", "n_warmup": 4}}, ["pruner 'median'", "'n_warmup'"]),
-    "pruner without its option": ({"pruner": "percentile"}, ["pruner 'percentile'", "'percentile'"]),
+    "sampler seed": ({"sampler": {"name": "tpe", "seed": 4}}, ["sampler 'tpe': seed: 4: use tune.seed"]),
+    "static sampler seed": ({"sampler": {"name": "qmc", "seed": 4}}, ["sampler 'qmc': seed: 4: use tune.seed"]),
+    "pruner option": (
+        {"pruner": {"name": "median", "n_warmup": 4}},
+        ["pruner 'median': n_warmup: unknown key; did you mean 'n_warmup_steps'?"],
+    ),
+    "pruner without its option": ({"pruner": "percentile"}, ["pruner 'percentile': percentile: missing"]),
+    "option of no pruner": ({"pruner": {"name": "none", "n_min_trials": 2}}, ["pruner 'none': n_min_trials"]),
     "no name": ({"name": GONE}, ["name: missing"]),
 }
 
