@@ -68,12 +68,18 @@ def _peak(weight, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-de
 
 
 @triton.jit
+def _known(x, step):  # type: ignore[no-untyped-def]
+    """`x`, or NaN where the step is not finite, as by plain operations."""
+    return tl.where(step < float("inf"), x, step - step)
+
+
+@triton.jit
 def _quantize(weight, out, step, size, high, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(weight + at, mask=at < size, other=0.0)
     s = tl.load(step)
     k = _whole(tl.minimum(tl.maximum(_scaled(x, s), -high), high))
-    tl.store(out + at, s * k, mask=at < size)
+    tl.store(out + at, _known(s * k, s), mask=at < size)
 
 
 @triton.jit
@@ -117,4 +123,4 @@ def _backward(  # type: ignore[no-untyped-def]
     within = tl.where(tl.abs(_scaled(x, s)) <= high + slack, moves, 0.0)
     sign = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
     more = tl.where(tl.abs(x) == tl.load(peak), sign * tl.load(factor), 0.0)
-    tl.store(out + at, g * within + more, mask=at < size)
+    tl.store(out + at, _known(g * within + more, s), mask=at < size)

@@ -18,12 +18,9 @@ from harness.methods.base import Method, Step
 from harness.oscillation.tracker import metrics_of
 from harness.records import schema
 from harness.training.config import TrainConfig
+from harness.training.finite import TrainingError, check_gradients, check_loss, check_weights
 from harness.training.optimizer import match_gradients
 from harness.training.session import Progress, Session
-
-
-class TrainingError(RuntimeError):
-    """Training diverged: a loss is not finite."""
 
 
 def train(
@@ -34,7 +31,7 @@ def train(
     """Train until the last epoch or until patience runs out; the best epoch's weights are in `progress`.
 
     epoch_done gets the metrics of each epoch. Raises Stopped between two steps once it should stop, and
-    TrainingError when the loss is not finite.
+    TrainingError when a loss, a weight or a gradient is not finite.
     """
     settings, progress = session.config.train, session.progress
     if (progress.epoch, progress.step) == (0, 0):
@@ -67,13 +64,15 @@ def step(session: Session, indices: Tensor) -> None:
     whole = len(indices) == config.train.batch_size
     now.logits = _logits(session, session.forward if whole else model, now.inputs)
     now.task_loss = functional.cross_entropy(now.logits, now.labels, label_smoothing=config.train.label_smoothing)
+    if session.device.type == "cpu":
+        check_loss(now.task_loss.item(), _when(progress), model)
     penalty = sum((method.penalty(now) for method in methods), start=0.0)
     session.optimizer.zero_grad()
     (now.task_loss + penalty).backward()
     penalty = penalty + sum((method.after_backward(now) for method in methods), start=0.0)
     match_gradients(model)
     if config.train.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+        _clip_gradients(session, config.train.clip_norm)
     session.optimizer.step()
     for method in methods:
         method.after_step(now)
@@ -81,6 +80,19 @@ def step(session: Session, indices: Tensor) -> None:
         for tracker in session.trackers.values():
             tracker.update()
     _count(progress, now.task_loss.detach(), penalty)
+
+
+def _clip_gradients(session: Session, largest: float) -> None:
+    """As clip_grad_norm_ does, but for gradients that are not finite, which it would spread to all layers."""
+    parameters = list(session.model.parameters())
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if session.device.type == "cpu":
+        check_gradients(norm, _when(session.progress), session.model)
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+
+
+def _when(progress: Progress) -> str:
+    return f"epoch {progress.epoch + 1}, step {progress.step + 1}"
 
 
 def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -93,8 +105,8 @@ def _finish_epoch(session: Session) -> dict[str, Any]:
     progress = session.progress
     sums = [0.0, 0.0] if progress.sums is None else progress.sums.tolist()
     loss, penalty = (value / session.steps_per_epoch for value in sums)
-    if not math.isfinite(loss):
-        raise TrainingError(f"the training loss became {loss} in epoch {progress.epoch + 1}")
+    check_loss(loss, f"epoch {progress.epoch + 1}", session.model)
+    check_weights(f"epoch {progress.epoch + 1}", session.model)
     progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, None
     metrics = {
         schema.EPOCH: progress.epoch,

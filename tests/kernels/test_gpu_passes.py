@@ -30,7 +30,7 @@ def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout[-3000:]
-    assert "11 passed, 1 deselected" in ended.stdout
+    assert "12 passed, 1 deselected" in ended.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,22 @@ def test_fake_quantization_is_the_same(knobs: QuantizerConfig, scale_gradient: L
             assert torch.equal(results[0][0], results[1][0])
             # The largest weight has the sum over the layer, in fp32 of one order or another.
             torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-5)
+
+
+@HERE
+def test_a_weight_that_is_not_finite_shows_as_by_plain_operations() -> None:
+    for value in (float("nan"), float("inf")):
+        quantizer, results = make_quantizer(QuantizerConfig(), 3), []
+        source = weights(network())[1].detach().clone()
+        source[3, 4] = value
+        for quantizer.fused in (True, False):
+            leaf = source.clone().requires_grad_()
+            out = quantizer(leaf)
+            assert (pass_of(out) == "_FakeQuantize") == quantizer.fused
+            out.sum().backward()
+            results.append((out.detach(), leaf.grad))
+        for by_pass, plain in zip(*results, strict=True):
+            torch.testing.assert_close(by_pass, plain, equal_nan=True)
 
 
 @HERE

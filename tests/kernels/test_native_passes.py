@@ -278,3 +278,43 @@ def test_a_compiler_that_fails_is_reported(kept: Path, monkeypatch: pytest.Monke
 def test_nowhere_to_keep_it_is_reported(kept: Path) -> None:
     kept.write_text("a file where a folder should be")
     assert of_a_new_process() == (False, True, True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_a_weight_that_is_not_finite_shows_as_by_plain_operations(
+    knobs: QuantizerConfig, scale_gradient: str, value: float
+) -> None:
+    for place, source in enumerate(weights(network())):
+        quantizer = make_quantizer(knobs, 3, scale_gradient).fit(source)  # type: ignore[arg-type]
+        made: list[tuple[Tensor, Tensor]] = []
+        for fused in (True, False):
+            weight = source.detach().clone()
+            weight.view(-1)[weight.numel() // 2] = value
+            weight.requires_grad_()
+            quantizer.fused = fused
+            on_grid = quantizer(weight)
+            assert (pass_of(on_grid) != "") == fused
+            on_grid.sum().backward()
+            assert weight.grad is not None
+            made.append((on_grid.detach(), weight.grad))
+        for by_pass, plain in zip(*made, strict=True):
+            assert plain.isnan().any(), place
+            torch.testing.assert_close(by_pass, plain, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_the_regularizer_shows_a_weight_that_is_not_finite(knobs: QuantizerConfig, value: float) -> None:
+    gradients = []
+    for fused in (True, False):
+        model = network()
+        regularizer = OscillationRegularizer(model, 3, 1.0, knobs, fused=fused)
+        with torch.no_grad():
+            for weight in weights(model):
+                weight.view(-1)[weight.numel() // 2] = value
+        assert regularizer.add_gradient().isnan()
+        gradients.append([weight.grad for weight in weights(model)])
+    for by_pass, plain in zip(*gradients, strict=True):
+        assert torch.equal(by_pass.isnan(), plain.isnan())

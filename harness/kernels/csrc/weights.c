@@ -7,21 +7,29 @@
  */
 #include "common.h"
 
-static float block_peak(const float *restrict w, int64_t n) {
-    float lane[LANES] = {0}, peak = 0;
-    IN_LANES(n, float size = fabsf(w[i + j]); lane[j] = size > lane[j] ? size : lane[j])
+/* |w| by its bits: of floats that are not negative the larger has the larger bits, and a NaN has the largest. */
+ALWAYS uint32_t magnitude(float w) {
+    uint32_t bits;
+    memcpy(&bits, &w, 4);
+    return bits & 0x7fffffff;
+}
+
+static uint32_t block_peak(const float *restrict w, int64_t n) {
+    uint32_t lane[LANES] = {0}, peak = 0;
+    IN_LANES(n, uint32_t size = magnitude(w[i + j]); lane[j] = size > lane[j] ? size : lane[j])
     for (int j = 0; j < LANES; j++) peak = lane[j] > peak ? lane[j] : peak;
     return peak;
 }
 
-/* max|w| of each group. partial: scratch, one float a block. A NaN is passed over. */
-void peaks(const float *w, int64_t groups, int64_t size, float *partial, float *out) {
+/* max|w| of each group, NaN where a weight is. partial: scratch, four bytes a block. */
+void peaks(const float *w, int64_t groups, int64_t size, uint32_t *partial, float *out) {
     int64_t per = blocks(size), all = groups * per;
     EACH_BLOCK(b, all)
         partial[b] = block_peak(w + b / per * size + b % per * BLOCK, length(size, b % per));
     for (int64_t g = 0; g < groups; g++) {
-        out[g] = 0;
-        for (int64_t b = g * per; b < (g + 1) * per; b++) out[g] = partial[b] > out[g] ? partial[b] : out[g];
+        uint32_t peak = 0;
+        for (int64_t b = g * per; b < (g + 1) * per; b++) peak = partial[b] > peak ? partial[b] : peak;
+        memcpy(out + g, &peak, 4);
     }
 }
 
@@ -165,6 +173,11 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
             partial[b] = (Sums){0, 0, 0};
             continue;
         }
+        if (!isfinite(s)) { /* nor is any gradient, as by plain operations */
+            for (int64_t i = 0; i < n; i++) out[at + i] = NAN;
+            partial[b] = (Sums){NAN, NAN, 0};
+            continue;
+        }
         float most = peak ? peak[g] : -1;
         partial[b] = high < 0 ? block_backward(w + at, grad + at, out + at, n, s, most, -1, slack)
                               : block_backward(w + at, grad + at, out + at, n, s, most, high, slack);
@@ -173,7 +186,7 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
         Sums sums = {0, further ? further[g] : 0, 0};
         for (int64_t b = g * per; b < (g + 1) * per; b++) sums.pull += partial[b].pull, sums.ties += partial[b].ties;
         if (pulls) pulls[g] = (float)sums.pull;
-        if (graph && step[g] > 0)
+        if (graph && step[g] > 0 && isfinite(step[g]))
             add_to_largest(w + g * size, out + g * size, size, partial + g * per, peak[g],
                            (double)step[g] / peak[g] * sums.pull / sums.ties);
     }
