@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from analysis import paired
+from analysis.escape import in_latex, in_markdown
 from analysis.paired import QAT, REGULARIZER, Lacking, Sides
 from analysis.series import Group
 from analysis.t_tests import ALPHA, CONTRADICTED, SUPPORTED, UNDECIDED, Comparison, compare, decide, holm
-from analysis.table_text import aligned, escape_latex, latex, latex_row, latex_table, latex_title, markdown
+from analysis.table_text import aligned, latex, latex_row, latex_table, latex_title, markdown
 
 NAME = "claims"
 NOT_TESTED = "not tested"
@@ -225,10 +226,11 @@ def _wrapped(start: str, last: str) -> list[str]:
 
 def to_markdown(claims: list[Claim]) -> str:
     """A heading line and a GitHub table for each claim."""
-    lines = [f"**{claims[0].title}**: the paper's claims", ""]
+    lines = [f"**{in_markdown(claims[0].title)}**: the paper's claims", ""]
     for claim in claims:
         lines += [f"**{claim.head}**: {claim.text}. {claim.definition}", ""]
-        lines += [*markdown([COLUMNS, *_rows(claim)], _ALIGNMENT), ""]
+        rows = [[in_markdown(label), *numbers, in_markdown(why)] for label, *numbers, why in _rows(claim)]
+        lines += [*markdown([COLUMNS, *rows], _ALIGNMENT), ""]
     return "\n".join([*lines, _legend(claims), ""])
 
 
@@ -236,7 +238,7 @@ def to_latex(claims: list[Claim]) -> str:
     """A booktabs `tabular`; what is said on a row is a comment beside it."""
     lines = [latex_row(map(latex, COLUMNS))]
     for claim in claims:
-        lines += [r"\midrule", latex_title(escape_latex(f"{claim.head}: {claim.text}"), len(COLUMNS))]
+        lines += [r"\midrule", latex_title(in_latex(f"{claim.head}: {claim.text}"), len(COLUMNS))]
         lines.append(latex_title(rf"\footnotesize {latex(claim.definition)}", len(COLUMNS)))
         lines += [latex_row(map(latex, cells_of(claim, test, test.verdict)), test.reason) for test in claim.tests]
     return latex_table(_ALIGNMENT, [f"{claims[0].title}: the paper's claims", _legend(claims)], lines)

@@ -2,25 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
+from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best, t_interval
 from analysis.paired import Lacking, frequencies
 from analysis.series import Group, Series
-from analysis.table_text import (
-    LATEX,
-    MARKDOWN,
-    escape_latex,
-    latex,
-    latex_row,
-    latex_table,
-    latex_title,
-    markdown,
-    ruled,
-)
+from analysis.table_text import LATEX, MARKDOWN, latex, latex_row, latex_table, latex_title, markdown, ruled
 from analysis.tables import interval_text
 from harness.core.bits import FLOAT
 
@@ -181,8 +172,9 @@ def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> lis
     return [mark.format(text) if i in best else text for i, text in enumerate(texts)]
 
 
-def _rows(ranking: Ranking, mark: str) -> list[list[str]]:
-    return [header(ranking), *(_marked(ranking, one, cells(ranking, one), mark) for one in ranking.standings)]
+def _rows(ranking: Ranking, mark: str, escaped: Callable[[str], str] = str) -> list[list[str]]:
+    rows = [cells(ranking, replace(one, method=escaped(one.method))) for one in ranking.standings]
+    return [header(ranking), *(_marked(ranking, *pair, mark) for pair in zip(ranking.standings, rows, strict=True))]
 
 
 def to_text(ranking: Ranking) -> str:
@@ -195,7 +187,8 @@ def to_markdown(rankings: Sequence[Ranking]) -> str:
     """A GitHub table for each group, one legend below all."""
     lines = []
     for ranking in rankings:
-        lines += [f"**{ranking.title}**", "", *markdown(_rows(ranking, MARKDOWN.best), _columns(ranking)), ""]
+        rows = _rows(ranking, MARKDOWN.best, in_markdown)
+        lines += [f"**{in_markdown(ranking.title)}**", "", *markdown(rows, _columns(ranking)), ""]
     return "\n".join([*lines, LEGEND.format(best="bold"), ""])
 
 
@@ -205,11 +198,11 @@ def to_latex(rankings: Sequence[Ranking]) -> str:
     lines = []
     for number, ranking in enumerate(rankings):
         lines += [r"\midrule"] * bool(number)
-        lines += [latex_title(escape_latex(ranking.title), len(columns)), r"\midrule"]
+        lines += [latex_title(in_latex(ranking.title), len(columns)), r"\midrule"]
         lines += [latex_row(text.capitalize() for text in header(ranking)), r"\midrule"]
         for one in ranking.standings:
             rank, method, *texts, cost = cells(ranking, one)
-            texts = [latex(rank), escape_latex(method), *map(latex, texts), latex(cost).replace("x", r"$\times$")]
+            texts = [latex(rank), in_latex(method), *map(latex, texts), latex(cost).replace("x", r"$\times$")]
             lines.append(latex_row(_marked(ranking, one, texts, LATEX.best)))
     return latex_table(columns, [LEGEND.format(best="bold")], lines)
 

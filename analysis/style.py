@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, Locator, NullLocator
 from tueplots import figsizes
 
+from analysis.escape import in_figure
 from harness.core.bits import FLOAT
 from harness.core.errors import unknown
 
@@ -236,7 +237,7 @@ def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], tit
     # Matplotlib fills column by column; reading goes line by line.
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
     legend = figure.legend(
-        [handles[i] for i in order], [labels[i] for i in order], title=title, ncols=columns,
+        [handles[i] for i in order], [in_figure(labels[i]) for i in order], title=in_figure(title), ncols=columns,
         loc="outside upper center", frameon=False, handlelength=3.2, columnspacing=1.4, borderaxespad=0.1,
     )  # fmt: skip
     legend.get_title().set_multialignment("center")

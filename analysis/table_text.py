@@ -4,13 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-Rows = Sequence[Sequence[str]]
+from analysis.escape import in_latex, in_latex_comment
 
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
-    "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
+Rows = Sequence[Sequence[str]]
 
 
 class Marks(NamedTuple):
@@ -51,12 +47,12 @@ def latex_table(columns: str, comments: Iterable[str], lines: Iterable[str]) -> 
     """A booktabs `tabular` of lines that `latex_row` and `latex_title` made, to be put unchanged into a paper."""
     start = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     end = [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join([*(f"% {comment}" for comment in comments), *start, *lines, *end])
+    return "\n".join([*(f"% {in_latex_comment(comment)}" for comment in comments), *start, *lines, *end])
 
 
 def latex_row(texts: Iterable[str], comment: str = "") -> str:
     """A row of texts that are LaTeX already."""
-    return " & ".join(texts) + r" \\" + (f" % {comment}" if comment else "")
+    return " & ".join(texts) + r" \\" + (f" % {in_latex_comment(comment)}" if comment else "")
 
 
 def latex_title(text: str, width: int) -> str:
@@ -64,12 +60,7 @@ def latex_title(text: str, width: int) -> str:
     return rf"\multicolumn{{{width}}}{{l}}{{{text}}} \\"
 
 
-def escape_latex(text: str) -> str:
-    """Text with TeX's special characters made harmless."""
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
-
-
 def latex(text: str) -> str:
-    """Text as LaTeX: a hyphen before a number is a minus sign, and <, ± and — become commands."""
-    text = re.sub(r"(?<![A-Za-z0-9])-(?=\d)", "$-$", escape_latex(text))
-    return text.replace("—", "---").replace("<", "$<$").replace("±", r"$\pm$")
+    """Text of the analysis as LaTeX: a hyphen before a number is a minus sign, and <, ± and — become commands."""
+    text = re.sub(r"(?<![A-Za-z0-9])-(?=\d)", "$-$", in_latex(text))
+    return text.replace("—", "---").replace(r"\textless{}", "$<$").replace("±", r"$\pm$")

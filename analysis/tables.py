@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best
 from analysis.series import Group, summarize
-from analysis.table_text import LATEX, MARKDOWN, Marks, escape_latex, latex, latex_row, latex_table, markdown, ruled
+from analysis.table_text import LATEX, MARKDOWN, Marks, latex, latex_row, latex_table, markdown, ruled
 from harness.core.bits import FLOAT
 
 NAME = "cross_bit_table"
@@ -100,11 +101,11 @@ def _bracketed(entry: Entry) -> str:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table."""
-    rows = [[label, seeds, *(_marked(entry, entry.text(), MARKDOWN) for entry in entries)]
+    rows = [[in_markdown(label), seeds, *(_marked(entry, entry.text(), MARKDOWN) for entry in entries)]
             for label, seeds, entries in table.rows]  # fmt: skip
-    legend = table.legend("underlined", "bold")
+    legend, title = table.legend("underlined", "bold"), in_markdown(table.title)
     lines = markdown([_header(table), *rows], _columns(table))
-    return "\n".join([f"**{table.title}**: {_WHAT}", "", *lines, "", f"{legend[0].upper()}{legend[1:]}.", ""])
+    return "\n".join([f"**{title}**: {_WHAT}", "", *lines, "", f"{legend[0].upper()}{legend[1:]}.", ""])
 
 
 def to_latex(table: Table) -> str:
@@ -112,7 +113,7 @@ def to_latex(table: Table) -> str:
     lines = [latex_row(_header(table, "Method", "Seeds")), r"\midrule"]
     for label, seeds, entries in table.rows:
         texts = [_marked(entry, latex(entry.text()), LATEX) for entry in entries]
-        lines.append(latex_row([escape_latex(label), seeds.replace("-", "--"), *texts]))
+        lines.append(latex_row([in_latex(label), seeds.replace("-", "--"), *texts]))
     what = f"{table.title}: {_WHAT.replace(' ±', ' and')}"
     return latex_table(_columns(table), [what, table.legend("underlined", "bold")], lines)
 

@@ -10,6 +10,7 @@ from matplotlib.colors import Colormap, ListedColormap, LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
+from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.series import Group, Series
 from harness.records.schema import LAYER_PREFIX
@@ -44,7 +45,7 @@ def draw(group: Group) -> Drawing:
     image: Any = None
     for (axes,), (title, block) in zip(panels, blocks.items()):
         image = _heat(axes, block.reindex(layers), norm)
-        axes.set_title(title)
+        axes.set_title(in_figure(title))
     panels[0][0].set_yticks(*_ticks(layers))
     style.label_left(panels, "Layer")
     figure.supxlabel("Epoch", fontsize=8)
@@ -52,7 +53,7 @@ def draw(group: Group) -> Drawing:
     bar.set_label("Frequency (1/step)")
     bar.outline.set_linewidth(0.6)
     counts = {len(one.finals) for one in group.series}
-    figure.suptitle(f"{group.title}: mean over seeds ({style.seeds_text(counts)})", fontsize=8)
+    figure.suptitle(f"{in_figure(group.title)}: mean over seeds ({style.seeds_text(counts)})", fontsize=8)
     return Drawing(figure, _tidy(blocks), tuple(dict.fromkeys(notes)))
 
 
@@ -110,7 +111,7 @@ def _heat(axes: Axes, block: pd.DataFrame, norm: LogNorm) -> Any:
 def _ticks(layers: list[str]) -> tuple[list[int], list[str]]:
     """Every layer's name, or every other where there is no room."""
     places = list(range(0, len(layers), -(-len(layers) // _LABELLED)))
-    return places, [layers[place] for place in places]
+    return places, [in_figure(layers[place]) for place in places]
 
 
 def _tidy(blocks: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
+from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
 from analysis.paired import QAT, WORDS
@@ -58,7 +59,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     handles: dict[str, object] = {}
     for name, (_, found), (axes,) in zip(names, pairs, blocks, strict=True):
         _panel(axes, frame[frame["group"] == name], found, marks, handles)
-        axes.set_title(name)
+        axes.set_title(in_figure(name))
         axes.set_ylabel("Test accuracy (%)")
     figure.supxlabel("Deployment bit-width", fontsize=8)
     title = "one network rounded to every bit-width"

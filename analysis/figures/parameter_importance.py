@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import style
+from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import objective_value
 from analysis.results import Trial
@@ -53,7 +54,7 @@ def draw(group: Group) -> Drawing:
             )
             place += 1
         place += 0.7
-    axes.set_yticks(ticks, labels)
+    axes.set_yticks(ticks, list(map(in_figure, labels)))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.grid(axis="x")

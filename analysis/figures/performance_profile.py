@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from analysis import profiles, style
+from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.profiles import Benchmark, Floats
 from analysis.series import Group, Series
@@ -194,7 +195,7 @@ def _draw_means(axes: Axes, means: pd.DataFrame, looks: dict[str, dict[str, Any]
         look = looks[point.series]
         axes.plot([point.low, point.high], [place, place], color=look["color"], linewidth=1.1, solid_capstyle="butt")
         axes.plot([point.value], [place], **{**look, "linestyle": "none"})
-    axes.set_yticks(range(len(means)), list(means["series"]))
+    axes.set_yticks(range(len(means)), list(map(in_figure, means["series"])))
     axes.set_ylim(len(means) - 0.5, -0.5)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import style
+from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import PARAMETER, trials_frame
 from analysis.series import Group
@@ -40,8 +41,8 @@ def draw(group: Group) -> Drawing:
         panel = frame[(frame["parameter"] == parameter) & (frame["method"] == method)]
         panel = panel[panel["target_bit"].isna() if pd.isna(target) else panel["target_bit"] == target]
         _scatter(axes, panel, marks.get(method, style.Mark("0.25", "o", "-")))
-        axes.set_title(method if pd.isna(target) else f"{method}@{target}")
-        axes.set_xlabel(parameter.replace("_", " ").replace(".", ": "))
+        axes.set_title(in_figure(method if pd.isna(target) else f"{method}@{target}"))
+        axes.set_xlabel(in_figure(parameter.replace("_", " ").replace(".", ": ")))
     style.label_left(blocks, "Validation accuracy (%)")
     handles: list[Any] = [
         Line2D([], [], linestyle="", marker="o", color="0.25", markeredgecolor="white"),

@@ -62,7 +62,7 @@ class TrainConfig(StrictConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy loss; 0: none")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of a step; auto: bf16 where the device has it; on CPUs if most products are in layers of 64+ inputs",
+        description="of a step; auto: bf16 where the device has it and, on CPUs, most products are in large layers",
     )
 
 
