@@ -66,7 +66,7 @@ def test_sweeps_are_listed() -> None:
 def test_the_list_of_keys_is_that_of_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main(["--markdown"]) == 0
     between = f"<!-- python -m harness.config --markdown -->\n{capsys.readouterr().out}<!-- end -->"
-    assert between in (REPOSITORY / "sweeps/README.md").read_text(encoding="utf-8")
+    assert between in (REPOSITORY / "sweeps/keys.md").read_text(encoding="utf-8")
 
 
 def test_the_benchmarks_table_is_the_measured_one() -> None:
