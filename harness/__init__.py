@@ -16,6 +16,7 @@ NUMERICS_VERSION = 3
 
 _LIBRARY = {
     "attach": "harness.quantization.layers",
+    "audit": "harness.quantization.audit",
     "OscillationRegularizer": "harness.oscillation.regularizer",
     "OscillationTracker": "harness.oscillation.tracker",
     "MaxAbsQuantizer": "harness.quantization",

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import is_parametrized
 
 from harness.core.errors import UserError, unknown
+from harness.quantization.refusals import check_forward, check_type, check_weight
 
 
 class SlotTakenError(UserError):
@@ -142,35 +142,17 @@ class QuantMatMul(Slotted):
         return self.grad_quantizer(quantized(self.input_quantizer, a) @ quantized(self.other_quantizer, b))
 
 
-#: What a subclass may not replace: the quantized forward would lose it.
-_FORWARDS = ("forward", "_conv_forward")
-#: Refused rather than silently left in float. Embeddings and norms stay float, as in the paper.
-_REFUSED = (
-    nn.MultiheadAttention,  # reads the weights of its layers past their forward
-    nn.Conv1d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.Bilinear,
-)
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
 
 def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
     """The class that gives a layer slots; None for a layer without weights to quantize."""
     for plain, quantized in _QUANTIZED.items():
-        if isinstance(layer, quantized):
-            return type(layer)
         if isinstance(layer, plain):
-            own_forward = any(getattr(type(layer), f, None) is not getattr(plain, f, None) for f in _FORWARDS)
-            if own_forward or is_parametrized(layer):
-                raise UserError(
-                    f"layer {name!r}: {type(layer).__name__} computes its own forward or weight, which a quantizer "
-                    "cannot enter; exclude it by name"
-                )
+            check_weight(name, layer)
+            if isinstance(layer, quantized):
+                return type(layer)
+            check_forward(name, layer, plain)
             return quantized
     return None
 
@@ -178,8 +160,9 @@ def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
 def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers whose weights are quantized, by name: linear and convolution layers not excluded.
 
-    exclude: glob patterns of layer names ("head", "stages.0.*"). First and last layers count, as in the
-    paper. Raises UserError for a pattern that matches no layer and for layers that cannot be quantized.
+    exclude: glob patterns of layer names ("head", "stages.0.*"), or of parameters of other modules. First and last
+    layers count, as in the paper. Raises UserError for a pattern that matches none and for layers that cannot be
+    quantized.
     """
     patterns = tuple(exclude)
     found: dict[str, nn.Linear | nn.Conv2d] = {}
@@ -189,23 +172,31 @@ def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn
         matched |= hits
         if hits:
             continue
-        if isinstance(layer, _REFUSED):
-            raise UserError(
-                f"layer {name!r}: weights of {type(layer).__name__} cannot be quantized; exclude '{name}*' to leave "
-                "them in float"
-            )
+        check_type(name, layer)
         if _quantized_type(name, layer) is not None:
             found[name] = layer
     for pattern in patterns:
-        if pattern not in matched:
+        if pattern not in matched and not any(fnmatchcase(name, pattern) for name in _parameters_beside(model, found)):
             raise unknown("layer in exclude", pattern, found)
     return found
+
+
+def _parameters_beside(model: nn.Module, layers: Iterable[str]) -> list[str]:
+    """The names of the parameters of other modules, which may multiply by them."""
+    return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] not in layers]
 
 
 def trainable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
     """Those of `weight_layers` whose weights are trained, one for each weight: layers that share one count once."""
     found = {id(layer.weight): (name, layer) for name, layer in weight_layers(model, exclude).items()}
     return {name: layer for name, layer in found.values() if layer.weight.requires_grad}
+
+
+def _separate_biases(model: nn.Module, layers: Iterable[str]) -> None:
+    """Have attention of timm (BEiT, EVA, Swin v2) call its `qkv` layer, where it is among these, and not read it."""
+    for name, module in model.named_modules():
+        if getattr(module, "qkv_bias_separate", None) is False and f"{name}.qkv".removeprefix(".") in layers:
+            module.qkv_bias_separate = True
 
 
 def attach(
@@ -215,16 +206,20 @@ def attach(
 
     slots: slot name to a function of the layer, for example
     `attach(model, weight_quantizer=lambda layer: MaxAbsQuantizer(3))`. Returns the layers by name.
+    Attention of timm that reads the weight of its `qkv` layer calls the layer from now on, and adds its bias later.
     Raises UserError as `weight_layers` does, and when a slot is taken.
     """
     layers: dict[str, QuantLayer] = {}
+    new: set[str] = set()
     for name, plain in weight_layers(model, exclude).items():
         layer: nn.Module = plain
         if not isinstance(layer, QuantLayer):
+            new.add(name)
             layer.__class__ = _quantized_type(name, layer)  # type: ignore[assignment]
             assert isinstance(layer, QuantLayer)
             layer.add_slots()
         layers[name] = layer
+    _separate_biases(model, new)
     for slot, build in slots.items():
         for layer in layers.values():
             layer.fill(slot, build(layer).to(layer.weight.device))

@@ -1,8 +1,10 @@
 """Builds a session from a configuration; every random draw comes from the configuration's seeds."""
 
+import warnings
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from harness.core.seeding import sub_seed
 from harness.data import load_dataset
@@ -12,6 +14,7 @@ from harness.methods._requirements import check_requirements
 from harness.methods.base import Calibration, Context, Method
 from harness.models import build_model, load_checkpoint
 from harness.oscillation.tracker import OscillationTracker
+from harness.quantization.audit import UNUSED, Audit, listed, probe
 from harness.quantization.layers import attach
 from harness.training import compilation
 from harness.training.config import RunConfig, component
@@ -36,6 +39,7 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
     check_requirements(model, settings.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
     attach(model, config.exclude)
+    audited = _audit(config, model, dataset.input_shape, device)
     precision = choose_precision(config.train.precision, device, model, dataset.input_shape, config.train.batch_size)
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
@@ -63,10 +67,23 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
         device=device,
         precision=precision,
         planned=how,
+        audit=audited.summary(),
     )
     # Last, so that nothing above uses up random numbers of the training (dropout and the like).
     torch.manual_seed(sub_seed(config.seed, "forward"))
     return session
+
+
+def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Audit:
+    """Two images through a copy of the network. Raises UserError for weights that no quantizer would reach."""
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    audited = probe(model, images, config.exclude)
+    audited.check()
+    if unused := audited.named(UNUSED):
+        warnings.warn(
+            f"the network never uses these parameters, and they stay as they are: {listed(unused)}", stacklevel=2
+        )
+    return audited
 
 
 def _evaluator(

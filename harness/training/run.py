@@ -175,6 +175,7 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
         "config": config.model_dump(mode="json"),
         "resolved": {"device": str(session.device), "precision": session.precision, "compiled": session.compiled},
         "provenance": provenance,
+        "audit": session.audit,
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "monitor": progress.best_value,

@@ -44,6 +44,7 @@ class Session:
     """A run in memory, from `harness.training.build.build`.
 
     forward: the model, or its compiled version. trackers: by bit-width; the first is the run's own, `tracker`.
+    audit: what becomes of the network's parameters (`Audit.summary`).
     """
 
     config: RunConfig
@@ -57,6 +58,7 @@ class Session:
     device: torch.device
     precision: str
     planned: Compiled
+    audit: dict[str, Any]
     progress: Progress = field(default_factory=Progress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 

@@ -13,8 +13,10 @@ from conformance_common import fitting, groups, pairs
 from harness.core import registry
 from harness.core.errors import Stopped
 from harness.methods import find
+from harness.quantization.audit import Audit
 from harness.quantization.layers import QuantLayer, Unfilled, weight_layers
 from harness.records.schema import FREQUENCY, TRAIN_LOSS
+from harness.training import build as building
 from harness.training.build import build
 from harness.training.config import RunConfig, complete
 from harness.training.loop import train
@@ -127,6 +129,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method: str, model: str, devic
     run(wanted, tmp_path / "parts")
     assert json.loads((tmp_path / "parts/status.json").read_text())["attempt"] == 4
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("method", "model"), pairs(METHODS, MODELS))
+def test_the_probe_of_the_network_changes_no_number(
+    method: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = config(method, model=model).model_dump(mode="json")
+    short = complete({**raw, "train": {**raw["train"], "epochs": 1}, "deploy": {**raw["deploy"], "bits": [3]}})
+    run(short, tmp_path / "with")
+    monkeypatch.setattr(building, "_audit", lambda *args: Audit({}))
+    run(short, tmp_path / "without")
+    assert result(tmp_path / "with") == result(tmp_path / "without")
 
 
 @pytest.mark.parametrize("device", DEVICES)
