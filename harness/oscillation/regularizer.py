@@ -3,7 +3,7 @@
 The formulas are in harness/methods/oscillation.py, the method that is made of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
 from harness.oscillation.fused import regularizer_pass
+from harness.oscillation.model_layers import ModelLayers
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer
 from harness.quantization.autograd import inside
 from harness.quantization.grid import safe_step
-from harness.quantization.layers import trainable_layers
 
 
 @torch.no_grad()
@@ -55,7 +55,8 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
 class OscillationRegularizer:
     """The regularizer for a training loop of one's own: call `add_gradient()` between backward and the step.
 
-    model: any module; its linear and convolution layers are regularized, but for the `exclude` globs.
+    model: any module; its linear and convolution layers are regularized, but for the `exclude` globs. Weights may be
+    replaced later (`load_state_dict(assign=True)`, a new head).
     bits: the bit-width to prepare for, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations;
     otherwise one pass over all weights where there is one (harness/kernels).
     """
@@ -71,19 +72,37 @@ class OscillationRegularizer:
         fused: bool = True,
     ) -> None:
         self.strength = strength
-        config = quantizer or QuantizerConfig()
-        weights = [layer.weight for layer in trainable_layers(model, exclude).values()]
+        self._config, self._bits, self._scale_gradient = quantizer or QuantizerConfig(), bits, scale_gradient
+        self._fused, self._present = fused, ModelLayers(model, exclude)
+        self._quantizers: dict[int, tuple[Tensor, MaxAbsQuantizer]] = {}
+        self._read(self._present.trained_weights())
+
+    def _read(self, weights: Sequence[Tensor]) -> None:
+        """Take these weights for those of the model. A quantizer is fitted to each one that is new."""
         if not weights:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
-        quantizers = [make_quantizer(config, bits, scale_gradient).to(weight.device).fit(weight) for weight in weights]
-        self._layers = list(zip(weights, quantizers, strict=True))
-        self._pass = regularizer_pass(weights, config.granularity == "channel", fused)
+        known, self._quantizers = self._quantizers, {}
+        for weight in weights:
+            self._quantizers[id(weight)] = known.get(id(weight)) or (weight, self._quantizer(weight))
+        self._pass = regularizer_pass(weights, self._config.granularity == "channel", self._fused)
+
+    def _quantizer(self, weight: Tensor) -> MaxAbsQuantizer:
+        made = make_quantizer(self._config, self._bits, self._scale_gradient).to(weight.device)
+        made.fit(weight)
+        return made
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:
-        """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising."""
+        """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising.
+
+        The weights are those that the layers have now. Warns of a layer that was put into the model later.
+        """
+        self._present.refresh("it is regularized from now on")
+        weights = self._present.trained_weights()
+        if list(map(id, weights)) != list(self._quantizers):
+            self._read(weights)
         layers = []
-        for weight, quantizer in self._layers:
+        for weight, quantizer in self._quantizers.values():
             if weight.grad is None:  # the task's loss did not reach it
                 weight.grad = torch.zeros_like(weight)
             layers.append((weight, weight.grad, quantizer))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
 from harness.oscillation.fused import tracker_pass
+from harness.oscillation.model_layers import ModelLayers
 from harness.quantization import WeightQuantizer, make_quantizer
-from harness.quantization.layers import QuantLayer, weight_layers
+from harness.quantization.layers import QuantLayer
 from harness.records import schema
 
 #: The averages are kept over a factor that falls by 1 - momentum per step, so a step touches only the weights that
@@ -49,9 +50,10 @@ class OscillationTracker:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
         config = quantizer or QuantizerConfig()
         self.threshold, self._momentum, self._decay = threshold, momentum, 1.0
+        self._present = ModelLayers(model, exclude)
         self._watches = {
             name: _Watch(layer, make_quantizer(config, bits).fit(_effective(layer)))
-            for name, layer in weight_layers(model, exclude).items()
+            for name, layer in self._present.layers.items()
         }
         if not self._watches:
             raise UserError("the tracker finds no linear or convolution layer in this model")
@@ -59,7 +61,11 @@ class OscillationTracker:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Compare the weights with those at the last update. No host synchronisation."""
+        """Compare the weights with those at the last update. No host synchronisation.
+
+        Warns of a layer that was put into the model later: only a new tracker would watch it.
+        """
+        self._present.refresh("this tracker does not watch it; make a new one")
         self._decay *= 1 - self._momentum
         increment = self._momentum / self._decay
         added = torch.tensor(increment)
@@ -181,6 +187,11 @@ class _Watch:
     def advance(self, increment: Tensor) -> None:
         """Take the present codes in, by plain tensor operations. increment: of an oscillating weight's frequency."""
         code = self.codes()
+        if code.shape != self.code.shape:
+            raise UserError(
+                f"a weight that the tracker watches had shape {tuple(self.code.shape)} and has {tuple(code.shape)} now "
+                f"({self.layer}): make a new tracker"
+            )
         # In int8 throughout, comparisons viewed as int8: no difference of two codes has to fit a byte, and on CPUs
         # everything but conversions from bool runs vectorised.
         change = (code > self.code).view(torch.int8) - (code < self.code).view(torch.int8)

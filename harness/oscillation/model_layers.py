@@ -1,0 +1,54 @@
+"""The layers of a model that is under way: weights may be replaced, and layers put in, after something read them."""
+
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+from harness.quantization.layers import weight_layers
+from harness.quantization.refusals import check_weight
+
+
+class ModelLayers:
+    """A model's weight layers by name (`layers`), but for the `exclude` globs, as of the last `refresh`."""
+
+    def __init__(self, model: nn.Module, exclude: Iterable[str]) -> None:
+        self._model, self._exclude = model, tuple(exclude)
+        self._modules = _modules(model)
+        self.layers = weight_layers(model, self._exclude)
+
+    def refresh(self, consequence: str) -> None:
+        """Look for layers that were put into the model since, and warn of each, with what follows from it.
+
+        Costs a walk over the modules. Raises UserError for a layer that cannot be quantized.
+        """
+        modules = _modules(self._model)
+        if modules == self._modules:  # compared by identity, one by one
+            return
+        self._modules, before = modules, {id(layer) for layer in self.layers.values()}
+        self.layers = weight_layers(self._model, self._exclude)
+        for name, layer in self.layers.items():
+            if id(layer) not in before:
+                warnings.warn(f"layer {name!r} was put into the model later: {consequence}", stacklevel=4)
+
+    def trained_weights(self) -> list[nn.Parameter]:
+        """The weights that are trained, as they are now; one for layers that share it.
+
+        Raises UserError for a weight that is no parameter of its layer any more.
+        """
+        found = {}
+        for name, layer in self.layers.items():
+            weight = layer._parameters.get("weight")
+            if weight is None:
+                check_weight(name, layer)
+            elif weight.requires_grad:
+                found[id(weight)] = weight
+        return list(found.values())
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """All modules; much faster than `model.modules()`, which names them."""
+    found = [model]
+    for module in found:
+        found += [child for child in module._modules.values() if child is not None]
+    return found
