@@ -94,18 +94,26 @@ def probe(model: nn.Module, inputs: Any, exclude: Iterable[str] = ()) -> Audit:
     seen.multiplied -= {id(parameters[name]) for name in excluded}
     said = dict.fromkeys(excluded, EXCLUDED)
     called = {id(layers[name].weight) for name in seen.entered}
+    names = {id(layer): name for name, layer in layers.items()}
+    owners = {name: id(copied.get_submodule(_owner(name))) for name in parameters if _leaf(name) == "weight"}
+    weights = {name: names[owner] for name, owner in owners.items() if owner in names}  # all names of shared layers
+    elsewhere = {id(parameter) for name, parameter in parameters.items() if name not in weights}
     for name, parameter in parameters.items():
-        if (owner := _owner(name)) in layers and name == f"{owner}.weight":
-            bare = any(slots.values()) and not slots[owner]
-            said[name] = BARE if bare else _of_layer(id(parameter), called, seen)
+        if name in weights:
+            bare = any(slots.values()) and not slots[weights[name]]
+            said[name] = BARE if bare else _of_layer(id(parameter), called, elsewhere, seen)
         elif name not in excluded:
             said[name] = _of_others(parameter, called, seen)
     return Audit({name: said[name] for name in parameters})
 
 
-def _of_layer(weight: int, called: set[int], seen: Seen) -> str:
-    """What is said of the weight of a quantized layer. called: the weights, by id, of all layers that were called."""
-    if weight in seen.multiplied or (weight in seen.reached and weight not in called):
+def _of_layer(weight: int, called: set[int], elsewhere: set[int], seen: Seen) -> str:
+    """What is said of the weight of a quantized layer.
+
+    called: the weights, by id, of all layers that were called. elsewhere: those that other modules, such as an
+    embedding, have as well.
+    """
+    if weight in seen.multiplied or (weight in seen.reached - called - elsewhere):
         return PAST
     return QUANTIZED if weight in called else UNUSED
 
@@ -143,6 +151,10 @@ def _as_fp32(inputs: Any) -> Any:
 
 def _owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
+
+
+def _leaf(parameter: str) -> str:
+    return parameter.rpartition(".")[2]
 
 
 def listed(names: list[str]) -> str:

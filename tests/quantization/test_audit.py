@@ -93,6 +93,29 @@ def test_one_weight_in_two_layers_of_which_one_is_called() -> None:
     assert seen(net).named(QUANTIZED) == ["a.weight", "b.weight"]
 
 
+def test_an_embedding_that_shares_its_weight_with_a_layer_that_is_not_called() -> None:
+    net = Net(lambda m, x: m.fc(m.embed((4 * x[..., 0]).long())), embed=nn.Embedding(4, 4), fc=nn.Linear(4, 4))
+    net.head = nn.Linear(4, 4, bias=False)
+    net.head.weight = net.embed.weight
+    found = seen(net)
+    found.check()
+    assert (found.parameters["embed.weight"], found.parameters["head.weight"]) == (FLOAT, UNUSED)
+
+
+def test_a_layer_under_two_names() -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    assert seen(Net(lambda m, x: m.b(m.a(x)), a=layer, b=layer)).parameters == {
+        "a.weight": QUANTIZED,
+        "b.weight": QUANTIZED,
+    }
+    read = seen(Net(lambda m, x: x @ m.b.weight, a=layer, b=layer))
+    assert read.named(PAST) == ["a.weight", "b.weight"]
+
+
+def test_a_bare_layer() -> None:
+    assert seen(nn.Linear(4, 4, bias=False)).parameters == {"weight": QUANTIZED}
+
+
 def _mixture(m: Any, x: Tensor) -> Tensor:
     """Two experts on the tokens, weighted."""
     return torch.einsum("bnc,ecd->bned", x, m.w).mean(2)
