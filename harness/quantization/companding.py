@@ -5,7 +5,7 @@ Levels lie close where the compressor is steep. It is piecewise linear over inte
 to the last bit, and so is the expander, since both work in the units of the integer codes.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,7 @@ class CompandingQuantizer(WeightQuantizer):
     """
 
     MIN_RANGE = 1e-5
+    takes_values = True
     learned_range: nn.Parameter
     log_slopes: nn.Parameter | None
 
@@ -136,15 +137,15 @@ class CompandingQuantizer(WeightQuantizer):
         slopes = nn.Parameter(torch.zeros(intervals)) if self.levels.high > 1 else None
         self.register_parameter("log_slopes", slopes)
 
-    def fit(self, weight: Tensor) -> Self:
+    def start_from(self, weight: Tensor) -> None:
         """Let the range be `start` standard deviations, and the curve straight."""
-        deviation = spread(weight.detach(), self.per_channel)
+        deviation = spread(weight, self.per_channel)
         first = torch.full_like(deviation, self.start) if self.normalize else self.start * deviation
         self.learned_range = nn.Parameter(first.clamp(min=self.MIN_RANGE))
-        return self
 
     def step(self, weight: Tensor) -> Tensor:
         """The mean distance between neighbouring levels."""
+        self.require_fitted()
         reach = self.learned_range * spread(weight, self.per_channel) if self.normalize else self.learned_range
         return reach / self.levels.high
 
@@ -197,6 +198,7 @@ class CompandingQuantizer(WeightQuantizer):
         other.learned_range = nn.Parameter(self.learned_range.detach() * factor)
         if self.log_slopes is not None and other.log_slopes is not None:
             other.log_slopes = nn.Parameter(self.log_slopes.detach().clone())
+        other.fitted = self.fitted
         return other.to(self.learned_range.device)
 
 

@@ -1,7 +1,5 @@
 """A quantizer whose decision thresholds and whose levels have a step of their own each; mid-rise, so without a zero."""
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ class DecoupledQuantizer(WeightQuantizer):
     """
 
     MIN_STEP = 1e-5
+    takes_values = True
     threshold_step: Tensor
     shrink: Tensor
 
@@ -32,10 +31,9 @@ class DecoupledQuantizer(WeightQuantizer):
         self.register_buffer("threshold_step", torch.ones(()))
         self.register_buffer("shrink", torch.ones(()))
 
-    def fit(self, weight: Tensor) -> Self:
-        start = (spread(weight.detach(), self.per_channel) / 2 ** (self.bits - 2)).clamp(min=self.MIN_STEP)
+    def start_from(self, weight: Tensor) -> None:
+        start = (spread(weight, self.per_channel) / 2 ** (self.bits - 2)).clamp(min=self.MIN_STEP)
         self.threshold_step, self.level_step = start, nn.Parameter(start.clone())
-        return self
 
     def forward(self, weight: Tensor) -> Tensor:
         value = self.shrink * self.level_step * (self._floor(weight) + 0.5)
@@ -76,10 +74,11 @@ class DecoupledQuantizer(WeightQuantizer):
         factor = 2.0 ** (self.bits - bits) if scale == "keep_range" else 1.0
         other.threshold_step = self.threshold_step * factor
         other.level_step = nn.Parameter(self.level_step.detach() * factor)
-        other.shrink = self.shrink.clone()
+        other.shrink, other.fitted = self.shrink.clone(), self.fitted
         return other
 
     def _scaled(self, weight: Tensor) -> Tensor:
+        self.require_fitted()
         return weight.detach() / (self.shrink * self.threshold_step)
 
     def _floor(self, weight: Tensor) -> Tensor:

@@ -33,6 +33,10 @@ class FrozenQuantizer(WeightQuantizer):
         self.weight_quantizer = quantizer
         self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
         self.register_buffer("code", torch.zeros_like(weight, dtype=torch.int8))
+        self.fitted = quantizer.fitted
+
+    def start_from(self, weight: Tensor) -> None:
+        self.weight_quantizer.fit(weight)
 
     def freeze(self, wanted: Tensor, average: Tensor) -> None:
         """Freeze further weights, bool (O, ...), at their average code; what is frozen stays as it is."""

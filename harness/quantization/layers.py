@@ -71,6 +71,13 @@ class QuantLayer(Slotted):
     #: Set once the weight is what the network is deployed with.
     deployed: bool = False
 
+    def fill(self, slot: str, module: nn.Module) -> None:
+        """As `Slotted.fill`; a weight quantizer that is not fitted yet is fitted to the effective weight."""
+        super().fill(slot, module)
+        if slot == "weight_quantizer" and not getattr(module, "fitted", True):
+            with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
+                module.fit(self.effective_weight())  # type: ignore[operator]
+
     def effective_weight(self) -> Tensor:
         """The weight that gets quantized: the trained one after the layer's weight_transform."""
         return self.weight_transform(self.weight)
@@ -205,7 +212,8 @@ def attach(
     """Give every weight layer its slots, in place, and fill the named ones: one new module per layer.
 
     slots: slot name to a function of the layer, for example
-    `attach(model, weight_quantizer=lambda layer: MaxAbsQuantizer(3))`. Returns the layers by name.
+    `attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))`. Transforms are filled first, so that a quantizer
+    is fitted to the weight that it will see. Returns the layers by name.
     Attention of timm that reads the weight of its `qkv` layer calls the layer from now on, and adds its bias later.
     Raises UserError as `weight_layers` does, and when a slot is taken.
     """
@@ -220,7 +228,7 @@ def attach(
             layer.add_slots()
         layers[name] = layer
     _separate_biases(model, new)
-    for slot, build in slots.items():
+    for slot, build in sorted(slots.items(), key=lambda item: SLOTS.index(item[0]) if item[0] in SLOTS else -1):
         for layer in layers.values():
             layer.fill(slot, build(layer).to(layer.weight.device))
     return layers

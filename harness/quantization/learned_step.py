@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +21,20 @@ class LSQQuantizer(WeightQuantizer):
     """
 
     MIN_STEP = 1e-5
+    takes_values = True
     fused: bool = True
 
     def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
         super().__init__(bits, per_channel, kind)
         self.learned_step = nn.Parameter(torch.ones(()))
 
-    def fit(self, weight: Tensor) -> Self:
-        weight = weight.detach()
+    def start_from(self, weight: Tensor) -> None:
         dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
         start = 2 * weight.abs().mean(dim=dims, keepdim=self.per_channel) / math.sqrt(self.levels.high)
         self.learned_step = nn.Parameter(start.clamp(min=self.MIN_STEP))
-        return self
 
     def step(self, weight: Tensor) -> Tensor:
+        self.require_fitted()
         weights_a_step = weight.numel() // self.learned_step.numel()
         factor = 1.0 / math.sqrt(weights_a_step * self.levels.high)
         return scale_gradient(self.learned_step, factor)
@@ -55,7 +54,7 @@ class LSQQuantizer(WeightQuantizer):
             return self
         other = type(self)(bits, self.per_channel, self.kind)
         factor = self.levels.high / other.levels.high if scale == "keep_range" else 1.0
-        other.learned_step = nn.Parameter(self.learned_step.detach() * factor)
+        other.learned_step, other.fitted = nn.Parameter(self.learned_step.detach() * factor), self.fitted
         return other
 
 

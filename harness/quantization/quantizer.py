@@ -4,12 +4,13 @@ Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, 
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.config_base import QuantizerConfig
+from harness.core.errors import UserError
 from harness.kernels import dispatch
 from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
 from harness.quantization.grid import Levels, LevelsKind, clip_ratio, levels, max_abs, round_to_codes, safe_step
@@ -23,17 +24,39 @@ KeepScale = Literal["keep_step", "keep_range"]
 class WeightQuantizer(nn.Module):
     """Fake quantization `q(w) = s * k`, `k` an integer code of the grid `self.levels`.
 
-    bits: 2 to 8. Subclasses give `step`; they may learn it, or shape the grid otherwise.
+    bits: 2 to 8. Subclasses give `step`; they may learn it, or shape the grid otherwise. One that keeps values taken
+    from a weight (`takes_values`) says how in `start_from`, and calls `require_fitted` where it uses them.
+
+    fitted: whether it has these values, from `fit` or from a loaded state dict; always True where there are none. Set
+    it to True after setting values by hand. Filling a layer's slot fits a quantizer that is not fitted yet.
     """
+
+    takes_values: ClassVar[bool] = False
+    fitted: bool
 
     def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
         super().__init__()
         self.bits, self.per_channel, self.kind = bits, per_channel, kind
         self.levels: Levels = levels(bits, kind)
+        self.fitted = not self.takes_values
 
+    @final
     def fit(self, weight: Tensor) -> Self:
         """Take initial values from a weight; returns itself."""
+        self.start_from(weight.detach())
+        self.fitted = True
         return self
+
+    def start_from(self, weight: Tensor) -> None:
+        """What `fit` does: set initial values from a weight without a graph."""
+
+    def require_fitted(self) -> None:
+        """Raise UserError where initial values are still missing: they would round a network to zeros, unnoticed."""
+        if not self.fitted:
+            raise UserError(
+                f"{type(self).__name__} is not fitted: call its fit(weight), load a state dict, or let "
+                "attach(model, weight_quantizer=...) fit it to the layer's weight"
+            )
 
     def step(self, weight: Tensor) -> Tensor:
         """The step s for this weight, >= 0, with its gradient."""
@@ -67,6 +90,18 @@ class WeightQuantizer(nn.Module):
         The default has learned nothing and fits anew.
         """
         return self if bits == self.bits else type(self)(bits, self.per_channel)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Loading counts as fitting; values that were never set take the shape of those that are loaded."""
+        own = {name: value for name, value in (*self._parameters.items(), *self._buffers.items()) if value is not None}
+        saved = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        if not self.fitted:
+            for name, value in saved.items():
+                if own[name].shape != value.shape:  # of the quantizer's own type and device, as loading leaves them
+                    fresh = own[name].detach().new_empty(value.shape)
+                    setattr(self, name, nn.Parameter(fresh) if name in self._parameters else fresh)
+            self.fitted = len(saved) == len(own)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class MaxAbsQuantizer(WeightQuantizer):
@@ -140,19 +175,22 @@ class _FakeQuantize:
 class ClippedQuantizer(MaxAbsQuantizer):
     """Max-abs with a clipped range: `s = ratio * max|w| / Q`, the ratio of least squared error, from `fit`."""
 
+    takes_values = True
+
     def __init__(self, bits: int, per_channel: bool = False, scale_gradient: ScaleGradient = "graph") -> None:
         super().__init__(bits, per_channel, scale_gradient)
         self.ratio: Tensor
         self.register_buffer("ratio", torch.ones(()))
 
-    def fit(self, weight: Tensor) -> Self:
+    def start_from(self, weight: Tensor) -> None:
         self.ratio = clip_ratio(weight, self.levels, self.per_channel)
-        return self
 
     def step_of(self, peak: Tensor) -> Tensor:
+        self.require_fitted()
         return super().step_of(peak) * self.ratio
 
     def ratios(self, ones: Tensor) -> Tensor:
+        self.require_fitted()
         return (
             self.ratio.flatten() if self.ratio.numel() == (len(ones) if self.per_channel else 1) else ones * self.ratio
         )
@@ -169,7 +207,7 @@ class ClippedQuantizer(MaxAbsQuantizer):
             return self
         other = type(self)(bits, self.per_channel)
         factor = 1.0 if scale == "keep_range" else other.levels.high / self.levels.high
-        other.ratio = self.ratio * factor
+        other.ratio, other.fitted = self.ratio * factor, self.fitted
         return other
 
 

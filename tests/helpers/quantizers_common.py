@@ -1,9 +1,10 @@
 """What the tests in test_quantizers_*.py share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.quantization import (
     ClippedQuantizer,
@@ -31,6 +32,13 @@ QUANTIZERS: list[Callable[[int], WeightQuantizer]] = [
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lsq_at(step: float | Tensor, bits: int = 3, **kind: Any) -> LSQQuantizer:
+    """A learned-step quantizer with this step."""
+    quantizer = LSQQuantizer(bits, **kind)
+    quantizer.learned_step, quantizer.fitted = nn.Parameter(torch.as_tensor(step)), True
+    return quantizer
 
 
 # Gradients

@@ -6,10 +6,10 @@ By plain gradient descent, straight through: at distance d = |w* - q(w*)| a weig
 from collections.abc import Sequence
 
 import torch
+from quantizers_common import lsq_at
 from torch import Tensor, nn
 
 from harness.methods.base import Calibration, Method, Step
-from harness.quantization import LSQQuantizer
 from harness.quantization.layers import QuantLayer, attach
 
 NO_DATA = Calibration(lambda index: (torch.zeros(0), torch.zeros(0)))
@@ -21,7 +21,7 @@ class Toy:
     def __init__(self, targets: Sequence[float], start: float) -> None:
         self.targets = torch.tensor(targets)[:, None]
         self.model = nn.Sequential(nn.Linear(1, len(targets), bias=False))
-        layer = attach(self.model, weight_quantizer=lambda layer: LSQQuantizer(4))["0"]
+        layer = attach(self.model, weight_quantizer=lambda layer: lsq_at(1.0, 4))["0"]
         self.layer: QuantLayer = layer
         layer.weight_quantizer.learned_step.requires_grad_(False)  # type: ignore[union-attr, operator]
         with torch.no_grad():

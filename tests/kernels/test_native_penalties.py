@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from native_penalties_common import MEMORY, SHAPES, by_native_passes, normal, value_and_gradient
+from quantizers_common import lsq_at
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
@@ -75,8 +76,7 @@ def test_dampening_is_that_of_plain_operations(bits: int, kind: str, channel: bo
 
 def test_dampening_by_hand() -> None:
     weight = torch.tensor([[0.3, -0.2, 0.9], [1.25, 0.05, -5.0]])
-    quantizer = LSQQuantizer(2, kind="full")  # codes -2 to 1: the range is [-1, 0.5]
-    quantizer.learned_step = nn.Parameter(torch.tensor(0.5))
+    quantizer = lsq_at(0.5, 2, kind="full")  # codes -2 to 1: the range is [-1, 0.5]
     off = torch.tensor([[0.2, 0.2, 0.0], [0.0, -0.05, 0.0]])
     value, gradient = value_and_gradient(lambda w: distance(w, quantizer, "sum", fused=True), weight)
     torch.testing.assert_close(value, off.square().sum())
@@ -137,8 +137,7 @@ def test_threads_change_nothing(threads: None) -> None:
         torch.set_num_threads(count)
         found = value_and_gradient(lambda w: kurtosis_loss(w, 1.8, fused=True), weight)
         for channel in (False, True):
-            quantizer = LSQQuantizer(3, channel)
-            quantizer.learned_step = nn.Parameter(torch.full((301, 1) if channel else (), 0.3))
+            quantizer = lsq_at(torch.full((301, 1) if channel else (), 0.3), per_channel=channel)
             found += value_and_gradient(lambda w, q=quantizer: distance(w, q, "mean", fused=True), weight)  # type: ignore[misc]
         results.append(found)
     for other in results[1:]:

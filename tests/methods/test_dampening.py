@@ -24,7 +24,7 @@ def dampening(strength: float = 1.0, start: float = 0.0, bits: int = 4, **contex
 
 def lsq(step: float, bits: int = 3) -> LSQQuantizer:
     quantizer = LSQQuantizer(bits)
-    quantizer.learned_step = nn.Parameter(torch.tensor(step))
+    quantizer.learned_step, quantizer.fitted = nn.Parameter(torch.tensor(step)), True
     return quantizer
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantizers_common import lsq_at
 from test_dampening import Stepless, run_config
 from torch import Tensor, nn
 from toy_model import NO_DATA, Toy, flip_rate
@@ -54,8 +55,8 @@ def test_averages_frequencies_and_freezing_by_hand(late: int) -> None:
     """A random walk of codes, followed weight by weight with plain numbers; `late`: when freezing sets in."""
     torch.manual_seed(1)
     steps, momentum, model = 120, 0.05, nn.Sequential(nn.Linear(6, 5, bias=False))
-    attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))
-    weight, quantizer = model[0].weight, LSQQuantizer(3)
+    attach(model, weight_quantizer=lambda layer: lsq_at(1.0))
+    weight, quantizer = model[0].weight, lsq_at(1.0)
     method = freezing(3, threshold=0.06, threshold_start=0.2, start=late / steps, momentum=momentum)
     method.prepare(model, NO_DATA)
     codes = quantizer.codes(weight).float()

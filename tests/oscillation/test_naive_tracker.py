@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_tracker import Counted, count, threshold_distance
+from quantizers_common import lsq_at
 from torch import nn
 
 from harness import OscillationTracker
 from harness.core.config_base import QuantizerConfig
-from harness.quantization import LSQQuantizer
 from harness.quantization.layers import attach
 from harness.records import schema
 
@@ -80,7 +80,7 @@ def test_clipped_weights_have_a_bin_of_their_own() -> None:
     So does one that is not a number: a diverged run says so by its loss, not by a histogram that cannot be made.
     """
     model = nn.Sequential(nn.Linear(7, 1, bias=False))
-    attach(model, weight_quantizer=lambda _: LSQQuantizer(2))
+    attach(model, weight_quantizer=lambda _: lsq_at(1.0, 2))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[0.0, 1.0, -1.0, 0.98, 0.51, 1.7, math.nan]]))
     counts = OscillationTracker(model, 2).threshold_histogram()

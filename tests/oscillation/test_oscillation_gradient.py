@@ -112,7 +112,8 @@ def test_one_weight_alone_sits_on_the_grid(bits: int, value: float) -> None:
 def test_a_range_clipped_at_the_whole_of_it_is_not_clipped() -> None:
     for seed in range(40):
         weight = random_weight((1, 7), seed, torch.float32)
-        quantizer = ClippedQuantizer(6, scale_gradient="detached")  # not fitted: ratio 1
+        quantizer = ClippedQuantizer(6, scale_gradient="detached")
+        quantizer.fitted = True  # with ratio 1
         _, gradient = oscillation_penalty(weight, quantizer, 1.0)
         _, unclipped = oscillation_penalty(weight, MaxAbsQuantizer(6, scale_gradient="detached"), 1.0)
         assert torch.equal(gradient, unclipped), seed

@@ -241,7 +241,7 @@ def test_learned_levels_of_a_normal_beat_the_best_uniform_ones() -> None:
     assert min(errors) == pytest.approx(0.0469, abs=1e-4)
     weight = weight[::5]
     quantizer = CompandingQuantizer(3, normalize=False).double()
-    quantizer.learned_range = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    quantizer.learned_range, quantizer.fitted = nn.Parameter(torch.tensor(2.0, dtype=torch.float64)), True
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
     best = math.inf
     for index in range(300):

@@ -19,6 +19,7 @@ def quantizer_of(bits: int, threshold_step: Any, level_step: Any, shrink: float 
     quantizer = DecoupledQuantizer(bits, per_channel=thresholds.dim() > 0)
     quantizer.threshold_step, quantizer.level_step = thresholds, nn.Parameter(levels)
     quantizer.shrink.fill_(shrink)
+    quantizer.fitted = True
     return quantizer
 
 
