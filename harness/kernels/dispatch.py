@@ -4,7 +4,8 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from harness.kernels import cpu, library
 
@@ -21,33 +22,57 @@ def _has_triton() -> bool:
     return bool(has_triton())
 
 
+def transformed(x: object) -> bool:
+    """Whether what is computed from `x` is recorded or transformed by other means than autograd's backward pass.
+
+    That is torch.jit.trace and the ONNX exporter on it, fx (whose proxies are no tensors), torch.func (vmap, grad,
+    jvp, ...), gradients in batches and forward-mode AD. They do not see into an autograd.Function.
+    """
+    if not isinstance(x, Tensor) or torch.jit.is_tracing() or forward_ad._current_level >= 0:
+        return True
+    # Undocumented; torch's own autograd.Function asks the first.
+    functorch = torch._C._are_functorch_transforms_active()
+    return bool(functorch or torch._C._functorch.is_legacy_batchedtensor(x))
+
+
+def eager(*tensors: Tensor) -> bool:
+    """Whether a pass may read the memory of tensors, and nothing would miss that it did.
+
+    Not within torch.compile and torch.export, which make code of their own from plain operations; not where
+    `transformed` says so, nor under a dispatch mode (make_fx, FakeTensorMode, counters of operations); not for fake
+    tensors and other subclasses.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(type(each) in (Tensor, nn.Parameter) and not transformed(each) for each in tensors)
+
+
 def serves(*weights: Tensor, like: tuple[Tensor, ...] = ()) -> bool:
     """Whether the passes in C serve tensors on the CPU, dense, all of one shape and order in memory.
 
-    weights: fp32. like: what belongs to a weight, of other types: codes, frequencies. Within torch.compile no pass
-    serves: it makes code of its own from plain operations.
+    weights: fp32. like: what belongs to a weight, of other types: codes, frequencies. All as `eager` says.
     """
-    if torch.compiler.is_compiling():
-        return False
     both = weights + like
+    if not eager(*both):
+        return False
     return _fp32(weights) and all(each.is_cpu for each in both) and alike_in_memory(*both) and _has_library()
 
 
 def serves_images(images: Tensor) -> bool:
     """Whether the pass in C makes batches of images, uint8 (N, C, H, W)."""
-    return images.is_cpu and images.is_contiguous() and _has_library()
+    return eager(images) and images.is_cpu and images.is_contiguous() and _has_library()
 
 
 def serves_on_gpu(*weights: Tensor, per_channel: bool, like: tuple[Tensor, ...] = ()) -> bool:
     """Whether the passes in Triton serve, which know per-tensor steps alone; otherwise as `serves`."""
-    if torch.compiler.is_compiling() or per_channel:
+    if per_channel or not eager(*weights, *like):
         return False
     return on_gpu(weights[0].device) and _fp32(weights) and alike_in_memory(*weights, *like)
 
 
 def fake_quantization(weight: Tensor, per_channel: bool) -> bool:
     """Whether the fake quantization of `passes_on` serves a max-abs quantizer's weight."""
-    if torch.compiler.is_compiling():
+    if not eager(weight):
         return False
     return serves_on_gpu(weight, per_channel=per_channel) if on_gpu(weight.device) else serves(weight)
 

@@ -10,6 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from harness.kernels import dispatch
+
+
+def _in_operations(x: Tensor) -> bool:
+    """Whether to make a gradient of differentiable operations: a Function would be lost. torch.compile knows them."""
+    return not torch.compiler.is_compiling() and dispatch.transformed(x)
+
 
 class _StraightThrough(torch.autograd.Function):
     """A Function of its own, since `x + (value - x).detach()` is not exactly `value` in floats."""
@@ -29,6 +36,8 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(value: Tensor, x: Tensor) -> Tensor:
     """`value` to the last bit, with the gradient of `x`, that is 1 everywhere. Same shapes; differentiable twice."""
+    if _in_operations(x):
+        return value + (x - x.detach())  # the difference is exactly 0, with gradient 1
     return _StraightThrough.apply(value, x)
 
 
@@ -55,6 +64,8 @@ class _ScaleGradient(torch.autograd.Function):
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` unchanged, with its gradient multiplied by `factor`. Any shape."""
+    if _in_operations(x):
+        return x.detach() + (x - x.detach()) * factor
     return _ScaleGradient.apply(x, factor)
 
 
@@ -88,6 +99,10 @@ class _Clip(torch.autograd.Function):
 
 def clip(x: Tensor, low: int, high: int) -> Tensor:
     """`x` clipped to [low, high], with gradient 1 inside, bounds included, and 0 outside. Any shape."""
+    if _in_operations(x):
+        constant = x.detach()
+        clipped = constant.clamp(low, high)
+        return torch.where(inside(constant, low, high), clipped + (x - constant), clipped)
     return _Clip.apply(x, low, high)
 
 
@@ -118,13 +133,15 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        inputs, twice = ctx.saved_tensors, torch.is_grad_enabled()
+        if not twice and dispatch.eager(gradients[0], *inputs):
             return None, *ctx.passes.backward(gradients[0], *inputs)
-        # Differentiated twice: the gradient needs a graph of its own.
+        # Differentiated twice, so the gradient needs a graph of its own; or for a batch of gradients at once.
         needed = ctx.needs_input_grad[1:]
         ends = [x for x, needs in zip(inputs, needed, strict=True) if needs]
-        found = iter(torch.autograd.grad(ctx.passes.plain(*inputs), ends, gradients[0], create_graph=True))
+        with torch.enable_grad():
+            value = ctx.passes.plain(*inputs)
+        found = iter(torch.autograd.grad(value, ends, gradients[0], create_graph=twice))
         return None, *(next(found) if needs else None for needs in needed)
 
 

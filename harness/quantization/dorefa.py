@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.quantization.autograd import straight_through
-from harness.quantization.grid import max_abs, safe_step
+from harness.quantization.grid import max_abs, safe_step, shared_dims
 from harness.quantization.quantizer import WeightQuantizer
 
 
@@ -30,7 +30,7 @@ class DoReFaTransform(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         bounded = weight.tanh()
         peak = max_abs(bounded, self.per_channel)
-        dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
+        dims = shared_dims(weight, self.per_channel)
         mean = weight.detach().abs().mean(dim=dims, keepdim=self.per_channel)
         # The division first: the largest |v| is then E to the last bit, which is what the quantizer takes it for.
         return bounded / safe_step(peak) * torch.where(peak > 0, mean, torch.ones_like(mean))

@@ -41,9 +41,22 @@ def max_abs(weight: Tensor, per_channel: bool) -> Tensor:
 
     Its gradient is shared evenly among ties, as torch's amax does.
     """
-    if not per_channel:
-        return weight.abs().amax()
-    return weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True)
+    # Dimensions in full: the ONNX exporter knows no other form.
+    return weight.abs().amax(dim=shared_dims(weight, per_channel), keepdim=per_channel)
+
+
+def shared_dims(weight: Tensor, per_channel: bool) -> tuple[int, ...]:
+    """The dimensions over which weights share a step: all, or all but the first.
+
+    A proxy of torch.fx knows them where it is a parameter; elsewhere (), which reductions take for all of them.
+    """
+    if isinstance(weight, Tensor):
+        return tuple(range(1 if per_channel else 0, weight.dim()))
+    if weight.node.op == "get_attr":
+        return shared_dims(dict(weight.tracer.root.named_parameters())[weight.node.target], per_channel)
+    if per_channel:
+        raise UserError("torch.fx does not say how many dimensions an activation has, which a step per channel needs")
+    return ()
 
 
 def safe_step(step: Tensor) -> Tensor:
@@ -56,17 +69,20 @@ def round_to_codes(weight: Tensor, step: Tensor, grid: Levels) -> Tensor:
     return (weight.detach() / safe_step(step.detach())).round_().clamp_(grid.low, grid.high)
 
 
-def clip_ratio(weight: Tensor, grid: Levels, per_channel: bool, candidates: int = 80) -> Tensor:
+#: What `clip_ratio` tries: 80 values evenly spaced from 1 to 0.2 (the scheme of common post-training toolkits).
+_RATIOS = tuple(torch.linspace(1.0, 0.2, 80, device="cpu").tolist())
+
+
+def clip_ratio(weight: Tensor, grid: Levels, per_channel: bool) -> Tensor:
     """The fraction of max|w| at which to clip so that the squared rounding error is least.
 
-    Searched over `candidates` values evenly spaced from 0.2 to 1 (the scheme of common post-training
-    toolkits). Shape () or (O, 1, ...); 1 for an all-zero tensor or channel.
+    Shape () or (O, 1, ...); 1 for an all-zero tensor or channel.
     """
     weight = weight.detach()
     peak = max_abs(weight, per_channel)
     best_ratio, best_error = torch.ones_like(peak), torch.full_like(peak, torch.inf)
     dims = tuple(range(1, weight.dim())) if per_channel else tuple(range(weight.dim()))
-    for ratio in torch.linspace(1.0, 0.2, candidates).tolist():
+    for ratio in _RATIOS:
         step = ratio * peak / grid.high
         error = (round_to_codes(weight, step, grid) * step - weight).square().sum(dim=dims, keepdim=per_channel)
         better = error < best_error

@@ -7,6 +7,7 @@ state dicts load unchanged, and the layer object itself stays the same, so refer
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -75,7 +76,7 @@ class QuantLayer(Slotted):
         """As `Slotted.fill`; a weight quantizer that is not fitted yet is fitted to the effective weight."""
         super().fill(slot, module)
         if slot == "weight_quantizer" and not getattr(module, "fitted", True):
-            with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
+            with torch.no_grad(), autocast_off(self.weight):
                 module.fit(self.effective_weight())  # type: ignore[operator]
 
     def effective_weight(self) -> Tensor:
@@ -84,7 +85,7 @@ class QuantLayer(Slotted):
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it, fp32, in the shape of the effective one."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with autocast_off(self.weight):
             return self.weight_quantizer(self.effective_weight())
 
 
@@ -92,8 +93,15 @@ def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
     """An activation as a layer uses it, same shape; a filled slot computes in fp32, also under autocast."""
     if isinstance(quantizer, Unfilled):
         return x
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast_off(x):
         return quantizer(x.float())
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for the device of `x`; nothing where there is none (meta tensors, proxies of fx)."""
+    if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -122,8 +130,9 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         oneDNN's own way writes past its memory where channels are fewer than a vector has floats: wrong gradients,
         endless waiting or a crash (uxlfoundation/oneDNN issue 6035; seen with torch 2.14).
         """
-        few = self.in_channels // self.groups < _VECTOR and x.device.type == "cpu"
-        return few and self.kernel_size == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0)
+        few = self.in_channels // self.groups < _VECTOR
+        strided = self.kernel_size == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0)
+        return few and strided and (not isinstance(x, Tensor) or x.device.type == "cpu")  # a proxy of fx: any device
 
 
 #: Floats of the widest vectors that CPUs have.
@@ -230,5 +239,11 @@ def attach(
     _separate_biases(model, new)
     for slot, build in sorted(slots.items(), key=lambda item: SLOTS.index(item[0]) if item[0] in SLOTS else -1):
         for layer in layers.values():
-            layer.fill(slot, build(layer).to(layer.weight.device))
+            layer.fill(slot, _moved(build(layer), layer.weight.device))
     return layers
+
+
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module on a device. Not asked of torch where it is there already: it cannot move fake parameters."""
+    tensors = (*module.parameters(), *module.buffers())
+    return module if all(each.device == device for each in tensors) else module.to(device)

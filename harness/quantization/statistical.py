@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from harness.quantization.autograd import straight_through
-from harness.quantization.grid import safe_step
+from harness.quantization.grid import safe_step, shared_dims
 from harness.quantization.quantizer import KeepScale, WeightQuantizer
 
 
@@ -25,7 +25,7 @@ class StatisticalQuantizer(WeightQuantizer):
 
     def width(self, weight: Tensor) -> Tensor:
         """The bins' width alpha / n, without gradient: shape () per tensor, (O, 1, ...) per output channel."""
-        dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
+        dims = shared_dims(weight, self.per_channel)
         alpha = self.spread * weight.detach().abs().mean(dim=dims, keepdim=self.per_channel)
         return alpha / -self.levels.low
 
