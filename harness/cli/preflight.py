@@ -76,7 +76,7 @@ def _check_stack(cell_id: str, config: RunConfig, model: "nn.Module | None") -> 
 
     from harness.methods import build_stack
     from harness.methods.base import Calibration, Context
-    from harness.quantization.layers import SlotTakenError
+    from harness.quantization.slots import SlotTakenError
 
     shape = _ANY_IMAGES if model else (4,)
     model = model or torch.nn.Sequential(torch.nn.Linear(4, 4))

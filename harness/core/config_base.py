@@ -1,10 +1,13 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from harness.core.bits import MAX_BITS, MIN_BITS
+from harness.core.errors import UserError
+from harness.core.validation import explain
 
 #: `Field(json_schema_extra=NOT_IDENTITY)`: the field never changes a run's identity (paths, devices).
 NOT_IDENTITY: dict[str, Any] = {"identity": "never"}
@@ -68,6 +71,19 @@ class QuantizerConfig(StrictConfig):
     range: Literal["max", "mse"] = Field(
         "max", description="max: up to max|w|; mse: clipped where the squared error is least"
     )
+
+
+def quantizer_config(value: QuantizerConfig | Mapping[str, Any] | None) -> QuantizerConfig:
+    """What a library call was given as `quantizer`; None is the default. Raises UserError for anything else."""
+    if isinstance(value, QuantizerConfig) or value is None:
+        return value or QuantizerConfig()
+    if not isinstance(value, Mapping):
+        legal = ", ".join(QuantizerConfig.model_fields)
+        raise UserError(f"quantizer: {value!r} is neither a QuantizerConfig nor a mapping of its settings ({legal})")
+    try:
+        return QuantizerConfig.model_validate(dict(value))
+    except ValidationError as error:
+        raise UserError(explain(error, QuantizerConfig, "quantizer.")) from None
 
 
 def _bits(value: Any) -> Any:

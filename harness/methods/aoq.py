@@ -51,7 +51,8 @@ from torch.nn import functional
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
 from harness.quantization import DecoupledQuantizer
 from harness.quantization.deploy import round_to_nearest
-from harness.quantization.layers import QuantLayer, Slotted, attach
+from harness.quantization.layers import QuantLayer, attach
+from harness.quantization.slots import Slotted
 
 #: Where a stage begins is a product of floats: an index so little before it is there.
 SLACK = 1e-9

@@ -47,7 +47,8 @@ from torch import Tensor, nn
 from harness.core.errors import UserError, unknown
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step, default_quantizer
 from harness.quantization import WeightQuantizer
-from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled, attach
+from harness.quantization.layers import QuantLayer, attach
+from harness.quantization.slots import SlotTakenError, Unfilled
 
 
 class ConfidenceGuidedAnnealing(Method):

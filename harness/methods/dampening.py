@@ -34,8 +34,9 @@ from harness.kernels import cpu, dispatch
 from harness.methods.base import Calibration, Method, MethodConfig, Step, default_quantizer
 from harness.quantization import MaxAbsQuantizer, WeightQuantizer
 from harness.quantization.autograd import ClosedForm, by_passes
-from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled, attach
+from harness.quantization.layers import QuantLayer, attach
 from harness.quantization.learned_step import on_plain_grid
+from harness.quantization.slots import SlotTakenError, Unfilled
 
 Aggregation = Literal["kernel_mean", "mean", "sum"]
 

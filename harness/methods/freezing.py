@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step, default_quantizer
 from harness.oscillation.tracker import OscillationTracker
 from harness.quantization import FrozenQuantizer, WeightQuantizer
-from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled, attach
+from harness.quantization.layers import QuantLayer, attach
+from harness.quantization.slots import SlotTakenError, Unfilled
 
 
 class Freezing(Method):

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from harness.core.errors import UserError
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
-from harness.quantization.layers import Unfilled, attach
+from harness.quantization.layers import attach
+from harness.quantization.slots import Unfilled
 
 
 def gradient_norm(loss: Tensor, tensors: Sequence[Tensor]) -> Tensor | float:

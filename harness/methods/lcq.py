@@ -49,7 +49,8 @@ from torch import nn
 
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import CompandingQuantizer
-from harness.quantization.layers import SlotTakenError, attach
+from harness.quantization.layers import attach
+from harness.quantization.slots import SlotTakenError
 
 
 class LearnedCompanding(Method):

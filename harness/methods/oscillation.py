@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.oscillation.regularizer import OscillationRegularizer
-from harness.quantization.layers import QuantLayer, SlotTakenError, Unfilled
+from harness.quantization.layers import QuantLayer
+from harness.quantization.slots import SlotTakenError, Unfilled
 
 
 class Oscillation(Method):

@@ -3,13 +3,13 @@
 The formulas are in harness/methods/oscillation.py, the method that is made of it.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from harness.core.config_base import QuantizerConfig
+from harness.core.config_base import QuantizerConfig, quantizer_config
 from harness.core.errors import UserError
 from harness.oscillation.fused import regularizer_pass
 from harness.oscillation.model_layers import ModelLayers
@@ -66,13 +66,13 @@ class OscillationRegularizer:
         model: nn.Module,
         bits: int,
         strength: float,
-        quantizer: QuantizerConfig | None = None,
+        quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
         scale_gradient: Literal["graph", "detached"] = "graph",
-        exclude: Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
         fused: bool = True,
     ) -> None:
         self.strength = strength
-        self._config, self._bits, self._scale_gradient = quantizer or QuantizerConfig(), bits, scale_gradient
+        self._config, self._bits, self._scale_gradient = quantizer_config(quantizer), bits, scale_gradient
         self._fused, self._present = fused, ModelLayers(model, exclude)
         self._quantizers: dict[int, tuple[Tensor, MaxAbsQuantizer]] = {}
         self._read(self._present.trained_weights())

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.core.config_base import QuantizerConfig
+from harness.core.config_base import QuantizerConfig, quantizer_config
 from harness.core.errors import UserError
 from harness.oscillation.fused import tracker_pass
 from harness.oscillation.model_layers import ModelLayers
@@ -40,15 +40,15 @@ class OscillationTracker:
         self,
         model: nn.Module,
         bits: int,
-        quantizer: QuantizerConfig | None = None,
-        exclude: Iterable[str] = (),
+        quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
+        exclude: str | Iterable[str] = (),
         momentum: float = 0.01,
         threshold: float = 0.02,
         fused: bool = True,
     ) -> None:
         if not 0 < momentum < 1:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
-        config = quantizer or QuantizerConfig()
+        config = quantizer_config(quantizer)
         self.threshold, self._momentum, self._decay = threshold, momentum, 1.0
         self._present = ModelLayers(model, exclude)
         self._watches = {

@@ -18,7 +18,8 @@ from harness.quantization.attention import (
     OpenVitAttention,
     kind_of,
 )
-from harness.quantization.layers import QuantLinear, SlotTakenError, Unfilled
+from harness.quantization.layers import QuantLinear
+from harness.quantization.slots import SlotTakenError, Unfilled
 
 
 class HeadProducts(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.quantization.autograd import clip, round_ste
 from harness.quantization.grid import safe_step
-from harness.quantization.quantizer import KeepScale, WeightQuantizer
+from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
 
 #: Logarithms of slopes further below the largest count as this far: a slope of exp(-10) of another's is flat for any
 #: use, and from there on fp32 could not tell the ends of an interval apart.
@@ -142,6 +142,10 @@ class CompandingQuantizer(WeightQuantizer):
         deviation = spread(weight, self.per_channel)
         first = torch.full_like(deviation, self.start) if self.normalize else self.start * deviation
         self.learned_range = nn.Parameter(first.clamp(min=self.MIN_RANGE))
+
+    def described(self) -> tuple[str, str]:
+        reach = shown(self.learned_range) + (" std(w)" if self.normalize else "")
+        return reach, f"range / {self.levels.high} on average"
 
     def step(self, weight: Tensor) -> Tensor:
         """The mean distance between neighbouring levels."""

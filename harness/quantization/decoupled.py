@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from harness.quantization.quantizer import KeepScale, WeightQuantizer
+from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
 
 
 class DecoupledQuantizer(WeightQuantizer):
@@ -34,6 +34,12 @@ class DecoupledQuantizer(WeightQuantizer):
     def start_from(self, weight: Tensor) -> None:
         start = (spread(weight, self.per_channel) / 2 ** (self.bits - 2)).clamp(min=self.MIN_STEP)
         self.threshold_step, self.level_step = start, nn.Parameter(start.clone())
+
+    def described(self) -> tuple[str, str]:
+        steps = (
+            f"{shown(self.shrink * self.threshold_step)} (thresholds), {shown(self.shrink * self.level_step)} (levels)"
+        )
+        return f"{self.levels.low} to {-self.levels.low} steps", steps
 
     def forward(self, weight: Tensor) -> Tensor:
         value = self.shrink * self.level_step * (self._floor(weight) + 0.5)

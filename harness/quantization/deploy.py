@@ -1,42 +1,65 @@
 """Post-training quantization: rounding every weight of a model to nearest."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from glob import escape
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.bits import FLOAT, Bits, ScalePolicy
-from harness.core.config_base import QuantizerConfig
+from harness.core.config_base import QuantizerConfig, quantizer_config
+from harness.core.errors import UserError, nearest, unknown
 from harness.quantization.grid import levels
-from harness.quantization.layers import QuantLayer, Unfilled, attach, weight_layers
+from harness.quantization.layers import (
+    QuantLayer,
+    excluded_by_attach,
+    give_slots,
+    glob_patterns,
+    weight_layers,
+)
 from harness.quantization.quantizer import WeightQuantizer, make_quantizer
+from harness.quantization.slots import Unfilled
+
+#: For a layer: at the bit-width of its own quantizer; where it has none, as it is.
+TRAINED = "trained"
+WantedBits = Bits | Literal["trained"] | None
 
 
 def round_to_nearest(
     model: nn.Module,
-    bits: Bits | Mapping[str, Bits],
+    bits: WantedBits | Mapping[str, WantedBits] = None,
     scale: ScalePolicy = "recalibrate",
-    quantizer: QuantizerConfig | None = None,
-    exclude: tuple[str, ...] = (),
+    quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
+    exclude: str | Iterable[str] = (),
 ) -> nn.Module:
     """Replace every weight by its quantized value, in place; slots are emptied. Returns the model.
 
-    bits: 2 to 8 or "float" (the latent weights themselves), or one per layer name. A layer with a quantizer of
-    its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its range, or recalibrate,
-    that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers that are deployed
-    already stay as they are, so round a copy. Raises UserError for impossible bits.
+    bits: None or "trained": each layer at the bits of its own quantizer, a layer without one as it is. 2 to 8, or
+    "float" (the latent weights themselves): all layers. Or a mapping of layer names and globs to any of these: a name
+    counts before a glob, an earlier glob before a later one, and a layer that none matches is "trained".
+    Layers that `attach` left out stay as they are, unless a mapping has their very name, as do those of `exclude`.
+
+    A layer with a quantizer of its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its
+    range, or recalibrate, that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers
+    that are deployed already stay as they are, so round a copy. Raises UserError, before anything changes, for
+    impossible bits, for a name or glob that matches no layer, and for "trained" where no layer has a quantizer.
     """
-    layers = weight_layers(model, exclude)
-    attach(model, exclude)
-    for name, layer in layers.items():
-        assert isinstance(layer, QuantLayer)
+    config, names = quantizer_config(quantizer), set(bits) if isinstance(bits, Mapping) else set()
+    left = [escape(name) for name in excluded_by_attach(model) if name not in names]
+    layers = weight_layers(model, (*glob_patterns(exclude), *left))
+    wanted = {name: _checked(value) for name, value in _by_layer(bits, layers).items()}
+    _check_trained(layers, wanted)
+    chosen = {name: layer for name, layer in layers.items() if wanted[name] or isinstance(layer, QuantLayer)}
+    for name, layer in give_slots(model, chosen).items():
         if layer.deployed:
             continue
+        layer_bits = wanted[name] or _own_bits(layer)
         with torch.no_grad():
             weight = layer.effective_weight()
-            layer_bits = bits[name] if isinstance(bits, Mapping) else bits
             if layer_bits != FLOAT:
-                weight = _deploy_quantizer(layer, weight, layer_bits, scale, quantizer or QuantizerConfig())(weight)
+                weight = _deploy_quantizer(layer, weight, layer_bits, scale, config)(weight)
             set_deployed(layer, weight)
     return model
 
@@ -49,10 +72,56 @@ def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
     layer.deployed = True
 
 
+def _by_layer(bits: Any, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What is asked for each layer, not checked yet."""
+    if not isinstance(bits, Mapping):
+        return dict.fromkeys(layers, bits)
+    for key in bits:
+        if not any(name == key or fnmatchcase(name, str(key)) for name in layers):
+            raise unknown("layer in bits", key, layers)
+
+    def of(name: str) -> Any:
+        if name in bits:
+            return bits[name]
+        return next((value for key, value in bits.items() if fnmatchcase(name, key)), TRAINED)
+
+    return {name: of(name) for name in layers}
+
+
+def _checked(bits: Any) -> Bits | None:
+    """Legal bits, None for those of a layer's own quantizer."""
+    if bits is None or bits == TRAINED:
+        return None
+    if isinstance(bits, str) and bits != FLOAT:
+        legal = f"whole numbers from 2 to 8, {FLOAT}, {TRAINED}"
+        raise UserError(f"bits: {bits!r} is no bit-width{nearest(bits, (FLOAT, TRAINED))} (legal: {legal})")
+    if bits != FLOAT:
+        levels(bits)
+    return cast(Bits, bits)
+
+
+def _own_bits(layer: QuantLayer) -> Bits:
+    own = layer.weight_quantizer
+    return own.bits if isinstance(own, WeightQuantizer) else "float"
+
+
+def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, Bits | None]) -> None:
+    """Refuse "trained" where it says nothing: for another module in the slot, or where no layer was trained at all."""
+    trained = {name: layers[name] for name, bits in wanted.items() if bits is None}
+    for name, layer in trained.items():
+        own = getattr(layer, "weight_quantizer", None)
+        if not isinstance(own, WeightQuantizer | Unfilled | None):
+            raise UserError(f"bits: layer {name!r} has a {type(own).__name__}, which has no bit-width; give it one")
+    quantized = [each for each in layers.values() if isinstance(each, QuantLayer)]
+    if len(trained) == len(layers) and not any(
+        each.deployed or isinstance(each.weight_quantizer, WeightQuantizer) for each in quantized
+    ):
+        raise UserError("bits: no layer has a quantizer of its own whose bit-width could be used; give one, 2 to 8")
+
+
 def _deploy_quantizer(
     layer: QuantLayer, weight: Tensor, bits: Bits, scale: ScalePolicy, quantizer: QuantizerConfig
 ) -> WeightQuantizer:
-    levels(bits)  # type: ignore[arg-type]  # refuses what is no bit-width
     assert isinstance(bits, int)
     own = layer.weight_quantizer
     if isinstance(own, WeightQuantizer) and (scale != "recalibrate" or bits == own.bits):

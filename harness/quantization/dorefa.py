@@ -45,6 +45,9 @@ class DoReFaQuantizer(WeightQuantizer):
     def __init__(self, bits: int, per_channel: bool = False) -> None:
         super().__init__(bits, per_channel, "full")
 
+    def described(self) -> tuple[str, str]:
+        return "max|w|", f"2 max|w| / {2**self.bits - 1}"
+
     def forward(self, weight: Tensor) -> Tensor:
         return self.at(weight, self.bits)
 

@@ -35,6 +35,9 @@ class FrozenQuantizer(WeightQuantizer):
         self.register_buffer("code", torch.zeros_like(weight, dtype=torch.int8))
         self.fitted = quantizer.fitted
 
+    def described(self) -> tuple[str, str]:
+        return self.weight_quantizer.described()
+
     def start_from(self, weight: Tensor) -> None:
         self.weight_quantizer.fit(weight)
 

@@ -6,10 +6,10 @@ Every slot is Identity until a method fills it. `weight` stays the same Paramete
 state dicts load unchanged, and the layer object itself stays the same, so references to it hold.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,47 +17,9 @@ from torch.nn import functional
 
 from harness.core.errors import UserError, unknown
 from harness.quantization.refusals import check_forward, check_type, check_weight
-
-
-class SlotTakenError(UserError):
-    """Two methods of a stack want the same slot of a layer, or one cannot work with what another put into it."""
-
+from harness.quantization.slots import Slotted, Unfilled
 
 SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", "grad_quantizer")
-
-
-class Unfilled(nn.Identity):
-    """An empty slot. Has no state, so copies of a model share it: evaluation copies models often."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Unfilled":
-        return self
-
-    def train(self, mode: bool = True) -> "Unfilled":
-        """Without a mode, which a copy's `eval()` would change in the source."""
-        return self
-
-
-class Slotted(nn.Module):
-    """A module with named slots that methods fill."""
-
-    SLOTS: ClassVar[tuple[str, ...]] = ()
-
-    def add_slots(self) -> None:
-        """Give the module its slots, all empty (Identity)."""
-        for slot in self.SLOTS:
-            setattr(self, slot, Unfilled())
-
-    def fill(self, slot: str, module: nn.Module) -> None:
-        """Put a module into a slot. Raises UserError when the slot is unknown or taken."""
-        if slot not in self.SLOTS:
-            raise unknown("slot", slot, self.SLOTS)
-        present = getattr(self, slot)
-        if not isinstance(present, Unfilled):
-            raise SlotTakenError(
-                f"slot {slot} already holds {type(present).__name__}, so {type(module).__name__} cannot have it: "
-                "two methods of the stack clash"
-            )
-        setattr(self, slot, module)
 
 
 class QuantLayer(Slotted):
@@ -173,14 +135,23 @@ def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
     return None
 
 
-def weight_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+def glob_patterns(exclude: str | Iterable[str]) -> tuple[str, ...]:
+    """What was given as `exclude`, as a tuple: one pattern or several. Raises UserError for anything else."""
+    listed = (exclude,) if isinstance(exclude, str) or not isinstance(exclude, Iterable) else tuple(exclude)
+    for each in listed:
+        if not isinstance(each, str):
+            raise UserError(f"exclude: {each!r} is no glob pattern of layer names, such as 'head' or 'blocks.0.*'")
+    return listed
+
+
+def weight_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers whose weights are quantized, by name: linear and convolution layers not excluded.
 
-    exclude: glob patterns of layer names ("head", "stages.0.*"), or of parameters of other modules. First and last
-    layers count, as in the paper. Raises UserError for a pattern that matches none and for layers that cannot be
-    quantized.
+    exclude: a glob pattern of layer names ("head", "stages.0.*"), or of parameters of other modules, or several. First
+    and last layers count, as in the paper. Raises UserError for a pattern that matches none and for layers that cannot
+    be quantized.
     """
-    patterns = tuple(exclude)
+    patterns = glob_patterns(exclude)
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     matched: set[str] = set()
     for name, layer in model.named_modules():
@@ -202,7 +173,7 @@ def _parameters_beside(model: nn.Module, layers: Iterable[str]) -> list[str]:
     return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] not in layers]
 
 
-def trainable_layers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+def trainable_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
     """Those of `weight_layers` whose weights are trained, one for each weight: layers that share one count once."""
     found = {id(layer.weight): (name, layer) for name, layer in weight_layers(model, exclude).items()}
     return {name: layer for name, layer in found.values() if layer.weight.requires_grad}
@@ -215,31 +186,60 @@ def _separate_biases(model: nn.Module, layers: Iterable[str]) -> None:
             module.qkv_bias_separate = True
 
 
+#: An attribute of modules that `attach` left out.
+_LEFT_OUT = "_excluded_by_attach"
+
+
+def excluded_by_attach(model: nn.Module) -> list[str]:
+    """The names of modules that an earlier `attach` excluded and no later one gave slots."""
+    return [name for name, module in model.named_modules() if getattr(module, _LEFT_OUT, False)]
+
+
+def give_slots(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, QuantLayer]:
+    """Layers of `weight_layers` with their slots, empty unless they had them; the same objects."""
+    new = {name for name, layer in layers.items() if not isinstance(layer, QuantLayer)}
+    found: dict[str, QuantLayer] = {}
+    for name, layer in layers.items():
+        if name in new:
+            layer.__class__ = _quantized_type(name, layer)  # type: ignore[assignment]
+            assert isinstance(layer, QuantLayer)
+            layer.add_slots()
+            layer.__dict__.pop(_LEFT_OUT, None)
+        assert isinstance(layer, QuantLayer)
+        found[name] = layer
+    _separate_biases(model, new)
+    return found
+
+
 def attach(
-    model: nn.Module, exclude: Iterable[str] = (), **slots: Callable[[QuantLayer], nn.Module]
+    model: nn.Module, exclude: str | Iterable[str] = (), **slots: Callable[[QuantLayer], nn.Module]
 ) -> dict[str, QuantLayer]:
     """Give every weight layer its slots, in place, and fill the named ones: one new module per layer.
 
     slots: slot name to a function of the layer, for example
     `attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))`. Transforms are filled first, so that a quantizer
-    is fitted to the weight that it will see. Returns the layers by name.
+    is fitted to the weight that it will see. Returns the layers by name. What is excluded is remembered: it also stays
+    as it is in `round_to_nearest`.
     Attention of timm that reads the weight of its `qkv` layer calls the layer from now on, and adds its bias later.
-    Raises UserError as `weight_layers` does, and when a slot is taken.
+    Raises UserError as `weight_layers` does, when a slot is taken, and for what is no function that gives a module.
     """
-    layers: dict[str, QuantLayer] = {}
-    new: set[str] = set()
-    for name, plain in weight_layers(model, exclude).items():
-        layer: nn.Module = plain
-        if not isinstance(layer, QuantLayer):
-            new.add(name)
-            layer.__class__ = _quantized_type(name, layer)  # type: ignore[assignment]
-            assert isinstance(layer, QuantLayer)
-            layer.add_slots()
-        layers[name] = layer
-    _separate_biases(model, new)
+    patterns = glob_patterns(exclude)
+    for slot, build in slots.items():
+        if isinstance(build, nn.Module) or not callable(build):
+            raise UserError(
+                f"{slot}: {type(build).__name__} is not a function; every layer needs a module of its own, so write "
+                f"{slot}=lambda layer: ..."
+            )
+    layers = give_slots(model, weight_layers(model, patterns))
+    for name, module in model.named_modules():
+        if not isinstance(module, QuantLayer) and any(fnmatchcase(name, pattern) for pattern in patterns):
+            setattr(module, _LEFT_OUT, True)
     for slot, build in sorted(slots.items(), key=lambda item: SLOTS.index(item[0]) if item[0] in SLOTS else -1):
         for layer in layers.values():
-            layer.fill(slot, _moved(build(layer), layer.weight.device))
+            module = build(layer)
+            if not isinstance(module, nn.Module):
+                raise UserError(f"{slot}: the function gave {type(module).__name__} for a layer, not a module")
+            layer.fill(slot, _moved(module, layer.weight.device))
     return layers
 
 

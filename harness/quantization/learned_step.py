@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from harness.kernels import cpu, dispatch
 from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste, scale_gradient
 from harness.quantization.grid import LevelsKind, safe_step
-from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer
+from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer, shown
 
 
 class LSQQuantizer(WeightQuantizer):
@@ -32,6 +32,10 @@ class LSQQuantizer(WeightQuantizer):
         dims = tuple(range(1 if self.per_channel else 0, weight.dim()))
         start = 2 * weight.abs().mean(dim=dims, keepdim=self.per_channel) / math.sqrt(self.levels.high)
         self.learned_step = nn.Parameter(start.clamp(min=self.MIN_STEP))
+
+    def described(self) -> tuple[str, str]:
+        low, high = self.levels
+        return f"{low} to {high} steps", shown(self.learned_step)
 
     def step(self, weight: Tensor) -> Tensor:
         self.require_fitted()

@@ -50,6 +50,15 @@ class WeightQuantizer(nn.Module):
     def start_from(self, weight: Tensor) -> None:
         """What `fit` does: set initial values from a weight without a graph."""
 
+    def described(self) -> tuple[str, str]:
+        """The range and the step in words, for `repr`: formulas of the weight, or numbers that were fitted."""
+        return "own", "own"
+
+    def extra_repr(self) -> str:
+        granularity = "channel" if self.per_channel else "tensor"
+        span, step = self.described() if self.fitted else ("not fitted", "not fitted")
+        return f"bits={self.bits}, granularity={granularity}, range={span}, step={step}"
+
     def require_fitted(self) -> None:
         """Raise UserError where initial values are still missing: they would round a network to zeros, unnoticed."""
         if not self.fitted:
@@ -131,6 +140,9 @@ class MaxAbsQuantizer(WeightQuantizer):
         peaks: Tensor = passes.peaks(weight, weight.shape[0] if self.per_channel else 1)
         return peaks.view(-1, *([1] * (weight.dim() - 1))) if self.per_channel else peaks.view(())
 
+    def described(self) -> tuple[str, str]:
+        return "max|w|", f"max|w| / {self.levels.high}"
+
     def ratios(self, ones: Tensor) -> Tensor:
         """The part of max|w| that the range covers, fp32 (G,), of each group, from as many ones."""
         return ones
@@ -185,6 +197,9 @@ class ClippedQuantizer(MaxAbsQuantizer):
     def start_from(self, weight: Tensor) -> None:
         self.ratio = clip_ratio(weight, self.levels, self.per_channel)
 
+    def described(self) -> tuple[str, str]:
+        return f"{shown(self.ratio)} max|w|", f"range / {self.levels.high}"
+
     def step_of(self, peak: Tensor) -> Tensor:
         self.require_fitted()
         return super().step_of(peak) * self.ratio
@@ -209,6 +224,14 @@ class ClippedQuantizer(MaxAbsQuantizer):
         factor = 1.0 if scale == "keep_range" else other.levels.high / self.levels.high
         other.ratio, other.fitted = self.ratio * factor, self.fitted
         return other
+
+
+def shown(values: Tensor) -> str:
+    """A number, or the least and the largest of several, to three digits; "?" for a tensor without numbers."""
+    if type(values) not in (Tensor, nn.Parameter) or values.is_meta:
+        return "?"
+    low, high = (f"{value:.3g}" for value in torch.stack(values.detach().aminmax()).tolist())
+    return low if values.numel() == 1 else f"{low}...{high}"
 
 
 def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:

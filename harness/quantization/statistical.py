@@ -23,6 +23,9 @@ class StatisticalQuantizer(WeightQuantizer):
         super().__init__(bits, per_channel, "full")
         self.spread = 2.0  # alpha over mean|w|
 
+    def described(self) -> tuple[str, str]:
+        return f"{self.spread:.3g} mean|w|", f"range / {-self.levels.low}"
+
     def width(self, weight: Tensor) -> Tensor:
         """The bins' width alpha / n, without gradient: shape () per tensor, (O, 1, ...) per output channel."""
         dims = shared_dims(weight, self.per_channel)

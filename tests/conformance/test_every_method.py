@@ -14,7 +14,8 @@ from harness.core import registry
 from harness.core.errors import Stopped
 from harness.methods import find
 from harness.quantization.audit import Audit
-from harness.quantization.layers import QuantLayer, Unfilled, weight_layers
+from harness.quantization.layers import QuantLayer, weight_layers
+from harness.quantization.slots import Unfilled
 from harness.records.schema import FREQUENCY, TRAIN_LOSS
 from harness.training import build as building
 from harness.training.build import build

@@ -18,7 +18,8 @@ from harness.methods import build_stack
 from harness.methods.aoq import AllowingOscillation, distillation, float_copy
 from harness.methods.base import Context, Method, Step
 from harness.quantization import DecoupledQuantizer
-from harness.quantization.layers import SlotTakenError, Unfilled, attach
+from harness.quantization.layers import attach
+from harness.quantization.slots import SlotTakenError, Unfilled
 from harness.training import checkpoint
 from harness.training.loop import train
 

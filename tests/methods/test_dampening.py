@@ -12,7 +12,8 @@ from harness.core.config_base import QuantizerConfig
 from harness.methods.base import Context, Method, Step
 from harness.methods.dampening import Dampening, distance
 from harness.quantization import ClippedQuantizer, LSQQuantizer, WeightQuantizer
-from harness.quantization.layers import SlotTakenError, attach
+from harness.quantization.layers import attach
+from harness.quantization.slots import SlotTakenError
 from harness.training.build import build
 from harness.training.config import complete
 from harness.training.loop import train

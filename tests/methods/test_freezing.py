@@ -17,7 +17,8 @@ from harness.methods.base import Context, Step
 from harness.methods.freezing import Freezing
 from harness.quantization import FrozenQuantizer, LSQQuantizer, MaxAbsQuantizer, WeightQuantizer
 from harness.quantization.deploy import round_to_nearest
-from harness.quantization.layers import SlotTakenError, attach
+from harness.quantization.layers import attach
+from harness.quantization.slots import SlotTakenError
 from harness.training.build import build
 from harness.training.loop import train
 

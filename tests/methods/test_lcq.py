@@ -12,7 +12,8 @@ from harness.core.config_base import QuantizerConfig
 from harness.methods.base import Context, Step
 from harness.methods.lcq import LearnedCompanding
 from harness.quantization import CompandingQuantizer, MaxAbsQuantizer, WeightQuantizer
-from harness.quantization.layers import SlotTakenError, attach
+from harness.quantization.layers import attach
+from harness.quantization.slots import SlotTakenError
 from harness.training.build import build
 from harness.training.loop import train
 from harness.training.session import Session

@@ -19,7 +19,8 @@ from harness.quantization import MaxAbsQuantizer
 from harness.quantization.attention import expose_attention_products
 from harness.quantization.bilinear_attention import BilinearAttention, HeadProducts
 from harness.quantization.deploy import round_to_nearest
-from harness.quantization.layers import QuantLayer, SlotTakenError, attach, weight_layers
+from harness.quantization.layers import QuantLayer, attach, weight_layers
+from harness.quantization.slots import SlotTakenError
 from harness.records.files import read_json
 from harness.training.build import build
 from harness.training.config import RunConfig, complete

@@ -22,7 +22,8 @@ from joined_common import (
 from torch import Tensor
 
 from harness.quantization import LSQQuantizer, MaxAbsQuantizer
-from harness.quantization.layers import Unfilled, attach, weight_layers
+from harness.quantization.layers import attach, weight_layers
+from harness.quantization.slots import Unfilled
 
 
 def products(attention: Any, qkv: Tensor) -> Tensor:

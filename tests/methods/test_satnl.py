@@ -12,7 +12,8 @@ from harness.methods.base import Calibration, Context
 from harness.methods.satnl import SaturatingNonlinearity, latent_of, saturated
 from harness.quantization import MaxAbsQuantizer
 from harness.quantization.deploy import round_to_nearest
-from harness.quantization.layers import QuantLayer, SlotTakenError, attach, weight_layers
+from harness.quantization.layers import QuantLayer, attach, weight_layers
+from harness.quantization.slots import SlotTakenError
 from harness.training.build import build
 from harness.training.config import complete
 from harness.training.loop import train

@@ -20,6 +20,7 @@ from harness.quantization import (
     StatisticalQuantizer,
     WeightQuantizer,
 )
+from harness.quantization.layers import QuantMatMul
 
 Build = Callable[[], WeightQuantizer]
 STATEFUL: dict[str, Build] = {
@@ -176,3 +177,40 @@ def test_an_unfitted_quantizer_of_activations_is_refused_when_it_is_used() -> No
         layer.input_quantizer.fit(normal(5, 12))
     assert bool(model(normal(5, 12)).any())
     assert first is model[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [
+        (lambda w: MaxAbsQuantizer(3), "bits=3, granularity=tensor, range=max|w|, step=max|w| / 3"),
+        (lambda w: LSQQuantizer(3), "bits=3, granularity=tensor, range=not fitted, step=not fitted"),
+        (lambda w: LSQQuantizer(3).fit(w), "bits=3, granularity=tensor, range=-3 to 3 steps, step=0.0577"),
+        (
+            lambda w: LSQQuantizer(4, True).fit(w),
+            "granularity=channel, range=-7 to 7 steps, step=0.0378...0.378",
+        ),
+        (lambda w: ClippedQuantizer(8).fit(w), "bits=8, granularity=tensor, range=1 max|w|, step=range / 127"),
+        (lambda w: StatisticalQuantizer(3), "bits=3, granularity=tensor, range=2 mean|w|, step=range / 4"),
+        (lambda w: CompandingQuantizer(3).fit(w), "range=3 std(w), step=range / 3 on average"),
+        (lambda w: DecoupledQuantizer(3).fit(w.to("meta")), "step=? (thresholds), ? (levels)"),
+    ],
+)
+def test_what_a_quantizer_prints(build: Callable[[Tensor], WeightQuantizer], wanted: str) -> None:
+    weight = 0.05 * torch.tensor([[1.0, -1.0, 1.0]])
+    quantizer = build(weight if "channel" not in wanted else torch.cat([weight, 10 * weight]))
+    assert wanted in repr(quantizer)
+    assert repr(quantizer).startswith(type(quantizer).__name__ + "(bits=")
+
+
+def test_empty_slots_are_not_printed() -> None:
+    model = small()
+    plain = repr(model)
+    layers = attach(model)
+    assert repr(model) == plain.replace("Linear", "QuantLinear")
+    layers["2"].fill("weight_quantizer", MaxAbsQuantizer(2))
+    lines = repr(model).splitlines()
+    assert "(weight_quantizer): MaxAbsQuantizer(bits=2" in repr(model)
+    assert len(lines) == len(plain.splitlines()) + 3
+    assert "Unfilled" not in repr(model)
+    assert "input_quantizer" in dict(layers["2"].named_children()), "printing leaves the slots there"
+    assert repr(QuantMatMul()) == "QuantMatMul()"
