@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from harness.quantization.layers import weight_layers
+from harness.quantization.layers import glob_patterns, weight_layers
 from harness.quantization.refusals import check_weight
 
 
 class ModelLayers:
     """A model's weight layers by name (`layers`), but for the `exclude` globs, as of the last `refresh`."""
 
-    def __init__(self, model: nn.Module, exclude: Iterable[str]) -> None:
-        self._model, self._exclude = model, tuple(exclude)
+    def __init__(self, model: nn.Module, exclude: str | Iterable[str]) -> None:
+        self._model, self._exclude = model, glob_patterns(exclude)
         self._modules = _modules(model)
         self.layers = weight_layers(model, self._exclude)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from harness.core.errors import UserError
-from harness.quantization.layers import QuantLayer, attach, weight_layers
+from harness.quantization.layers import QuantLayer, attach, glob_patterns, weight_layers
 from harness.quantization.watching import Seen, tensors, watch
 
 #: What can be said of a parameter. Float by rule: only added, scaled or looked up (biases, norms, embeddings).
@@ -66,7 +66,7 @@ class Audit:
         return "\n".join([*lines, ", ".join(f"{count} {what}" for what, count in counts.items())])
 
 
-def audit(model: nn.Module, inputs: Any, exclude: Iterable[str] = ()) -> Audit:
+def audit(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = ()) -> Audit:
     """Print what becomes of each parameter of a network that is quantized, and return it.
 
     inputs: a batch of two or more, as the model takes it; a tuple is several arguments, a dict named ones.
@@ -78,9 +78,9 @@ def audit(model: nn.Module, inputs: Any, exclude: Iterable[str] = ()) -> Audit:
     return found
 
 
-def probe(model: nn.Module, inputs: Any, exclude: Iterable[str] = ()) -> Audit:
+def probe(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = ()) -> Audit:
     """`audit` without printing. Costs two forward and backward passes of a copy in fp32."""
-    patterns = tuple(exclude)
+    patterns = glob_patterns(exclude)
     slots = {name: isinstance(layer, QuantLayer) for name, layer in weight_layers(model, patterns).items()}
     with _numbers_kept(model):
         copied = _copy(model)

@@ -1,6 +1,8 @@
 """Checkpoints: all that a run needs to continue as if it had never stopped. Loaded with weights_only=True."""
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.quantization.layers import weight_layers
 from harness.records.files import written_aside
 from harness.training.optimizer import match_states
 from harness.training.session import Session
@@ -69,7 +72,26 @@ def restore(path: Path, session: Session) -> bool:
     return True
 
 
-def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write a model's state dict as safetensors, atomically."""
+#: The key of `about_weights` in a file's metadata. One key, since safetensors writes several in a random order.
+ABOUT = "harness"
+
+
+def about_weights(session: Session) -> dict[str, Any]:
+    """What the weights of a session are and how they were made; plain JSON values."""
+    config = session.config
+    return {
+        "content": "latent weights and quantizer state, not rounded: harness.round_to_nearest deploys them",
+        "methods": config.methods,
+        "target_bit": config.target_bit,
+        "layers": list(weight_layers(session.model, config.exclude)),
+        "exclude": config.exclude,
+        "quantizer": config.quantizer.model_dump(mode="json"),
+        "scale": config.deploy.scale,
+    }
+
+
+def save_weights(path: Path, state: dict[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Write a model's state dict as safetensors, atomically; `about` goes into its metadata as JSON."""
+    metadata = None if about is None else {ABOUT: json.dumps(about, sort_keys=True)}
     with written_aside(path) as aside:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, aside, metadata)

@@ -103,7 +103,7 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
         notes = {**context.notes, **describe_pretrained(config, networks)}
         record = _record(session, run_id, {**describe(session, started), **notes})
         if context.keep_best:
-            checkpoint.save_weights(files.best, session.progress.best_state)
+            checkpoint.save_weights(files.best, session.progress.best_state, checkpoint.about_weights(session))
         write_json(files.record, record)
         files.checkpoint.unlink(missing_ok=True)
     except BaseException as error:

@@ -198,12 +198,15 @@ def test_the_library_snippet_works() -> None:
 def test_the_line_for_qat_works() -> None:
     import torch
 
-    from harness import MaxAbsQuantizer, attach
+    from harness import LSQQuantizer, attach, round_to_nearest
 
     line = next(code for code in codes(README) if code.startswith("attach("))
     model = torch.nn.Sequential(torch.nn.Linear(4, 8))
-    exec(line, {"attach": attach, "MaxAbsQuantizer": MaxAbsQuantizer, "model": model})
-    assert isinstance(model[0].weight_quantizer, MaxAbsQuantizer)
+    exec(line, {"attach": attach, "LSQQuantizer": LSQQuantizer, "model": model})
+    assert isinstance(model[0].weight_quantizer, LSQQuantizer)
+    trained = model[0].quantized_weight().detach()
+    assert 2 < len(trained.unique()) <= 7, "not all zeros"
+    assert torch.equal(round_to_nearest(model)[0].weight, trained)  # type: ignore[index]
 
 
 def test_the_method_that_a_page_shows_is_one_short_file() -> None:

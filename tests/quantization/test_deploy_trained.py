@@ -137,6 +137,7 @@ def test_trained_bits_where_there_are_none() -> None:
 
 def test_a_single_pattern_may_be_a_string() -> None:
     for exclude in ("5.*", ["5.*"]):
+        assert audit(network().eval(), images(), exclude).counts()["excluded"] == 2
         assert list(attach(network(), exclude)) == ["0", "4"]
         assert set(OscillationTracker(network(), 3, exclude=exclude).frequencies()) == {"0", "4"}
         model = round_to_nearest(network(), 3, exclude=exclude)

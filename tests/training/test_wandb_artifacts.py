@@ -1,4 +1,4 @@
-"""The deployed weights on W&B, against a stand-in server: whole, and only when they are asked for."""
+"""The weights of the best epoch on W&B, against a stand-in server: whole, and only when they are asked for."""
 
 from collections.abc import Iterator
 from pathlib import Path
