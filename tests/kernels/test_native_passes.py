@@ -56,7 +56,7 @@ def test_regularizer(bits: int, knobs: QuantizerConfig, scale_gradient: str, cha
         weight.grad = torch.ones_like(weight)
     value, total = float(regularizer.add_gradient()), 0.0
     assert left == [0], "the pass serves each layer"
-    for weight, (_, quantizer) in zip(weights(model), regularizer._layers, strict=True):
+    for weight, (_, quantizer) in zip(weights(model), regularizer._quantizers.values(), strict=True):
         ratios = quantizer.ratio if isinstance(quantizer, ClippedQuantizer) else None
         options = {"per_channel": knobs.granularity == "channel", "ratios": ratios}
         expected_value, expected = plain_gradient(
