@@ -1,4 +1,4 @@
-"""Methods, one per file. `find` and `build_stack` are the only ways in; nothing else names a method."""
+"""Methods, one per file. Other packages reach them by `find` and `build_stack` only; no code there names a method."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["build_stack", "find"]
 def find(name: str) -> type[Method]:
     """The Method subclass of `methods/<name>.py`.
 
-    Raises UserError for an unknown name, and unless the file defines just one.
+    Raises UserError for an unknown name, and for a file that does not define exactly one.
     """
     module = registry.load("method", name)
     own = [

@@ -1,4 +1,4 @@
-"""What a model has, for methods that mean nothing without it: `Method.requires` names some of FEATURES."""
+"""Features of a model that some methods need; `Method.requires` lists names of FEATURES."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,7 +15,7 @@ def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
-#: By name: what an error calls it, and how to see whether a model has it.
+#: By name: the words for an error message, and a test of a model.
 FEATURES: dict[str, tuple[str, Callable[[nn.Module], bool]]] = {
     "attention": (
         "attention whose products can be reached (timm's vision transformers, TinyViT)",
@@ -26,12 +26,12 @@ FEATURES: dict[str, tuple[str, Callable[[nn.Module], bool]]] = {
 
 
 def lacking(model: nn.Module, required: Iterable[str]) -> list[str]:
-    """Which of these features the model lacks, in words. Raises KeyError for what is none of FEATURES."""
+    """The required features that the model lacks, in words. Raises KeyError for a name that is not in FEATURES."""
     return [words for words, present in map(FEATURES.__getitem__, required) if not present(model)]
 
 
 def check_requirements(model: nn.Module, name: str, methods: Mapping[str, Iterable[str]]) -> None:
-    """Refuse a model that methods mean nothing on. name: the model's. methods: what each one requires.
+    """Refuse a model that lacks a required feature. name: the model's. methods: what each one requires.
 
     Raises UserError naming method, model and what is missing.
     """

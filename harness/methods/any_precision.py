@@ -1,37 +1,47 @@
 """Any-precision networks. Yu, Li, Shi, Huang, Hua, AAAI 2021 (arXiv 1911.07346).
 
-One set of weights trains at several bit-widths jointly, with one set of norm layers per bit-width, so that a network
-can be deployed at any of them. A weight w, (O, I) or (O, I, kh, kw), is DoReFa's (harness/quantization/dorefa.py):
+One set of weights is trained at several bit-widths at once, with separate norm layers for each bit-width. The network
+can then be deployed at any of them.
 
-    v = E tanh(w) / max|tanh w|,   E = mean|w|, a constant for the gradient           in float
-    w_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1),   u = v / (2 E) + 1/2             at b bits: 2^b levels, no zero
+Equations. A weight w, (O, I) or (O, I, kh, kw), is quantized as in DoReFa (harness/quantization/dorefa.py):
 
-rounded straight through; max|tanh w| is part of the gradient, as in the released code. The bit-widths b_1 > ... > b_k
-(float first), whose logits are z_1 ... z_k, train on
+    float:    v = E tanh(w) / max|tanh w|,   E = mean|w|, detached
+    b bits:   w_b = E (2 round((2^b - 1) u) / (2^b - 1) - 1),   u = v / (2 E) + 1/2       2^b levels, none of them 0
+
+Rounding has the straight-through gradient. max|tanh w| is not detached, as in the released code. Let b_1 > ... > b_k
+be the trained bit-widths (float is the highest) and z_1 ... z_k their logits. The loss is
 
     CE(z_1, labels) + sum_(j > 1) mean_n -sum_c softmax(sg[z_(j-1)])_nc log softmax(z_j)_nc,
 
-each one taught by the next higher one. The loop's own pass is b_1; the others follow in `penalty`. So a step costs k
-forward and backward passes and holds the activations of all; dropout and stochastic depth draw anew in each, and a
-batch norm's statistics at b come from the passes at b alone.
+so each bit-width is distilled from the next higher one. The training loop computes the term of b_1, `penalty` the
+others. A step costs k forward and backward passes and keeps the activations of all k. Dropout and stochastic depth
+draw new masks in each pass. The batch-norm statistics of a bit-width come from its own passes only.
 
-Slots: weight_transform holds w -> v, so v is what the tracker, float deployment and other methods see, and
-weight_quantizer the rounding of v. Between steps and in evaluation both it and the norms are at the target bit, whose
-norms keep the names and first values of the float network's; the others, copies of these, hang below them
-(`norm1.other_widths.w2.weight`). Norm layers are batch, layer and group norms; `exclude` leaves some shared, too.
+Slots: weight_transform maps w to v, so the tracker, float deployment and other methods see v. weight_quantizer rounds
+v. Between steps and in evaluation, quantizer and norms are at the target bit.
 
-Deployment: at each bit-width 2 to 8, w_b, whatever `deploy.scale` says (nothing is learned that it could keep), with
-the norms of that bit-width, or of the nearest one trained (of two, the higher); "float" deploys v and the norms of
-b_1. Copies hold plain norms, so [any_precision, bn_reestimation] can fit statistics to untrained bit-widths, as the
-paper does [M]; methods that deploy or run passes of their own come after this one.
+Norm layers: batch, layer and group norms. Those of the target bit keep the names and initial values of the float
+network's. Those of the other bit-widths start as copies and are stored inside them
+(`norm1.other_widths.w2.weight`). Norms that `exclude` matches are shared by all bit-widths.
 
-Read in the released code (SHI-Labs/Any-Precision-DNNs): weights, losses, order, norms, and float behind the tanh, too
-(the paper may have had w itself). Defaults: its bit-widths 1, 2, 4, 8, 32, less the 1 that the harness does not have.
-`distillation` has the three variants of its README: recursive, soft, hard; label smoothing is for the loop's own pass
-only. With `bits: []` and no float this is DoReFa at the target bit. Deviations: weights only (theirs rounds
-activations too); every layer, where theirs leaves the first, the last and shortcuts in float and some shortcuts' norms
-shared; per channel E and the maximum are a channel's; `quantizer.range` says nothing here. Since E / max|tanh w| is a
-factor on all of a layer's weights, a pretrained network does not begin as the function it was.
+Deployment: w_b at each bit-width from 2 to 8. `deploy.scale` has no effect, since there is no learned step or range to
+keep. The norms are those of the same bit-width, or of the nearest trained one (on a tie, the higher). "float" deploys
+v with the norms of b_1. A deployed copy holds plain norms, so [any_precision, bn_reestimation] can fit statistics to
+untrained bit-widths, as the paper does (from memory). In a stack, methods that deploy, or that run forward passes of
+their own, come after this one.
+
+Settings: the trained bit-widths are `bits`, the target bit and, with `include_float`, float. The released code has
+1, 2, 4, 8 and 32 (float); the harness has no 1 bit. `distillation` has the three variants of its README: recursive,
+soft (`highest`) and hard (`labels`). Label smoothing applies to the loop's own pass only. `bits: []` with
+`include_float: false` is DoReFa at the target bit.
+
+Sources: the released code (SHI-Labs/Any-Precision-DNNs) for weights, losses, their order and norms, and for tanh in
+float as well, where the paper may use w itself.
+
+Deviations: weights only (theirs: activations too); every layer (theirs: the first, the last and shortcuts in float,
+and some shortcuts' norms shared); with per-channel granularity E and the maximum are those of a channel;
+`quantizer.range` has no effect. A pretrained network does not start as the same function, since E / max|tanh w|
+rescales the weights of each layer.
 """
 
 from copy import deepcopy
@@ -56,13 +66,13 @@ from harness.quantization.layers import attach
 
 @dataclass(eq=False)
 class Switch:
-    """The bit-width that a model computes at: one object for all its layers, which copies of the model copy once."""
+    """The active bit-width of a model. All its layers share one object, so a copy of the model has one of its own."""
 
     active: Bits
 
 
 class SwitchedNorm:
-    """What a norm layer becomes: itself at the target bit, one of `other_widths` at others. See `switched_norm`."""
+    """A norm layer: itself at the target bit, one of `other_widths` at other bit-widths. See `switched_norm`."""
 
     plain: ClassVar[type[nn.Module]]
     switch: Switch
@@ -71,7 +81,7 @@ class SwitchedNorm:
     def forward(self, *inputs: Any, **named: Any) -> Any:
         width = key(self.switch.active)
         if width in self.other_widths:
-            return self.other_widths[width].forward(*inputs, **named)  # past hooks: copies would call them twice
+            return self.other_widths[width].forward(*inputs, **named)  # no hooks: they ran already
         return self.plain.forward(self, *inputs, **named)
 
 
@@ -82,13 +92,13 @@ def key(bits: Bits) -> str:
 
 @cache
 def switched_norm(plain: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a norm layer's own class, whatever that does in its forward, that switches."""
+    """The switching subclass of a norm layer's class, whatever the `forward` of that class does."""
     return type(f"Switched{plain.__name__}", (SwitchedNorm, plain), {"plain": plain})
 
 
 def switch_norms(norms: list[nn.Module], others: tuple[Bits, ...], switch: Switch) -> None:
     """Give norm layers a copy of themselves for each further bit-width, in place."""
-    copies = {key(bits): deepcopy(norms) for bits in others}  # a list at once: what they share, copies share too
+    copies = {key(bits): deepcopy(norms) for bits in others}  # as one list, so that sharing survives
     for index, norm in enumerate(norms):
         norm.__class__ = switched_norm(type(norm))  # type: ignore[arg-type]
         norm.switch = switch  # type: ignore[assignment]
@@ -96,7 +106,7 @@ def switch_norms(norms: list[nn.Module], others: tuple[Bits, ...], switch: Switc
 
 
 def collapse(norm: Any, bits: Bits) -> None:
-    """Make a switched norm the plain layer that it is at a bit-width, in place."""
+    """Turn a switched norm into a plain layer with the parameters of one bit-width, in place."""
     chosen = dict(norm.other_widths.items()).get(key(bits))
     del norm.other_widths, norm.switch
     norm.__class__ = norm.plain
@@ -134,13 +144,14 @@ class AnyPrecision(Method):
         )
         include_float: bool = Field(True, description="whether the highest trained precision is float (released code)")
         distillation: Literal["recursive", "highest", "labels"] = Field(
-            "recursive", description="who teaches a lower bit-width: the next higher one (paper), b_1, or the labels"
+            "recursive",
+            description="what teaches a lower bit-width: the next higher one (paper), the highest, or labels",
         )
 
         @field_validator("bits")
         @classmethod
         def _ascending(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
-            """In one order, so that a set of bit-widths is one configuration."""
+            """Sort, so that the same bit-widths are the same configuration."""
             if len(set(bits)) < len(bits) or not all(MIN_BITS <= each <= MAX_BITS for each in bits):
                 raise ValueError(f"{list(bits)} are not different bit-widths from {MIN_BITS} to {MAX_BITS}")
             return tuple(sorted(bits))
@@ -153,7 +164,7 @@ class AnyPrecision(Method):
 
     @cached_property
     def widths(self) -> tuple[Bits, ...]:
-        """What is trained, the highest first."""
+        """All trained bit-widths, the highest first."""
         integers = sorted({*self.config.bits, self.context.bits()}, reverse=True)
         return ("float", *integers) if self.config.include_float else tuple(integers)
 
@@ -162,7 +173,7 @@ class AnyPrecision(Method):
         switch = Switch(bits)
         norms = [norm for name, norm in norm_layers(model).items() if not self._excluded(name)]
         if not norms:
-            raise UserError("methods: 'any_precision' gives each bit-width its own norms, and exclude leaves it none")
+            raise UserError("methods: 'any_precision' needs norm layers, and exclude matches all of this model's")
         attach(
             model,
             self.context.exclude,
@@ -200,7 +211,7 @@ class AnyPrecision(Method):
         return total
 
     def trained_width(self, bits: Bits) -> Bits:
-        """The trained bit-width nearest to another one, of two the higher; the highest for "float"."""
+        """The trained bit-width nearest to `bits` (on a tie, the higher); the highest for "float"."""
         if not isinstance(bits, int):
             return self.widths[0]
         integers = [width for width in self.widths if isinstance(width, int)]

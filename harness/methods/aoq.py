@@ -1,41 +1,50 @@
 """Allowing oscillation quantization (AOQ). W. Xie, Meng, Ma, Guo, H. Li, Qin, Fang, Y. Li, ICCV 2025 (code muzenc/AOQ).
 
-Quantization-aware training that first makes weights oscillate, to explore, and later stops them. Decision thresholds
-and levels have a step each; with b bits and n = 2^(b-1), of a layer's weight w, (O, I) or (O, I, kh, kw),
+Quantization-aware training that first makes weights oscillate, to explore, and later stops the oscillation. Decision
+thresholds and levels have separate steps.
 
-    thresholds  a s0 j, |j| < n,        levels  a s_le (k + 1/2), k = -n, ..., n - 1,        s0 = std(w) / 2^(b-2)
+Equations. With b bits and n = 2^(b-1), for the weight w of a layer, (O, I) or (O, I, kh, kw):
 
-with the standard deviation before training (from scratch, that of the initialization): at 2 bits thresholds
-a s0 {-1, 0, 1} and levels a s_le {+-1/2, +-3/2}. The gradient passes to w unchanged everywhere, no weight is clipped;
-to s_le it comes through the levels, not scaled. e goes from 0 to 1:
+    thresholds  a s0 j, |j| < n        levels  a s_le (k + 1/2), k = -n, ..., n - 1        s0 = std(w) / 2^(b-2)
 
-    1   e < explore             s_le = s0, a = shrink_to + (1 - shrink_to) (1 + cos(pi j / updates)) / 2, with j the
-                                whole part of updates e / explore: from 1 down, so that more weights lie near thresholds
-    2   explore <= e            a = shrink_to to the end, so thresholds rest; s_le learns from now on
-    3   settle <= e, as well    add pull sum_l || w_l - sg[a s0 (k + 1/2)] || to the loss, the norm and not its square,
-                                over layers l: each weight is drawn to the middle of its bin between thresholds,
-                                wherever its level is
+std(w) is computed once, before training (from scratch: of the initial weights). At 2 bits the thresholds are
+a s0 {-1, 0, 1} and the levels a s_le {+-1/2, +-3/2}. The gradient of w is the straight-through one everywhere; no
+weight is clipped. The gradient of s_le comes through the levels and is not rescaled.
 
-teacher: `none` learns from labels, as all methods here do. `initial` is the paper's loss, KL(teacher || network) alone,
-batch mean, in place of the labels; the teacher is the network before training, in float and in evaluation mode, so it
-means something with `init: checkpoint:...` or `init: pretrained` (the paper's is a larger, trained one).
-`train/penalty` is then the KL (and the pull) less `train/loss`, which stays the labels', as does what other methods of
-a stack see of the task loss.
+Stages. Let e be the finished fraction of training:
 
-Deployed at the target bit by these thresholds and levels. At others `keep_step` keeps a s0 and a s_le, `keep_range`
-divides both by 2 a bit, as s0 does, and `recalibrate` and "float" see the latent weights. a and s0 are buffers.
-Per-channel granularity gives each output channel its own s0 and s_le, one a for all. The grid has no zero: a layer of
-zeros has s0 = s_le = 1e-5, so it gives next to nothing, and learns little, until s_le does; equal weights take their
-magnitude for std. `freezing` and `dampening`, which need integer codes times a step, are refused after it. Only an
-epoch of the last stage counts as best (stage 2 with pull 0).
+    1   e < explore     s_le = s0, and a falls from 1 to shrink_to, so that more weights lie near thresholds:
+                        a = shrink_to + (1 - shrink_to) (1 + cos(pi j / updates)) / 2,  j = floor(updates e / explore)
+    2   explore <= e    a = shrink_to until the end, so the thresholds no longer move; s_le is trained from here on
+    3   settle <= e     as stage 2, and the loss gets the term  pull sum_l || w_l - sg[a s0 (k + 1/2)] ||  over layers
+                        l (the norm, not its square). It pulls each weight to the middle of its bin between thresholds,
+                        wherever its level is.
 
-Sources: the released code for all of the above at 2 bits, with the stages at 50 and 150 of 250 epochs, a set every 5
-epochs, 0.3, 0.01; s_le at the weights' learning rate. Recipe: Adam 1e-3 with linear decay to 0 (here: cosine), 250
-epochs on CIFAR, weight decay 0. Their ImageNet script never advances the epoch that the stages go by, so as released it
-stays at a = 1 in stage 1. Reconstructed: other bits (the code has the 2-bit grid written out), and the cut into
-fractions. Deviations: weights only, first and last layers too (theirs: learned activation thresholds, first and last
-float); labels unless `teacher` says so; s_le learns as soon as a is at its end (theirs an epoch later), and stays at
-1e-5 or more; no weight decay for s_le; a weight shared by layers is pulled once, a frozen one not at all.
+`teacher`: `none` trains on the labels, as all methods here do. `initial` replaces the loss on the labels by the
+paper's, KL(teacher || network), batch mean. This teacher is the network before training, in float and in evaluation
+mode, so it is useful with `init: checkpoint:...` or `init: pretrained` (the paper's teacher is a larger, trained
+network). `train/loss` stays the loss on the labels, and so does the task loss that other methods of the stack see;
+`train/penalty` is the KL divergence (plus the pull) minus `train/loss`.
+
+Deployment: at the target bit these thresholds and levels. At other bit-widths `keep_step` keeps a s0 and a s_le, and
+`keep_range` halves both for each further bit, as the formula of s0 does. `recalibrate` and "float" use the latent
+weights. Only epochs of the last stage count as best (of stage 2 if pull is 0).
+
+State: a and s0 are buffers. With per-channel granularity each output channel has its own s0 and s_le; a is common to
+all. The grid has no zero: in an all-zero layer s0 = s_le = 1e-5, so its output is nearly 0 and it learns little before
+s_le does. Where all weights are equal, their magnitude replaces std(w).
+
+Stacks: `freezing` and `dampening` need integer codes times a step, so they are refused after this method.
+
+Sources: the released code for all of the above at 2 bits. Its defaults: stages start at epochs 50 and 150 of 250, a
+changes every 5 epochs, shrink_to 0.3, pull 0.01, and s_le has the weights' learning rate. Its recipe: Adam 1e-3 with
+linear decay to 0 (here: cosine), 250 epochs on CIFAR, weight decay 0. Its ImageNet script never advances the epoch
+that selects the stage, so as released it stays in stage 1 with a = 1. Reconstructed: bit-widths other than 2 (the code
+has a hard-coded 2-bit grid), and stages as fractions of training.
+
+Deviations: weights only, first and last layers included (theirs: learned activation thresholds, first and last layer
+float); labels unless `teacher` is set; s_le is trained as soon as a reaches its final value (theirs: one epoch later)
+and is kept at 1e-5 or more; no weight decay on s_le; a weight shared by layers is pulled once, a frozen one not at all.
 """
 
 import math
@@ -54,7 +63,7 @@ from harness.quantization.deploy import round_to_nearest
 from harness.quantization.layers import QuantLayer, attach
 from harness.quantization.slots import Slotted
 
-#: Where a stage begins is a product of floats: an index so little before it is there.
+#: Tolerance for the start of a stage, which is a product of floats.
 SLACK = 1e-9
 
 
@@ -69,19 +78,19 @@ class AllowingOscillation(Method):
             0.2,
             ge=0,
             lt=1,
-            description="the part of training in which the grid shrinks (released code: 50 of 250 epochs)",
+            description="fraction of training in which the grid shrinks (released code: 50 of 250 epochs)",
         )
         settle: float = Field(
             0.6,
             ge=0,
             lt=1,
-            description="the part of training before the pull sets in (released code: 150 of 250 epochs)",
+            description="fraction of training before the pull sets in (released code: 150 of 250 epochs)",
         )
         shrink_to: float = Field(0.3, ge=0.01, le=1, description="a at the end of `explore`, from 1 (released code)")
-        updates: int = Field(10, ge=1, le=1000, description="how often a changes meanwhile (released code: 10 times)")
+        updates: int = Field(10, ge=1, le=1000, description="changes of a during `explore` (released code: 10)")
         pull: float = Field(0.01, ge=0, le=1e6, description="factor of the distances to bin centres (released code)")
         step_learning_rate: float = Field(
-            1.0, ge=0, le=100, description="the level steps' over the run's (released: 1)"
+            1.0, ge=0, le=100, description="learning rate of s_le over the run's (released: 1)"
         )
         teacher: Literal["none", "initial"] = Field(
             "none", description="learn from labels, or from the float network before training (paper: a trained one)"
@@ -99,14 +108,14 @@ class AllowingOscillation(Method):
         super().__init__(config, context)
         self.selection_start = config.settle if config.pull else config.explore
         self._teacher: nn.Module | None = None
-        self._shrink = math.nan  # what the quantizers were last set to
+        self._shrink = math.nan  # the last value written to the quantizers
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(explore=0.3, settle=0.6, updates=2, pull=1.0)
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
-        # Before the slots are filled. Outside the model, and in no checkpoint: the same weights make it anew.
+        # Copied before the slots are filled. Not part of the model or a checkpoint: a resumed run makes the same copy.
         self._teacher = float_copy(model, self.context.exclude) if self.config.teacher == "initial" else None
         per_channel = self.context.quantizer.granularity == "channel"
         self._layers: dict[str, QuantLayer] = attach(
@@ -151,7 +160,7 @@ class AllowingOscillation(Method):
     def after_backward(self, step: Step) -> float:
         if not _reached(self.config.explore, step):
             for quantizer in self._quantizers():
-                quantizer.level_step.grad = None  # not 0, by which momentum and decay would move it all the same
+                quantizer.level_step.grad = None  # with a gradient of 0, momentum and decay would still move it
         return 0.0
 
     def after_step(self, step: Step) -> None:
@@ -159,13 +168,13 @@ class AllowingOscillation(Method):
             quantizer.project()
 
     def metrics(self) -> dict[str, float]:
-        """The factor a, and how far the levels have spread over the thresholds: the mean s_le / s0."""
+        """The factor a, and the mean ratio of level step to threshold step, s_le / s0."""
         ratios = [(each.level_step.detach() / each.threshold_step).mean() for each in self._quantizers()]
         return {"aoq/shrink": float(self._quantizers()[0].shrink), "aoq/level_ratio": float(torch.stack(ratios).mean())}
 
     def _distance(self) -> Tensor | float:
-        """The sum over layers of the norm of what separates weights from their bins' centres, shape ()."""
-        # By identity: a shared weight counts once.
+        """The sum over layers of the norm of (weight - centre of its bin), shape ()."""
+        # Keyed by identity: a shared weight counts once.
         layers = {id(layer.weight): layer for layer in self._layers.values() if layer.weight.requires_grad}
         total: Tensor | float = 0.0
         for layer in layers.values():
@@ -188,11 +197,11 @@ def _reached(fraction: float, step: Step) -> bool:
 
 
 def float_copy(model: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Module:
-    """A frozen copy of a model that computes as it does without its quantizers, in evaluation mode."""
+    """A copy of a model without quantizers and without gradients, in evaluation mode."""
     copy = round_to_nearest(deepcopy(model), "float", exclude=exclude).eval().requires_grad_(False)
     for module in copy.modules():
         if isinstance(module, Slotted):
-            module.add_slots()  # the slots of weights are empty by now, those of activations may not be
+            module.add_slots()  # weight slots are empty already, activation slots may be filled
     return copy
 
 

@@ -1,7 +1,7 @@
-"""What a method is: one file, one `Method` subclass, hooks that all default to nothing.
+"""The interface of a method: one file with one `Method` subclass, whose hooks do nothing by default.
 
 method.prepare(model, calibration)         once, before the optimizer exists
-method.prepared(model)                     once, when all methods of the stack have prepared
+method.prepared(model)                     once, after all methods of the stack have prepared
 for each step:
     method.on_step_start(step)
     loss = task_loss + method.penalty(step)
@@ -35,11 +35,11 @@ class MethodConfig(StrictConfig):
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may know of its run.
+    """What a method gets to know about its run.
 
     target_bit: 2 to 8, or None for plain float training. exclude: layer globs left in float.
-    seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether one pass over the
-    weights (harness/kernels) may take the place of plain operations, where there is one.
+    seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether native passes over the
+    weights (harness/kernels) may replace plain operations, where there are any.
     """
 
     target_bit: int | None = None
@@ -59,11 +59,11 @@ class Context:
 
 @dataclass
 class Step:
-    """One training step: its index from 0, of how many, and the model; then its batch and what came of it.
+    """One training step: its index from 0, the number of steps, the model, the batch and its results.
 
     inputs: (B, C, H, W), augmented and normalised; labels: (B,) int64; logits: (B, classes) fp32, and task_loss, a
-    scalar, both with their graph. All are there once `penalty` is called. forward: a further pass of the model as it
-    then is, inputs to fp32 logits, in the precision of the run and never compiled.
+    scalar, both with their graph. All are set when `penalty` is called. forward: another forward pass of the model in
+    its current state, from inputs to fp32 logits, in the precision of the run and never compiled.
     """
 
     index: int
@@ -78,7 +78,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches of training images, without augmentation, the same ones on every reading.
+    """Batches of training images without augmentation; every reading gives the same ones.
 
     draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device.
     """
@@ -94,14 +94,14 @@ class Method:
     """A way of training or deploying a network. Subclasses nest a `Config` and override hooks.
 
     kind, acts_on: a word each for the list of methods (`python -m harness.methods`).
-    needs_target_bit: False only where the method means something without a bit-width to prepare for.
+    needs_target_bit: False if the method can be used without a target bit.
     needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
     selection_start: the fraction of training before which no epoch counts as best (staged methods).
     The last two may depend on the configuration: an instance sets its own.
-    replaces_layers: True where `prepare` puts other layers in the place of some. Methods before it in a stack would
-    hold on to the old ones, so it goes before all that are not such.
-    requires: what a model must have for the method to mean anything, of FEATURES in harness/methods/_requirements.py;
-    a run or a cell without it is refused.
+    replaces_layers: True if `prepare` replaces layers. Methods before it in a stack would keep references to the old
+    ones, so it must come before all methods that do not replace layers.
+    requires: features that a model must have, from FEATURES in harness/methods/_requirements.py; a run or a cell with
+    another model is refused.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -118,24 +118,24 @@ class Method:
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:
-        """The settings under which four steps show the method's effect; used by the conformance tests."""
+        """Settings with which four steps show the method's effect; used by the conformance tests."""
         return cls.Config(name=cls.__module__.rpartition(".")[2])
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         """Fill slots, replace layers, set initial scales. Runs once, before the optimizer exists."""
 
     def prepared(self, model: nn.Module) -> None:
-        """Look at what the whole stack made of the model. Raises SlotTakenError for what does not go together."""
+        """Check the model after the whole stack has prepared. Raises SlotTakenError for methods that do not combine."""
 
     def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
-        """Optimizer options (`lr` as a factor of the run's, `weight_decay`) of one parameter; {} for the run's."""
+        """Optimizer options of one parameter (`lr`, as a factor of the run's, and `weight_decay`); {} for the run's."""
         return {}
 
     def on_step_start(self, step: Step) -> None:
         """Anneal, freeze, schedule."""
 
     def penalty(self, step: Step) -> Tensor | float:
-        """A scalar added to the task loss; `step.task_loss` is there, with its graph."""
+        """A scalar added to the task loss; `step.task_loss` is set, with its graph."""
         return 0.0
 
     def after_backward(self, step: Step) -> Tensor | float:
@@ -146,9 +146,9 @@ class Method:
         """Restore or project weights that the optimizer moved."""
 
     def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
-        """Turn `model`, a copy, into what would be deployed at a bit-width.
+        """Turn `model`, a copy, into the network deployed at a bit-width.
 
-        Layers it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
+        Layers that it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,23 +1,28 @@
 """Batch norm re-estimation. Nagel, Fournarakis, Bondarenko, Blankevoort, ICML 2022 (arXiv 2203.11086, section 5.1).
 
-Weights that oscillate move the statistics of their outputs from step to step, so the running averages that batch
-norm kept in training fit no single quantized network. Once a network is rounded, each batch norm's statistics are
-estimated anew over N batches of training images, without augmentation:
+Oscillating weights shift the statistics of a layer's output from step to step, so the running averages that batch norm
+keeps in training match no single quantized network. After a network is rounded, this method replaces the statistics
+of each batch norm by averages over N batches of training images, without augmentation.
 
-    running_mean = 1/N sum_j mean(x_j),        running_var = 1/N sum_j var(x_j)        (shapes (C,)),
+Equations, for the input x_j of a batch norm in batch j, shapes (C,):
 
-x_j the layer's input in batch j, var the unbiased one, as torch keeps it. Meanwhile batch norms normalise each
-batch by its own statistics, as in training; all else is in evaluation mode, so dropout stays off.
+    running_mean = 1/N sum_j mean(x_j),        running_var = 1/N sum_j var(x_j)
 
-It trains nothing: alone it is float training. It comes last in a stack, [lsq, bn_reestimation], since it rounds
-what the methods before it have left alone; or among `deploy.methods`, [rtn, bn_reestimation], which reports the same
-weights with both statistics. Every deployed copy is treated so, "float" too: the latent weights of a network that
-trained through a quantizer do not fit its statistics either, and rows that are compared should differ in
-nothing but their rounding. It costs N forward passes per bit-width and evaluation; without batch norm nothing is done.
+var is the unbiased variance, as in torch's own running average. Meanwhile batch norms normalise each batch by its own
+statistics, as in training. All other layers are in evaluation mode, so dropout is off.
 
-Defaults: 50 batches, from the authors' released code (Qualcomm-AI-research/oscillations-qat). They are the first of
-`calibration`, which start over where the training images have fewer. Deviations: a last, smaller batch is left out,
-since it would count as much as a whole one.
+Use: it trains nothing; alone it is float training. It comes last in a stack, [lsq, bn_reestimation], since
+it rounds the layers that the methods before it left alone. Among `deploy.methods`, [rtn, bn_reestimation], the same
+weights are reported with both statistics.
+
+Deployment: the statistics of every deployed copy are re-estimated, also at "float". The latent weights of a network
+that was trained through a quantizer do not match its statistics either, and compared rows should differ only in their
+rounding. It costs N forward passes per bit-width and evaluation. Without batch norm, this method does nothing.
+
+Defaults: 50 batches, from the authors' released code (Qualcomm-AI-research/oscillations-qat). They are the first 50
+that `calibration` yields; if the training images give fewer, these repeat.
+
+Deviations: a smaller last batch is left out, since it would have the weight of a full one.
 """
 
 from typing import ClassVar, Literal
@@ -57,7 +62,7 @@ class BatchNormReestimation(Method):
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers of a model that keep running statistics of batches, of 1 to 3 dimensions."""
+    """The batch norms (1 to 3 dimensions) of a model that keep running statistics."""
     found = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     return [layer for layer in found if layer.track_running_stats and layer.running_mean is not None]
 
@@ -65,7 +70,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def reestimate(model: nn.Module, norms: list[_BatchNorm], calibration: Calibration, count: int) -> None:
     """Replace the running statistics of `norms` by their averages over batches, in place.
 
-    model: in evaluation mode, and again so afterwards.
+    model: in evaluation mode, before and after.
     """
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,40 +1,45 @@
 """Confidence-guided annealing (CGA). Liu, Liu, Cheng, ICML 2023 (arXiv 2302.02210, "Oscillation-free Quantization for
 Low-bit Vision Transformers").
 
-The last stage of quantization-aware training: only weights next to a decision threshold may move, so that they settle
-while nothing else disturbs them. At each step from `start` on, before the optimizer moves the weights,
+The last stage of quantization-aware training: only weights close to a decision threshold are trained; all others are
+held, so that the former can settle undisturbed.
 
-    held = threshold distance of the effective weight > boundary        (in bins, as the layer's quantizer tells it)
+Update rule. At each step from `start` on, before the optimizer step, in the shape of the weight, (O, I) or
+(O, I, kh, kw):
 
-in the shape of the weight, (O, I) or (O, I, kh, kw). Held weights have their gradient set to 0 before the optimizer's
-step and their value put back after it, so neither momentum nor weight decay moves them; the others train on. Clipped
-weights beyond the outermost threshold are held too. Nothing is sticky: the next step decides anew, since ranges move
-with weights and learned steps. Norms, biases, learned steps and layers without a quantizer train on all the time.
+    held = threshold distance of the effective weight > boundary       (in bins, from the layer's quantizer)
 
-It works on any quantizer that tells threshold distances and comes after it, best as the last of a stack: [statsq,
-cga], [lsq, cga]. Gradients that a later method adds in its after_backward reach momentum buffers, though no held
-weight. An empty slot gets the default quantizer, as `ste` would fill it. Clipping (`train.clip_norm`) counts only the
-gradient of what trains.
+The gradient of held weights is set to 0 before the optimizer step and their value is restored after it, so neither
+momentum nor weight decay moves them. Clipped weights beyond the outermost threshold are held too. The set is computed
+again at each step, since ranges change with weights and learned steps. Norms, biases, learned steps and layers without
+a quantizer are always trained. `train.clip_norm` counts only the gradient of what is trained.
 
-Layers whose weight_transform does more than change each entry by itself (a product of two matrices) have no entry of
-the weight for an entry of the grid, also where shapes happen to agree: they are left alone and train on. Transforms
-entry by entry (tanh) are served. Which is which is found by changing half of a random weight. A weight that layers
-share is held only where all of them are confident, and left alone unless `layers` names them all.
+Stacks: it works with any quantizer that gives threshold distances and comes after that method, best as the last of the
+stack: [statsq, cga], [lsq, cga]. A gradient that a later method adds in its after_backward enters the momentum of held
+weights, but does not move them. An empty slot gets the default quantizer, as with `ste`.
 
-Learning rate: the paper anneals at its lowest, 1e-5 (inferred from its scheduler; 5.47e-4 at most). `train.schedule:
-cosine` comes close by itself: at the default `start` it is at 0.020 of the run's rate and averages 0.0068 from then
-on, 1.1e-5 and 3.7e-6 for theirs. Exactly so it is a second run: `model.init` with the first one's weights, `start: 0`,
-`learning_rate: 1e-5`, `schedule: constant` (learned steps then begin anew; StatsQ has none). At a rate that is high for
-a band of 2 boundary, weights next to a threshold leave it by one step and are held where they land. A learned step
-that trains on at such a rate takes its thresholds back and forth past held weights, whose codes then still change.
+Layers: those whose weight_transform is element-wise (tanh), or empty. If an entry of the effective weight depends on
+several entries of the weight (a product of two matrices), the layer is left alone and trains on, even if both shapes
+agree. To find out, a random weight is drawn and half of its entries are changed: the transform is element-wise if the
+other entries of its result stay the same. A weight that several layers share is held only where all of them hold it,
+and is left alone unless `layers` matches all of them.
 
-No epoch before `start` counts as best. cga/training_fraction: the part of its layers' weights that was not held at the
-last step.
+Learning rate: the paper anneals at its lowest rate, 1e-5 (inferred from its scheduler; the highest is 5.47e-4).
+`train.schedule: cosine` comes close: at the default `start` it is at 0.020 of the run's rate and from there on 0.0068
+on average, which with the paper's highest rate is 1.1e-5 and 3.7e-6. To anneal at exactly 1e-5, start a second run
+with the weights of the first in `model.init`, `start: 0`, `learning_rate: 1e-5` and `schedule: constant`. Learned steps
+are then initialized again (StatsQ has none). If the rate is too high for the band of width 2 boundary around a
+threshold, a weight leaves the band in one step and is held where it lands. A learned step that trains at such a rate
+moves its thresholds back and forth across held weights, so their codes still change.
 
-Defaults: boundary 0.005 (released code; 0.003 to 0.01 explored), start 300 / 330 (its scripts: 300 + 30 epochs).
-Deviations: every quantized layer by default; the paper names fc1, fc2, proj and v, here `layers: ["*.mlp.fc*",
-"*.attn.proj"]`, since v is a part of a fused qkv. Their code also means to hold the product of queries and keys, by a
-detach that has no effect. Weights only, no distillation.
+Selection and metrics: no epoch before `start` counts as best. cga/training_fraction is the fraction of weights, in the
+layers that it acts on, that were not held at the last step.
+
+Defaults: boundary 0.005 (released code; 0.003 to 0.01 was explored), start 300 / 330 (its scripts: 300 + 30 epochs).
+
+Deviations: all quantized layers by default. The paper lists fc1, fc2, proj and v; here that is `layers: ["*.mlp.fc*",
+"*.attn.proj"]`, since v is part of a fused qkv. The released code also intends to hold the product of queries and
+keys, but the detach that it uses has no effect. Weights only, no distillation.
 """
 
 from fnmatch import fnmatchcase
@@ -62,7 +67,7 @@ class ConfidenceGuidedAnnealing(Method):
             0.005, ge=0, le=0.5, description="distance from a threshold, in bins, up to which a weight trains (paper)"
         )
         start: float = Field(
-            300 / 330, ge=0, lt=1, description="the part of training before it begins (paper: 300 of 330 epochs)"
+            300 / 330, ge=0, lt=1, description="fraction of training before it begins (paper: 300 of 330 epochs)"
         )
         layers: tuple[str, ...] = Field(
             ("*",), min_length=1, description="globs of the layers it acts on (paper: fc1, fc2, proj, v)"
@@ -72,7 +77,7 @@ class ConfidenceGuidedAnnealing(Method):
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        # An epoch before it begins trains by the method below alone, so it does not count as one of this method.
+        # Earlier epochs train by the other methods of the stack alone, so they do not count for this method.
         self.selection_start = config.start
 
     @classmethod
@@ -100,9 +105,9 @@ class ConfidenceGuidedAnnealing(Method):
         for names in able:
             for name in names:
                 _check_quantizer(name, layers[name])
-        #: The layers of each weight, one but where a weight is shared.
+        #: The layers of each weight: one, or several that share it.
         self._groups = [[layers[name] for name in names] for names in able]
-        self._moments: list[tuple[Tensor, Tensor, Tensor]] = []  # of a step: weight, what is held of it, its value
+        self._moments: list[tuple[Tensor, Tensor, Tensor]] = []  # of this step: weight, mask, value
         self._held = torch.zeros((), dtype=torch.int64, device=self._groups[0][0].weight.device)
 
     def after_backward(self, step: Step) -> float:
@@ -130,7 +135,7 @@ class ConfidenceGuidedAnnealing(Method):
         self._held = state["held"].to(self._held.device)
 
     def metrics(self) -> dict[str, float]:
-        """The part of the weights of its layers that was not held at the last step."""
+        """The fraction of weights, in its layers, that were not held at the last step."""
         weights = sum(layers[0].weight.numel() for layers in self._groups)
         return {"cga/training_fraction": 1 - int(self._held) / weights}
 
@@ -145,7 +150,7 @@ class ConfidenceGuidedAnnealing(Method):
         return chosen
 
     def _confident(self, layers: list[QuantLayer]) -> Tensor:
-        """Which entries of a weight all layers that share it hold, bool, like the weight."""
+        """The entries of a weight that all layers sharing it hold; bool, shape of the weight."""
         held = torch.ones_like(layers[0].weight, dtype=torch.bool)
         for layer in layers:
             quantizer: Any = layer.weight_quantizer
@@ -157,11 +162,11 @@ def _check_quantizer(name: str, layer: QuantLayer) -> None:
     kind: Any = type(layer.weight_quantizer)
     if issubclass(kind, WeightQuantizer):
         own = kind.threshold_distance is not WeightQuantizer.threshold_distance
-        if own or kind.step is not WeightQuantizer.step:  # the default distance goes by the step
+        if own or kind.step is not WeightQuantizer.step:  # the default distance uses the step
             return
     raise SlotTakenError(
-        f"methods: 'cga' holds weights by their distance from a quantizer's thresholds, which {kind.__name__} of "
-        f"layer {name!r} does not tell"
+        f"methods: 'cga' needs the distance of weights from the quantizer's thresholds, which {kind.__name__} of "
+        f"layer {name!r} does not give"
     )
 
 
@@ -173,7 +178,7 @@ def _entry_by_entry(layer: QuantLayer) -> bool:
 
     def drawn() -> Tensor:
         values = torch.randn(layer.weight.shape, generator=generator)
-        return torch.empty_like(layer.weight).copy_(values)  # in the weight's own order in memory
+        return torch.empty_like(layer.weight).copy_(values)  # in the memory layout of the weight
 
     with torch.no_grad():
         first, changed = drawn(), drawn() > 0

@@ -1,26 +1,30 @@
 """Oscillation dampening. Nagel, Fournarakis, Bondarenko, Blankevoort, ICML 2022 (arXiv 2203.11086, section 4.1).
 
-To the task loss of quantization-aware training is added, over quantized layers,
+A regularizer for quantization-aware training that pulls each weight to its own grid point, away from the thresholds.
 
-    R = strength(t) * sum_layers agg( ( sg[q(w)] - clip(w, s n, s p) )^2 ),
+Equations. The term added to the task loss, over quantized layers, is
 
-which pulls each weight to its own grid point, away from the thresholds. sg stops the gradient, n and p are the
-grid's lowest and highest code; of a weight outside the range q(w) and the clip are the same bound, so it has no
-pull, and neither has the step, whose only way into R is that bound. agg, over a weight (O, ...): `kernel_mean`
-averages over all but the output channels and sums over these, `mean` and `sum` go over all. With T steps in all,
-t0 = start T, and 0 until then,
+    R = strength(t) * sum_layers agg( ( sg[q(w)] - clip(w, s n, s p) )^2 ).
+
+sg stops the gradient; n and p are the lowest and highest code of the grid. For a weight outside the range, q(w) and
+the clip are the same bound, so it is not pulled. The step s has a gradient only through these bounds, so it is not
+pulled either. agg is taken over a weight (O, ...): `kernel_mean` averages over all dimensions but the output channels
+and sums over the channels; `mean` and `sum` run over all entries. With T steps in total and t0 = start T, the strength
+is 0 until t0, and then
 
     strength(t) = strength / 2 * (1 - cos(pi (t - t0) / (T - t0))).
 
 In one dimension, with the task loss (q(w) - w*)^2 / 2, oscillation stops if and only if strength > |w* - q(w*)| / s.
 
-Put it after what quantizes the weights: [lsq, dampening], [ste, dampening]; it reads the quantizer that is in a
-layer's slot. Where the slot is empty the network trains in float, and the same penalty on the codes of the default
-quantizer at the target bit pulls its weights to the grid: what `oscillation` does, with the sign turned round.
-After `freezing`, q(w) of a frozen weight is its frozen value, so its latent weight is drawn there.
+Stacks: it comes after the method that quantizes the weights, [lsq, dampening] or [ste, dampening], and reads the
+quantizer in each layer's slot. If the slot is empty, the network trains in float, and the penalty uses the default
+quantizer at the target bit. Float weights are then pulled to the grid: the opposite of what `oscillation` does. After
+`freezing`, q(w) of a frozen weight is its frozen value, so the latent weight is pulled to that value.
 
 Defaults: strength 0.1, start 0.25, kernel_mean, from the authors' released code (Qualcomm-AI-research/
-oscillations-qat). Deviations: every quantized layer is dampened (theirs: those of 4 bits and less).
+oscillations-qat).
+
+Deviations: all quantized layers are dampened (theirs: those of 4 bits or fewer).
 """
 
 import math
@@ -50,7 +54,7 @@ class Dampening(Method):
         name: Literal["dampening"] = "dampening"
         strength: float = Field(0.1, ge=0, le=1e6, description="lambda at the end of training (released code: 0.1)")
         start: float = Field(
-            0.25, ge=0, lt=1, description="the part of training without a penalty, before it grows (released code)"
+            0.25, ge=0, lt=1, description="fraction of training without a penalty, before it grows (released code)"
         )
         aggregation: Aggregation = Field(
             "kernel_mean", description="of a layer's squares: mean over each kernel, then sum (released code)"
@@ -64,14 +68,14 @@ class Dampening(Method):
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         self._layers: dict[str, QuantLayer] = attach(model, self.context.exclude)
-        # Kept out of the slots, and of the model: what is empty now may be filled by a later method of the stack.
+        # Kept outside the model and its slots: a later method of the stack may fill a slot that is empty now.
         self._defaults: dict[str, WeightQuantizer] = {
             name: default_quantizer(layer, self.context) for name, layer in self._layers.items()
         }
 
     def prepared(self, model: nn.Module) -> None:
         for name in self._layers:
-            self._read(name)  # refuses what it cannot work with before training begins
+            self._read(name)  # refuses an unsuitable quantizer before training begins
 
     def penalty(self, step: Step) -> Tensor | float:
         strength = self.strength_at(step.index, step.total)
@@ -92,7 +96,7 @@ class Dampening(Method):
         return 0.5 * self.config.strength * (1 - math.cos(math.pi * done))
 
     def _read(self, name: str) -> tuple[WeightQuantizer, Tensor]:
-        """The quantizer of a layer, and the weight that it sees, with its graph."""
+        """The quantizer of a layer and its input, the effective weight with its graph."""
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
         quantizer = self._defaults[name] if isinstance(present, Unfilled) else present
@@ -128,7 +132,7 @@ def _by_plain_operations(weight: Tensor, quantizer: WeightQuantizer, aggregation
 def _by_passes_in_c(weight: Tensor, quantizer: WeightQuantizer, aggregation: Aggregation) -> Tensor | None:
     """The same in closed form, the gradient `2 (w - q(w))` inside the range times the share of a square in agg.
 
-    None where the passes do not serve: other grids than codes times a step, devices and types.
+    None where there is no such pass: for grids other than codes times a step, and for other devices and types.
     """
     if not on_plain_grid(quantizer) or not dispatch.serves(weight):
         return None

@@ -1,29 +1,36 @@
 """Iterative weight freezing. Nagel, Fournarakis, Bondarenko, Blankevoort, ICML 2022 (arXiv 2203.11086, section 4.2).
 
-After each optimizer step t, for every weight, with the integer code k = q(w) / s and a momentum m,
+Freezes each weight that oscillates too often at the integer code that it had most of the time.
 
-    E <- m k + (1 - m) E,        f <- m o + (1 - m) f,        if f > f_th(t): frozen from now on at round(E),
+Equations. After each optimizer step t, for every weight, with the integer code k = q(w) / s and a momentum m:
 
-o = 1 where the code changed against the direction of its last change (oscillation/tracker.py). A frozen weight's
-quantizer gives `s round(E)`, the integer it was at most of the time, by the present step s: the step goes on
-learning through it, and its latent weight has no gradient and no effect. f_th is off until t0 = start T, then
+    E <- m k + (1 - m) E        f <- m o + (1 - m) f        if f > f_th(t): frozen from now on at round(E)
+
+o = 1 if the code changed in the direction opposite to its last change, else 0 (oscillation/tracker.py). E, f and codes
+have the shape of the weight, (O, ...). With T steps in total, nothing is frozen before t0 = start T; then
 
     f_th(t) = threshold + (threshold_start - threshold) / 2 * (1 + cos(pi (t - t0) / (T - t0))).
 
-It wraps the quantizer that is in a layer's slot, so it comes after that method: [lsq, freezing], [ste, freezing].
-An empty slot gets the default quantizer, as `ste` would fill it. Shapes: E, f and codes are like the weight, (O, ...).
+The quantizer returns `s round(E)` for a frozen weight, with the current step s, which therefore still learns through
+it. The latent weight has no gradient and no effect.
 
-Deployment: at the target bit the frozen integers. At other bits `deploy.scale` decides, as for a learned step:
-keep_step and keep_range keep what was learned, so frozen weights enter the other grid as `s round(E)`; recalibrate
-rounds the latent weights of all alike, and "float" deploys these.
+Stacks: it wraps the quantizer in each layer's slot, so it comes after the method that put it there: [lsq, freezing],
+[ste, freezing]. An empty slot gets the default quantizer, as with `ste`.
 
-Defaults: thresholds and start of the released code (Qualcomm-AI-research/oscillations-qat) for 4 bits. momentum is
-its class default; its scripts' 0.001 needs some 3 / m = 3000 steps before E and f mean anything, and thresholds
-ought to stay above 2 to 3 m: runs of a few hundred steps froze the wrong state with it, so they rather want a
-`threshold` of 0.02 to 0.05. Deviations: E and f start at step 0, not when the threshold sets in (there, weights froze
-wherever they happened to be); both follow optimizer steps, never forward passes of an evaluation; every layer is
-watched (theirs: those of 4 bits and less); latent weights are not held where they froze, which changes nothing at
-the target bit, unless they decide a max-abs step, which goes on learning through the largest.
+Deployment: at the target bit the frozen integers. At other bit-widths `deploy.scale` decides, as for a learned step:
+keep_step and keep_range use what was learned, so frozen weights are rounded to the other grid from `s round(E)`;
+recalibrate rounds all latent weights, and "float" deploys the latent weights.
+
+Defaults: thresholds and start of the released code (Qualcomm-AI-research/oscillations-qat) for 4 bits. `momentum` is
+the default of its class, 0.01. The 0.001 of its scripts needs about 3 / m = 3000 steps before E and f are meaningful,
+and thresholds should be at least 2 to 3 m. Runs of a few hundred steps with 0.001 froze weights at the wrong code;
+short runs should keep 0.01, with a `threshold` of 0.02 to 0.05.
+
+Deviations: E and f start at step 0, not when freezing sets in (theirs freezes weights at the code that they happen to
+have then); a weight freezes at E after this step's update (theirs: before); both averages follow optimizer steps, never
+forward passes of an evaluation; all layers are tracked (theirs: those of 4 bits or fewer); latent weights are not held
+where they froze. The last makes no difference at the target bit, except for a max-abs step, which still follows the
+largest latent weights.
 """
 
 import math
@@ -41,27 +48,27 @@ from harness.quantization.slots import SlotTakenError, Unfilled
 
 
 class Freezing(Method):
-    """Freezes each weight that oscillates too often at the code it was at most of the time."""
+    """Freezes each weight that oscillates too often at the code that it had most of the time."""
 
     kind, acts_on = "QAT", "weights"
 
     class Config(MethodConfig):
         name: Literal["freezing"] = "freezing"
         threshold: float = Field(0.01, gt=0, le=1, description="frequency that freezes, at the end (released code)")
-        threshold_start: float = Field(0.1, gt=0, le=1, description="the same where freezing sets in (released code)")
-        start: float = Field(0.25, ge=0, lt=1, description="the part of training before freezing sets in (released)")
+        threshold_start: float = Field(0.1, gt=0, le=1, description="the same when freezing sets in (released code)")
+        start: float = Field(0.25, ge=0, lt=1, description="fraction of training before freezing sets in (released)")
         momentum: float = Field(
             0.01,
             gt=0,
             le=0.9,
-            description="of codes and frequencies; 0.001 (released scripts) needs 3000 steps and more",
+            description="of the averages of codes and frequencies; 0.001 (released scripts) needs over 3000 steps",
         )
 
     config: Config
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
-        # An epoch before anything can be frozen trains by the method below alone, so it does not count as one of this.
+        # Earlier epochs train by the other methods of the stack alone, so they do not count for this method.
         self.selection_start = config.start
 
     @classmethod
@@ -89,7 +96,7 @@ class Freezing(Method):
             )
 
     def threshold_at(self, index: int, total: int) -> float | None:
-        """The frequency above which a weight freezes after a step; None as long as none does."""
+        """The frequency above which a weight freezes after a step; None before `start`."""
         first, end = self.config.start * total, self.config.threshold
         if index < first:
             return None
@@ -112,7 +119,7 @@ class Freezing(Method):
         return cast(FrozenQuantizer, self._layers[name].weight_quantizer)
 
     def _below(self, name: str) -> WeightQuantizer:
-        """The quantizer in a layer's slot, or the default one where that is empty."""
+        """The quantizer in a layer's slot, or the default one if the slot is empty."""
         layer = self._layers[name]
         present: nn.Module = layer.weight_quantizer
         if isinstance(present, Unfilled):

@@ -1,23 +1,33 @@
 """Gradient l1 regularization. Alizadeh, Behboodi, van Baalen, Louizos, Blankevoort, Welling, ICLR 2020
 (arXiv 2002.07520).
 
-Rounding moves each weight by at most half a step, so by a vector of which only the maximum norm is bounded, by delta
-say; to first order the worst of them raises the loss by delta * ||g||_1, g the gradient. The network trains in float on
+Float training towards a loss that rounding cannot raise much. Rounding moves each weight by at most half a step, that
+is, by a vector whose maximum norm is bounded by some delta. To first order the worst such vector raises the loss by
+delta * ||g||_1, with g the gradient.
 
-    L + strength * sum_l ||dL/dW_l||_1 + activation_strength * sum_l ||dL/dA_l||_1,
+Equations. The loss is
 
-L the batch's mean task loss, W_l the weight that would be quantized, (O, I) or (O, I, kh, kw), and A_l the input of the
-same layer, (B, ...). The penalty's gradient differentiates twice, so a step costs several plain ones.
+    L + strength * sum_l ||dL/dW_l||_1 + activation_strength * sum_l ||dL/dA_l||_1.
 
-Means something without a bit-width, so needs no target_bit; the loop monitors accuracy there when one is given. W_l is
-the effective weight where a method of the stack fills weight_transform; under a weight_quantizer, which is not what the
-paper does, g is the straight-through gradient of the latent weight. last_epochs: no earlier epoch counts as best, nor
-for patience, and the steps before are those of the plain run.
+L is the mean task loss of the batch, W_l the weight that would be quantized, (O, I) or (O, I, kh, kw), and A_l the
+input of the same layer, (B, ...). The gradient of the penalty needs double backward, so a step costs several plain
+ones.
 
-The paper's text was not available. From secondary notes: only the last 15 epochs or so, and strength 0.05 as ImageNet's
-strong setting (1e-4 to 0.1 is the range to tune in). From memory: the formula. Deviations: activation_strength 0, since
-this harness rounds weights only (the notes suggest the same strength for both); the network's input, which has no
-gradient, is no A_l; their clipping of gradients at 5 is the run's to set. A frozen weight has no g, a shared one once.
+Where it acts: W_l is the effective weight if a method of the stack fills weight_transform. Under a weight_quantizer
+(not in the paper), g is the straight-through gradient of the latent weight. A frozen weight is left out; a shared one
+counts once.
+
+Target bit: not needed, since no bit-width enters. If one is given, the loop monitors the accuracy at that bit-width.
+
+Settings: the penalty is on in the last `last_epochs` epochs; the steps before are those of the run without it. No
+earlier epoch counts as best, nor for patience.
+
+Sources: the paper's text was not available. From secondary notes: the penalty only in the last 15 epochs or so, and
+strength 0.05 as the strong setting on ImageNet (tune in 1e-4 to 0.1). From memory: the formula.
+
+Deviations: activation_strength is 0 by default, since this harness rounds weights only (the notes suggest the same
+strength for both); the network's input is not among the A_l, since it has no gradient; the paper's gradient clipping
+at 5 is left to the run's settings.
 """
 
 from collections.abc import Sequence
@@ -34,9 +44,9 @@ from harness.quantization.slots import Unfilled
 
 
 def gradient_norm(loss: Tensor, tensors: Sequence[Tensor]) -> Tensor | float:
-    """The sum of ||dloss/dt||_1 over tensors of the loss's graph, shape (), with a graph of its own; 0 for none.
+    """The sum of ||dloss/dt||_1 over tensors of the loss's graph, shape (), differentiable; 0 for no tensors.
 
-    A tensor that the loss does not depend on counts 0.
+    A tensor that the loss does not depend on adds 0.
     """
     if not tensors:
         return 0.0
@@ -69,7 +79,7 @@ class GradientL1(Method):
         self._start = max(0, epochs - config.last_epochs)
         self._idle = config.strength == 0 and config.activation_strength == 0
         if self._start and not self._idle:
-            # By half an epoch more, so that the fraction times the epochs cannot fall below a whole number.
+            # Half an epoch more, so that rounding of (fraction * epochs) cannot include the epoch before.
             self.selection_start = (self._start + 0.5) / epochs
 
     @classmethod
@@ -81,16 +91,16 @@ class GradientL1(Method):
         if not self._layers:
             raise UserError("gradient_l1 finds no trainable linear or convolution layer in this model")
         self._active = self._watching = False
-        # Of the present step, from its forward pass: what weight_transform slots made, and the layers' inputs.
+        # From the forward pass of this step: outputs of the weight_transform slots, and the layers' inputs.
         self._effective: list[Tensor] = []
         self._inputs: list[Tensor] = []
 
     def on_step_start(self, step: Step) -> None:
         self._active = not self._idle and step.index >= self._start * self.context.steps_per_epoch
-        # The loop asks before each forward pass: without the penalty it may fuse attention, as the plain run does.
+        # The loop reads this before each forward pass: without the penalty, attention may be fused as in other runs.
         self.needs_double_backward = self._active
         self._forget()
-        if self._active and not self._watching:  # not in prepare, which later methods of the stack come after
+        if self._active and not self._watching:  # not in prepare: later methods of the stack may still fill slots
             self._watch()
 
     def penalty(self, step: Step) -> Tensor | float:
@@ -108,12 +118,12 @@ class GradientL1(Method):
         self._forget()
 
     def _watch(self) -> None:
-        """Keep, from now on, the tensors of each forward pass that are no parameters."""
+        """From now on, keep the tensors of each forward pass that are not parameters."""
         self._watching = True
         self._plain: dict[int, Tensor] = {}
         effective, inputs = self._effective, self._inputs
 
-        # Functions rather than methods: copies of the model share the former, but would copy the latter's object.
+        # Functions, not bound methods: a copy of the model shares functions but would copy a bound method's object.
         def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if module.training and output.requires_grad:
                 effective.append(output)
@@ -124,7 +134,7 @@ class GradientL1(Method):
 
         for layer in self._layers:
             if isinstance(layer.weight_transform, Unfilled):
-                self._plain[id(layer.weight)] = layer.weight  # by identity: a shared weight counts once
+                self._plain[id(layer.weight)] = layer.weight  # keyed by identity: a shared weight counts once
             else:
                 layer.weight_transform.register_forward_hook(keep_output)
             if self.config.activation_strength:

@@ -1,22 +1,29 @@
 """Kurtosis regularization. Shkolnik, Chmiel, Banner, Shomron, Nahshan, Bronstein, Weiser, NeurIPS 2020
 (arXiv 2002.07686, "Robust Quantization: One Model to Rule Them All").
 
-The network trains in float. To the task loss is added, over L quantized layers of n_l weights,
+Float training with a regularizer that makes the distribution of each layer's weights flatter, towards the uniform one.
 
-    R = strength / L * sum_l (K(w_l) - target)^2,   K(w) = mean_i ((w_i - mu) / sigma)^4,
+Equations. The term added to the task loss, over L quantized layers, is
 
-K a number for a whole weight, (O, I) or (O, I, kh, kw), mu its mean and sigma its standard deviation over n - 1, as in
-the authors' code (torch.std). A uniform distribution has K = 1.8, a normal one 3, so the weights are flattened;
-mean and spread are left alone, since K does not depend on them. mu and sigma take part in the gradient.
+    R = strength / L * sum_l (K(w_l) - target)^2,   K(w) = mean_i ((w_i - mu) / sigma)^4.
 
-Means something without a bit-width, so needs no target_bit; the loop monitors accuracy there when one is given. What is
-regularized is the weight that gets quantized: the latent one under `ste` and `lsq` (which the paper combines it with),
-the effective one where a method of the stack fills weight_transform.
+K is one number per weight, (O, I) or (O, I, kh, kw). mu is its mean, sigma its standard deviation over n - 1, as in the
+authors' code (torch.std); the gradient flows through both. A uniform distribution has K = 1.8, a normal one 3. K does
+not depend on mean and spread, so these are not regularized.
 
-Sources of the defaults: strength 1 and target 1.8, all convolution and linear weights, averaged over layers (the
-authors' code). Deviations: the first and last layers take part, as they are quantized here (the paper leaves them
-float; `exclude` does the same); their fine-tuning schedule (learning rate 1e-3 until K is there) is the run's to set. A
-weight shared by layers counts once, a frozen one not at all; a constant tensor, which has no kurtosis, adds 0.
+Where it acts: on the weight that gets quantized. That is the latent weight under `ste` and `lsq` (which the paper
+combines it with), and the effective one if a method of the stack fills weight_transform. A weight shared by layers
+counts once, a frozen one not at all. A constant tensor has no kurtosis and adds 0.
+
+Target bit: not needed, since no bit-width enters. If one is given, the loop monitors the accuracy at that bit-width.
+
+Defaults: strength 1 (the authors' code) and target 1.8 (the paper; the code's option has no default), for all
+convolution and linear weights.
+
+Deviations: the mean over layers, where the code divides the sum by 19 for ResNet-18, 51 for MobileNetV2, 52 for
+ResNet-50 (its layers without first and last) and by nothing for other networks; the first and last layers take part,
+since they are quantized here (the paper leaves them in float; `exclude` does that); the fine-tuning schedule of the
+paper (learning rate 1e-3 until K reaches the target) is left to the run's settings.
 """
 
 import math
@@ -34,15 +41,15 @@ from harness.quantization.layers import attach, trainable_layers
 
 
 def kurtosis(weight: Tensor) -> Tensor:
-    """K of a tensor of any shape, shape (); scale and shift change nothing.
+    """K of a tensor of any shape, shape (); invariant to scale and shift.
 
-    0 for a constant tensor, which has none; in fp32 so is one whose deviation is below 1e-8.
+    0 for a constant tensor. In fp32 a tensor with a deviation below 1e-8 counts as constant.
     """
     mean = weight.mean()
     squared = (weight - mean).square()
     variance = squared.sum() / max(1, weight.numel() - 1)
     spread = variance > _smallest_variance(weight.dtype, mean.detach())
-    # Replaced before it divides, not after: a NaN in the branch not taken would still reach the gradient.
+    # Replaced before the division: a NaN in the branch not taken would still reach the gradient.
     divisor = torch.where(spread, variance.square(), torch.ones_like(variance))
     return torch.where(spread, squared.square().mean() / divisor, torch.zeros_like(variance))
 
@@ -50,8 +57,8 @@ def kurtosis(weight: Tensor) -> Tensor:
 def _smallest_variance(dtype: torch.dtype, mean: Tensor) -> Tensor:
     """The variance up to which a tensor of this type and mean counts as constant.
 
-    Relative to the mean, since that of equal weights is rounded, and what this leaves is no spread; absolutely, so
-    that a fourth power cannot come near the smallest number there is.
+    Relative to the mean, since rounding the mean of equal weights leaves a small deviation. At least an absolute value,
+    so that a fourth power stays far above the smallest number of the type.
     """
     limits = torch.finfo(dtype)
     return ((16 * limits.eps * mean) ** 2).clamp(min=1e3 * limits.tiny**0.5)

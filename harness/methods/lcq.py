@@ -1,42 +1,45 @@
 """Learnable companding quantization (LCQ). Yamamoto, CVPR 2021 (arXiv 2103.07156).
 
-Non-uniform levels, learned together with the weights. A weight tensor w, (O, I) or (O, I, kh, kw), is quantized as
+Quantization-aware training with non-uniform levels that are learned together with the weights.
 
-    w^ = sigma Q(w / sigma),    Q(x) = sign(x) alpha c^-1( round(S c(v)) / S ),  v = min(|x| / alpha, 1),
+Equations. A weight tensor w, (O, I) or (O, I, kh, kw), is quantized as
 
-S = 2^(b-1) - 1, so 2 S + 1 levels, 0 among them; sigma is the standard deviation of w, in the graph and without
-subtraction of the mean (limited weight normalization). The compressor c, and with it its inverse, the expander, is
-piecewise linear on K intervals [d_k, d_k+1), d_k = k / K, of [0, 1], with K parameters theta:
+    w^ = sigma Q(w / sigma),    Q(x) = sign(x) alpha c^-1( round(S c(v)) / S ),  v = min(|x| / alpha, 1).
+
+S = 2^(b-1) - 1, so there are 2 S + 1 levels, 0 among them. sigma is the standard deviation of w, not detached and
+without subtraction of the mean (limited weight normalization). The compressor c, and with it its inverse, the
+expander, is piecewise linear on K intervals [d_k, d_k+1), d_k = k / K, of [0, 1], with K parameters theta:
 
     c(v) = gamma_k (v - d_k) + beta_k,   p = softmax(theta),  gamma_k = K p_k,  beta_k = sum_{j<k} p_j.
 
-theta = 0 is the uniform quantizer to the last bit. alpha, (), and theta, (K,), are trained, one of each per layer.
-Only round has a straight-through gradient, autograd does the rest: dQ/dx is gamma of x's interval over gamma of its
-level's, so 1 where these are one interval, and 0 outside the range.
+theta = 0 is the uniform quantizer to the last bit. Each layer trains one alpha, (), and one theta, (K,). Only the
+rounding has a straight-through gradient; autograd does the rest. dQ/dx is therefore gamma of the interval of x divided
+by gamma of the interval of its level (1 if they are the same interval), and 0 outside the range.
 
-2 bits: S = 1 leaves nothing to shape, so there is no theta, only {-alpha, 0, alpha} sigma.
+At 2 bits S = 1, and the curve has no effect: there is no theta, and the levels are {-alpha, 0, alpha} sigma.
 
-Stacking: a regularizer or a weight_transform goes with it: [lcq, dampening], [lcq, kure], [satnl, lcq]; sigma is of
-the effective weight. What holds integer codes times a step (`freezing`) is refused, but for 2 bits, since levels are
-no multiples of one. The tracker watches the indices of levels; distances to thresholds are in bins, which c makes
-equally wide.
+With per-channel granularity (not in the paper) each channel has its own alpha and sigma; theta stays one per layer.
 
-Deployment: at the target bit what was trained. At other bits `deploy.scale` decides: keep_range keeps alpha and c with
-a new S, keep_step also scales alpha by S' / S, which keeps the mean step; recalibrate rounds with the default
-quantizer.
+Stacks: regularizers and methods that fill weight_transform combine with it ([lcq, dampening], [lcq, kure],
+[satnl, lcq]); sigma is that of the effective weight. `freezing` needs integer codes times a step and is refused,
+except at 2 bits, since the levels are not multiples of a step. The tracker watches the indices of the levels; threshold
+distances are in bins, which are equally wide after c.
+
+Deployment: at the target bit the trained quantizer. At other bit-widths `deploy.scale` decides: keep_range keeps alpha
+and c with a new S; keep_step also scales alpha by S' / S, which keeps the mean step; recalibrate rounds with the
+default quantizer.
 
 Defaults: K = 16 and no theta at 2 bits are those of a published re-implementation; alpha = 3 and the normalization
 are from memory of the paper; nothing was found on the learning rates and decay of alpha and theta. Uncertain: whether
-sigma divides by n (here) or n - 1. Per channel (`quantizer.granularity: channel`, not in the paper) alpha and sigma
-are of each channel, theta stays one per layer. Without the normalization alpha starts at alpha_start times sigma, since
-weights much smaller than 1 would all be rounded to 0.
+sigma divides by n (here) or n - 1. Without the normalization alpha starts at alpha_start times sigma, since weights
+much smaller than 1 would all be rounded to 0.
 
-Deviations: weights only, every layer at the target bit; levels are not quantized once more to 8 bits (which serves a
-lookup table in hardware); alpha stays at 1e-5 or more; slopes below exp(-10) times the steepest count as that; equal
-weights have sigma 1.
+Deviations: weights only, every layer at the target bit; the levels are not quantized again to 8 bits (theirs are,
+for a lookup table in hardware); alpha is kept at 1e-5 or more; slopes are kept at exp(-10) times the steepest or more;
+sigma is 1 where all weights are equal.
 
 The re-implementation (DensoITLab/nuLSQ) has another gradient inside the range, on purpose: dQ/dx := 1 in place of the
-quotient, and with it dQ/dalpha = Q/alpha - x/alpha. Its gradient of theta is the chain rule's and equals autograd's.
+quotient, and with it dQ/dalpha = Q/alpha - x/alpha. Its gradient of theta follows the chain rule and equals autograd's.
 With theta = 0 both agree; the more theta differs from 0, the more the gradients of the weights differ.
 """
 
@@ -61,10 +64,8 @@ class LearnedCompanding(Method):
     class Config(MethodConfig):
         name: Literal["lcq"] = "lcq"
         intervals: int = Field(16, ge=2, le=64, description="K, the pieces of the compressor (re-implementation: 16)")
-        alpha_start: float = Field(3.0, gt=0, le=100, description="alpha at the start, in sigmas (paper, from memory)")
-        normalize: bool = Field(
-            True, description="limited weight normalization: alpha counts sigmas throughout (paper)"
-        )
+        alpha_start: float = Field(3.0, gt=0, le=100, description="initial alpha, in sigmas (paper, from memory)")
+        normalize: bool = Field(True, description="limited weight normalization: alpha is in sigmas throughout (paper)")
         alpha_learning_rate: float = Field(1.0, ge=0, le=100, description="alpha's learning rate over the run's")
         theta_learning_rate: float = Field(1.0, ge=0, le=100, description="theta's learning rate over the run's")
         weight_decay: float = Field(0.0, ge=0, le=1, description="of alpha and theta, in place of the run's")
@@ -80,18 +81,18 @@ class LearnedCompanding(Method):
                 self.context.bits(), per_channel, config.intervals, config.normalize, config.alpha_start
             ).fit(layer.effective_weight()),
         )
-        # Taken now: a later method may wrap what is in the slot.
+        # Kept here, since a later method may wrap the quantizer in the slot.
         found = [layer.weight_quantizer for layer in self._layers.values()]
         self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]
 
     def prepared(self, model: nn.Module) -> None:
         for (name, layer), own in zip(self._layers.items(), self._quantizers, strict=True):
-            # Only now can it be told: a curve that is still straight looks like a uniform grid to what wraps it.
+            # Checked only here: a wrapper cannot see it, since the initial curve is a uniform grid.
             if layer.weight_quantizer is not own and own.log_slopes is not None:
                 above = type(layer.weight_quantizer).__name__
                 raise SlotTakenError(
                     f"methods: 'lcq' learns levels that are no multiples of a step, which {above} around them in layer "
-                    f"{name!r} cannot follow; stack that on a method whose levels are whole steps"
+                    f"{name!r} does not support; stack that on a method whose levels are whole steps"
                 )
 
     def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:

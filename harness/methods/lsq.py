@@ -1,13 +1,15 @@
 """Learned step size quantization. Esser, McKinstry, Bablani, Appuswamy, Modha, ICLR 2020 (arXiv 1902.08153).
 
+Quantization-aware training with one learned step s per layer (or output channel).
+
 Equations 1 to 3: `q(w) = s clip(round(w/s), -Q_N, Q_P)`, `dq/ds = -w/s + round(w/s)` inside the range and the
-clipped code outside, `dq/dw = 1` inside and 0 outside; the gradient of s is multiplied by `1/sqrt(N Q_P)`, and
+clipped code outside, `dq/dw = 1` inside and 0 outside. The gradient of s is multiplied by `1/sqrt(N Q_P)`, and
 `s0 = 2 mean|w| / sqrt(Q_P)` (section 2.2).
 
-Deviations: weights only, and every layer at the target bit, as in the study this harness reproduces (the paper
-quantizes activations too and keeps the first and last layer at 8 bits); the symmetric grid unless
-`levels: full`; the step is kept at 1e-5 or more; a weight less than `BOUND_SLACK` (1e-4, in steps) beyond an end of the
-range counts as inside it (`harness/quantization/autograd.py`). Weight decay, where there is any, leaves the step alone.
+Deviations: weights only, and every layer at the target bit, as in the study that this harness reproduces (the paper
+also quantizes activations, and keeps the first and last layer at 8 bits); the symmetric grid unless `levels: full`;
+the step is kept at 1e-5 or more and has no weight decay; a weight less than `BOUND_SLACK` (1e-4, in steps) beyond an
+end of the range counts as inside it (`harness/quantization/autograd.py`).
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Plain float training: the baseline that every method is measured against.
 
-With a `target_bit` the best epoch is the one whose rounded weights do best there; without, float accuracy decides.
+The best epoch is the one with the highest accuracy: of the rounded network at `target_bit` if that is given, of the
+float network otherwise.
 """
 
 from harness.methods.base import Method

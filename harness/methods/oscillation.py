@@ -1,20 +1,23 @@
 """The oscillation regularizer. Wenshøj, Pepin, Selvan, TMLR 2025 (arXiv 2502.00490, section 4).
 
-The network trains in float. To the task loss is added, over quantized layers l of n_l weights,
+Float training with a regularizer that pushes each weight away from its nearest grid point, towards the decision
+threshold, as the gradient of quantization-aware training does.
 
-    R = strength * sum_l mean_i( q_i^2 - w_i^2 ),   q = s k,  k = round(w / s),  s = max|w| / Q,
+Equations. The term added to the task loss, over quantized layers l of n_l weights, is
 
-whose straight-through gradient, the scale left in the graph, is in closed form (`oscillation_penalty`)
+    R = strength * sum_l mean_i( q_i^2 - w_i^2 ),   q = s k,  k = round(w / s),  s = max|w| / Q.
+
+Its straight-through gradient, with the scale s not detached, has the closed form (`oscillation_penalty`)
 
     dR/dw_i = (2 strength / n) [ q_i - w_i + [i attains max|w|] sign(w_i) / (Q ties) * sum_j q_j (k_j - w_j / s) ].
 
-The first term pushes each weight away from its nearest grid point, towards the decision threshold, as QAT's
-gradient does. The second moves the step through the largest weights; without it the effect is lost at 2 bits.
+The first term is the push away from the grid point. The second moves the step through the largest weights; without it
+the effect is lost at 2 bits. The gradient is added without autograd; tests/reference holds the plain loss.
 
-strength: the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
-Deviations: the paper's released code takes every module that has a weight, so it also regularizes (and after training
-rounds) the weights of norm layers, which stay float and without penalty here. The gradient is added without autograd;
-tests/reference holds the plain loss.
+Settings: strength is the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
+
+Deviations: norm layers stay float and without penalty. The paper's released code takes every module that has a weight,
+so it also regularizes the weights of norm layers, and rounds them after training.
 """
 
 from typing import Literal
@@ -37,7 +40,7 @@ class Oscillation(Method):
         name: Literal["oscillation"] = "oscillation"
         strength: float = Field(1.0, ge=0, le=1e6, description="the paper's lambda; tune it")
         scale_gradient: Literal["graph", "detached"] = Field(
-            "graph", description="whether s = max|w| / Q takes part in the gradient (the paper's code: graph)"
+            "graph", description="whether s = max|w| / Q is in the graph or detached (the paper's code: graph)"
         )
 
     config: Config

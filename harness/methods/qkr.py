@@ -1,39 +1,43 @@
 """Query-key reparametrization (QKR). Liu, Liu, Cheng, ICML 2023 (arXiv 2302.02210, "Oscillation-free Quantization for
 Low-bit Vision Transformers", OFQ), with the authors' code.
 
-A logit depends on the product of two weights, so where these are quantized apart, each oscillates with the other.
-Each head h of H, with d features of its own, therefore gets one matrix in place of two, and that one is quantized:
+An attention logit depends on the product of two weights. If these are quantized separately, each oscillates with the
+other. So each of the H heads, with d features, gets one matrix in place of two, and that matrix is quantized.
 
-    W_h = W_q^h^T W_k^h (C, C),   logits_ij = x_i^T W^_h x_j / sqrt(d),   W^ = q( [W_1; ...; W_H] ) (H C, C),
+Equations. For tokens x_i (C,) that enter the attention:
 
-x_i (C,) the tokens that enter the attention; then softmax and values as before. The product is made anew in every
-forward pass, H C^2 d multiplications, from W_q and W_k, (H d, C) each, which the optimizer and its weight decay go on
-seeing. Row i of block h belongs to feature i of the token that asks; a quantizer per channel has a step for each of
-these H C rows. Applying W^ costs H / 2 times what queries and keys did, and the logits C / d times.
+    W_h = W_q^h^T W_k^h (C, C),   logits_ij = x_i^T W^_h x_j / sqrt(d),   W^ = q( [W_1; ...; W_H] ) (H C, C).
 
-`prepare` replaces each fused `<attention>.qkv` by `<attention>.qkv.qk`, a layer with weight (2 H d, C), W_q over W_k,
-and the products in its slot weight_transform, and `<attention>.qkv.v`, weight and bias of the values. By these names
-a layer still lies under `qkv`, where a glob that names `qkv` leaves the whole attention as it is, while one that names
-a part, which is not there yet, is refused. Whatever reads effective weights works on (H C, C): quantizers that later
-methods put into the slot ([qkr, ste], [qkr, lsq]), regularizers, the tracker, deployment. Alone, the network trains in
-float in this form and W is rounded to nearest, at any bit-width, so it needs no target_bit. A deployed network holds
-W^ itself, H / 2 times the weights of queries and keys. best.safetensors holds W_q and W_k.
+Softmax and values follow as before. W_q and W_k, (H d, C) each, remain the trained parameters: the optimizer and its
+weight decay act on them. The products are computed in every forward pass, H C^2 d multiplications. Row i of block h
+belongs to feature i of the query token; a per-channel quantizer has one step for each of the H C rows. Applying W^
+costs H / 2 times as much as queries and keys did, and the logits C / d times as much.
 
-Stacks: before all methods that are not of its kind, since they would hold on to layers that it replaces. Refused: a
-filled slot of `qkv`, attention whose products another method exposed, norms of queries or keys, a shared `qkv`. After
-it, what wants the slot weight_transform (`satnl`), and `oscillation`, whose closed form would act on W_q and W_k.
-Products of weights from scratch are small, and so are steps learned of them: `lsq` then wants a step_learning_rate well
-below 1 (digits, 3 bits, a step per channel: 38 % with 0.01, 19 % with 1).
-Works on timm's ViT attention (masks, gates, dropout and all) and on TinyViT's, where x are the normalised tokens and
-the relative biases are added to the logits.
+Layers: `prepare` replaces each fused `<attention>.qkv` by two layers. `<attention>.qkv.qk` has the weight (2 H d, C),
+W_q over W_k, and computes the products in its slot weight_transform. `<attention>.qkv.v` has weight and bias of the
+values. A glob in `exclude` that matches `qkv` leaves the whole attention as it is; one that names a part is refused,
+since the parts do not exist when it is read. All that reads effective weights works on (H C, C): quantizers of later
+methods ([qkr, ste], [qkr, lsq]), regularizers, the tracker, deployment. It supports timm's ViT attention (with masks,
+gates and dropout) and TinyViT's, where x are the normalised tokens and the relative biases are added to the logits.
 
-Biases: those of queries and keys are dropped. A bias of keys adds the same to all logits of a row, which softmax does
-not see. One of queries adds b_q . k_j to column j: without it a network that had one, as published ones have, starts
-as another function (from scratch biases start at 0). Without quantizers all else equals attention as it was.
+Deployment: a deployed network holds W^ itself, H / 2 times the weights of queries and keys; best.safetensors holds W_q
+and W_k. Used alone, the network trains in float in this form, and W is rounded to nearest. That works at any
+bit-width, so no target_bit is needed.
 
-There are no settings. Deviations: weights only, while the paper also quantizes x, W^_h x (between two learned biases)
-and what softmax gives, and distils from the float network. Its quantizer, StatsQ, is a method of its own. The paper has
-no TinyViT.
+Stacks: it comes before all methods that do not replace layers, since these would keep references to the replaced ones.
+Refused: a filled slot of `qkv`, an attention whose products another method exposed, norms of queries or keys, a shared
+`qkv`. Refused after it: a method that fills weight_transform (`satnl`), and `oscillation`, whose closed form would act
+on W_q and W_k. Products of weights from scratch are small, and so are the steps learned for them: `lsq` then needs a
+step_learning_rate well below 1 (digits, 3 bits, per channel: 38 % with 0.01, 19 % with 1).
+
+Biases: those of queries and keys are dropped. A key bias adds the same value to all logits of a row, which softmax
+cancels. A query bias adds b_q . k_j to column j, so a network that had one, as published ones do, does not start as the
+same function (from scratch, biases start at 0). Apart from that, without quantizers the attention is unchanged.
+
+Settings: none.
+
+Deviations: weights only. The paper also quantizes x, W^_h x (between two learned biases) and the output of softmax, and
+distils from the float network. Its quantizer, StatsQ, is a separate method here. The paper has no TinyViT.
 """
 
 from typing import Any, Literal
@@ -48,7 +52,7 @@ from harness.quantization.layers import weight_layers
 
 
 class QueryKeyReparametrization(Method):
-    """Joins queries and keys of each head in one matrix, which is what gets quantized."""
+    """Joins queries and keys of each head in one matrix, and quantizes that."""
 
     kind, acts_on = "reparametrization", "query-key products"
 
@@ -63,7 +67,7 @@ class QueryKeyReparametrization(Method):
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         chosen = self._chosen(model)
-        for name, attention in chosen.items():  # all of them, before anything changes
+        for name, attention in chosen.items():  # check all before changing any
             check_joinable(name, attention)
             if _uses(model, attention.qkv.weight) > 1:
                 raise UserError(f"methods: 'qkr' would part the qkv layer of attention {name!r} from what shares it")
@@ -84,5 +88,5 @@ class QueryKeyReparametrization(Method):
 
 
 def _uses(model: nn.Module, weight: nn.Parameter) -> int:
-    """At how many places of a model a weight is."""
+    """How often a model uses a weight."""
     return sum(each is weight for _, each in model.named_parameters(remove_duplicate=False))

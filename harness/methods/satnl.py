@@ -1,28 +1,29 @@
 """Saturating nonlinearity on weights (SatNL). S. Park, Jang, E. Park, ECCV 2022 (arXiv 2208.00338).
 
-The network trains in float, each weight w, (O, I) or (O, I, kh, kw), through
+Float training of weights behind a tanh: they stay within +-kappa, and large ones move less than small ones.
 
-    w = kappa * tanh(v / kappa),   dw/dv = 1 - (w / kappa)^2,
+Equations. Each weight w, (O, I) or (O, I, kh, kw), is computed from a trained v (the parameter named `weight`):
 
-v trained in its place (it keeps the name `weight`). Weights stay within +-kappa, and large ones move less than small
-ones. Fills the slot weight_transform: w is what any quantizer of the stack, the tracker and deployment see, and what a
-deployed network holds; v is what the optimizer and its weight decay see.
+    w = kappa * tanh(v / kappa),   dw/dv = 1 - (w / kappa)^2
 
-start: `function` chooses v = kappa atanh(w0 / kappa), w0 / kappa clipped to +-0.99, so that the network begins as the
-float one wherever |w0| <= 0.99 kappa. `weights` sets v = w0, as in training from scratch.
-kappa_unit: `absolute`, or `std`, the standard deviation of the layer's weights before training (3 of them is a useful
-range). A layer without spread then has kappa 1.
+Slots: it fills weight_transform. Quantizers of the stack, the tracker and deployment see w, and a deployed network
+holds w. The optimizer and its weight decay act on v.
 
-kappa is a buffer, () each, so a resumed run keeps the one it began with.
+Target bit: not needed, since no bit-width enters. If one is given, the loop monitors the accuracy at that bit-width.
 
-Means something without a bit-width, so needs no target_bit; the loop monitors accuracy there when one is given. In a
-stack, a second method that wants weight_transform is refused, and so is `oscillation`, whose gradient in closed form
+Settings: `start: function` sets v = kappa atanh(w0 / kappa) with w0 / kappa clipped to +-0.99, so each weight with
+|w0| <= 0.99 kappa starts at its float value. `start: weights` sets v = w0, as in training from scratch. `kappa_unit`:
+kappa is `absolute`, or in units of the layer's standard deviation before training (`std`; 3 is a useful value). In a
+layer without spread kappa is then 1. kappa is a buffer, () per layer, so a resumed run keeps its initial value.
+
+Stacks: a second method that fills weight_transform is refused, and so is `oscillation`, whose closed-form gradient
 would act on v.
 
-No code was published, and the paper's text was not at hand. From secondary notes: a plain tanh, thus kappa 1.
-Reconstructed: that kappa can be set, its unit, the start. Deviations known: the paper trains with (A)SAM, since small
-weights are the sensitive ones. ASAM is not provided: it needs a second forward and backward pass per step, which the
-loop does not have.
+Sources: no code was published, and the paper's text was not available. From secondary notes: a plain tanh, so kappa 1.
+Reconstructed: kappa as a setting, its unit, the start.
+
+Deviations known: the paper trains with (A)SAM, since small weights are the sensitive ones. ASAM is not provided: it
+needs a second forward and backward pass per step, which the training loop does not have.
 """
 
 from typing import Literal
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from harness.methods.base import Calibration, Method, MethodConfig
 from harness.quantization.layers import QuantLayer, attach
 
-#: The largest |w| / kappa at the start; at 1, v would be infinite. A weight there still has 2 % of its gradient.
+#: The largest initial |w| / kappa; at 1, v would be infinite. A weight there still has 2 % of its gradient.
 CLIP = 0.99
 
 
@@ -72,10 +73,10 @@ class SaturatingNonlinearity(Method):
         name: Literal["satnl"] = "satnl"
         kappa: float = Field(1.0, gt=0, le=1e3, description="bound on the weights (1 is the paper's plain tanh)")
         kappa_unit: Literal["absolute", "std"] = Field(
-            "absolute", description="what kappa counts: weights as they are (paper), or a layer's first deviations"
+            "absolute", description="unit of kappa: absolute (paper), or the layer's initial standard deviation"
         )
         start: Literal["function", "weights"] = Field(
-            "function", description="what begins as in the float network: what it computes, or the trained numbers"
+            "function", description="what equals the float network at the start: its function (w), or the trained v"
         )
 
     config: Config
@@ -90,7 +91,7 @@ class SaturatingNonlinearity(Method):
         ).values()
         if self.config.start == "function":
             with torch.no_grad():
-                # By identity: a shared weight must not go through the inverse twice.
+                # Keyed by identity: a shared weight must not go through the inverse twice.
                 for layer in {id(layer.weight): layer for layer in layers}.values():
                     kappa = layer.weight_transform.get_buffer("kappa")
                     layer.weight.copy_(latent_of(layer.weight, kappa))

@@ -1,30 +1,35 @@
 """Statistical weight quantization (StatsQ). Liu, Liu, Cheng, ICML 2023 (arXiv 2302.02210, "Oscillation-free
 Quantization for Low-bit Vision Transformers").
 
-A learned step oscillates itself and takes weights over thresholds; here the range of each output channel o follows
-from its weights. With b bits, n = 2^(b-1), and a convolution's weight (O, I, kh, kw) taken as (O, I kh kw),
+Quantization-aware training in which the range of each output channel is computed from its weights. A learned step
+oscillates itself and moves thresholds across weights; here no step is learned.
 
-    alpha_o = 2 mean_i |w_oi|,   c = clip(w / alpha, -1, 1 - 1e-6),   q(w) = alpha (round(c n - 1/2) + 1/2) / n.
+Equations. With b bits, n = 2^(b-1), output channel o, and a convolution weight (O, I, kh, kw) taken as (O, I kh kw):
 
-The grid is mid-rise: 2^b levels in the middle of as many bins, at 2 bits +-alpha/4 and +-3 alpha/4, none of them 0;
-thresholds are at alpha k / n, |k| < n. The gradient is dq/dw = 1 everywhere, for clipped weights too, and alpha is
-detached. So nothing is learned but the weights, and the quantizer has no state.
+    alpha_o = 2 mean_i |w_oi|,   c = clip(w / alpha, -1, 1 - 1e-6),   q(w) = alpha (round(c n - 1/2) + 1/2) / n
 
-It fills the slot weight_quantizer, on any linear or convolution layer, and sees the effective weight: [satnl, statsq],
-[statsq, cga]. What works with integer codes times a step (dampening, freezing) has none here and refuses the stack.
-Codes that trackers watch are the bins' numbers from -n to n - 1. The grid at the target bit is deployed there. At
-other bits `deploy.scale` decides: keep_range has the same alpha, keep_step bins of the same width alpha / n,
-recalibrate rounds the latent weights with the default quantizer.
+The grid is mid-rise: 2^b levels in the middle of as many bins, at 2 bits +-alpha/4 and +-3 alpha/4, none of them 0.
+Thresholds are at alpha k / n, |k| < n. The gradient is dq/dw = 1 everywhere, also for clipped weights, and alpha is
+detached. The quantizer has no parameters and no state.
 
-granularity: the paper's is `channel`; `run` follows `quantizer.granularity`, so that methods with one step per tensor
-can be compared with it.
+Slots: it fills weight_quantizer of linear and convolution layers, and sees the effective weight: [satnl, statsq],
+[statsq, cga]. Methods that need integer codes times a step (dampening, freezing) refuse the stack. Codes in the
+tracker are the numbers of the bins, -n to n - 1.
 
-Source: formulas and gradient as in the authors' code (nbasyl/OFQ), which has linear layers only: how convolutions are
-treated is a reconstruction. Deviations: weights only (the paper also learns steps of activations, with offsets on
-both sides, distils from a float teacher, and re-parametrizes queries and keys); every layer at the target bit.
-floor(w n / alpha) replaces the rounding: a weight on a threshold is always in the bin above it, and a negative one
-next to 0 stays in a negative bin (there, c n - 1/2 loses it in fp32, and halves go to even). Channels of zeros, where
-their code divides 0 by 0, give zeros, the one exception to "no zero".
+Deployment: at the target bit this grid. At other bit-widths `deploy.scale` decides: keep_range keeps alpha, keep_step
+keeps the bin width alpha / n, recalibrate rounds the latent weights with the default quantizer.
+
+Settings: `granularity` is `channel` in the paper; `run` follows `quantizer.granularity`, for comparison with methods
+that have one step per tensor.
+
+Source: formulas and gradient as in the authors' code (nbasyl/OFQ). It has linear layers only, so the treatment of
+convolutions is a reconstruction.
+
+Deviations: weights only, every layer at the target bit (the paper also learns steps of activations, with offsets on
+both sides, distils from a float teacher, and reparametrizes queries and keys). floor(w n / alpha) replaces the
+rounding: a weight on a threshold is always in the bin above it, and a negative one next to 0 stays in a negative bin
+(in the rounding, c n - 1/2 loses it in fp32, and halves go to even). A channel of zeros, where the released code
+divides 0 by 0, stays zero: the one exception to "no zero".
 """
 
 from typing import Literal
@@ -45,7 +50,7 @@ class StatisticalQuantization(Method):
     class Config(MethodConfig):
         name: Literal["statsq"] = "statsq"
         granularity: Literal["channel", "tensor", "run"] = Field(
-            "channel", description="what has an alpha of its own (paper: channel); run: as quantizer.granularity"
+            "channel", description="one alpha per channel (paper) or tensor; run: as quantizer.granularity"
         )
 
     config: Config

@@ -1,11 +1,14 @@
 """Quantization-aware training with the straight-through estimator. Bengio, Léonard, Courville 2013 (arXiv 1308.3432).
 
-The baseline of Wenshøj, Pepin and Selvan, TMLR 2025 (arXiv 2502.00490,
-section 2): `y = f(x, q(w))` with `q(w) = s round(w / s)`, `s = max|w| / Q`, and `d round(v) / dv := 1`.
+The QAT baseline of Wenshøj, Pepin and Selvan, TMLR 2025 (arXiv 2502.00490, section 2): `y = f(x, q(w))` with
+`q(w) = s round(w / s)`, `s = max|w| / Q`, and `d round(v) / dv := 1`.
 
-Weights only, every linear and convolution layer, first and last included. The paper's released code keeps the scale in
-the graph, and so does the default here. Deviations: the released code takes every module that has a weight, so it also
-rounds the weights of norm layers (20 of the 41 modules of its ResNet-18), which stay float here.
+Where it acts: weights only, every linear and convolution layer, first and last included.
+
+Settings: `scale_gradient: graph`, the default, does not detach the scale s, as in the paper's released code.
+
+Deviations: norm layers stay float. The released code takes every module that has a weight, so it also rounds the
+weights of norm layers (20 of the 41 modules of its ResNet-18).
 """
 
 from typing import Literal
@@ -26,7 +29,7 @@ class StraightThrough(Method):
     class Config(MethodConfig):
         name: Literal["ste"] = "ste"
         scale_gradient: Literal["graph", "detached"] = Field(
-            "graph", description="whether s = max|w| / Q takes part in the gradient (the paper's code: graph)"
+            "graph", description="whether s = max|w| / Q is in the graph or detached (the paper's code: graph)"
         )
 
     config: Config

@@ -1,25 +1,31 @@
 """Symmetry regularization (SymReg). S. Park, Jang, E. Park, ECCV 2022 (arXiv 2208.00338).
 
-The network trains in float. To the task loss is added, over quantized layers l, strength * sum_l L_sym(w_l). With the
-N weights of a layer, (O, I) or (O, I, kh, kw), sorted, w_(1) <= ... <= w_(N), and a_j = w_(j) + w_(N+1-j),
+Float training with a regularizer that makes the weights of each layer symmetric about 0. Under a symmetric quantizer
+symmetric weights keep their mean, 0, so rounding does not shift the layer's output.
+
+Equations. The term added to the task loss, over quantized layers l, is strength * sum_l L_sym(w_l). Let w_(1) <= ...
+<= w_(N) be the N sorted weights of a layer, (O, I) or (O, I, kh, kw), and a_j = w_(j) + w_(N+1-j):
 
     pairing one:   L_sym1 = 1 / floor(N/2) * sum_{j <= N/2} |a_j|
     pairing two:   L_sym2 = 1 / floor(N/4) * sum_{i <= N/4} |a_{2i-1} + a_{2i}|
 
-that is, each weight with the one at the same rank from the other end, or two neighbours with two. Where the weights
-are symmetric about 0 both are 0; pairing two, which is looser, also where neighbouring a_j cancel (it is at most
-2 L_sym1 for even floor(N/2)). Symmetric weights keep their mean, 0, under a symmetric quantizer, so rounding does not
-shift a layer's output. The gradient goes through the values; which weights are paired is a constant. The middle weight
-of an odd N has no partner, and with pairing two neither has the last pair of an odd floor(N/2).
+Pairing one pairs each weight with that of the same rank from the other end; pairing two pairs two neighbours with two.
+Both are 0 for weights symmetric about 0. Pairing two is looser: it is also 0 where neighbouring a_j cancel, and at most
+2 L_sym1 for even floor(N/2). The gradient flows through the values; the sorting order is a constant. For odd N the
+middle weight has no partner. If floor(N/2) is odd, pairing two leaves out the last a_j.
 
-Means something without a bit-width, so needs no target_bit; the loop monitors accuracy there when one is given. What is
-regularized is the weight that gets quantized: the effective one where a method of the stack fills weight_transform
-(`satnl`, which the paper combines it with), else the latent one.
+Where it acts: on the weight that gets quantized. That is the effective weight if a method of the stack fills
+weight_transform (`satnl`, which the paper combines it with), else the latent one. A weight shared by layers counts
+once, a frozen one not at all. Depthwise convolutions are left out.
 
-No code was published, and the paper's text was not at hand. From secondary notes: the two pairings on sorted weights,
-layer by layer, none for depthwise convolutions. From memory: the formulas of the pairings. Not known at all: strength
-(0.001 to 1 is the range to tune in, 0.1 a guess) and which pairing is the default. Deviations known: the paper trains
-with ASAM, which is not provided; a weight shared by layers counts once, a frozen one not at all.
+Target bit: not needed, since no bit-width enters. If one is given, the loop monitors the accuracy at that bit-width.
+
+Sources: no code was published, and the paper's text was not available. From secondary notes: the two pairings on
+sorted weights, layer by layer, none for depthwise convolutions. From memory: the formulas of the pairings. Unknown: the
+strength (0.1 is a guess; tune in 0.001 to 1) and which pairing is the paper's default.
+
+Deviations known: the paper trains with ASAM, which is not provided: it needs a second forward and backward pass per
+step, which the training loop does not have.
 """
 
 from typing import Literal
@@ -59,7 +65,7 @@ class SymmetryRegularizer(Method):
 
     class Config(MethodConfig):
         name: Literal["symreg"] = "symreg"
-        strength: float = Field(0.1, ge=0, le=1e6, description="lambda; the paper's is not known: tune in 0.001 to 1")
+        strength: float = Field(0.1, ge=0, le=1e6, description="lambda; the paper's is unknown: tune in 0.001 to 1")
         pairing: Pairing = Field("one", description="weights paired one to one, L_sym1, or two to two, L_sym2 (paper)")
 
     config: Config

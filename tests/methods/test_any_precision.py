@@ -192,7 +192,7 @@ def test_excluded_norms_are_shared() -> None:
     one_step(own, model)
     assert int(model[1].num_batches_tracked) == len(own.widths)  # type: ignore[arg-type, operator]
     assert not isinstance(model[4], QuantLayer)
-    with pytest.raises(UserError, match="gives each bit-width its own norms, and exclude leaves it none"):
+    with pytest.raises(UserError, match="needs norm layers, and exclude matches all of this model's"):
         prepared(network(), exclude=("1", "5"))
 
 

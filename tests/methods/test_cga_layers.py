@@ -148,7 +148,7 @@ def test_what_tells_no_thresholds_is_refused_where_it_is_to_hold(present: nn.Mod
     model[1].__class__ = nn.Linear
     attach(model)
     model[0].fill("weight_quantizer", present)  # type: ignore[operator]
-    with pytest.raises(UserError, match=rf"'cga' .* {type(present).__name__} of layer '0' does not tell"):
+    with pytest.raises(UserError, match=rf"'cga' .* {type(present).__name__} of layer '0' does not give"):
         prepared(model)
     prepared(model, layers=("1",))
 
