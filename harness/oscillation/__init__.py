@@ -1,1 +1,1 @@
-"""Oscillations of weights: the tracker, the regularizer, their one-pass versions."""
+"""Oscillations of weights: the tracker, the regularizer, and their fused passes."""

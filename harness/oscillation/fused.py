@@ -1,7 +1,7 @@
-"""One pass over all layers for the regularizer and for the tracker: in C on a CPU, in Triton on a GPU.
+"""Fused passes over all layers for the regularizer and the tracker: in C on a CPU, in Triton on a GPU.
 
-`regularizer_pass` and `tracker_pass` choose. A pass returns the layers that it did not serve, which then go by plain
-operations.
+`regularizer_pass` and `tracker_pass` choose. A pass returns the layers that it does not support; the caller handles
+these by plain operations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ Regularized = tuple[Tensor, Tensor, MaxAbsQuantizer]
 
 
 class Watched(Protocol):
-    """What the tracker keeps of a layer. STATE: its tensors' names, in the order of the passes."""
+    """The tracker's state of a layer. STATE: the names of its tensors, in the order that the passes use."""
 
     STATE: ClassVar[tuple[str, ...]]
     code: Tensor
@@ -34,28 +34,31 @@ class Watched(Protocol):
     oscillations: Tensor
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
-        """The quantizer that decides the codes, and the weight that it sees."""
+        """The quantizer that determines the codes, and its input, the effective weight."""
 
 
 _W = TypeVar("_W", bound=Watched)
 
 
 class RegularizerPass:
-    """The oscillation regularizer's pass. This one serves no layer."""
+    """The oscillation regularizer's pass. This base class supports no layer."""
 
     def add_gradient(self, layers: list[Regularized], strength: float) -> tuple[list[Tensor], list[Regularized]]:
-        """Add each dR/dw in place; values, shape (), that sum to R of the layers served, and the layers that are not.
+        """Add each dR/dw in place. Returns values, shape (), that sum to R, and the layers that are not supported.
 
-        The layers are those that the pass was made for, in the same order.
+        R is that of the supported layers. layers: those that the pass was made for, in the same order.
         """
         return [], layers
 
 
 class TrackerPass:
-    """The tracker's pass. This one serves no layer."""
+    """The tracker's pass. This base class supports no layer."""
 
     def update(self, watches: list[_W], increment: float) -> list[_W]:
-        """Bring layers up to date; returns those that are not served. increment: of a frequency."""
+        """Update codes, directions, frequencies and counters; returns the layers that are not supported.
+
+        increment: added to the frequency of a weight that oscillates.
+        """
         return watches
 
 
@@ -81,7 +84,7 @@ class _RegularizerInC(RegularizerPass):
         self._table = Table(weights, per_channel)
 
     def add_gradient(self, layers: list[Regularized], strength: float) -> tuple[list[Tensor], list[Regularized]]:
-        rest, ratios = [], []  # a tensor has to live until the pass has read it
+        rest, ratios = [], []  # keeps tensors alive until the pass has read them
         for layer, entry in zip(layers, self._table.entries, strict=True):
             weight, gradient, quantizer = layer
             entry.size = 0
@@ -94,12 +97,12 @@ class _RegularizerInC(RegularizerPass):
             ratios.append(quantizer.ratios(self._table.rows[2, : entry.groups]))
             entry.w, entry.grad, entry.ratio = weight.data_ptr(), gradient.data_ptr(), ratios[-1].data_ptr()
             entry.size = weight.numel() // entry.groups
-        served = len(rest) < len(layers)  # on a GPU none is, and a value from here would be waited for
+        served = len(rest) < len(layers)  # none is on a GPU; a value from here would synchronise it
         return ([self._table.regularize(strength, BOUND_SLACK)] if served else []), rest
 
 
 class _RegularizerInTriton(RegularizerPass):
-    """Serves all layers, or none. Their quantizers are of one bit-width."""
+    """Supports all layers or none. All quantizers have the same bit-width."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self._table = _triton_layers(weights)
@@ -120,7 +123,7 @@ class _TrackerInC(TrackerPass):
         self._table = Table([watch.code for watch in watches], per_channel)
 
     def update(self, watches: list[_W], increment: float) -> list[_W]:
-        rest, read = [], []  # a tensor has to live until the pass has read it
+        rest, read = [], []  # keeps tensors alive until the pass has read them
         for watch, entry in zip(watches, self._table.entries, strict=True):
             entry.size, (quantizer, weight) = 0, watch.read()
             kept = self._enter_codes(entry, watch, quantizer, weight)
@@ -136,7 +139,7 @@ class _TrackerInC(TrackerPass):
         return rest
 
     def _enter_codes(self, entry: Layer, watch: Watched, quantizer: WeightQuantizer, weight: Tensor) -> Tensor | None:
-        """What the pass finds the codes from: the codes, the steps, or their ratios; None where it does not serve."""
+        """The tensor that gives the pass the codes: codes, steps or their ratios; None for an unsupported layer."""
         state, rows = (watch.code, watch.direction, watch.frequency), self._table.rows
         entry.codes, entry.groups = None, 1
         if not (_rounded(quantizer) and dispatch.serves(weight, like=state)):
@@ -151,7 +154,7 @@ class _TrackerInC(TrackerPass):
             steps = quantizer.step(weight).flatten()
             entry.step, entry.ratio = steps.data_ptr(), None
             return steps
-        if entry.groups > rows.shape[1]:  # a quantizer filled in after the tracker was made
+        if entry.groups > rows.shape[1]:  # the quantizer was attached after the tracker was made
             return None
         ratios = quantizer.ratios(rows[2, : entry.groups])
         entry.step, entry.ratio = rows[1].data_ptr(), ratios.data_ptr()
@@ -159,7 +162,7 @@ class _TrackerInC(TrackerPass):
 
 
 class _TrackerInTriton(TrackerPass):
-    """Tables are kept for the sets of layers that were served."""
+    """Keeps one table per set of supported layers."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, ...], Layers] = {}
@@ -196,7 +199,7 @@ def _triton_layers(weights: Sequence[Tensor]) -> "Layers":
 
 
 def _steps(table: "Layers", quantizers: Sequence[WeightQuantizer], weights: Sequence[Tensor]) -> Tensor:
-    """The layers' steps, fp32 (layers,)."""
+    """The steps of the layers, fp32 (layers,)."""
     if all(isinstance(quantizer, MaxAbsQuantizer) for quantizer in quantizers):
         return steps_of([q for q in quantizers if isinstance(q, MaxAbsQuantizer)], table.peaks(weights))
     pairs = zip(quantizers, weights, strict=True)
@@ -204,5 +207,5 @@ def _steps(table: "Layers", quantizers: Sequence[WeightQuantizer], weights: Sequ
 
 
 def _rounded(quantizer: WeightQuantizer) -> bool:
-    """Whether codes are a weight over its step, rounded, as the passes find them."""
+    """Whether codes are round(weight / step), as the passes compute them."""
     return type(quantizer).codes is WeightQuantizer.codes

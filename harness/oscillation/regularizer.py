@@ -1,6 +1,6 @@
 """The oscillation regularizer for any training loop: its value and its gradient in closed form.
 
-The formulas are in harness/methods/oscillation.py, the method that is made of it.
+The formulas are in harness/methods/oscillation.py, the method that uses it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,8 @@ from harness.quantization.grid import safe_step
 def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: float) -> tuple[Tensor, Tensor]:
     """The value of R for one layer, shape (), and its gradient, in the shape and type of `weight`.
 
-    Sums run over the weights that share a step. Of a clipped quantizer, a weight outside the range has the
-    clipped code and gradient 0 through the rounding. An all-zero tensor has value and gradient 0.
+    Sums run over the weights that share a step. With a clipped quantizer, a weight outside the range has the clipped
+    code, and gradient 0 through the rounding. An all-zero tensor has value and gradient 0.
     """
     magnitude = weight.abs()
     dims = tuple(range(1 if quantizer.per_channel else 0, weight.dim()))
@@ -37,28 +37,28 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
         code = code.clamp_(*quantizer.levels)
     factor = 2.0 * strength / weight.numel()
     error = code - scaled
-    # mean(q^2 - w^2) = mean(s^2 (k - v)(k + v)): the difference first, where nothing cancels.
+    # mean(q^2 - w^2) = mean(s^2 (k - v)(k + v)), v = w / s: this form avoids cancellation.
     value = 0.5 * factor * ((code + scaled).mul_(error).sum(dim=dims) * step.flatten().square()).sum()
     through = error if within is None else code * within - scaled
     gradient = through * (factor * step)
     if quantizer.scale_gradient == "graph":
         slope = error if within is None else code - scaled * within
         pull = code.mul_(slope).sum(dim=dims, keepdim=quantizer.per_channel) * step
-        # 1 where |w| attains its maximum, else 0; as floats, since bools run ten times slower on CPUs.
+        # 1 where |w| attains its maximum, else 0; as floats, since bools are ten times slower on CPUs.
         largest = torch.eq(magnitude, peak, out=magnitude)
         ties = largest.sum(dim=dims, keepdim=quantizer.per_channel)
-        step_slope = step / safe_step(peak)  # ds / d max|w|: 1/Q, times the ratio of a clipped range
+        step_slope = step / safe_step(peak)  # ds / d max|w|: 1/Q, times the clip ratio if clipped
         gradient.addcmul_(largest.mul_(weight.sign()), factor * step_slope * pull / ties)
     return value, gradient
 
 
 class OscillationRegularizer:
-    """The regularizer for a training loop of one's own: call `add_gradient()` between backward and the step.
+    """The regularizer for your own training loop: call `add_gradient()` between backward and the optimizer step.
 
-    model: any module; its linear and convolution layers are regularized, but for the `exclude` globs. Weights may be
-    replaced later (`load_state_dict(assign=True)`, a new head).
-    bits: the bit-width to prepare for, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations;
-    otherwise one pass over all weights where there is one (harness/kernels).
+    model: any module; its linear and convolution layers are regularized, except those that `exclude` globs match.
+    Weights may be replaced later (`load_state_dict(assign=True)`, a new head).
+    bits: the target bit-width, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations; otherwise
+    a fused pass over all weights where there is one (harness/kernels).
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class OscillationRegularizer:
             self._read(weights)
         layers = []
         for weight, quantizer in self._quantizers.values():
-            if weight.grad is None:  # the task's loss did not reach it
+            if weight.grad is None:  # the task loss does not depend on it
                 weight.grad = torch.zeros_like(weight)
             layers.append((weight, weight.grad, quantizer))
         values, rest = self._pass.add_gradient(layers, self.strength)

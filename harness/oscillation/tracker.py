@@ -1,7 +1,7 @@
 """Oscillation tracking (Nagel et al. 2022, arXiv 2203.11086, section 2.3 and algorithm 1).
 
 A weight oscillates at step t when its integer code changes against the direction of its previous change:
-`d = k_t - k_{t-1} != 0` and `sign(d)` opposite to that of its last non-zero d. The first change never counts.
+`d = k_t - k_{t-1} != 0` and `sign(d)` is opposite to that of its last non-zero d. The first change never counts.
 Trackers are updated after optimizer steps only, never by a forward pass, so evaluation cannot dilute them.
 """
 
@@ -19,21 +19,22 @@ from harness.quantization import WeightQuantizer, make_quantizer
 from harness.quantization.layers import QuantLayer
 from harness.records import schema
 
-#: The averages are kept over a factor that falls by 1 - momentum per step, so a step touches only the weights that
-#: oscillate; below this they are multiplied out. A power of two, far from the largest fp16.
+#: Frequencies are stored divided by a common decay, which is multiplied by 1 - momentum at each step, so that a step
+#: changes only the weights that oscillate. When the decay falls below this value, it is multiplied into the frequencies
+#: and set to 1. A power of two; stored values stay far below the largest fp16.
 SMALLEST_DECAY = 2.0**-8
 
 
 class OscillationTracker:
     """Counts code changes and oscillations of every weight of a model's linear and convolution layers.
 
-    A layer whose `weight_quantizer` slot is filled is watched on that quantizer's codes; any other on the codes
-    that the default quantizer would give it at `bits`. Call `update()` after each optimizer step.
+    A layer with a filled `weight_quantizer` slot is watched by the codes of that quantizer, any other layer by the
+    codes of the default quantizer at `bits`. Call `update()` after each optimizer step.
 
     bits: 2 to 8. momentum: of the frequency's moving average, in (0, 1). threshold: the frequency above which a
     weight counts as oscillating. Memory: 4 bytes per weight (int8 code and direction, fp16 frequency).
-    fused: False for plain tensor operations; otherwise one pass over all weights where there is one, with equal
-    results (harness/kernels). Raises UserError where there is nothing to watch.
+    fused: False for plain tensor operations; otherwise a fused pass over all weights where there is one, with equal
+    results (harness/kernels). Raises UserError for a model without layers to watch.
     """
 
     def __init__(
@@ -78,11 +79,10 @@ class OscillationTracker:
 
     @torch.no_grad()
     def metrics(self, reset: bool = True) -> dict[str, float]:
-        """The figures of the updates since the last reset, by metric name (harness/records/schema.py).
+        """The metrics of all updates since the last reset, by name (harness/records/schema.py).
 
-        Flips (code changes) and oscillations are per weight and period; frequency is the mean of the moving
-        averages in [0, 1]; threshold distance is in steps, in [0, 1/2] but for clipped weights. reset: start
-        a new period.
+        Flips (code changes) and oscillations are per weight and period; frequency is the mean of the moving averages,
+        in [0, 1]; threshold distance is in steps, in [0, 1/2] except for clipped weights. reset: start a new period.
         """
         watches = self._watches.values()
         sums = torch.stack([watch.summary(self.threshold, self._decay) for watch in watches]).tolist()
@@ -106,7 +106,7 @@ class OscillationTracker:
 
     @torch.no_grad()
     def threshold_histogram(self) -> list[int]:
-        """How many weights lie how far from their nearest decision threshold, by the bins of schema.THRESHOLD_EDGES."""
+        """Numbers of weights by distance to the nearest decision threshold, in the bins of schema.THRESHOLD_EDGES."""
         counts = torch.stack([_histogram(watch.threshold_distance()) for watch in self._watches.values()])
         return [int(count) for count in counts.sum(0).tolist()]
 
@@ -115,11 +115,11 @@ class OscillationTracker:
         return {name: watch.frequency * self._decay for name, watch in self._watches.items()}
 
     def codes(self) -> dict[str, Tensor]:
-        """Each layer's codes at the last update, int8, like its weight: the tracker's own tensors."""
+        """Each layer's codes at the last update, int8, shape of its weight: the tracker's own tensors, not copies."""
         return {name: watch.code for name, watch in self._watches.items()}
 
     def scaled_frequencies(self) -> tuple[dict[str, Tensor], float]:
-        """What `frequencies` multiplies: the tracker's own fp16 tensors, to be read only, and their common factor."""
+        """The factors of `frequencies`: the tracker's own fp16 tensors (read only) and the common decay."""
         return {name: watch.frequency for name, watch in self._watches.items()}, self._decay
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -139,7 +139,7 @@ class OscillationTracker:
 
 
 def metrics_of(trackers: Mapping[int, OscillationTracker]) -> dict[str, Any]:
-    """The metrics of trackers by bit-width: all of the first, of further ones the totals, under names of their own."""
+    """The metrics of trackers: all of the first one; of the others the totals, under names with their bit-width."""
     own, *further = trackers.items()
     metrics: dict[str, Any] = {**own[1].metrics(), schema.THRESHOLD_HISTOGRAM: own[1].threshold_histogram()}
     for bits, tracker in further:
@@ -154,13 +154,13 @@ def _effective(layer: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 class _Watch:
-    """The codes, last directions and frequencies (over the tracker's decay) of one layer's weights."""
+    """The codes, last directions and frequencies (divided by the tracker's decay) of one layer's weights."""
 
     STATE: ClassVar[tuple[str, ...]] = ("code", "direction", "frequency", "flips", "oscillations")
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, default: WeightQuantizer) -> None:
         self.layer = layer
-        # Kept out of the model: watching a layer must not change its state dict.
+        # Kept outside the model: watching a layer must not change its state dict.
         self.default = default.to(layer.weight.device)
         self.code = self.codes()
         self.direction = torch.zeros_like(self.code)
@@ -169,7 +169,7 @@ class _Watch:
         self.oscillations = torch.zeros_like(self.flips)
 
     def read(self) -> tuple[WeightQuantizer, Tensor]:
-        """The quantizer that decides the codes, and the weight that it sees."""
+        """The quantizer that determines the codes, and its input, the effective weight."""
         own = self.layer.weight_quantizer if isinstance(self.layer, QuantLayer) else None
         return (own if isinstance(own, WeightQuantizer) else self.default), _effective(self.layer)
 
@@ -185,21 +185,21 @@ class _Watch:
         return quantizer.threshold_distance(weight)
 
     def advance(self, increment: Tensor) -> None:
-        """Take the present codes in, by plain tensor operations. increment: of an oscillating weight's frequency."""
+        """Update the state with the present codes, by plain operations. increment: for weights that oscillate."""
         code = self.codes()
         if code.shape != self.code.shape:
             raise UserError(
                 f"a weight that the tracker watches had shape {tuple(self.code.shape)} and has {tuple(code.shape)} now "
                 f"({self.layer}): make a new tracker"
             )
-        # In int8 throughout, comparisons viewed as int8: no difference of two codes has to fit a byte, and on CPUs
-        # everything but conversions from bool runs vectorised.
+        # Comparisons viewed as int8: a difference of two codes may not fit int8, and on CPUs all operations except
+        # conversions from bool are vectorised.
         change = (code > self.code).view(torch.int8) - (code < self.code).view(torch.int8)
         reversal = (change * self.direction).clamp_(max=0).neg_()
         self.flips += change.count_nonzero()
         self.oscillations += reversal.count_nonzero()
-        self.frequency.copy_(self.frequency.float() + reversal.float() * increment)  # one rounding, not two
-        self.direction.add_(change, alpha=2).sign_()  # the new direction, or the old one
+        self.frequency.copy_(self.frequency.float() + reversal.float() * increment)  # rounds once, not twice
+        self.direction.add_(change, alpha=2).sign_()  # the new direction if there is a change
         self.code.copy_(code)
 
     def summary(self, threshold: float, decay: float) -> Tensor:
@@ -213,8 +213,8 @@ class _Watch:
 def _histogram(distance: Tensor) -> Tensor:
     """Counts of distances in steps, int64 (bins,), by schema.THRESHOLD_EDGES; clipped weights in the last bin."""
     edges, bins = schema.THRESHOLD_EDGES, len(schema.THRESHOLD_EDGES) - 1
-    # Zero and the largest weight are half a step away but for rounding, and not clipped.
-    clipped = ~(distance <= edges[-2] + 1e-3)  # a weight that is not a number among them
+    # Slack: a weight of 0 and the largest weight are half a step away up to rounding, and are not clipped.
+    clipped = ~(distance <= edges[-2] + 1e-3)  # includes NaN
     bin_of = (distance * ((bins - 1) / edges[-2])).long().clamp_(max=bins - 2)
     bin_of[clipped] = bins - 1
     return torch.bincount(bin_of.flatten(), minlength=bins)

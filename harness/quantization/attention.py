@@ -10,7 +10,7 @@ from harness.quantization.layers import QuantMatMul
 
 
 class OpenAttention(nn.Module):
-    """An attention that is never fused: an existing module's class is changed to a subclass of this, in place."""
+    """Base of unfused attentions: an existing module's `__class__` is changed to a subclass of this, in place."""
 
     qkv: nn.Module
 
@@ -19,7 +19,7 @@ class OpenAttention(nn.Module):
 
 
 class OpenVitAttention(OpenAttention):
-    """timm's ViT attention; arithmetic and order are timm's unfused path. Subclasses give both products."""
+    """timm's ViT attention, as in timm's unfused path. Subclasses define both products."""
 
     def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled logits (B, heads, N, N) without a mask, and values (B, heads, N, d), of tokens (B, N, C)."""
@@ -69,8 +69,8 @@ class ExplicitAttention(OpenVitAttention):
 class ExplicitTinyVitAttention(OpenAttention):
     """TinyViT's window attention, never fused: `av_matmul(softmax(qk_matmul(scale * q, k^T) + bias), v)`.
 
-    Takes over a `timm.models.tiny_vit.Attention` with its parameters. The relative biases are computed in
-    every pass: timm's cache in eval mode would outlive the weights it came from.
+    Made from a `timm.models.tiny_vit.Attention` with its parameters. The relative biases are computed in every pass,
+    since timm's cache in eval mode would be out of date when the weights change.
     """
 
     qk_matmul: QuantMatMul
@@ -90,7 +90,7 @@ class ExplicitTinyVitAttention(OpenAttention):
 
 _EXPLICIT: dict[tuple[str, str], type[nn.Module]] = {
     ("timm.layers.attention", "Attention"): ExplicitAttention,
-    # where older timm defines it
+    # older versions of timm
     ("timm.models.vision_transformer", "Attention"): ExplicitAttention,
     ("timm.models.tiny_vit", "Attention"): ExplicitTinyVitAttention,
 }
@@ -101,7 +101,7 @@ def _qualified(module: nn.Module) -> tuple[str, str]:
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
-    """The attention modules of a model that can be made explicit or are, by name."""
+    """The attention modules of a model that are explicit or can be made so, by name."""
     explicit = (ExplicitAttention, ExplicitTinyVitAttention)
     found = model.named_modules()
     return {name: module for name, module in found if isinstance(module, explicit) or _qualified(module) in _EXPLICIT}
@@ -116,9 +116,9 @@ def expose_attention_products(model: nn.Module) -> int:
     """Make the products of every attention explicit, in place; state dict and module objects stay the same.
 
     Each attention gets `qk_matmul` (queries by keys) and `av_matmul` (scores by values), without parameters.
-    Returns how many attention modules of the model are explicit now, those of an earlier call included: 0
-    says that the model has none. Raises UserError, before anything changes, naming a module whose attention
-    cannot be opened (torch's MultiheadAttention; attention of timm other than ViT's and TinyViT's).
+    Returns the number of attention modules that are explicit afterwards, including those of an earlier call; 0 if the
+    model has none. Raises UserError, before anything changes, naming a module whose attention cannot be made explicit
+    (torch's MultiheadAttention; attention of timm other than ViT's and TinyViT's).
     """
     found: dict[str, Any] = attentions(model)
     for name, module in model.named_modules():
@@ -131,7 +131,7 @@ def expose_attention_products(model: nn.Module) -> int:
     for module in found.values():
         explicit = _EXPLICIT.get(_qualified(module))
         if explicit is not None:
-            # The class alone changes, so hooks, references and the state dict stay as they are.
+            # Only the class changes, so hooks, references and the state dict stay.
             module.__class__ = explicit
             module.fused_attn = False
             module.qk_matmul, module.av_matmul = QuantMatMul(), QuantMatMul()
@@ -139,7 +139,7 @@ def expose_attention_products(model: nn.Module) -> int:
 
 
 def additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
-    """What is added to the scores (B, heads, N, N): timm's `resolve_self_attn_mask`."""
+    """The mask to add to the scores (B, heads, N, N), as in timm's `resolve_self_attn_mask`."""
     if is_causal:
         tokens = scores.shape[-1]
         return scores.new_full((tokens, tokens), float("-inf")).triu_(1)

@@ -1,4 +1,4 @@
-"""Functions with a gradient of their own. Rounding's is the straight-through estimator.
+"""Functions with custom gradients; that of rounding is the straight-through estimator.
 
 Bengio, Léonard, Courville 2013, arXiv 1308.3432.
 """
@@ -19,7 +19,7 @@ def _in_operations(x: Tensor) -> bool:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """A Function of its own, since `x + (value - x).detach()` is not exactly `value` in floats."""
+    """A Function, since `x + (value - x).detach()` is not exactly `value` in floating point."""
 
     @staticmethod
     def forward(value: Tensor, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(value: Tensor, x: Tensor) -> Tensor:
-    """`value` to the last bit, with the gradient of `x`, that is 1 everywhere. Same shapes; differentiable twice."""
+    """`value` to the last bit, with gradient 1 to `x` everywhere. Same shapes; differentiable twice."""
     if _in_operations(x):
         return value + (x - x.detach())  # the difference is exactly 0, with gradient 1
     return _StraightThrough.apply(value, x)
@@ -47,7 +47,7 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Again a Function, so that the value passes through untouched to the last bit."""
+    """Also a Function, so that the value is unchanged to the last bit."""
 
     @staticmethod
     def forward(x: Tensor, factor: float) -> Tensor:
@@ -69,7 +69,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return _ScaleGradient.apply(x, factor)
 
 
-#: Beyond a bound by less than this, in steps, counts as inside: where a range ends at the largest weight, an ulp
+#: A value beyond a bound by less than this, in steps, counts as inside. If the range ends at the largest weight, an ulp
 #: in `w / s` must not decide whether that weight has a gradient.
 BOUND_SLACK = 1e-4
 
@@ -80,7 +80,7 @@ def inside(x: Tensor, low: int, high: int) -> Tensor:
 
 
 class _Clip(torch.autograd.Function):
-    """Not torch.clamp, whose gradient at the bounds themselves differs between torch versions."""
+    """Not torch.clamp: its gradient at the bounds differs between versions of torch."""
 
     @staticmethod
     def forward(x: Tensor, low: int, high: int) -> Tensor:
@@ -107,10 +107,10 @@ def clip(x: Tensor, low: int, high: int) -> Tensor:
 
 
 class FusedPass(Protocol):
-    """A function of tensors whose value and gradient are fused passes. All three methods take the tensors.
+    """A function of tensors whose value and gradient are computed by fused passes. All three methods take the tensors.
 
-    forward: the value. backward: a gradient for each tensor, None where there is none; its first argument is the
-    gradient of the value. plain: the value by differentiable operations.
+    forward: the value. backward: first takes the gradient of the value; returns one gradient per tensor, or None.
+    plain: the value by differentiable operations.
     """
 
     @property
@@ -136,7 +136,7 @@ class _Fused(torch.autograd.Function):
         inputs, twice = ctx.saved_tensors, torch.is_grad_enabled()
         if not twice and dispatch.eager(gradients[0], *inputs):
             return None, *ctx.passes.backward(gradients[0], *inputs)
-        # Differentiated twice, so the gradient needs a graph of its own; or for a batch of gradients at once.
+        # Double backward, which needs a graph, or a batch of gradients at once.
         needed = ctx.needs_input_grad[1:]
         ends = [x for x, needs in zip(inputs, needed, strict=True) if needs]
         with torch.enable_grad():
@@ -152,10 +152,9 @@ def by_passes(passes: FusedPass, *inputs: Tensor) -> Tensor:
 
 @dataclass
 class ClosedForm:
-    """A scalar on the CPU that was computed from `x` without a graph, with a gradient of closed form.
+    """A scalar on the CPU, computed from `x` without a graph, with a gradient in closed form.
 
-    gradient_of: of x and a factor, that of factor times the value, like x. plain: the value by differentiable
-    operations.
+    gradient_of(x, factor): the gradient of factor * value, shape of x. plain: the value by differentiable operations.
     """
 
     value: Tensor

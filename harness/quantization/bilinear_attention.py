@@ -1,7 +1,7 @@
-"""Attention whose queries and keys are one matrix per head: logits_ij = scale * x_i^T W_h x_j, W_h = W_q^h^T W_k^h.
+"""Attention with one matrix per head for queries and keys: logits_ij = scale * x_i^T W_h x_j, W_h = W_q^h^T W_k^h.
 
-Tokens x_i have C features, a head h has d of queries and of keys, so W_h is C x C. It takes the place of two matrices,
-and is what a quantizer sees. Biases of queries and keys have no place in it.
+Tokens x_i have C features, queries and keys of a head h have d, so W_h is C x C. It replaces two matrices, and a
+quantizer sees it. It cannot hold biases of queries and keys.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from harness.quantization.slots import SlotTakenError, Unfilled
 
 
 class HeadProducts(nn.Module):
-    """(2 H d, C), the rows of W_q over those of W_k, each head by head, to (H C, C): row block h is `W_q^h^T W_k^h`."""
+    """Maps (2 H d, C), the rows of W_q over those of W_k, heads in order, to (H C, C) with blocks `W_q^h^T W_k^h`."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class HeadProducts(nn.Module):
 
 
 class SplitProjection(nn.Module):
-    """In place of the fused `qkv` layer of an attention: `qk`, the products of its heads, and `v`, its values.
+    """Replaces the fused `qkv` layer of an attention by `qk`, the products of its heads, and `v`, its values.
 
-    qk: weight (2 H d, C), the trained rows of W_q over those of W_k; its slot weight_transform makes (H C, C) of it.
-    v: weight (H d_v, C), with the bias that values had.
+    qk: weight (2 H d, C), the trained rows of W_q over those of W_k; its slot weight_transform maps it to (H C, C).
+    v: weight (H d_v, C), with the bias of the values.
     """
 
     def __init__(self, qkv: nn.Linear, heads: int, queries_and_keys: Tensor, values: Tensor) -> None:
-        """queries_and_keys, values: which rows of `qkv` are theirs, int64, heads in order."""
+        """queries_and_keys, values: indices of their rows in `qkv`, int64, heads in order."""
         super().__init__()
         self.heads = heads
         self.qk = _layer(qkv.weight, queries_and_keys, None)
@@ -59,8 +59,8 @@ class SplitProjection(nn.Module):
 
 
 def _layer(weight: Tensor, rows: Tensor, bias: Tensor | None) -> QuantLinear:
-    """A layer with copies of some rows, and slots."""
-    # On the meta device, since initial values would be drawn only to be replaced.
+    """A layer with slots and copies of some rows."""
+    # On the meta device: drawn initial values would be replaced at once.
     layer = QuantLinear(weight.shape[1], len(rows), bias=bias is not None, device="meta")
     layer.add_slots()
     layer.weight = nn.Parameter(weight.detach()[rows], requires_grad=weight.requires_grad)
@@ -70,7 +70,7 @@ def _layer(weight: Tensor, rows: Tensor, bias: Tensor | None) -> QuantLinear:
 
 
 class BilinearAttention(OpenVitAttention):
-    """timm's ViT attention, never fused: `softmax(scale * x_i^T W_h x_j + mask) v`, all else as it was."""
+    """timm's ViT attention, never fused: `softmax(scale * x_i^T W_h x_j + mask) v`, otherwise unchanged."""
 
     def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         this: Any = self
@@ -107,7 +107,7 @@ def _vit_rows(attention: Any) -> tuple[Tensor, Tensor]:
 
 
 def _tiny_vit_rows(attention: Any) -> tuple[Tensor, Tensor]:
-    """The same where each head has its own queries, keys and values side by side."""
+    """The same for TinyViT, which stores queries, keys and values head by head."""
     rows = torch.arange(attention.qkv.out_features).view(attention.num_heads, -1)
     queries, keys, values = rows.split([attention.key_dim, attention.key_dim, attention.val_dim], dim=1)
     return torch.cat([queries.flatten(), keys.flatten()]), values.flatten()
@@ -122,7 +122,7 @@ _FORMS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], tuple[Tenso
 def check_joinable(name: str, attention: Any) -> None:
     """Raise unless queries and keys of an attention (one of `harness.quantization.attention.attentions`) can be joined.
 
-    SlotTakenError where a quantizer or the like would be lost, UserError where logits are no product of tokens.
+    SlotTakenError if a filled slot would be lost, UserError if logits are not a bilinear form of tokens.
     """
     if isinstance(attention, ExplicitAttention | ExplicitTinyVitAttention):
         raise SlotTakenError(
@@ -146,12 +146,12 @@ def check_joinable(name: str, attention: Any) -> None:
 
 
 def join_queries_and_keys(attention: Any) -> None:
-    """Give an attention that `check_joinable` lets pass the joined form, in place; biases of queries and keys go.
+    """Join queries and keys of an attention that passed `check_joinable`, in place; drops their biases.
 
-    The module object, and all of its modules but `qkv`, stay; `qkv` becomes a `SplitProjection`.
+    The module object and its other submodules stay; `qkv` becomes a `SplitProjection`.
     """
     kind, rows = _FORMS[kind_of(attention)]
     attention.qkv = SplitProjection(attention.qkv, attention.num_heads, *rows(attention))
-    # The class alone changes, so hooks and references stay as they are.
+    # Only the class changes, so hooks and references stay.
     attention.__class__ = kind
     attention.fused_attn = False

@@ -1,8 +1,8 @@
 """Companding: uniform rounding between a compressor and its inverse, the expander.
 
-Levels lie close where the compressor is steep. It is piecewise linear over intervals of equal width, maps
-[0, high] onto itself, and is learned through the logarithms of its slopes; with all of them equal it is the identity
-to the last bit, and so is the expander, since both work in the units of the integer codes.
+Levels are dense where the compressor is steep. The compressor is piecewise linear over intervals of equal width and
+maps [0, high] onto itself. Its parameters are the logarithms of its slopes. If all slopes are equal, compressor and
+expander are the identity to the last bit, since both work in units of the integer codes.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from harness.quantization.autograd import clip, round_ste
 from harness.quantization.grid import safe_step
 from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
 
-#: Logarithms of slopes further below the largest count as this far: a slope of exp(-10) of another's is flat for any
-#: use, and from there on fp32 could not tell the ends of an interval apart.
+#: The largest difference between the logarithms of two slopes; smaller slopes are raised to it. A slope of exp(-10)
+#: times another is flat for all purposes, and in fp32 the ends of a flatter interval could coincide.
 LOG_RATIO = 10.0
 
 
@@ -29,7 +29,7 @@ class Curve(NamedTuple):
 
 def curve(log_slopes: Tensor, high: float, dtype: torch.dtype | None = None) -> Curve:
     """The compressor of [0, high] with slopes in proportion to `softmax(log_slopes)`, (K,), and its gradient."""
-    # In double precision, so that knots increase and end at `high` after they are rounded, too.
+    # In double precision, so that the rounded knots still increase and end at `high`.
     logs, count = log_slopes.double(), len(log_slopes)
     shares = (logs - logs.detach().max()).clamp(min=-LOG_RATIO).exp()
     # Not cumsum, for which CUDA has no deterministic kernel.
@@ -44,10 +44,10 @@ def curve(log_slopes: Tensor, high: float, dtype: torch.dtype | None = None) -> 
 
 
 def compress(x: Tensor, by: Curve) -> Tensor:
-    """The compressor at x in [0, high], any shape; never decreasing, not by an ulp, and `high` at `high`."""
+    """The compressor at x in [0, high], any shape; monotone to the last bit, and exactly `high` at `high`."""
     count = len(by.slopes)
     with torch.no_grad():
-        # Rounded down for certain, so one too low at most. What is no number counts as 0 here, and stays none below.
+        # Scaled to round down, so the piece is at most one too low. NaN gives piece 0 here and stays NaN below.
         scale = (1 - 8 * torch.finfo(x.dtype).eps) * count / by.inputs[-1]
         piece = (x * scale).int().clamp_(0, count - 1)
         piece += x >= _lookup(by.inputs[1:], piece)
@@ -55,46 +55,46 @@ def compress(x: Tensor, by: Curve) -> Tensor:
 
 
 def expand(y: Tensor, by: Curve) -> Tensor:
-    """The inverse of `compress`, with the same promises. For tables: it searches for each y."""
+    """The inverse of `compress`, with the same guarantees. For small tables only: it searches for each y."""
     with torch.no_grad():
         piece = torch.bucketize(y.contiguous(), by.outputs[1:], right=True, out_int32=True)
     return _follow(y, piece, by.outputs, by.inputs, 1 / by.slopes)
 
 
 def expand_codes(codes: Tensor, high: int, by: Curve) -> Tensor:
-    """`expand(codes, by)` and its gradient, for whole numbers from 0 to high, by a table of all of them."""
+    """`expand(codes, by)` and its gradient, for integers from 0 to high, from a table of all of them."""
     at = codes.detach()
     every = torch.arange(high + 1, dtype=at.dtype, device=at.device)
     with torch.no_grad():
         knot = torch.bucketize(every, by.outputs[1:-1], right=True, out_int32=True)
         index = at.int().clamp_(0, high)
-    # The second term is 0, with the gradient of the codes.
+    # The second term is 0; it carries the gradient of the codes.
     return _lookup(expand(every, by), index) + _lookup(_lookup(1 / by.slopes, knot), index) * (codes - at)
 
 
 def spread(weight: Tensor, per_channel: bool = False) -> Tensor:
     """The standard deviation over n, shape () or (O, 1, ...), with its gradient; 1 where all weights are equal.
 
-    In fp32 they count as equal where their deviation is what rounding makes of equal ones.
+    They count as equal if their deviation is no more than rounding causes.
     """
     dims = tuple(range(1 if per_channel else 0, weight.dim()))
     mean = weight.mean(dim=dims, keepdim=per_channel)
     variance = (weight - mean).square().mean(dim=dims, keepdim=per_channel)
     limits = torch.finfo(weight.dtype)
     smallest = (16 * limits.eps * mean.detach()).square().clamp(min=limits.tiny)
-    # Replaced before the root, whose slope at 0 is infinite: a NaN in the branch not taken would reach the gradient.
+    # Replaced before the square root (infinite slope at 0): a NaN in the branch not taken would reach the gradient.
     return torch.where(variance > smallest, variance, torch.ones_like(variance)).sqrt()
 
 
 def _follow(x: Tensor, piece: Tensor, source: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
-    """The map that takes the knots `source` to `target`, straight in between.
+    """The piecewise linear map of the knots `source` to the knots `target`.
 
-    piece: int32, which knot each x has reached, the last one included. Where source and target agree, `x - knot` is
+    piece: int32, the index of the last knot <= x, up to the final knot. If source and target agree, `x - knot` is
     exact, so the result is x itself.
     """
     with torch.no_grad():
-        # Each operation below rounds without changing order, so only the end of an interval may pass the next knot;
-        # where it would, a slope an ulp or so less.
+        # Each operation below rounds monotonically, so only the end of an interval may exceed the next knot. There the
+        # slope is reduced slightly.
         width, rise = source.diff(), target.diff()
         beyond = target[:-1] + slopes * width > target[1:]
         less = torch.where(beyond, rise / width * (1 - 8 * torch.finfo(x.dtype).eps), slopes) - slopes
@@ -109,7 +109,7 @@ def _lookup(table: Tensor, index: Tensor) -> Tensor:
     By index_select: the gradient of indexing took 50 times as long on a CPU (torch 2.15, K = 16).
     """
     order = sorted(range(index.dim()), key=index.stride, reverse=True)
-    dense = index.permute(order)  # channels-last weights, too, are then in their order in memory
+    dense = index.permute(order)  # in memory order, also for channels-last weights
     found = table.index_select(0, dense.reshape(-1)).view(dense.shape)
     return found.permute([order.index(dimension) for dimension in range(index.dim())])
 
@@ -117,10 +117,10 @@ def _lookup(table: Tensor, index: Tensor) -> Tensor:
 class CompandingQuantizer(WeightQuantizer):
     """`q(w) = sign(w) s expand(round(compress(|w| / s)))` with a learned range r and a learned curve, `s = r d / Q`.
 
-    d is the weight's standard deviation when `normalize`, so that r counts deviations, and otherwise 1.
-    learned_range: r, (), or (O, 1, ...) per channel, as d is. log_slopes: (intervals,), one curve for all channels;
-    None at 2 bits, where the levels 0 and 1 leave nothing to shape. Codes are indices of levels: only with equal
-    slopes is a level a multiple of the step.
+    d is the weight's standard deviation if `normalize` (r is then in deviations), else 1.
+    learned_range: r, () or, per channel, (O, 1, ...), as d. log_slopes: (intervals,), one curve for all channels; None
+    at 2 bits, where the curve has no effect on the levels 0 and 1. Codes are indices of levels; a level is a multiple
+    of the step only if all slopes are equal.
     """
 
     MIN_RANGE = 1e-5
@@ -138,7 +138,7 @@ class CompandingQuantizer(WeightQuantizer):
         self.register_parameter("log_slopes", slopes)
 
     def start_from(self, weight: Tensor) -> None:
-        """Let the range be `start` standard deviations, and the curve straight."""
+        """Set the range to `start` standard deviations, and all slopes equal."""
         deviation = spread(weight, self.per_channel)
         first = torch.full_like(deviation, self.start) if self.normalize else self.start * deviation
         self.learned_range = nn.Parameter(first.clamp(min=self.MIN_RANGE))
@@ -175,7 +175,7 @@ class CompandingQuantizer(WeightQuantizer):
     def threshold_distance(self, weight: Tensor) -> Tensor:
         """How far each weight is from the nearest decision threshold, on the compressor's scale, same shape.
 
-        There every bin has width 1: 0 at a threshold, 1/2 at a level; beyond the range, by steps more.
+        On this scale each bin has width 1: 0 at a threshold, 1/2 at a level; beyond the range 1 more per step.
         """
         position = self._position(weight)
         return (position - (position.floor().clamp(max=self.levels.high - 1) + 0.5)).abs()
@@ -190,11 +190,11 @@ class CompandingQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Keep the range at least MIN_RANGE; call after the optimizer has moved it."""
+        """Keep the range at MIN_RANGE or more; call after each optimizer step."""
         self.learned_range.clamp_(min=self.MIN_RANGE)
 
     def at_bits(self, bits: int, scale: KeepScale) -> "WeightQuantizer":
-        """The same curve, stretched over the same range (keep_range) or over as many of the same mean steps."""
+        """The same curve over the same range (keep_range), or over a range with the same mean step (keep_step)."""
         if bits == self.bits:
             return self
         other = type(self)(bits, self.per_channel, self.intervals, self.normalize, self.start)
@@ -207,5 +207,5 @@ class CompandingQuantizer(WeightQuantizer):
 
 
 def _sign(weight: Tensor) -> Tensor:
-    """-1 or 1, never 0: a weight of 0 has a gradient as its neighbours do."""
+    """-1 or 1, never 0, so that a weight of 0 has a gradient."""
     return torch.ones_like(weight).copysign_(weight.detach())

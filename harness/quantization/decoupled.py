@@ -1,4 +1,4 @@
-"""A quantizer whose decision thresholds and whose levels have a step of their own each; mid-rise, so without a zero."""
+"""A quantizer with separate steps for decision thresholds and for levels; mid-rise, so without a zero."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,15 @@ from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
 class DecoupledQuantizer(WeightQuantizer):
     """`q(w) = shrink l (k + 1/2)` with `k = clip(floor(w / (shrink t)), -n, n - 1)`, n = 2**(bits - 1).
 
-    The 2**bits levels lie at odd multiples of half the level step `l`, a parameter; the thresholds between them at
-    `shrink t j`, |j| < n, with the threshold step `t`, a buffer. A weight on a threshold belongs above it. `fit` gives
-    both steps std(w) / 2**(bits - 2); `shrink`, a buffer, starts at 1 and scales both. Steps are (), or (O, 1, ...)
-    per channel, and at least MIN_STEP; shrink is ().
+    The 2**bits levels are odd multiples of `shrink l / 2`, with the level step `l`, a parameter. The thresholds are at
+    `shrink t j`, |j| < n, with the threshold step `t`, a buffer. A weight on a threshold belongs to the bin above it.
+    `fit` sets both steps to std(w) / 2**(bits - 2). `shrink`, a buffer, starts at 1 and scales both. Steps are () or,
+    per channel, (O, 1, ...), and at least MIN_STEP; shrink is ().
 
     dq/dw = 1 everywhere, beyond the outermost levels too; dq/dl = shrink (k + 1/2); t has no gradient.
 
-    There is no `step`, since no value is an integer code times a step: what needs that form refuses this quantizer.
-    There is no zero either: an all-zero weight gets the level `shrink l / 2`, 5e-6 for an l of MIN_STEP.
+    There is no `step`, since values are not integer codes times a step; methods that need that form refuse this
+    quantizer. There is no zero either: an all-zero weight gets the level `shrink l / 2`, 5e-6 for l = MIN_STEP.
     """
 
     MIN_STEP = 1e-5
@@ -51,28 +51,28 @@ class DecoupledQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:
-        """In threshold steps: 0 to 1/2 up to half a step beyond the outermost threshold, more further out."""
+        """In threshold steps; above 1/2 only for weights over half a step beyond the outermost threshold."""
         low, high = self.levels
         scaled = self._scaled(weight)
         return (scaled - scaled.round().clamp_(low + 1, high)).abs_()
 
     @torch.no_grad()
     def centres(self, weight: Tensor) -> Tensor:
-        """The middle of each weight's bin, `shrink t (k + 1/2)`, same shape: as far from thresholds as it gets.
+        """The middle of each weight's bin between thresholds, `shrink t (k + 1/2)`, same shape.
 
-        The outermost bins count as wide as the others.
+        The outermost bins are taken to be as wide as the others.
         """
         return self.shrink * self.threshold_step * (self._floor(weight) + 0.5)
 
     @torch.no_grad()
     def project(self) -> None:
-        """Keep the level step at least MIN_STEP; call after the optimizer has moved it."""
+        """Keep the level step at MIN_STEP or more; call after each optimizer step."""
         self.level_step.clamp_(min=self.MIN_STEP)
 
     def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
-        """keep_step: both steps as they are, with fewer or more of them. keep_range: both times 2**(old - new bits).
+        """keep_step: both steps stay, with fewer or more levels. keep_range: both steps times 2**(old - new bits).
 
-        The latter is how `fit` divides by bits; one more bit then halves every bin, and keeps all thresholds.
+        The latter matches `fit`: one more bit halves every bin and keeps the existing thresholds.
         """
         if bits == self.bits:
             return self
@@ -93,9 +93,9 @@ class DecoupledQuantizer(WeightQuantizer):
 
 
 def spread(weight: Tensor, per_channel: bool) -> Tensor:
-    """std(w) over n - 1, as torch has it: () per tensor, (O, 1, ...) per channel.
+    """std(w) over n - 1, as in torch: () per tensor, (O, 1, ...) per channel.
 
-    Where all weights are equal (or one alone) but for rounding, their magnitude, which is what scale they have.
+    If there is one weight, or all are equal up to rounding, their magnitude instead.
     """
     dims = tuple(range(1 if per_channel else 0, weight.dim()))
     count = weight.numel() // (len(weight) if per_channel else 1)

@@ -1,12 +1,12 @@
-"""DoReFa's weights (Zhou et al. 2016, arXiv 1606.06160, section 2.3): behind a tanh, on 2^b levels without a zero.
+"""DoReFa's weight quantization (Zhou et al. 2016, arXiv 1606.06160, section 2.3): tanh, then 2^b levels without a zero.
 
-With E = mean|w|, which any-precision networks (arXiv 1911.07346) add, of a tensor or of each output channel:
+The factor E = mean|w|, per tensor or per output channel, is from any-precision networks (arXiv 1911.07346):
 
     v = E tanh(w) / max|tanh w|                                          (DoReFaTransform)
     u = v / (2 E) + 1/2,   q = E (2 round((2^b - 1) u) / (2^b - 1) - 1)  (DoReFaQuantizer; E is max|v|)
 
-The quantizer serves any weight, by its largest magnitude. With the spacing d = 2 E / (2^b - 1) this is
-q = d (k + 1/2), k = round(v / d - 1/2) from -2^(b-1) to 2^(b-1) - 1, so thresholds lie at multiples of d.
+The quantizer takes any weight; its E is the largest magnitude. With the spacing d = 2 E / (2^b - 1),
+q = d (k + 1/2) and k = round(v / d - 1/2), from -2^(b-1) to 2^(b-1) - 1, so thresholds are at multiples of d.
 """
 
 import torch
@@ -18,9 +18,9 @@ from harness.quantization.quantizer import WeightQuantizer
 
 
 class DoReFaTransform(nn.Module):
-    """w to v, same shape. The gradient takes max|tanh w| along and E as a constant, as the released code does.
+    """w to v, same shape. The gradient flows through max|tanh w|; E is detached. Both are as in the released code.
 
-    Where all weights are 0, v is tanh(w), so that the layer gets a gradient and may leave 0.
+    If all weights are 0, v is tanh(w), so that the layer gets a gradient and can leave 0.
     """
 
     def __init__(self, per_channel: bool = False) -> None:
@@ -32,14 +32,14 @@ class DoReFaTransform(nn.Module):
         peak = max_abs(bounded, self.per_channel)
         dims = shared_dims(weight, self.per_channel)
         mean = weight.detach().abs().mean(dim=dims, keepdim=self.per_channel)
-        # The division first: the largest |v| is then E to the last bit, which is what the quantizer takes it for.
+        # Division first: the largest |v| is then exactly E, as the quantizer assumes.
         return bounded / safe_step(peak) * torch.where(peak > 0, mean, torch.ones_like(mean))
 
 
 class DoReFaQuantizer(WeightQuantizer):
-    """2^b levels, evenly from -max|v| to max|v|, per tensor or output channel; straight-through, gradient 1.
+    """2^b evenly spaced levels from -max|v| to max|v|, per tensor or output channel; straight-through gradient.
 
-    Its levels are no multiples of a step, so it has no `step`. A tensor of zeros stays zeros.
+    The levels are not multiples of a step, so it has no `step`. A tensor of zeros stays zero.
     """
 
     def __init__(self, bits: int, per_channel: bool = False) -> None:
@@ -76,5 +76,5 @@ def spacing(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
 
 
 def _codes(weight: Tensor, spacing: Tensor) -> Tensor:
-    """k as floats; halves to even, as everywhere in the project, so 0 is above the threshold on it."""
+    """k as floats; halves to even, as everywhere in the project, so a weight of 0 gets the code 0."""
     return (weight / safe_step(spacing) - 0.5).round()

@@ -1,6 +1,6 @@
-"""A quantizer around another one that holds some weights at integer codes of their own.
+"""A quantizer that wraps another one and keeps frozen weights at fixed integer codes.
 
-On the CPU its work is a few passes in C (harness/kernels/csrc/freezing.c), elsewhere plain operations.
+On the CPU it uses passes in C (harness/kernels/csrc/freezing.c), elsewhere plain operations.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from harness.quantization.quantizer import KeepScale, MaxAbsQuantizer, WeightQua
 
 
 class FrozenQuantizer(WeightQuantizer):
-    """`s * code` where `frozen`, and what the quantizer inside gives elsewhere. Buffers like the weight.
+    """`s * code` where `frozen`, and the values of the wrapped quantizer elsewhere. Buffers have the weight's shape.
 
-    The gradient of a frozen weight is 0; that of the step from it is `code`. fused: False for plain operations only.
+    A frozen weight has gradient 0 and gives the step the gradient `code`. fused: False for plain operations only.
     """
 
     frozen: Tensor
@@ -28,8 +28,8 @@ class FrozenQuantizer(WeightQuantizer):
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor, fused: bool = True) -> None:
         super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
         self.fused = fused
-        # By this name the parameters inside keep the end of theirs, `weight_quantizer.learned_step`, by which
-        # the method that they belong to gives them their options.
+        # With this attribute name, parameters inside still end in `weight_quantizer.learned_step`. By that ending their
+        # own method finds them in `param_options`.
         self.weight_quantizer = quantizer
         self.register_buffer("frozen", torch.zeros_like(weight, dtype=torch.bool))
         self.register_buffer("code", torch.zeros_like(weight, dtype=torch.int8))
@@ -42,7 +42,7 @@ class FrozenQuantizer(WeightQuantizer):
         self.weight_quantizer.fit(weight)
 
     def freeze(self, wanted: Tensor, average: Tensor) -> None:
-        """Freeze further weights, bool (O, ...), at their average code; what is frozen stays as it is."""
+        """Freeze the `wanted` weights, bool (O, ...), at their rounded average code; frozen ones stay unchanged."""
         new = wanted & ~self.frozen
         self.code.copy_(torch.where(new, average.round(), self.code))
         self.frozen |= new
@@ -51,20 +51,20 @@ class FrozenQuantizer(WeightQuantizer):
     def settle(
         self, codes: Tensor, average: Tensor, momentum: float, frequency: Tensor, decay: float, threshold: float | None
     ) -> None:
-        """Move the averages, fp32, to the present codes by `momentum`, then freeze what changes too often.
+        """Update the averages, fp32, with the present codes, then freeze the weights that oscillate too often.
 
-        That is where fp16 `frequency * decay` exceeds the threshold; None as long as nothing freezes.
+        These are the weights with fp16 `frequency * decay` above the threshold. threshold: None to freeze nothing.
         """
         if self.fused and dispatch.serves(average, like=(codes, frequency, self.frozen, self.code)):
             limit = _NEVER if threshold is None else _limit(decay, threshold)
             cpu.settle(codes, average, frequency, self.frozen, self.code, momentum, limit)
             return
-        average += (codes - average).mul_(momentum)  # rounded after each operation, not lerp_: as the pass in C
+        average += (codes - average).mul_(momentum)  # not lerp_: rounds after each operation, as in C
         if threshold is not None:
             self.freeze(frequency * decay > threshold, average)
 
     def frozen_or(self, weight: Tensor, others: Tensor) -> Tensor:
-        """Frozen weights by the present step, `others` elsewhere."""
+        """`step * code` for frozen weights, `others` elsewhere."""
         return torch.where(self.frozen, self.step(weight) * self.code, others)
 
     def step(self, weight: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class FrozenQuantizer(WeightQuantizer):
         return hold.plain(others, step, self.frozen, self.code)
 
     def plain(self, weight: Tensor) -> Tensor:
-        """The same by plain operations."""
+        """`forward` by plain operations."""
         return self.frozen_or(weight, self.weight_quantizer(weight))
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class FrozenQuantizer(WeightQuantizer):
 
 
 class FrozenElsewhere(WeightQuantizer):
-    """A quantizer for another bit-width, which frozen weights enter by their values."""
+    """The quantizer for another bit-width; it rounds frozen weights from their frozen values."""
 
     def __init__(self, source: FrozenQuantizer, quantizer: WeightQuantizer) -> None:
         super().__init__(quantizer.bits, quantizer.per_channel, quantizer.kind)
@@ -117,7 +117,7 @@ class FrozenElsewhere(WeightQuantizer):
 
 
 def _is_max_abs(quantizer: WeightQuantizer) -> TypeGuard[MaxAbsQuantizer]:
-    """Whether its passes are those of MaxAbsQuantizer, and wanted."""
+    """Whether a quantizer computes as MaxAbsQuantizer does, with native passes allowed."""
     return (
         isinstance(quantizer, MaxAbsQuantizer)
         and quantizer.fused
@@ -127,29 +127,29 @@ def _is_max_abs(quantizer: WeightQuantizer) -> TypeGuard[MaxAbsQuantizer]:
 
 
 def _by_rows(step: Tensor, weight: Tensor) -> bool:
-    """Whether a step is one for all or one for each first index of the weight, as passes in C take it."""
+    """Whether a step is per tensor or per output channel, in fp32, as the passes in C need it."""
     rows = step.dim() == weight.dim() and step.numel() == weight.shape[0] == step.shape[0]
     return step.dtype == torch.float32 and (step.numel() == 1 or rows)
 
 
-#: Above the bits of all halves that are numbers.
+#: Larger than the bit pattern of any finite fp16 value.
 _NEVER = 0xFFFF
 
 
 @cache
 def _halves() -> Tensor:
-    """All finite halves that are not negative, by their bits."""
+    """All finite fp16 values >= 0, in the order of their bit patterns."""
     return torch.arange(0x7C00, dtype=torch.int16).view(torch.float16)
 
 
 @lru_cache(maxsize=4)  # one for all layers of a step
 def _limit(decay: float, threshold: float) -> int:
-    """The bits of the first half whose product with `decay` exceeds the threshold, by the plain operations."""
+    """The bit pattern of the smallest fp16 frequency whose product with `decay` exceeds the threshold."""
     return int((_halves() * decay <= threshold).sum())
 
 
 class _Hold:
-    """Held weights by their codes and the step, others as they are given."""
+    """`step * code` for held weights, `others` elsewhere."""
 
     def forward(self, others: Tensor, step: Tensor, held: Tensor, code: Tensor) -> Tensor:
         return cpu.hold(others, held, code, step.contiguous())
@@ -166,7 +166,7 @@ class _Hold:
 
 @dataclass
 class _HoldMaxAbs:
-    """The same around a max-abs quantizer, whose step has its gradient from the largest weights."""
+    """The same around a max-abs quantizer, whose step depends on the largest weights."""
 
     inner: MaxAbsQuantizer
     whole: Callable[[Tensor], Tensor]  # the plain forward pass of the quantizer around it

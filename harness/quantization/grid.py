@@ -1,7 +1,7 @@
 """Grids of representable values: integer codes times a step. Pure functions, no state.
 
-One form is fixed for the whole project, `code = round(w / step)` (a division, halves to even), since
-multiplying by the reciprocal moves codes near rounding ties.
+The whole project uses one form, `code = round(w / step)` (division, halves to even), since multiplying by the
+reciprocal changes codes near rounding ties.
 """
 
 from typing import Literal, NamedTuple
@@ -39,7 +39,7 @@ def levels(bits: int, kind: LevelsKind = "symmetric") -> Levels:
 def max_abs(weight: Tensor, per_channel: bool) -> Tensor:
     """max|w|: shape () per tensor, (O, 1, ...) per output channel (dimension 0).
 
-    Its gradient is shared evenly among ties, as torch's amax does.
+    Ties share its gradient evenly, as in torch's amax.
     """
     # Dimensions in full: the ONNX exporter knows no other form.
     return weight.abs().amax(dim=shared_dims(weight, per_channel), keepdim=per_channel)
@@ -60,7 +60,7 @@ def shared_dims(weight: Tensor, per_channel: bool) -> tuple[int, ...]:
 
 
 def safe_step(step: Tensor) -> Tensor:
-    """The step with 0 replaced by 1: an all-zero tensor then has codes 0 and gradient 0, never NaN."""
+    """The step, with 0 replaced by 1, so that an all-zero tensor has codes 0 and gradient 0, never NaN."""
     return torch.where(step > 0, step, torch.ones_like(step))
 
 
@@ -69,12 +69,12 @@ def round_to_codes(weight: Tensor, step: Tensor, grid: Levels) -> Tensor:
     return (weight.detach() / safe_step(step.detach())).round_().clamp_(grid.low, grid.high)
 
 
-#: What `clip_ratio` tries: 80 values evenly spaced from 1 to 0.2 (the scheme of common post-training toolkits).
+#: The candidates of `clip_ratio`: 80 evenly spaced values from 1 to 0.2 (as in post-training quantization toolkits).
 _RATIOS = tuple(torch.linspace(1.0, 0.2, 80, device="cpu").tolist())
 
 
 def clip_ratio(weight: Tensor, grid: Levels, per_channel: bool) -> Tensor:
-    """The fraction of max|w| at which to clip so that the squared rounding error is least.
+    """The fraction of max|w| at which clipping minimizes the squared quantization error.
 
     Shape () or (O, 1, ...); 1 for an all-zero tensor or channel.
     """

@@ -1,4 +1,4 @@
-"""A weight quantizer whose range follows from the mean size of the weights, on a grid without a zero."""
+"""A weight quantizer whose range is twice the mean magnitude of the weights, on a grid without a zero."""
 
 import torch
 from torch import Tensor
@@ -12,16 +12,16 @@ class StatisticalQuantizer(WeightQuantizer):
     """Statistical quantization (Liu, Liu, Cheng 2023, arXiv 2302.02210): mid-rise, with range `alpha = 2 mean|w|`.
 
     With `n = 2^(b-1)` and bins of width alpha / n, a code `k = floor(w / width)`, clipped to -n ... n - 1, means
-    the middle of its bin, `width * (k + 1/2)`: 2^b levels, none of them 0. Thresholds are at the bins' ends,
-    `width * k`, |k| < n. The gradient is 1 everywhere, beyond the range too, and none flows through alpha.
+    the middle of its bin, `width * (k + 1/2)`: 2^b levels, none of them 0. Thresholds are at the ends of bins,
+    `width * k`, |k| < n. The gradient is 1 everywhere, also beyond the range, and alpha is detached.
 
-    A tensor (or channel) of zeros has bins of width 0: it gives zeros, codes 0, gradient 1. There is no `step`, since
-    levels are no whole multiples of one: what works with codes times a step refuses this quantizer.
+    A tensor (or channel) of zeros has bins of width 0: values and codes are 0, the gradient is 1. There is no `step`,
+    since levels are not multiples of one; methods that need integer codes times a step refuse this quantizer.
     """
 
     def __init__(self, bits: int, per_channel: bool = False) -> None:
         super().__init__(bits, per_channel, "full")
-        self.spread = 2.0  # alpha over mean|w|
+        self.spread = 2.0  # alpha / mean|w|
 
     def described(self) -> tuple[str, str]:
         return f"{self.spread:.3g} mean|w|", f"range / {-self.levels.low}"
@@ -44,13 +44,13 @@ class StatisticalQuantizer(WeightQuantizer):
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:
-        """How far each weight is from the end of a bin nearest to it, in bins; 0 where all weights are zeros."""
+        """The distance of each weight from the nearest threshold, in bins; 0 if all weights are 0."""
         scaled = weight / safe_step(self.width(weight))
         low, high = self.levels
         return (scaled - scaled.round().clamp_(low + 1, high)).abs()
 
     def at_bits(self, bits: int, scale: KeepScale) -> WeightQuantizer:
-        """At another bit-width: keep_range has the same alpha, keep_step bins of the same width."""
+        """The quantizer for another bit-width: keep_range keeps alpha, keep_step keeps the width of the bins."""
         if bits == self.bits:
             return self
         other = type(self)(bits, self.per_channel)
@@ -58,5 +58,5 @@ class StatisticalQuantizer(WeightQuantizer):
         return other
 
     def _bins(self, weight: Tensor, width: Tensor) -> Tensor:
-        """`codes` as floats. floor, where the paper rounds `w / width - 1/2`: the same but for rounding of that."""
+        """`codes` as floats, by floor. The paper rounds `w / width - 1/2`, which differs only by rounding errors."""
         return (weight.detach() / safe_step(width)).floor_().clamp_(*self.levels)

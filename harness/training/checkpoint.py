@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to continue as if it had never stopped. Loaded with weights_only=True."""
+"""Checkpoints: everything that a run needs to resume exactly. Loaded with weights_only=True."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def save(path: Path, session: Session) -> None:
         "compiled": session.compiled,
         "rng": rng,
     }
-    # In memory first: on a full disk torch's own file writer ends the process from a C++ destructor.
+    # Serialized in memory first: on a full disk torch's own file writer aborts the process.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with written_aside(path) as aside:
@@ -39,12 +39,12 @@ def save(path: Path, session: Session) -> None:
 
 
 def restore(path: Path, session: Session) -> bool:
-    """Bring a fresh session to the state in `path`; False when there is none that can be read."""
+    """Load the state in `path` into a new session; False if there is no readable file."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=session.device, weights_only=True)
     except FileNotFoundError:
         return False
-    except Exception as error:  # torch raises many types for a damaged file; a run can start over from any
+    except Exception as error:  # torch raises many types for a damaged file; the run starts over
         print(f"{path}: unreadable ({type(error).__name__}: {error}); starting over", flush=True)
         return False
     if "trackers" not in state:

@@ -1,4 +1,4 @@
-"""A run's device, with its threads and determinism."""
+"""The device of a run, with its threads and determinism."""
 
 import os
 
@@ -22,6 +22,6 @@ def choose_device(runtime: RuntimeConfig) -> torch.device:
         torch.set_num_threads(runtime.threads)
     if runtime.deterministic:  # cuBLAS reads this when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if runtime.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports for a second
+    if runtime.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes a second of imports
         torch.use_deterministic_algorithms(runtime.deterministic)
     return device

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network at each deployment bit-width. Works on copies; changes nothing."""
+"""Accuracy and loss of a network at each deployment bit-width. Works on copies of the model."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -35,7 +35,7 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """One row per deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats.
 
-        deploys: the evaluator's own when left out.
+        deploys: those of the evaluator by default.
         """
         cases = [(deploy, bits) for deploy in deploys or self.deploys for bits in self.bits]
         models = [self.deployed(model, bits, deploy) for deploy, bits in cases]
@@ -61,7 +61,7 @@ def evaluate_all(
 ) -> list[tuple[float, float, int]]:
     """Accuracy in [0, 1], mean cross-entropy in nats and the number of images, of each model in evaluation mode.
 
-    All from one pass over the data; waits for the device once.
+    One pass over the data for all models; one device synchronisation.
     """
     sums = torch.zeros(len(models), 2, dtype=torch.float64, device=dataset.device)
     for start in range(0, len(split), batch_size):

@@ -1,7 +1,7 @@
-"""A run's optimizer, with the parameter groups that methods ask for.
+"""The optimizer of a run, with the parameter groups that methods request.
 
-torch's fused optimizers walk parameters, gradients and averages in order of memory on CPUs: where one has another
-layout, each weight would get the gradient of another one, and nothing warns of it (seen with torch 2.15).
+On CPUs, torch's fused optimizers read parameters, gradients and averages in memory order. If one of them has another
+layout, weights silently get the gradients of other weights (seen with torch 2.15).
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from harness.training.config import TrainConfig
 
 
 def make_optimizer(settings: TrainConfig, model: nn.Module, methods: Sequence[Method]) -> torch.optim.Optimizer:
-    """The optimizer, with a parameter group for each set of options that methods ask for.
+    """The optimizer, with one parameter group per set of options that methods request.
 
-    A method's `lr` is a factor of the run's learning rate; other options replace the run's. A parameter that a method
-    sets options for never shares a group with one that none does: it may have no gradient at first, and torch's fused
-    SGD does not allow momentum that begins later within a group (seen with torch 2.15).
+    A method's `lr` is a factor of the run's learning rate; other options replace the run's. Parameters with options of
+    a method never share a group with others: they may have no gradient at first, and torch's fused SGD does not support
+    momentum that begins later for part of a group (seen with torch 2.15).
     """
     groups: dict[tuple[bool, tuple[tuple[str, float], ...]], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -38,14 +38,14 @@ def make_optimizer(settings: TrainConfig, model: nn.Module, methods: Sequence[Me
 
 
 def match_gradients(model: nn.Module) -> None:
-    """Copy gradients that a method left in another layout into that of their parameters."""
+    """Give each gradient the memory layout of its parameter."""
     for parameter in model.parameters():
         if (gradient := parameter.grad) is not None and gradient.stride() != parameter.stride():
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def match_states(optimizer: torch.optim.Optimizer) -> None:
-    """Copy averages that a checkpoint has in another layout into that of their parameters."""
+    """Give the optimizer's averages, after loading a checkpoint, the memory layout of their parameters."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():

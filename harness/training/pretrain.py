@@ -1,8 +1,8 @@
-"""The float network that fine-tuning starts from: a run of its own, shared by all runs that start from it.
+"""The float network that fine-tuning starts from: a separate run, shared by all runs that start from it.
 
-Where a configuration has a `pretrain` section, its network is first trained in float, by these settings, on the same
-split of the same data with the same seed: no image that the later run validates on has been trained on. That run's
-best epoch is what the methods then start from. It never reads the test split.
+If a configuration has a `pretrain` section, its network is first trained in float with these settings, with the same
+seed and the same split of the same data, so the later run's validation images are held out here too. The methods start
+from the weights of this run's best epoch. It never reads the test split.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ def parent_of(config: RunConfig) -> RunConfig:
 def starting_weights(
     config: RunConfig, folder: Path, carry_out: Callable[[RunConfig, Path], object], should_stop: Callable[[], bool]
 ) -> Path | None:
-    """The file of the weights that a run starts from, trained in `folder` unless it is there; None without `pretrain`.
+    """The file with the weights that a run starts from; None without `pretrain`. Trained in `folder` if missing.
 
-    carry_out: carries out a configuration in a directory and keeps its best weights, unless it should stop.
-    One process trains, others that need the same network wait. Raises Stopped while waiting, once it should stop, and
-    whatever training raises.
+    carry_out: trains a configuration in a directory and saves its best weights, unless it should stop. One process
+    trains; others that need the same network wait. Raises Stopped if it should stop while waiting, and all exceptions
+    of training.
     """
     if config.pretrain is None:
         return None
@@ -48,14 +48,14 @@ def starting_weights(
     files.path.mkdir(parents=True, exist_ok=True)
     with files.locked(should_stop):
         if not files.best.exists() or not files.record.exists():
-            files.record.unlink(missing_ok=True)  # weights that were deleted are trained again
+            files.record.unlink(missing_ok=True)  # deleted weights are trained again
             print(f"training the float network to start from first: run {parent.run_id()}", flush=True)
             carry_out(parent, files.path)
     return files.best
 
 
 def describe_pretrained(config: RunConfig, folder: Path) -> dict[str, object]:
-    """The entry in a record for the network that a run started from."""
+    """The entry in a run's record about the network that it started from."""
     if config.pretrain is None:
         return {}
     run_id = parent_of(config).run_id()
@@ -66,6 +66,6 @@ def describe_pretrained(config: RunConfig, folder: Path) -> dict[str, object]:
 
 
 def drop_half_done(config: RunConfig, folder: Path) -> None:
-    """Remove the checkpoint of an unfinished float network, so that other code does not go on with it."""
+    """Remove the checkpoint of an unfinished float network, so that other code does not resume from it."""
     if config.pretrain is not None:
         RunDirectory(folder / parent_of(config).run_id()).checkpoint.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def describe(session: Session, started: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "data_digest": session.dataset.digest,
         "wall_time_s": round(time.time() - started, 3),
-        # Without the trackers: runs differ in how many they have.
+        # Without the trackers, whose number differs between runs.
         "step_ms": round(1e3 * statistics.median(steps), 4) if (steps := session.stopwatch.means) else None,
         "peak_memory_bytes": peak_kib * 1024,
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(session.device) if cuda else 0,

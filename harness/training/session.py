@@ -19,7 +19,7 @@ from harness.training.stopwatch import Stopwatch
 
 @dataclass
 class Progress:
-    """How far training is: what a checkpoint holds besides the states of model, optimizer, methods and trackers."""
+    """Progress of training; a checkpoint holds it along with the states of model, optimizer, methods and trackers."""
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the current epoch
@@ -73,7 +73,7 @@ class Session:
 
     @property
     def compiled(self) -> Compiled:
-        """What is compiled, which is less than planned where compiling the network failed."""
+        """What is compiled in fact: less than planned if compiling the network failed."""
         return "kernels" if getattr(self.forward, "failed", False) else self.planned
 
     @property
@@ -83,11 +83,11 @@ class Session:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training, were it not for patience."""
+        """Steps of the whole training, without early stopping."""
         return self.config.train.epochs * self.steps_per_epoch
 
 
 def steps_an_epoch(config: RunConfig, dataset: Dataset) -> int:
-    """Steps an epoch. A last batch of one image is left out: batch norm cannot learn from it."""
+    """Steps per epoch. A last batch of one image is left out: batch norm cannot normalise it."""
     full, rest = divmod(len(dataset.train), config.train.batch_size)
     return full + (1 if rest > 1 or not full else 0)

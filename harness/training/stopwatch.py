@@ -1,4 +1,4 @@
-"""The time of training steps, for the record."""
+"""Times of training steps, for the record."""
 
 import time
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ class Stopwatch:
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
-        """Subtract the time of the block, a part of a step."""
+        """Exclude the block, a part of a step, from the time."""
         begun = time.perf_counter()
         yield
         self._seconds -= time.perf_counter() - begun
 
     def epoch_done(self, device: torch.device) -> None:
-        """Close an epoch, after a GPU has finished its queued work."""
+        """End an epoch, after waiting for the queued work of a GPU."""
         begun = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

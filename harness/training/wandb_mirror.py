@@ -1,7 +1,7 @@
-"""The copy of a run on Weights & Biases. The run directory is the truth; nothing here can stop a run.
+"""The copy of a run on Weights & Biases. The run directory is the truth; no failure here stops a run.
 
-Without an account, or while W&B does not answer, everything goes to offline files in the run directory, for
-`wandb sync` later.
+Without an account, or if W&B does not answer, the copy is written to offline files in the run directory, for a later
+`wandb sync`.
 """
 
 import json
@@ -18,7 +18,7 @@ from harness.core.bits import FLOAT
 from harness.records import schema
 from harness.training.config import RunConfig
 
-#: How long a run waits at its start, and at its end, for a W&B that does not answer.
+#: How long a run waits for W&B's answer at its start, and at its end.
 START_PATIENCE_S, FINISH_PATIENCE_S = 30.0, 60.0
 #: After a start without an answer, runs of this process start offline for this long.
 ASK_AGAIN_AFTER_S = 600.0
@@ -43,7 +43,7 @@ def wandb_mode(wanted: str) -> str:
 
 
 def explain_mode(mode: str) -> str:
-    """One sentence for the user about where W&B's copy of the runs goes."""
+    """One sentence for the user: where the W&B copy of the runs goes."""
     return {
         "online": "W&B: runs are mirrored online",
         "offline": "W&B: no key found, so runs are mirrored offline (later: wandb sync DIR/wandb/offline-run-*)",
@@ -52,7 +52,7 @@ def explain_mode(mode: str) -> str:
 
 
 def group_of(config: RunConfig) -> str:
-    """`mlp5/oscillation/w2`: the W&B group under which the seeds of a cell collapse."""
+    """`mlp5/oscillation/w2`: the W&B group of all seeds of a cell."""
     target = f"w{config.target_bit}" if config.target_bit else FLOAT
     return "/".join((config.model["name"], "+".join(entry["name"] for entry in config.methods), target))
 
@@ -60,12 +60,12 @@ def group_of(config: RunConfig) -> str:
 class Mirror:
     """One run on W&B. An error of W&B is printed once and then ignored.
 
-    However often a run is interrupted, W&B ends up with each epoch once: an epoch is a row, an online run asks the
-    server which epochs it has and sends the others, and an offline run holds all epochs from the first on, so that
-    it replaces what was there. `history` is what metrics.jsonl holds of the epochs that will not be repeated.
+    W&B has each epoch exactly once, however often a run is interrupted. An epoch is a row. An online run asks the
+    server which epochs it has and sends the others. An offline run holds all epochs from the first, so that a sync
+    replaces the earlier copy. history: the rows of metrics.jsonl for epochs that will not be repeated.
     """
 
-    _ask_again = 0.0  # by time.monotonic(); of the process, for all of its runs
+    _ask_again = 0.0  # a time.monotonic(), shared by all runs of the process
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Mirror:
         self._run: Any = None
         self._config, self._run_id, self._directory = config, run_id, directory
         self._tags, self._labels = tags, labels
-        #: The last epoch that the server had when the run began; the rows' steps are 0, 1, ...
+        #: The last epoch that the server had when the run began; rows have the steps 0, 1, ...
         self._had_until = 0
         mode = wandb_mode(config.runtime.wandb)
         if mode == "online":
@@ -106,13 +106,13 @@ class Mirror:
         import wandb
 
         if again and wandb.run is None:
-            wandb.teardown()  # a start that failed keeps the run's name in use
+            wandb.teardown()  # after a failed start the run's name is still in use
         config, group = self._config, group_of(self._config)
         labels = {name: self._labels[name] for name in schema.LABELS if name in self._labels}
         self._run = wandb.init(
             project=config.runtime.wandb_project,
             id=self._run_id,
-            resume="allow" if mode == "online" else None,  # offline: what is synced replaces what was there
+            resume="allow" if mode == "online" else None,  # offline: a sync replaces the earlier copy
             name=f"{group}/s{config.seed}",
             group=group,
             job_type=config.phase,
@@ -127,13 +127,13 @@ class Mirror:
         for names in ("osc/*", "osc_w*", schema.LAYER_PREFIX + "*"):
             self._run.define_metric(names, step_metric=schema.EPOCH, summary="last")
         self._run.define_metric("train/*", step_metric=schema.EPOCH)
-        # W&B's own step, not the epoch in its summary: that one runs ahead of the rows that were sent.
+        # W&B's own step: the epoch in its summary may be ahead of the rows that were sent.
         self._had_until = 1 + int(self._run.summary.get("_step", -1)) if self._run.resumed else 0
         for metrics in history:
             self._log(metrics)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
-        if metrics[schema.EPOCH] > self._had_until:  # else the run repeats, number by number, what the server has
+        if metrics[schema.EPOCH] > self._had_until:  # the server has the earlier epochs, with equal numbers
             self._run.log(_with_histograms(metrics))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -143,9 +143,9 @@ class Mirror:
 
     def finish(self, summary: Mapping[str, Any], record: Mapping[str, Any], best: Path) -> None:
         """Send final figures (`test/acc_w2`, `best_epoch`), the record, the weights when asked, and close the run."""
-        run = self._run  # closed also when its summary failed: what was logged before must reach the disk
+        run = self._run  # closed even if the summary fails: logged rows must reach the disk
         if run is not None:
-            # As text: W&B takes a dot in a key (of packages, of layers) for a level of its own.
+            # As text: W&B would split keys with dots (packages, layers) into levels.
             text = json.dumps({**{k: v for k, v in record.items() if k != "config"}, "labels": dict(self._labels)})
             self._try("summary", lambda: run.summary.update({**summary, schema.RECORD: text}))
             if self._config.runtime.wandb_artifact and best.exists():
@@ -156,7 +156,7 @@ class Mirror:
         """Close a run that failed, or that was stopped and will continue later."""
         run = self._run
         if run is not None:
-            if stopped:  # with an exit code that is not 0, W&B then calls it preempted, not finished
+            if stopped:  # with a non-zero exit code, W&B shows it as preempted
                 self._try("mark", run.mark_preempting)
             self._try("finish", lambda: self._close(run, exit_code=1))
 
@@ -164,7 +164,7 @@ class Mirror:
         import wandb
 
         artifact = wandb.Artifact(f"best-{self._run_id}", "model", metadata={schema.METHOD: group_of(self._config)})
-        # skip_cache: W&B would copy it into this user's home, from where nobody else can sync it.
+        # skip_cache: W&B would copy it into this user's home, where other users cannot sync it.
         artifact.add_file(str(best), name=best.name, policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=["best"])
 
@@ -179,7 +179,7 @@ class Mirror:
             self._mark_earlier_copies(Path(run.dir).parent)
 
     def _mark_earlier_copies(self, own: Path) -> None:
-        """Keep `wandb sync` from overwriting this complete copy with the partial one of an earlier start."""
+        """Mark copies of earlier starts as synced, so that `wandb sync` does not overwrite this complete one."""
         for copy in self._directory.glob("wandb/*run-*/*.wandb"):
             if copy.parent.name != own.name:
                 copy.with_suffix(".wandb.synced").touch()
@@ -187,19 +187,19 @@ class Mirror:
     def _try(self, what: str, action: Any) -> None:
         try:
             action()
-        except Exception as error:  # whatever a service does, the run goes on
+        except Exception as error:  # no error of a service may stop the run
             _say(f"{what} failed ({_in_words(error)}); the run goes on without")
             self._run = None
 
 
 def _described(config: RunConfig) -> dict[str, Any]:
-    """Methods and their settings in a form that W&B can sort and filter; it cannot inside a list."""
+    """Methods and their settings in a form that W&B can sort and filter, which it cannot do within lists."""
     settings = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
     return {schema.METHOD: "+".join(settings), schema.KNOBS: {name: own for name, own in settings.items() if own}}
 
 
 def _with_histograms(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """An epoch's metrics in W&B's form: counts and edges, never the weights."""
+    """The metrics of an epoch for W&B: histograms as counts and edges, never the weights."""
     import numpy as np
     import wandb
 
