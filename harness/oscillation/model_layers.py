@@ -1,4 +1,4 @@
-"""The layers of a model that is under way: weights may be replaced, and layers put in, after something read them."""
+"""The weight layers of a model whose weights may be replaced, and to which layers may be added, during training."""
 
 import warnings
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from harness.quantization.refusals import check_weight
 
 
 class ModelLayers:
-    """A model's weight layers by name (`layers`), but for the `exclude` globs, as of the last `refresh`."""
+    """A model's weight layers by name (`layers`), without those that `exclude` matches, as of the last `refresh`."""
 
     def __init__(self, model: nn.Module, exclude: str | Iterable[str]) -> None:
         self._model, self._exclude = model, glob_patterns(exclude)
@@ -18,7 +18,7 @@ class ModelLayers:
         self.layers = weight_layers(model, self._exclude)
 
     def refresh(self, consequence: str) -> None:
-        """Look for layers that were put into the model since, and warn of each, with what follows from it.
+        """Find layers that were added since the last call, and warn about each. consequence: the end of the warning.
 
         Costs a walk over the modules. Raises UserError for a layer that cannot be quantized.
         """
@@ -32,9 +32,9 @@ class ModelLayers:
                 warnings.warn(f"layer {name!r} was put into the model later: {consequence}", stacklevel=4)
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """The weights that are trained, as they are now; one for layers that share it.
+        """The trained weights of the layers now; a weight that layers share appears once.
 
-        Raises UserError for a weight that is no parameter of its layer any more.
+        Raises UserError for a weight that is no longer a parameter of its layer.
         """
         found = {}
         for name, layer in self.layers.items():

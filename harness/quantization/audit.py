@@ -20,10 +20,10 @@ from harness.core.errors import UserError
 from harness.quantization.layers import QuantLayer, attach, glob_patterns, weight_layers
 from harness.quantization.watching import Seen, tensors, watch
 
-#: What can be said of a parameter. Float by rule: only added, scaled or looked up (biases, norms, embeddings).
+#: Categories of parameters. Float by rule: only added, scaled or looked up (biases, norms, embeddings).
 QUANTIZED, FLOAT, EXCLUDED, UNUSED = "quantized", "float by rule", "excluded", "unused"
 PAST, OWN, BARE = "read past its layer", "multiplied outside of a quantized layer", "without slots"
-#: What a run is refused for, and why.
+#: Categories for which a run is refused, and why.
 _REFUSED = {
     PAST: "the network reads the weight without calling the layer, so a quantizer there would have no effect",
     OWN: "the network multiplies by a weight of its own there, outside of linear and 2-d convolution layers",
@@ -34,12 +34,12 @@ _LISTED = 5  # names in a message
 
 @dataclass(frozen=True)
 class Audit:
-    """What becomes of each parameter: its name to one of the words above. As text it is a table."""
+    """The category of each parameter, by name. `str()` gives a table."""
 
     parameters: Mapping[str, str]
 
     def named(self, what: str) -> list[str]:
-        """The parameters of which this is said, in the order of the network."""
+        """The parameters of one category, in the order of the network."""
         return [name for name, said in self.parameters.items() if said == what]
 
     def summary(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Audit:
         return {**counted, **{what: self.named(what) for what in (EXCLUDED, UNUSED)}}
 
     def check(self) -> None:
-        """Raise UserError naming the layers whose weights would stay float without a word."""
+        """Raise UserError naming the layers whose weights would silently stay float."""
         found = []
         for what, why in _REFUSED.items():
             layers = list(dict.fromkeys(_owner(name) or name for name in self.named(what)))
@@ -67,11 +67,11 @@ class Audit:
 
 
 def audit(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = ()) -> Audit:
-    """Print what becomes of each parameter of a network that is quantized, and return it.
+    """Print the category of each parameter of a network that is quantized; return the audit.
 
     inputs: a batch of two or more, as the model takes it; a tuple is several arguments, a dict named ones.
-    exclude: as for `attach`. The model and the random state stay as they are. Raises UserError as `attach` does; for
-    what the table shows to be wrong, the result's `check()` does.
+    exclude: as for `attach`. The model and the random state stay as they are. Raises UserError as `attach` does;
+    `check()` of the result raises it for layers that the table shows to be wrong.
     """
     found = probe(model, inputs, exclude)
     print(found)
@@ -108,7 +108,7 @@ def probe(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = ()) -> A
 
 
 def _of_layer(weight: int, called: set[int], elsewhere: set[int], seen: Seen) -> str:
-    """What is said of the weight of a quantized layer.
+    """The category of the weight of a quantized layer.
 
     called: the weights, by id, of all layers that were called. elsewhere: those that other modules, such as an
     embedding, have as well.
@@ -119,7 +119,7 @@ def _of_layer(weight: int, called: set[int], elsewhere: set[int], seen: Seen) ->
 
 
 def _of_others(parameter: nn.Parameter, called: set[int], seen: Seen) -> str:
-    """What is said of any other parameter. One that is not trained may be used without a gradient."""
+    """The category of any other parameter. One that is not trained may be used without a gradient."""
     if id(parameter) in seen.multiplied and id(parameter) not in called:
         return OWN
     return FLOAT if id(parameter) in seen.reached or not parameter.requires_grad else UNUSED
@@ -127,7 +127,7 @@ def _of_others(parameter: nn.Parameter, called: set[int], seen: Seen) -> str:
 
 @contextmanager
 def _numbers_kept(model: nn.Module) -> Iterator[None]:
-    """Leaves the random state as it is; gradients are on and nothing is cast."""
+    """Enables gradients, disables autocast, and restores the random state afterwards."""
     devices = {parameter.device for parameter in model.parameters()}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))

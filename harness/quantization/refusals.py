@@ -1,4 +1,4 @@
-"""Layers that a weight quantizer cannot serve, each refused with what to do."""
+"""Layers that a weight quantizer does not support. Each error says what to do."""
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -18,11 +18,11 @@ _REFUSED = (
     nn.RNNCellBase,
     nn.Bilinear,
 )
-#: What a subclass may not replace: the quantized forward would lose it.
+#: Methods that a subclass must not override: the quantized forward pass would not call them.
 _FORWARDS = ("forward", "_conv_forward")
 #: Classes whose forward computes what their base class computes.
 _SAME_FORWARD = {("timm.layers.linear", "Linear")}
-#: What computes a weight in a forward pre-hook, and how to make it a parameter again.
+#: Forward pre-hooks that compute a weight, and the call that makes it a parameter again.
 _UNDO = {
     "WeightNorm": "torch.nn.utils.remove_weight_norm(layer)",
     "SpectralNorm": "torch.nn.utils.remove_spectral_norm(layer)",

@@ -72,7 +72,7 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 def _enter(
     forward: Callable[..., Any], name: str, seen: Seen, operations: "_Operations", *args: Any, **more: Any
 ) -> Any:
-    """A layer's forward pass, in place of `forward`. What comes out is an activation, also of a constant."""
+    """A layer's forward pass, in place of `forward`. Its output counts as an activation, even for a constant input."""
     seen.entered.add(name)
     operations.inside += 1
     try:
@@ -92,16 +92,16 @@ class _Operations(TorchDispatchMode):
 
     def __init__(self, parameters: Iterable[nn.Parameter], inputs: Any, multiplied: set[int]) -> None:
         super().__init__()
-        self.inside = 0  # of how many quantized layers
+        self.inside = 0  # the number of quantized layers being called
         self._multiplied = multiplied
         self._origins: dict[int, frozenset[int] | None] = {}
-        self._held: list[Any] = []  # or another tensor could get the storage's address
+        self._held: list[Any] = []  # keeps the storages, whose addresses would be used again
         for parameter in parameters:
             self.mark([parameter], frozenset([id(parameter)]))
         self.mark(tensors(inputs), None)
 
     def mark(self, found: Iterable[Tensor], origin: frozenset[int] | None) -> None:
-        """Say what tensors come from."""
+        """Record the origin of tensors."""
         for tensor in found:
             self._origins[_address(tensor)] = origin
             if origin:
@@ -130,8 +130,8 @@ def _operands(operation: Any) -> tuple[int, ...]:
 
 
 def _address(tensor: Tensor) -> int:
-    """What tensors that share memory have in common."""
+    """A key that is the same for tensors that share memory."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, and tensors without memory of their own
+    except (NotImplementedError, RuntimeError):  # sparse tensors, and those without memory
         return id(tensor)

@@ -1,7 +1,8 @@
 """A loss, weight or gradient that is not finite ends the run, and the message names the layers.
 
-On a CPU the loss is looked at in each step, before anything spreads; a GPU would have to be waited for, so there it is
-the loss of the epoch. Weights and gradients are looked at when an epoch ends, and when a loss is not finite.
+On a CPU the loss is checked at each step, before non-finite values spread. On a GPU that would cost a synchronisation
+per step, so there the loss of the epoch is checked. Weights and gradients are checked when an epoch ends, and when a
+loss is not finite.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-#: As many layers are named.
+#: The largest number of layers that a message names.
 _NAMED = 3
 
 
@@ -26,13 +27,13 @@ def check_loss(loss: float, when: str, model: nn.Module) -> None:
 
 
 def check_weights(when: str, model: nn.Module) -> None:
-    """Raise TrainingError where a weight or a gradient is not finite. One pass over both; waits for the device once."""
+    """Raise TrainingError where a weight or a gradient is not finite. One pass over both, one synchronisation."""
     tensors = [
         each.detach() for parameter in model.parameters() for each in (parameter, parameter.grad) if each is not None
     ]
     if _finite(torch.stack([each.sum() for each in tensors])):
         return
-    if found := not_finite(model):  # otherwise a sum alone was too large
+    if found := not_finite(model):  # otherwise only a sum overflowed
         raise TrainingError(f"after {when}: {found}")
 
 

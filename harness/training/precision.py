@@ -32,7 +32,7 @@ def choose_precision(
 ) -> str:
     """ "fp32" or "bf16", for training on batches of images (C, H, W); see above for "auto".
 
-    The model stays as it is, and so does the random state.
+    Changes neither the model nor the random state.
     """
     if device.type == "cuda":
         capable = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -57,7 +57,7 @@ def multiplies_bf16() -> bool:
 def _capabilities() -> Mapping[str, Any]:
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
-    # An earlier torch tells for x86 alone.
+    # Older versions of torch report this for x86 only.
     return {"amx_tile": torch.cpu._is_amx_tile_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
