@@ -159,7 +159,7 @@ def test_a_group_for_each_model(tmp_path: Path) -> None:
     assert [len(group.finals) for group in groups] == [3, 3]
 
 
-def test_a_group_is_named_by_its_models_knobs_only_where_the_name_is_not_enough(tmp_path: Path) -> None:
+def test_a_group_is_named_by_its_models_settings_only_where_the_name_is_not_enough(tmp_path: Path) -> None:
     sweep = SweepWriter(tmp_path)
     for model in ({"name": "mlp5", "width": 64}, {"name": "mlp5", "width": 128}, {"name": "vit_tiny", "width": 32}):
         sweep.add("ste", 2, grid={"target_bit": 2, "model": model}, model=model, tag=str(model["width"]))

@@ -35,7 +35,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def models(tiny: bool) -> dict[str, dict[str, Any]]:
-    """Model knobs by name."""
+    """Settings of the models, by name."""
     return TINY if tiny else MODELS
 
 
@@ -77,7 +77,7 @@ def make_session(
 ) -> Session:
     """The product's own session, but for its data: so many random images (C, H, W) in memory."""
 
-    def in_memory(knobs: Any, seed: int, device: torch.device | str) -> Dataset:
+    def in_memory(options: Any, seed: int, device: torch.device | str) -> Dataset:
         return Dataset(
             train=random_split(train, seed=1, shape=shape).to(device),
             val=random_split(val, seed=2, shape=shape).to(device),

@@ -39,8 +39,8 @@ def five_float_passes(session: Session) -> None:
 def case(name: str, device: str, tiny: bool) -> Row:
     """The row of one network."""
     clock = Clock()
-    model, knobs, images, rounds = CASES[name]
-    config = configure(models(tiny)[model] | ({} if tiny else knobs), bits=BITS, device=device)
+    model, options, images, rounds = CASES[name]
+    config = configure(models(tiny)[model] | ({} if tiny else options), bits=BITS, device=device)
     session = make_session(config, train=256, val=32 if tiny else images)
     works = {"all": lambda: five_bit_widths(session), "float": lambda: five_float_passes(session)}
     times = in_turn(works, 1 if tiny else rounds, warmup=1, device=device)

@@ -67,8 +67,8 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
 class PaperLoop:
     """One step a call."""
 
-    def __init__(self, knobs: dict[str, Any], images: int, batch: int) -> None:
-        self.model: nn.Module = build_model(component("model", knobs), (3, 32, 32), 10, seed=0)
+    def __init__(self, options: dict[str, Any], images: int, batch: int) -> None:
+        self.model: nn.Module = build_model(component("model", options), (3, 32, 32), 10, seed=0)
         self.regularizer = NaiveRegularizer(self.model, BITS, STRENGTH)
         self.optimizer = torch.optim.Adam(self.model.parameters())
         loader = DataLoader(Pictures(images), batch, shuffle=True, num_workers=0, drop_last=True)
@@ -86,11 +86,11 @@ class PaperLoop:
 
 
 def against_it(
-    knobs: dict[str, Any], images: int, batch: int, rounds: int, repeat: int
+    options: dict[str, Any], images: int, batch: int, rounds: int, repeat: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """How many times faster the product steps, and the rest of what was found."""
-    session = make_session(configure(knobs, "oscillation", batch), train=images)
-    loops: dict[str, Callable[[], object]] = {"paper": PaperLoop(knobs, images, batch), "product": Loop(session)}
+    session = make_session(configure(options, "oscillation", batch), train=images)
+    loops: dict[str, Callable[[], object]] = {"paper": PaperLoop(options, images, batch), "product": Loop(session)}
     # The product's first steps compile; the reference's first ones only touch memory.
     times = in_turn(loops, rounds, warmup=2, repeat=repeat)
     return compared(times, "paper", "product"), settings(session)

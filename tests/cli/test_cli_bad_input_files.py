@@ -167,7 +167,7 @@ COMMANDS: dict[str, tuple[Edits | str, list[str], list[str]]] = {
     "no run": ({"cells/0/grid/target_bit": []}, [], ["leaves no run at all"]),
     "set": ({}, ["--set", "foo"], ["--set 'foo'"]),
     "profile": ({}, ["--profile", "p.yaml"], ["--profile is for --cluster slurm, not local"]),
-    "knob": ({"cells/0/methods": [{"name": "lsq", "levls": "full"}]}, [], ["levls", "did you mean 'levels'"]),
+    "setting": ({"cells/0/methods": [{"name": "lsq", "levls": "full"}]}, [], ["levls", "did you mean 'levels'"]),
     "data root": ({"base/data": {"name": "image_folder", "root": "nowhere"}}, [], ["nothing is at nowhere"]),
 }
 

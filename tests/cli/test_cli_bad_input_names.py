@@ -198,7 +198,7 @@ RANGES = {
     "whole numbers": ({RATE: {"low": 1.5, "high": 3, "kind": "int"}}, ["kind int wants whole ends, not 1.5 and 3"]),
     "half a range": ({RATE: {"low": 1}}, ["learning_rate.high: missing"]),
     "not a number": ({RATE: {"low": math.nan, "high": 1}}, ["learning_rate.low: nan", "finite"]),
-    "outside the knob": ({RATE: {"low": -1, "high": 1}}, ["train.learning_rate: -1.0", "greater than 0"]),
+    "outside the setting": ({RATE: {"low": -1, "high": 1}}, ["train.learning_rate: -1.0", "greater than 0"]),
 }
 
 

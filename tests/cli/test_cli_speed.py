@@ -72,7 +72,7 @@ MISTAKES = {
     "YAML": "name: [a\n",
     "duplicate key": "name: a\nname: b\n",
     "unknown key": edited({"sampller": "tpe"}),
-    "unknown training knob": edited({"base/train/epohs": 3}),
+    "unknown training setting": edited({"base/train/epohs": 3}),
     "method": edited({"cells/0/methods": "sta"}),
     "model": edited({"base/model/name": "mlp"}),
     "data set": edited({"base/data/name": "digit"}),

@@ -35,9 +35,9 @@ MODELS: dict[str, dict[str, Any]] = {
 STEPS_AN_EPOCH = 3
 
 
-def config(method: str, device: str = "cpu", model: str | None = None, **knobs: Any) -> RunConfig:
+def config(method: str, device: str = "cpu", model: str | None = None, **settings: Any) -> RunConfig:
     """Two epochs of three steps on digits; model: the first that the method fits, unless named."""
-    entry = {**find(method).tiny_config().model_dump(), "name": method, **knobs}
+    entry = {**find(method).tiny_config().model_dump(), "name": method, **settings}
     return complete(
         {
             "methods": [entry],

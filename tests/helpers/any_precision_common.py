@@ -33,14 +33,16 @@ def network() -> nn.Sequential:
     ).double()
 
 
-def method(target: int = 3, exclude: tuple[str, ...] = (), granularity: Any = "tensor", **knobs: Any) -> AnyPrecision:
+def method(
+    target: int = 3, exclude: tuple[str, ...] = (), granularity: Any = "tensor", **settings: Any
+) -> AnyPrecision:
     quantizer = QuantizerConfig(granularity=granularity)
     context = Context(target_bit=target, exclude=exclude, quantizer=quantizer)
-    return AnyPrecision(AnyPrecision.Config(**knobs), context)
+    return AnyPrecision(AnyPrecision.Config(**settings), context)
 
 
-def prepared(model: nn.Module, target: int = 3, **knobs: Any) -> AnyPrecision:
-    own = method(target, **knobs)
+def prepared(model: nn.Module, target: int = 3, **settings: Any) -> AnyPrecision:
+    own = method(target, **settings)
     own.prepare(model, NO_DATA)
     return own
 

@@ -20,8 +20,8 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 
 
-def prepared(model: nn.Module, bits: int = 2, context: dict[str, Any] | None = None, **knobs: Any) -> Any:
-    method = AllowingOscillation(AllowingOscillation.Config(**knobs), Context(target_bit=bits, **(context or {})))
+def prepared(model: nn.Module, bits: int = 2, context: dict[str, Any] | None = None, **settings: Any) -> Any:
+    method = AllowingOscillation(AllowingOscillation.Config(**settings), Context(target_bit=bits, **(context or {})))
     method.prepare(model, NO_DATA)
     return method
 
@@ -32,13 +32,13 @@ def quantizers(model: nn.Module) -> list[Any]:
 
 def session_of(methods: Sequence[Any], epochs: int = 5, bits: int = 3, **more: Any) -> Session:
     """Steps on digits with 3 an epoch, unless told otherwise."""
-    knobs = {"epochs": epochs, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32", **more.pop("train", {})}
+    settings = {"epochs": epochs, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32", **more.pop("train", {})}
     raw: dict[str, Any] = {
         "methods": list(methods),
         "target_bit": bits,
         "model": {"name": "mlp5", "width": 16, "depth": 3},
         "data": {"name": "digits", "train_fraction": 0.1},
-        "train": knobs,
+        "train": settings,
         "deploy": {"bits": [2, 3, 4], "scale": "keep_range"},
         "runtime": {"device": "cpu", "wandb": "off", "threads": 1},
     }

@@ -23,23 +23,25 @@ OPTIMIZERS = [
 ]
 
 
-def cga(context: Context | None = None, **knobs: Any) -> ConfidenceGuidedAnnealing:
+def cga(context: Context | None = None, **settings: Any) -> ConfidenceGuidedAnnealing:
     return ConfidenceGuidedAnnealing(
-        ConfidenceGuidedAnnealing.Config(**{"start": 0.0, **knobs}), context or Context(target_bit=3)
+        ConfidenceGuidedAnnealing.Config(**{"start": 0.0, **settings}), context or Context(target_bit=3)
     )
 
 
-def prepared(model: nn.Module, **knobs: Any) -> ConfidenceGuidedAnnealing:
-    method = cga(**knobs)
+def prepared(model: nn.Module, **settings: Any) -> ConfidenceGuidedAnnealing:
+    method = cga(**settings)
     method.prepare(model, NO_DATA)
     method.prepared(model)
     return method
 
 
-def session_of(below: list[Any], epochs: int = 2, batch_size: int = 40, optimizer: Any = None, **knobs: Any) -> Session:
+def session_of(
+    below: list[Any], epochs: int = 2, batch_size: int = 40, optimizer: Any = None, **settings: Any
+) -> Session:
     """[*below, cga] on digits."""
     training = {"epochs": epochs, "batch_size": batch_size, "precision": "fp32", **(optimizer or OPTIMIZERS[0])}
-    return build(run_config([*below, {"name": "cga", **knobs}], train=training))
+    return build(run_config([*below, {"name": "cga", **settings}], train=training))
 
 
 def steps(session: Session) -> Any:

@@ -25,9 +25,9 @@ def logs(count: int = 16, seed: int = 0, size: float = 1.0) -> Tensor:
     return size * torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def shaped(bits: int, weight: Tensor, seed: int = 0, size: float = 1.0, **knobs: Any) -> CompandingQuantizer:
+def shaped(bits: int, weight: Tensor, seed: int = 0, size: float = 1.0, **settings: Any) -> CompandingQuantizer:
     """Fitted to a weight, with a random curve; in the weight's precision."""
-    quantizer = CompandingQuantizer(bits, **knobs).fit(weight)
+    quantizer = CompandingQuantizer(bits, **settings).fit(weight)
     if quantizer.log_slopes is not None:
         quantizer.log_slopes = nn.Parameter(logs(quantizer.intervals, seed, size).to(weight.dtype))
     return quantizer.to(weight.dtype)

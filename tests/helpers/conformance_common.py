@@ -22,13 +22,15 @@ def fitting(method: str, models: Mapping[str, dict[str, Any]]) -> list[str]:
     """The models, by name, that have what the method requires; in their order."""
     required = find(method).requires
     return [
-        name for name, knobs in models.items() if not required or not lacking(_network(json.dumps(knobs)), required)
+        name
+        for name, settings in models.items()
+        if not required or not lacking(_network(json.dumps(settings)), required)
     ]
 
 
 @cache
-def _network(knobs: str) -> nn.Module:
-    return build_model(component("model", json.loads(knobs)), DIGITS, 10, seed=0)
+def _network(settings: str) -> nn.Module:
+    return build_model(component("model", json.loads(settings)), DIGITS, 10, seed=0)
 
 
 def pairs(methods: list[str], models: Mapping[str, dict[str, Any]]) -> list[Any]:

@@ -16,7 +16,7 @@ from harness.methods.qkr import QueryKeyReparametrization
 from harness.models import build_model
 
 WIDTH, TOKENS = 12, 4
-#: Heads, their features for queries and keys where not WIDTH / heads, and timm's other knobs of ViT's attention.
+#: Heads, their features for queries and keys where not WIDTH / heads, and timm's other settings of ViT's attention.
 VITS: list[dict[str, Any]] = [
     {"num_heads": 2},
     {"num_heads": 3, "dim_out": 7},
@@ -26,20 +26,20 @@ TINY_VITS: list[dict[str, Any]] = [
     {"num_heads": 2, "key_dim": 6, "attn_ratio": 1},
     {"num_heads": 3, "key_dim": 4, "attn_ratio": 2},
 ]
-ATTENTIONS = [*(("vit", knobs) for knobs in VITS), *(("tiny_vit", knobs) for knobs in TINY_VITS)]
-each_attention = pytest.mark.parametrize(("kind", "knobs"), ATTENTIONS, ids=str)
+ATTENTIONS = [*(("vit", settings) for settings in VITS), *(("tiny_vit", settings) for settings in TINY_VITS)]
+each_attention = pytest.mark.parametrize(("kind", "settings"), ATTENTIONS, ids=str)
 
 
 class Holder(nn.Module):
     """A model of one attention, in float64, all of its numbers random: biases of zero would hide a mistake."""
 
-    def __init__(self, kind: str, knobs: dict[str, Any]) -> None:
+    def __init__(self, kind: str, settings: dict[str, Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
         if kind == "vit":
-            self.attn: Any = Attention(WIDTH, qkv_bias=True, **knobs)
+            self.attn: Any = Attention(WIDTH, qkv_bias=True, **settings)
         else:
-            self.attn = TinyVitAttention(WIDTH, resolution=(2, 2), **knobs)
+            self.attn = TinyVitAttention(WIDTH, resolution=(2, 2), **settings)
         self.double()
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5)
@@ -88,12 +88,12 @@ def joined(model: nn.Module, exclude: tuple[str, ...] = ()) -> Any:
     return model
 
 
-def vit(**knobs: Any) -> dict[str, Any]:
-    return {"name": "vit_tiny", "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0, **knobs}
+def vit(**settings: Any) -> dict[str, Any]:
+    return {"name": "vit_tiny", "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0, **settings}
 
 
-def network(name: str, **knobs: Any) -> nn.Module:
-    model = build_model(registry.load("model", name).Config(name=name, **knobs), (3, 32, 32), 5, seed=0)
+def network(name: str, **settings: Any) -> nn.Module:
+    model = build_model(registry.load("model", name).Config(name=name, **settings), (3, 32, 32), 5, seed=0)
     torch.manual_seed(0)
     with torch.no_grad():
         for key, parameter in model.named_parameters():

@@ -61,18 +61,18 @@ def move(model: nn.Module, step: int) -> None:
 
 @HERE
 @pytest.mark.parametrize(
-    ("quantized", "knobs"), [((), None), (("1", "2"), None), ((), CLIPPED), ((), CHANNEL)], ids=str
+    ("quantized", "settings"), [((), None), (("1", "2"), None), ((), CLIPPED), ((), CHANNEL)], ids=str
 )
-def test_the_tracker_counts_the_same(quantized: tuple[str, ...], knobs: QuantizerConfig | None) -> None:
+def test_the_tracker_counts_the_same(quantized: tuple[str, ...], settings: QuantizerConfig | None) -> None:
     model = network(quantized)
-    fast, plain = (OscillationTracker(model, 3, knobs, fused=fused) for fused in (True, False))
+    fast, plain = (OscillationTracker(model, 3, settings, fused=fused) for fused in (True, False))
     left, left_by_plain = left_over(fast, "update"), left_over(plain, "update")
     assert type(fast._pass).__name__ == "_TrackerInTriton"
     for step in range(8):
         move(model, step)
         fast.update()
         plain.update()
-    assert left == [5 if knobs is CHANNEL else 0] * 8
+    assert left == [5 if settings is CHANNEL else 0] * 8
     assert left_by_plain == [5] * 8
     for name, state in plain.state_dict().items():
         for field, expected in state.items():
@@ -84,15 +84,15 @@ def test_the_tracker_counts_the_same(quantized: tuple[str, ...], knobs: Quantize
 @HERE
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
 def test_the_regularizer_has_the_same_gradient(scale_gradient: Literal["graph", "detached"]) -> None:
-    for knobs, bits in ((QuantizerConfig(), 2), (QuantizerConfig(), 8), (CLIPPED, 2), (CLIPPED, 4), (CHANNEL, 3)):
+    for settings, bits in ((QuantizerConfig(), 2), (QuantizerConfig(), 8), (CLIPPED, 2), (CLIPPED, 4), (CHANNEL, 3)):
         model, found = network(), []
         for fused in (True, False):
-            regularizer = OscillationRegularizer(model, bits, 30.0, knobs, scale_gradient, fused=fused)
+            regularizer = OscillationRegularizer(model, bits, 30.0, settings, scale_gradient, fused=fused)
             for weight in weights(model):
                 weight.grad = torch.full_like(weight, 2.0**-20)  # added to, and little enough to hide no difference
             left = left_over(regularizer, "add_gradient")
             value = regularizer.add_gradient()
-            assert left == [0 if fused and knobs is not CHANNEL else 5]
+            assert left == [0 if fused and settings is not CHANNEL else 5]
             found.append((float(value), [weight.grad for weight in weights(model)]))
         (fast, gradients), (plain, expected) = found
         assert fast == pytest.approx(plain, rel=1e-5)
@@ -108,11 +108,11 @@ def test_the_regularizer_has_the_same_gradient(scale_gradient: Literal["graph", 
 
 @HERE
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
-@pytest.mark.parametrize("knobs", [QuantizerConfig(), CLIPPED], ids=["max", "mse"])
-def test_fake_quantization_is_the_same(knobs: QuantizerConfig, scale_gradient: Literal["graph", "detached"]) -> None:
+@pytest.mark.parametrize("settings", [QuantizerConfig(), CLIPPED], ids=["max", "mse"])
+def test_fake_quantization_is_the_same(settings: QuantizerConfig, scale_gradient: Literal["graph", "detached"]) -> None:
     for bits in (2, 8):
         for weight in weights(network()):
-            quantizer = make_quantizer(knobs, bits, scale_gradient).fit(weight)
+            quantizer = make_quantizer(settings, bits, scale_gradient).fit(weight)
             results = []
             gradient = torch.randn(weight.shape).to(weight)
             for fused in (True, False):

@@ -22,7 +22,7 @@ from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, WeightQuanti
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
-KNOBS = [QuantizerConfig(granularity=g, range=r) for g in ("tensor", "channel") for r in ("max", "mse")]
+SETTINGS = [QuantizerConfig(granularity=g, range=r) for g in ("tensor", "channel") for r in ("max", "mse")]
 
 
 def network(seed: int = 0, channels_last: bool = False) -> nn.Module:
@@ -46,11 +46,11 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("bits", [2, 3, 6])
-def test_regularizer(bits: int, knobs: QuantizerConfig, scale_gradient: str, channels_last: bool) -> None:
+def test_regularizer(bits: int, settings: QuantizerConfig, scale_gradient: str, channels_last: bool) -> None:
     model = network(bits, channels_last)
-    regularizer = OscillationRegularizer(model, bits, 3.0, knobs, scale_gradient)  # type: ignore[arg-type]
+    regularizer = OscillationRegularizer(model, bits, 3.0, settings, scale_gradient)  # type: ignore[arg-type]
     left = left_over(regularizer, "add_gradient")
     for weight in weights(model):
         weight.grad = torch.ones_like(weight)
@@ -58,7 +58,7 @@ def test_regularizer(bits: int, knobs: QuantizerConfig, scale_gradient: str, cha
     assert left == [0], "the pass serves each layer"
     for weight, (_, quantizer) in zip(weights(model), regularizer._quantizers.values(), strict=True):
         ratios = quantizer.ratio if isinstance(quantizer, ClippedQuantizer) else None
-        options = {"per_channel": knobs.granularity == "channel", "ratios": ratios}
+        options = {"per_channel": settings.granularity == "channel", "ratios": ratios}
         expected_value, expected = plain_gradient(
             weight.detach(), bits, 3.0, detached=scale_gradient == "detached", **options
         )
@@ -77,8 +77,8 @@ def test_regularizer_on_ties_and_zeros(channel: bool) -> None:
         model[0].weight.clamp_(-0.05, 0.05)  # type: ignore[operator, union-attr]
         model[1].weight.zero_()  # type: ignore[operator, union-attr]
         model[3].weight[3].zero_()  # type: ignore[index, union-attr]
-    knobs = QuantizerConfig(granularity="channel" if channel else "tensor")
-    OscillationRegularizer(model, 2, 3.0, knobs).add_gradient()
+    settings = QuantizerConfig(granularity="channel" if channel else "tensor")
+    OscillationRegularizer(model, 2, 3.0, settings).add_gradient()
     for weight in weights(model):
         assert weight.grad is not None
         _, expected = plain_gradient(weight.detach().double(), 2, 3.0, per_channel=channel)
@@ -97,19 +97,19 @@ def test_threads_change_nothing(threads: None) -> None:
             assert torch.equal(one, same)  # type: ignore[arg-type]
 
 
-def quantizer_of(knobs: QuantizerConfig, weight: Tensor, scale_gradient: str, fused: bool) -> MaxAbsQuantizer:
-    return make_quantizer(knobs, 3, scale_gradient, fused).fit(weight)  # type: ignore[arg-type]
+def quantizer_of(settings: QuantizerConfig, weight: Tensor, scale_gradient: str, fused: bool) -> MaxAbsQuantizer:
+    return make_quantizer(settings, 3, scale_gradient, fused).fit(weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
-def test_fake_quantization(knobs: QuantizerConfig, scale_gradient: str, channels_last: bool) -> None:
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_fake_quantization(settings: QuantizerConfig, scale_gradient: str, channels_last: bool) -> None:
     for weight in weights(network(3, channels_last)):
         upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         results = []
         for fused in (True, False):
-            quantized = quantizer_of(knobs, weight, scale_gradient, fused)(weight)
+            quantized = quantizer_of(settings, weight, scale_gradient, fused)(weight)
             (gradient,) = torch.autograd.grad((quantized * upstream).sum(), weight)
             results.append((quantized.detach(), gradient))
         assert torch.equal(results[0][0], results[1][0]), "the same operations"
@@ -119,8 +119,8 @@ def test_fake_quantization(knobs: QuantizerConfig, scale_gradient: str, channels
 
 def test_fake_quantization_of_zeros_and_of_another_layout() -> None:
     weight = torch.zeros(3, 40).index_fill_(0, torch.tensor([1]), 2.0).requires_grad_()
-    for knobs in KNOBS:
-        quantizer = quantizer_of(knobs, weight, "graph", fused=True)
+    for settings in SETTINGS:
+        quantizer = quantizer_of(settings, weight, "graph", fused=True)
         (gradient,) = torch.autograd.grad(quantizer(weight).sum(), weight)
         (expected,) = torch.autograd.grad(quantizer.plain(weight).sum(), weight)
         torch.testing.assert_close(gradient, expected)
@@ -192,19 +192,19 @@ class Odd(WeightQuantizer):
 def pair(kind: str, channels_last: bool = False) -> tuple[nn.Module, OscillationTracker, OscillationTracker]:
     """A network, a tracker by native passes, and one by plain operations."""
     model = network(channels_last=channels_last)
-    knobs = KNOBS[int(kind)] if kind.isdigit() else None
+    settings = SETTINGS[int(kind)] if kind.isdigit() else None
     if kind == "lsq":
         attach(model, weight_quantizer=lambda layer: LSQQuantizer(3, kind="full").fit(layer.weight))
     if kind == "odd":
         attach(model, weight_quantizer=lambda layer: Odd(2))
     if kind == "double":
         model = model.double()
-    trackers = [OscillationTracker(model, 3, knobs, momentum=0.05, fused=fused) for fused in (True, False)]
+    trackers = [OscillationTracker(model, 3, settings, momentum=0.05, fused=fused) for fused in (True, False)]
     return model, trackers[0], trackers[1]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("kind", [*map(str, range(len(KNOBS))), "lsq", "odd", "double"])
+@pytest.mark.parametrize("kind", [*map(str, range(len(SETTINGS))), "lsq", "odd", "double"])
 def test_tracker_to_the_last_bit(kind: str, channels_last: bool) -> None:
     model, native_tracker, plain = pair(kind, channels_last)
     left = left_over(native_tracker, "update")
@@ -282,12 +282,12 @@ def test_nowhere_to_keep_it_is_reported(kept: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("scale_gradient", ["graph", "detached"])
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_weight_that_is_not_finite_shows_as_by_plain_operations(
-    knobs: QuantizerConfig, scale_gradient: str, value: float
+    settings: QuantizerConfig, scale_gradient: str, value: float
 ) -> None:
     for place, source in enumerate(weights(network())):
-        quantizer = make_quantizer(knobs, 3, scale_gradient).fit(source)  # type: ignore[arg-type]
+        quantizer = make_quantizer(settings, 3, scale_gradient).fit(source)  # type: ignore[arg-type]
         made: list[tuple[Tensor, Tensor]] = []
         for fused in (True, False):
             weight = source.detach().clone()
@@ -305,12 +305,12 @@ def test_a_weight_that_is_not_finite_shows_as_by_plain_operations(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
-def test_the_regularizer_shows_a_weight_that_is_not_finite(knobs: QuantizerConfig, value: float) -> None:
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_regularizer_shows_a_weight_that_is_not_finite(settings: QuantizerConfig, value: float) -> None:
     gradients = []
     for fused in (True, False):
         model = network()
-        regularizer = OscillationRegularizer(model, 3, 1.0, knobs, fused=fused)
+        regularizer = OscillationRegularizer(model, 3, 1.0, settings, fused=fused)
         with torch.no_grad():
             for weight in weights(model):
                 weight.view(-1)[weight.numel() // 2] = value

@@ -33,7 +33,7 @@ from harness.training.loop import step, train
 
 
 @pytest.mark.parametrize(
-    ("target", "knobs", "widths"),
+    ("target", "settings", "widths"),
     [
         (3, {}, ("float", 8, 4, 3, 2)),
         (8, {}, ("float", 8, 4, 2)),
@@ -42,9 +42,9 @@ from harness.training.loop import step, train
         (5, {"bits": (), "include_float": False}, (5,)),
     ],
 )
-def test_passes_from_the_highest_precision_down(target: int, knobs: Any, widths: tuple[Bits, ...]) -> None:
+def test_passes_from_the_highest_precision_down(target: int, settings: Any, widths: tuple[Bits, ...]) -> None:
     model, seen = network(), []
-    own = prepared(model, target, **knobs)
+    own = prepared(model, target, **settings)
 
     def noted(images: Tensor) -> Tensor:
         seen.append(next(iter(switched(model).values())).switch.active)

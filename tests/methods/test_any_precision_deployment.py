@@ -29,11 +29,11 @@ from harness.training import checkpoint
 from harness.training.loop import train
 
 
-@pytest.mark.parametrize("knobs", [RESNET, VIT], ids=["resnet18", "vit_tiny"])
-def test_bit_widths_share_all_but_norms_and_rounding(knobs: dict[str, Any]) -> None:
-    train_knobs = {"epochs": 1, "batch_size": 40, "learning_rate": 1e-2, "precision": "fp32"}
-    session = session_of([{"name": "any_precision", "bits": [2, 4]}], knobs, train=train_knobs)
-    plain = session_of(["none"], knobs)
+@pytest.mark.parametrize("settings", [RESNET, VIT], ids=["resnet18", "vit_tiny"])
+def test_bit_widths_share_all_but_norms_and_rounding(settings: dict[str, Any]) -> None:
+    train_settings = {"epochs": 1, "batch_size": 40, "learning_rate": 1e-2, "precision": "fp32"}
+    session = session_of([{"name": "any_precision", "bits": [2, 4]}], settings, train=train_settings)
+    plain = session_of(["none"], settings)
     names = {n for n, layer in plain.model.named_modules() if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm)}
     assert set(switched(session.model)) == names
     train(session, lambda metrics: None)

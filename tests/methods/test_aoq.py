@@ -41,7 +41,7 @@ def test_the_grid_shrinks_at_the_epochs_of_the_released_code(steps_an_epoch: int
     assert seen[5 * steps_an_epoch - 1] == 1 > seen[5 * steps_an_epoch]
 
 
-def test_knobs_of_the_schedule() -> None:
+def test_settings_of_the_schedule() -> None:
     method = prepared(network(), explore=0.5, settle=0.5, shrink_to=0.2, updates=2)
     assert [method.shrink_at(i, 8) for i in range(9)] == pytest.approx([1, 1, 0.6, 0.6, 0.2, 0.2, 0.2, 0.2, 0.2])
     at_once = prepared(network(), explore=0.0)

@@ -134,12 +134,12 @@ def test_learning_from_a_trained_network(tmp_path: Path) -> None:
 def test_resumed_equals_uninterrupted_across_stages_with_a_teacher(tmp_path: Path) -> None:
     """Three steps of stage 1, six of 2, six of 3, interrupted within and between them."""
     vit = {"name": "vit_tiny", "width": 8, "depth": 1, "heads": 2, "drop_path": 0.4}
-    knobs = {"name": "aoq", "teacher": "initial", "updates": 3, "pull": 0.5}
+    settings = {"name": "aoq", "teacher": "initial", "updates": 3, "pull": 0.5}
     states, lines = {}, {}
     for name, parts in (("whole", (99,)), ("parts", (2, 1, 4, 2, 99))):
         lines[name] = []
         for allowed in parts:
-            session = session_of([knobs], model=vit)
+            session = session_of([settings], model=vit)
             checkpoint.restore(tmp_path / f"{name}.pt", session)
             left = itertools.chain([False] * allowed, itertools.repeat(True))
             with suppress(Stopped):
@@ -164,10 +164,10 @@ def test_weights_oscillate_early_and_rest_late() -> None:
     .03 .06 .08 .04 in stage 1 (lsq: .01 to .02; with a = 1 throughout: .02), .001 at the end.
     """
     rates = {}
-    for name, knobs in {"lsq": {}, "aoq": {}, "wide": {"name": "aoq", "shrink_to": 1.0}}.items():
+    for name, settings in {"lsq": {}, "aoq": {}, "wide": {"name": "aoq", "shrink_to": 1.0}}.items():
         lines: list[dict[str, Any]] = []
         session = session_of(
-            [{"name": name, **knobs}],
+            [{"name": name, **settings}],
             20,
             2,
             model={"name": "mlp5", "width": 32, "depth": 3},

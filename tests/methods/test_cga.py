@@ -43,7 +43,7 @@ def test_who_is_held_by_hand() -> None:
     assert method.metrics() == {"cga/training_fraction": pytest.approx(6 / 16)}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda knobs: knobs["optimizer"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda settings: settings["optimizer"])
 @pytest.mark.parametrize("below", ["statsq", "lsq", "ste"])
 def test_held_weights_stay_to_the_last_bit_and_the_others_train(below: str, optimizer: dict[str, Any]) -> None:
     session = session_of([below], optimizer=optimizer, epochs=4, start=0.25, boundary=0.05)

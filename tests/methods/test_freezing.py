@@ -23,8 +23,8 @@ from harness.training.build import build
 from harness.training.loop import train
 
 
-def freezing(bits: int = 4, **knobs: Any) -> Freezing:
-    return Freezing(Freezing.Config(**knobs), Context(target_bit=bits))
+def freezing(bits: int = 4, **settings: Any) -> Freezing:
+    return Freezing(Freezing.Config(**settings), Context(target_bit=bits))
 
 
 def half_frozen(quantizer: WeightQuantizer, bits: int = 3, channel: bool = False) -> tuple[nn.Sequential, Any, Tensor]:
@@ -199,13 +199,14 @@ def test_the_step_keeps_the_options_that_its_method_gives_it() -> None:
 
 @pytest.mark.slow
 def test_fewer_weights_of_a_network_oscillate_with_dampening_and_with_freezing() -> None:
-    knobs = {"epochs": 15, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
+    settings = {"epochs": 15, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
     more = ["dampening", {"name": "freezing", "threshold": 0.02}]
     left = []
     for stack in (["ste"], ["ste", more[0]], ["ste", more[1]], ["ste", *more]):
         lines: list[dict[str, Any]] = []
         train(
-            build(run_config(stack, {"name": "mlp5", "width": 32}, train=knobs, data={"name": "digits"})), lines.append
+            build(run_config(stack, {"name": "mlp5", "width": 32}, train=settings, data={"name": "digits"})),
+            lines.append,
         )
         left.append(lines[-1]["osc/oscillating_fraction"])
     plain, dampened, frozen, both = left

@@ -36,8 +36,8 @@ def task_loss(model: nn.Module) -> Tensor:
     return functional.cross_entropy(model(inputs), labels)
 
 
-def prepared(model: nn.Module, context: Context = EVERY_STEP, **knobs: Any) -> GradientL1:
-    method = GradientL1(GradientL1.Config(**knobs), context)
+def prepared(model: nn.Module, context: Context = EVERY_STEP, **settings: Any) -> GradientL1:
+    method = GradientL1(GradientL1.Config(**settings), context)
     method.prepare(model, Calibration(lambda index: batch()))
     return method
 
@@ -54,11 +54,11 @@ def number(value: Tensor | float) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else value
 
 
-def session_of(methods: list[Any], epochs: int = 4, **knobs: Any) -> Session:
+def session_of(methods: list[Any], epochs: int = 4, **settings: Any) -> Session:
     return build(
         complete(
             {
-                "methods": [{"name": name, **(knobs if name == "gradient_l1" else {})} for name in methods],
+                "methods": [{"name": name, **(settings if name == "gradient_l1" else {})} for name in methods],
                 "target_bit": 3,
                 "model": {"name": "mlp5", "width": 24, "depth": 3},
                 "data": {"name": "digits", "train_fraction": 0.2},
@@ -178,11 +178,11 @@ def test_it_acts_in_the_last_epochs_alone() -> None:
 
 @pytest.mark.parametrize(("epochs", "last", "first"), [(100, 15, 86), (5, 2, 4), (5, 15, 1), (49, 48, 2), (7, 6, 2)])
 def test_no_epoch_before_it_acts_can_be_best(epochs: int, last: int, first: int) -> None:
-    knobs = session_of(["none"], epochs).config.train
+    settings = session_of(["none"], epochs).config.train
     for strength, wanted in ((1.0, first), (0.0, 1)):
         config = GradientL1.Config(strength=strength, last_epochs=last)
         method = GradientL1(config, Context(total_steps=7 * epochs, steps_per_epoch=7))
-        assert first_eligible_epoch(knobs, [method]) == wanted
+        assert first_eligible_epoch(settings, [method]) == wanted
 
 
 @pytest.mark.parametrize("order", [["satnl", "gradient_l1"], ["gradient_l1", "satnl"]])
@@ -221,11 +221,11 @@ def test_passes_that_do_not_train_are_not_kept(mode: str) -> None:
     assert not method._inputs + method._effective, "a step's graph must not outlive it"
 
 
-@pytest.mark.parametrize("knobs", [{}, {"activation_strength": 0.01}])
-def test_training_with_it_lowers_the_norm(knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"activation_strength": 0.01}])
+def test_training_with_it_lowers_the_norm(settings: dict[str, Any]) -> None:
     norms = []
     for strength in (0.0, 0.05):
-        session = session_of(["gradient_l1"], 8, strength=strength, **(knobs if strength else {}))
+        session = session_of(["gradient_l1"], 8, strength=strength, **(settings if strength else {}))
         train(session, lambda metrics: None)
         norms.append(norm_on_training_data(session))
     assert norms[1] < 0.5 * norms[0]

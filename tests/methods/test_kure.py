@@ -19,8 +19,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def prepared(model: nn.Module, exclude: tuple[str, ...] = (), **knobs: float) -> Kurtosis:
-    method = Kurtosis(Kurtosis.Config(**knobs), Context(exclude=exclude))
+def prepared(model: nn.Module, exclude: tuple[str, ...] = (), **settings: float) -> Kurtosis:
+    method = Kurtosis(Kurtosis.Config(**settings), Context(exclude=exclude))
     method.prepare(model, Calibration(lambda index: (torch.empty(0), torch.empty(0))))
     return method
 

@@ -19,9 +19,9 @@ from harness.training.loop import train
 from harness.training.session import Session
 
 
-def lcq(bits: int = 3, channel: bool = False, **knobs: Any) -> LearnedCompanding:
+def lcq(bits: int = 3, channel: bool = False, **settings: Any) -> LearnedCompanding:
     context = Context(target_bit=bits, quantizer=QuantizerConfig(granularity="channel" if channel else "tensor"))
-    return LearnedCompanding(LearnedCompanding.Config(**knobs), context)
+    return LearnedCompanding(LearnedCompanding.Config(**settings), context)
 
 
 def network() -> nn.Sequential:
@@ -80,9 +80,9 @@ def test_the_start_of_alpha_is_of_the_effective_weight(normalize: bool) -> None:
 
 def test_alpha_and_theta_have_rates_and_a_decay_of_their_own() -> None:
     for decay in (0.0, 0.02):
-        knobs = {"alpha_learning_rate": 0.5, "theta_learning_rate": 3.0, "weight_decay": decay}
+        settings = {"alpha_learning_rate": 0.5, "theta_learning_rate": 3.0, "weight_decay": decay}
         session = build(
-            run_config([{"name": "lcq", **knobs}], train={"epochs": 1, "batch_size": 40, "weight_decay": 0.1})
+            run_config([{"name": "lcq", **settings}], train={"epochs": 1, "batch_size": 40, "weight_decay": 0.1})
         )
         rate, by_id = session.config.train.learning_rate, {}
         for group in session.optimizer.param_groups:
@@ -122,9 +122,9 @@ def test_weights_ranges_and_curves_all_learn(model: dict[str, Any], channel: boo
 
 
 def test_levels_move_towards_zero() -> None:
-    knobs = {"epochs": 12, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
+    settings = {"epochs": 12, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
     method = {"name": "lcq", "theta_learning_rate": 5.0}
-    session, lines = trained([method], {"name": "mlp5", "width": 32}, train=knobs)
+    session, lines = trained([method], {"name": "mlp5", "width": 32}, train=settings)
     assert lines[-1]["lcq/slope_at_zero"] > 1.05
     assert lines[-1]["train/loss"] < 0.7 * lines[0]["train/loss"]
     for name, layer in attach(session.model).items():
@@ -146,8 +146,8 @@ def test_alpha_stays_positive() -> None:
     method.after_step(Step(0, 1, model))
     for quantizer in quantizers(model).values():
         assert quantizer.learned_range.flatten()[1:3].tolist() == pytest.approx([1e-5, 0.7])
-    knobs = {"name": "lcq", "alpha_learning_rate": 100.0, "theta_learning_rate": 100.0}
-    session, _ = trained([knobs], train={"epochs": 2, "batch_size": 40, "learning_rate": 0.1, "precision": "fp32"})
+    settings = {"name": "lcq", "alpha_learning_rate": 100.0, "theta_learning_rate": 100.0}
+    session, _ = trained([settings], train={"epochs": 2, "batch_size": 40, "learning_rate": 0.1, "precision": "fp32"})
     for quantizer in quantizers(session.model).values():
         assert float(quantizer.learned_range.detach().min()) >= 1e-5
 

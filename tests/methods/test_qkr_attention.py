@@ -61,8 +61,8 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @each_attention
-def test_the_same_as_attention_without_biases_of_queries_and_keys(kind: str, knobs: dict[str, Any]) -> None:
-    plain = Holder(kind, knobs)
+def test_the_same_as_attention_without_biases_of_queries_and_keys(kind: str, settings: dict[str, Any]) -> None:
+    plain = Holder(kind, settings)
     own = joined(copy.deepcopy(plain))
     zero_biases(plain.attn, 0, 1)
     close(own(tokens()), plain(tokens()))
@@ -70,8 +70,8 @@ def test_the_same_as_attention_without_biases_of_queries_and_keys(kind: str, kno
 
 
 @each_attention
-def test_a_bias_of_keys_does_not_matter_and_one_of_queries_does(kind: str, knobs: dict[str, Any]) -> None:
-    plain = Holder(kind, knobs)
+def test_a_bias_of_keys_does_not_matter_and_one_of_queries_does(kind: str, settings: dict[str, Any]) -> None:
+    plain = Holder(kind, settings)
     before = plain(tokens())
     zero_biases(plain.attn, 1)
     close(plain(tokens()), before)
@@ -82,8 +82,8 @@ def test_a_bias_of_keys_does_not_matter_and_one_of_queries_does(kind: str, knobs
 
 
 @each_attention
-def test_gradients_of_queries_and_keys_are_those_of_plain_attention(kind: str, knobs: dict[str, Any]) -> None:
-    plain = Holder(kind, knobs)
+def test_gradients_of_queries_and_keys_are_those_of_plain_attention(kind: str, settings: dict[str, Any]) -> None:
+    plain = Holder(kind, settings)
     zero_biases(plain.attn, 0, 1)
     own = joined(copy.deepcopy(plain))
     x, upstream = tokens(), torch.randn_like(plain(tokens()))
@@ -100,8 +100,8 @@ def test_gradients_of_queries_and_keys_are_those_of_plain_attention(kind: str, k
 
 
 @each_attention
-def test_the_effective_weight_stacks_one_product_a_head(kind: str, knobs: dict[str, Any]) -> None:
-    plain = Holder(kind, knobs)
+def test_the_effective_weight_stacks_one_product_a_head(kind: str, settings: dict[str, Any]) -> None:
+    plain = Holder(kind, settings)
     expected = products(plain.attn, plain.attn.qkv.weight.detach()).flatten(0, 1)
     heads, features = plain.attn.num_heads, len(rows(plain.attn)[0][0])
     qk = joined(plain).attn.qkv.qk
@@ -117,8 +117,8 @@ def quantizers() -> list[Any]:
 
 @pytest.mark.parametrize("quantizer", quantizers(), ids=lambda each: type(each).__name__ + str(each.per_channel))
 @each_attention
-def test_what_is_quantized_is_the_stack_of_products(kind: str, knobs: dict[str, Any], quantizer: Any) -> None:
-    model = Holder(kind, knobs)
+def test_what_is_quantized_is_the_stack_of_products(kind: str, settings: dict[str, Any], quantizer: Any) -> None:
+    model = Holder(kind, settings)
     attention, weight = model.attn, model.attn.qkv.weight.detach().clone()
     values, bias = flat(rows(attention)[2]), attention.qkv.bias.detach().clone()
     stacked = products(attention, weight).flatten(0, 1)
@@ -175,10 +175,11 @@ def test_masks_and_dropout_are_timms(mask: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "count"), [(vit(), 2), ({"name": "tiny_vit", "depths": (1, 1, 1, 1)}, 3), ({"name": "timm:test_vit"}, 6)]
+    ("settings", "count"),
+    [(vit(), 2), ({"name": "tiny_vit", "depths": (1, 1, 1, 1)}, 3), ({"name": "timm:test_vit"}, 6)],
 )
-def test_whole_networks_keep_their_function(knobs: dict[str, Any], count: int) -> None:
-    model = network(**knobs)
+def test_whole_networks_keep_their_function(settings: dict[str, Any], count: int) -> None:
+    model = network(**settings)
     held = {name: module for name, module in model.named_modules() if not name.endswith("qkv")}
     plain = copy.deepcopy(model)
     for module in plain.modules():

@@ -32,8 +32,8 @@ def images() -> Tensor:
     return torch.randn(8, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def prepare(model: nn.Module, exclude: tuple[str, ...] = (), **knobs: Any) -> dict[str, QuantLayer]:
-    method = SaturatingNonlinearity(SaturatingNonlinearity.Config(**knobs), Context(exclude=exclude))
+def prepare(model: nn.Module, exclude: tuple[str, ...] = (), **settings: Any) -> dict[str, QuantLayer]:
+    method = SaturatingNonlinearity(SaturatingNonlinearity.Config(**settings), Context(exclude=exclude))
     method.prepare(model, Calibration(lambda index: (torch.empty(0), torch.empty(0))))
     return attach(model, exclude)
 
@@ -42,11 +42,11 @@ def effective(layer: QuantLayer) -> Tensor:
     return layer.weight_transform(layer.weight).detach()  # type: ignore[no-any-return]
 
 
-def session_of(methods: list[Any], epochs: int = 2, **knobs: Any) -> Session:
+def session_of(methods: list[Any], epochs: int = 2, **settings: Any) -> Session:
     return build(
         complete(
             {
-                "methods": [{"name": name, **(knobs if name == "satnl" else {})} for name in methods],
+                "methods": [{"name": name, **(settings if name == "satnl" else {})} for name in methods],
                 "target_bit": 3,
                 "model": {"name": "mlp5", "width": 24, "depth": 3},
                 "data": {"name": "digits", "train_fraction": 0.2},
@@ -76,11 +76,11 @@ def test_the_inverse_returns_weights_inside_and_clips_those_outside(kappa: float
     torch.testing.assert_close(there[~inside], 0.99 * kappa * weight[~inside].sign())
 
 
-@pytest.mark.parametrize("knobs", [{"kappa": 2.0}, {"kappa": 8.0, "kappa_unit": "std"}])
-def test_a_warm_start_computes_what_the_float_network_did(knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{"kappa": 2.0}, {"kappa": 8.0, "kappa_unit": "std"}])
+def test_a_warm_start_computes_what_the_float_network_did(settings: dict[str, Any]) -> None:
     model = network()
     before, weights = model(images()), {n: x.weight.detach().clone() for n, x in weight_layers(model).items()}
-    layers = prepare(model, **knobs)
+    layers = prepare(model, **settings)
     torch.testing.assert_close(model(images()), before)
     for name, layer in layers.items():
         torch.testing.assert_close(effective(layer), weights[name])

@@ -185,10 +185,10 @@ def test_other_bit_widths(per_channel: bool) -> None:
 @pytest.mark.parametrize("granularity", ["channel", "tensor", "run", None])
 @pytest.mark.parametrize("runs", ["channel", "tensor"])
 def test_granularity(granularity: str | None, runs: Any) -> None:
-    knobs: Any = {} if granularity is None else {"granularity": granularity}
+    settings: Any = {} if granularity is None else {"granularity": granularity}
     model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(1, 2, 3), nn.Linear(3, 2))
     context = Context(target_bit=4, quantizer=QuantizerConfig(granularity=runs), exclude=("2",))
-    StatisticalQuantization(StatisticalQuantization.Config(**knobs), context).prepare(model, None)  # type: ignore[arg-type]
+    StatisticalQuantization(StatisticalQuantization.Config(**settings), context).prepare(model, None)  # type: ignore[arg-type]
     expected = {"run": runs, None: "channel"}.get(granularity, granularity) == "channel"
     assert isinstance(model[2], nn.Linear)
     assert not hasattr(model[2], "weight_quantizer")

@@ -22,8 +22,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def prepared(model: nn.Module, exclude: tuple[str, ...] = (), **knobs: object) -> SymmetryRegularizer:
-    method = SymmetryRegularizer(SymmetryRegularizer.Config.model_validate(knobs), Context(exclude=exclude))
+def prepared(model: nn.Module, exclude: tuple[str, ...] = (), **settings: object) -> SymmetryRegularizer:
+    method = SymmetryRegularizer(SymmetryRegularizer.Config.model_validate(settings), Context(exclude=exclude))
     method.prepare(model, Calibration(lambda index: (torch.empty(0), torch.empty(0))))
     return method
 
@@ -165,11 +165,11 @@ def test_descent_makes_weights_symmetric_and_rounding_keep_their_mean(pairing: P
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_a_stack_trains_and_becomes_more_symmetric(methods: list[str], pairing: Pairing) -> None:
     def final(strength: float) -> float:
-        knobs = {"symreg": {"strength": strength, "pairing": pairing}}
+        settings = {"symreg": {"strength": strength, "pairing": pairing}}
         session = build(
             complete(
                 {
-                    "methods": [{"name": name, **knobs.get(name, {})} for name in methods],
+                    "methods": [{"name": name, **settings.get(name, {})} for name in methods],
                     "target_bit": 3,
                     "model": {"name": "mlp5", "width": 24, "depth": 3},
                     "data": {"name": "digits", "train_fraction": 0.2},

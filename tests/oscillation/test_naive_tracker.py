@@ -56,16 +56,16 @@ def test_any_trajectory_equals_the_naive_count(trajectories: list[list[int]]) ->
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("knobs", [QuantizerConfig(), QuantizerConfig(granularity="channel")])
-def test_threshold_distance(bits: int, knobs: QuantizerConfig) -> None:
+@pytest.mark.parametrize("options", [QuantizerConfig(), QuantizerConfig(granularity="channel")])
+def test_threshold_distance(bits: int, options: QuantizerConfig) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(20, 5).double()
     high = 2 ** (bits - 1) - 1
-    tracker = OscillationTracker(nn.Sequential(layer), bits, knobs)
+    tracker = OscillationTracker(nn.Sequential(layer), bits, options)
     measured = tracker.metrics()[schema.THRESHOLD_DISTANCE]
     distances = []
     for row in layer.weight.detach():
-        peak = (row if knobs.granularity == "channel" else layer.weight.detach()).abs().max()
+        peak = (row if options.granularity == "channel" else layer.weight.detach()).abs().max()
         distances += [threshold_distance(float(value / (peak / high)), -high, high) for value in row]
     assert measured == pytest.approx(sum(distances) / len(distances), rel=1e-12)
     assert 0 <= measured <= 0.5

@@ -155,18 +155,18 @@ def test_resnet18(dtype: torch.dtype, bits: int, limit: float) -> None:
     assert relative_difference(torch.cat(ours), torch.cat(plain)) <= limit
 
 
-@pytest.mark.parametrize("knobs", [QuantizerConfig(), QuantizerConfig(granularity="channel")])
-def test_add_gradient_adds_autograd_of_the_summed_loss(knobs: QuantizerConfig) -> None:
+@pytest.mark.parametrize("settings", [QuantizerConfig(), QuantizerConfig(granularity="channel")])
+def test_add_gradient_adds_autograd_of_the_summed_loss(settings: QuantizerConfig) -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)).double()
     model(torch.randn(5, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).sum().backward()
     before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
     model[3].weight.grad = None  # a layer that the task loss did not reach
-    value = OscillationRegularizer(model, 3, 2.0, knobs).add_gradient()
+    value = OscillationRegularizer(model, 3, 2.0, settings).add_gradient()
     total = 0.0
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         if name in ("0.weight", "3.weight"):
-            loss, gradient = plain_gradient(parameter, 3, 2.0, per_channel=knobs.granularity == "channel")
+            loss, gradient = plain_gradient(parameter, 3, 2.0, per_channel=settings.granularity == "channel")
             total += float(loss)
             expected = gradient + before[name] if name == "0.weight" else gradient
             # adding to the task's gradient rounds once more

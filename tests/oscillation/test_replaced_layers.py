@@ -23,10 +23,10 @@ def gradients(model: nn.Module, regularizer: OscillationRegularizer) -> tuple[fl
     return float(regularizer.add_gradient()), [p.grad for p in model.parameters()]
 
 
-def fresh(model: nn.Module, **knobs: object) -> tuple[float, list[Tensor | None]]:
+def fresh(model: nn.Module, **settings: object) -> tuple[float, list[Tensor | None]]:
     """What a regularizer made now says of a copy."""
     copied = copy.deepcopy(model)
-    return gradients(copied, OscillationRegularizer(copied, 3, 1.0, **knobs))  # type: ignore[arg-type]
+    return gradients(copied, OscillationRegularizer(copied, 3, 1.0, **settings))  # type: ignore[arg-type]
 
 
 def assert_same(found: tuple[float, list[Tensor | None]], expected: tuple[float, list[Tensor | None]]) -> None:

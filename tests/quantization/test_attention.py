@@ -18,8 +18,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 MODELS = [({"name": "vit_tiny", "depth": 2}, 2), ({"name": "tiny_vit"}, 10), ({"name": "timm:test_vit"}, 6)]
 
 
-def build(name: str, **knobs: Any) -> nn.Module:
-    model = build_model(registry.load("model", name).Config(name=name, **knobs), (3, 32, 32), 5, seed=0)
+def build(name: str, **settings: Any) -> nn.Module:
+    model = build_model(registry.load("model", name).Config(name=name, **settings), (3, 32, 32), 5, seed=0)
     torch.manual_seed(0)
     with torch.no_grad():  # biases of zero would hide a mistake
         for key, parameter in model.named_parameters():
@@ -35,9 +35,9 @@ def set_fused(model: nn.Module, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("knobs", "count"), MODELS, ids=lambda case: case["name"] if isinstance(case, dict) else "")
-def test_same_function_as_timm(knobs: dict[str, Any], count: int, device: str) -> None:
-    model = build(**knobs).to(device)
+@pytest.mark.parametrize(("settings", "count"), MODELS, ids=lambda case: case["name"] if isinstance(case, dict) else "")
+def test_same_function_as_timm(settings: dict[str, Any], count: int, device: str) -> None:
+    model = build(**settings).to(device)
     images = torch.rand(2, 3, 32, 32, device=device)
     set_fused(model, True)
     fused = model(images)

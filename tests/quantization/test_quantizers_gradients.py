@@ -184,7 +184,7 @@ def test_max_abs_has_learned_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "kind", "per_channel"),
+    ("settings", "kind", "per_channel"),
     [
         (QuantizerConfig(), MaxAbsQuantizer, False),
         (QuantizerConfig(granularity="channel"), MaxAbsQuantizer, True),
@@ -192,8 +192,8 @@ def test_max_abs_has_learned_nothing() -> None:
         (QuantizerConfig(range="mse", granularity="channel"), ClippedQuantizer, True),
     ],
 )
-def test_the_default_quantizer_of_a_run(knobs: QuantizerConfig, kind: type, per_channel: bool) -> None:
-    quantizer = make_quantizer(knobs, 5, "detached")
+def test_the_default_quantizer_of_a_run(settings: QuantizerConfig, kind: type, per_channel: bool) -> None:
+    quantizer = make_quantizer(settings, 5, "detached")
     assert type(quantizer) is kind
     assert (quantizer.bits, quantizer.per_channel, quantizer.scale_gradient) == (5, per_channel, "detached")
 

@@ -134,7 +134,7 @@ def test_corners_visit_every_value_and_pad_the_shorter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("settings", "said"),
     [
         ({"low": 1, "high": 1}, "empty search range"),
         ({"low": 2, "high": 1}, "empty search range"),
@@ -149,9 +149,9 @@ def test_corners_visit_every_value_and_pad_the_shorter() -> None:
         ({"low": 0, "high": math.inf}, "finite"),
     ],
 )
-def test_an_impossible_range_is_refused(knobs: dict[str, Any], said: str) -> None:
+def test_an_impossible_range_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Range.model_validate(knobs)
+        Range.model_validate(settings)
 
 
 def test_empty_choices_are_refused() -> None:

@@ -98,7 +98,7 @@ def test_an_illegal_value_names_the_cell() -> None:
         ("target_bit", {"target_bit": 5, "methods": [{"name": "ste"}], "train": {"epochs": 1}}),
         ("train.epochs", {"methods": [{"name": "ste"}], "train": {"epochs": 5}}),
         ("data.augment.flip", {"methods": [{"name": "ste"}], "train": {"epochs": 1}, "data": {"augment": {"flip": 5}}}),
-        ("ste.knob", {"methods": [{"name": "ste", "knob": 5}], "train": {"epochs": 1}}),
+        ("ste.new", {"methods": [{"name": "ste", "new": 5}], "train": {"epochs": 1}}),
     ],
 )
 def test_assign(key: str, after: dict[str, Any]) -> None:

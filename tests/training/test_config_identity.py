@@ -29,7 +29,7 @@ COMPONENTS = {
 
 
 @pytest.mark.parametrize(("key", "value"), COMPONENTS.items(), ids=COMPONENTS)
-def test_every_knob_of_a_component_names_the_run(key: str, value: Any) -> None:
+def test_every_setting_of_a_component_names_the_run(key: str, value: Any) -> None:
     assert run_id(**{key: value}) != GOLDEN
 
 

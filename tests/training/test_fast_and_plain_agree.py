@@ -27,7 +27,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "vit_tiny": {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2},
     "tiny_vit": {"name": "tiny_vit"},
 }
-#: Tiny ViT has 5 M weights, whatever its knobs.
+#: Tiny ViT has 5 M weights, whatever its settings.
 #: The models that have what methods require.
 HAVE = {"attention": {"vit_tiny", "tiny_vit"}, "norms": {"resnet18", "vit_tiny", "tiny_vit"}}
 PAIRS = [

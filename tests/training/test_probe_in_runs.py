@@ -51,7 +51,7 @@ def use(monkeypatch: pytest.MonkeyPatch, net: nn.Module) -> None:
 
 @pytest.mark.parametrize("method", ["none", "ste", "oscillation"])
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("settings", "said"),
     [
         ({"reads": True}, "layer 'hidden': the network reads the weight without calling the layer"),
         ({"own": True}, "layer 'own': the network multiplies by a weight of its own"),
@@ -59,9 +59,9 @@ def use(monkeypatch: pytest.MonkeyPatch, net: nn.Module) -> None:
     ],
 )
 def test_a_run_of_weights_that_no_quantizer_reaches_is_refused(
-    method: str, knobs: dict[str, bool], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, settings: dict[str, bool], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, Net(**knobs))
+    use(monkeypatch, Net(**settings))
     with pytest.raises(UserError, match=said):
         run(config(method), tmp_path)
 

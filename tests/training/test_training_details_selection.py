@@ -30,8 +30,8 @@ def test_constant_learning_rate() -> None:
 
 
 def test_warm_up_then_cosine() -> None:
-    knobs = TrainConfig(schedule="cosine", warmup_epochs=0.5)
-    factors = [learning_rate_factor(step, 20, 8, knobs) for step in range(20)]
+    settings = TrainConfig(schedule="cosine", warmup_epochs=0.5)
+    factors = [learning_rate_factor(step, 20, 8, settings) for step in range(20)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 16)) for k in range(16)], rel=1e-12)
     assert 0 < factors[-1] < 0.02
@@ -40,8 +40,8 @@ def test_warm_up_then_cosine() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_warm_up_longer_than_training(schedule: Any) -> None:
-    knobs = TrainConfig(schedule=schedule, warmup_epochs=100)
-    assert [learning_rate_factor(step, 4, 2, knobs) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    settings = TrainConfig(schedule=schedule, warmup_epochs=100)
+    assert [learning_rate_factor(step, 4, 2, settings) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_the_loop_uses_the_factors_also_after_a_checkpoint(tmp_path: Path) -> None:
@@ -87,13 +87,13 @@ def test_first_eligible_epoch(start: float, epochs: int, first: int) -> None:
 
 
 def test_patience() -> None:
-    knobs = TrainConfig(epochs=100, patience=3)
-    assert [out_of_patience(Progress(epoch=e, best_epoch=2), knobs, []) for e in range(2, 7)] == [False] * 3 + [
+    settings = TrainConfig(epochs=100, patience=3)
+    assert [out_of_patience(Progress(epoch=e, best_epoch=2), settings, []) for e in range(2, 7)] == [False] * 3 + [
         True
     ] * 2
     assert not out_of_patience(Progress(epoch=99), TrainConfig(epochs=100), [])
     # eligible from epoch 51 on: epochs before do not count
-    never = [out_of_patience(Progress(epoch=e), knobs, staged(0.5)) for e in (10, 50, 52, 53)]
+    never = [out_of_patience(Progress(epoch=e), settings, staged(0.5)) for e in (10, 50, 52, 53)]
     assert never == [False, False, False, True]
 
 

@@ -234,9 +234,9 @@ def test_a_parameter_group_for_each_set_of_options() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_what_a_method_asks_for_may_have_its_first_gradient_later(optimizer: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    knobs = TrainConfig.model_validate({"optimizer": optimizer})
-    usual = Options({"1.weight": {"lr": 1.0, "weight_decay": knobs.weight_decay}})
-    stepping = make_optimizer(knobs, model, [usual])
+    settings = TrainConfig.model_validate({"optimizer": optimizer})
+    usual = Options({"1.weight": {"lr": 1.0, "weight_decay": settings.weight_decay}})
+    stepping = make_optimizer(settings, model, [usual])
     assert [len(group["params"]) for group in stepping.param_groups] == [3, 1]
     for late in (True, True, False, False):
         model(torch.ones(1, 2)).square().sum().backward()
