@@ -32,7 +32,7 @@ weights. Only epochs of the last stage count as best (of stage 2 if pull is 0).
 
 State: a and s0 are buffers. With per-channel granularity each output channel has its own s0 and s_le; a is common to
 all. The grid has no zero: in an all-zero layer s0 = s_le = 1e-5, so its output is nearly 0 and it learns little before
-s_le does. Where all weights are equal, their magnitude replaces std(w).
+s_le is trained. Where all weights are equal, their magnitude replaces std(w).
 
 Stacks: `freezing` and `dampening` need integer codes times a step, so they are refused after this method.
 

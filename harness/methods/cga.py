@@ -28,7 +28,7 @@ Learning rate: the paper anneals at its lowest rate, 1e-5 (inferred from its sch
 `train.schedule: cosine` comes close: at the default `start` it is at 0.020 of the run's rate and from there on 0.0068
 on average, which with the paper's highest rate is 1.1e-5 and 3.7e-6. To anneal at exactly 1e-5, start a second run
 with the weights of the first in `model.init`, `start: 0`, `learning_rate: 1e-5` and `schedule: constant`. Learned steps
-are then initialized again (StatsQ has none). If the rate is too high for the band of width 2 boundary around a
+are then initialized again (StatsQ has none). If the rate is too high for the band of width 2 * boundary around a
 threshold, a weight leaves the band in one step and is held where it lands. A learned step that trains at such a rate
 moves its thresholds back and forth across held weights, so their codes still change.
 
