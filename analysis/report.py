@@ -13,6 +13,11 @@ from analysis import claims, frames, provenance, ranking, render, tables
 from analysis.output import Output
 from analysis.results import SweepResults
 
+#: What a sweep's `tie_break` says; sweeps of a version without the key chose the first.
+_TIES = {
+    "loss": "the one with the lowest validation loss was chosen, then the lowest number (tie_break: loss)",
+    "first": "the one with the lowest number was chosen (tie_break: first)",
+}
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -26,6 +31,7 @@ def report(sweep: SweepResults, sections: Sequence[render.Section], command: str
         planned=sum(len(cell.seeds) for cell in sweep.cells),
         gaps=render.gaps(sweep),
         cells=_cells(sweep),
+        tie_break=_TIES[sweep.settings.get("tie_break", "first")] if sweep.settings else None,
         settings=yaml.safe_dump(sweep.settings, sort_keys=False) if sweep.settings else None,
         origins=_origins(sweep),
         runs=[(f"{final.cell.id}, seed {final.seed}", final.run_id) for final in sweep.finals],

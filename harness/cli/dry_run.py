@@ -15,7 +15,7 @@ from harness.records.run_directory import TRIALS
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import plan, queue
 from harness.sweep.cells import Cell
-from harness.sweep.changes import check_change
+from harness.sweep.changes import check_change, settled
 from harness.sweep.config import SweepConfig
 from harness.sweep.search_space import Choices, Range
 
@@ -49,6 +49,7 @@ def show_status(spec: SweepConfig, root: Path) -> int:
     if is_archive(folder):
         print(f"{folder}: an archive, to be read only")
         return 0
+    spec = settled(folder, spec)
     try:
         check_change(folder, spec)
     except UserError as error:

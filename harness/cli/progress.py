@@ -11,7 +11,7 @@ from harness.core.bits import FLOAT
 from harness.records.files import read_json
 from harness.sweep import objective, plan
 from harness.sweep.queue import OpenSweep
-from harness.sweep.trials import Counts, best_trial
+from harness.sweep.trials import Counts, best_trials
 
 #: Seconds between lines where no bar can be drawn.
 LINE_EVERY_S = 10.0
@@ -59,8 +59,8 @@ class Display:
 
 def _best(sweep: OpenSweep) -> str:
     """`best 0.9650 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
-    best = {cell: best_trial(study, study.get_trials(deepcopy=False)) for cell, study in sweep.studies.items()}
-    values = [(trial.values[0], cell) for cell, trial in best.items() if trial is not None]
+    best = {cell: best_trials(study, study.get_trials(deepcopy=False)) for cell, study in sweep.studies.items()}
+    values = [(equal[0].values[0], cell) for cell, equal in best.items() if equal]
     if len(sweep.spec.objective) > 1 or not values:
         return ""
     pick = min if objective.direction(sweep.spec.objective[0]) == "minimize" else max

@@ -78,7 +78,7 @@ def _cell(
     final = Counts(total=0 if lost else len(sweep.spec.final.seeds))
     tune.add(trials["tune"], cell.id)
     final.add(trials["final"], cell.id)
-    best = best_trial(sweep.studies[cell.id], trials["tune"])
+    best = best_trial(sweep, cell.id, trials["tune"])
     mean_s, left = mean_seconds([*trials["tune"], *trials["final"]]) or overall_s, tune.left + final.left
     eta_is_known = left == 0 or (mean_s is not None and present > 0)
     return {

@@ -10,7 +10,7 @@ from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.files import read_json
 from harness.records.sweep_directory import SweepDirectory
-from harness.sweep.config import SweepConfig, plain
+from harness.sweep.config import SweepConfig, from_json, plain
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -38,6 +38,17 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changed
 
 
+def settled(folder: Path, spec: SweepConfig) -> SweepConfig:
+    """The sweep with `tie_break` as the folder's sweep has it, where its file does not name it.
+
+    A sweep that an earlier version began would else choose other trials, or be refused, under the new default.
+    """
+    before = _written(folder)
+    if before is None or "tie_break" not in before or "tie_break" in spec.model_fields_set:
+        return spec
+    return spec.model_copy(update={"tie_break": before["tie_break"]})
+
+
 def check_change(folder: Path, spec: SweepConfig) -> None:
     """Raises UserError for a sweep that is not the one its folder holds, perhaps grown."""
     before, after = _written(folder), plain(spec)
@@ -60,6 +71,6 @@ def _written(folder: Path) -> dict[str, Any] | None:
     """The sweep a folder holds, with defaults for keys that an older version did not have."""
     raw = read_json(SweepDirectory(folder).sweep)
     try:
-        return None if raw is None else plain(SweepConfig.model_validate(raw))
+        return None if raw is None else plain(from_json(raw))
     except ValidationError:  # written by a version whose files this one does not read: the keys will differ
         return dict(raw)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -85,6 +85,11 @@ class SweepConfig(StrictConfig):
         min_length=1,
         description="what tuning optimizes on the validation split: target, worst, mean, val/acc_w3, val/loss_w2, ...",
     )
+    tie_break: Literal["loss", "first"] = Field(
+        "loss",
+        description="among trials of equal objective: loss (lower validation loss, then lowest number), or first "
+        "(lowest number)",
+    )
     sampler: Annotated[Algorithm, BeforeValidator(by_name)] = Field(
         Algorithm(name="tpe"), description=f"of trials: {', '.join(SAMPLERS)}"
     )
@@ -162,6 +167,11 @@ def _check_names(path: Path, spec: SweepConfig) -> None:
         section = spec.base.get(key)
         if isinstance(section, dict) and "name" in section:
             registry.check(kind, str(section["name"]))
+
+
+def from_json(raw: Mapping[str, Any]) -> SweepConfig:
+    """A sweep as its sweep.json has it. An earlier version, which wrote no `tie_break`, chose the first of equals."""
+    return SweepConfig.model_validate({"tie_break": "first", **raw})
 
 
 def plain(spec: SweepConfig) -> dict[str, Any]:

@@ -35,11 +35,28 @@ def value(name: str, metrics: Mapping[str, float], bits: Sequence[int], target: 
     target: accuracy at the target bit (float accuracy for float training); mean and worst: over the deployment
     `bits`. Raises UserError when a bit-width it needs was not evaluated.
     """
+    values = [metrics[key] for key in _keys(name, metrics, bits, target)]
+    return min(values) if name == "worst" else fmean(values)
+
+
+def loss_at(name: str, metrics: Mapping[str, float], bits: Sequence[int], target: int | str) -> float:
+    """The validation loss (nats) at the point that an objective is about, for trials whose objective is equal.
+
+    mean: over the deployment bits. worst: where accuracy is lowest; of equally low ones, the highest loss.
+    """
+    keys = _keys(name, metrics, bits, target)
+    if name == "worst":
+        keys = [key for key in keys if metrics[key] == min(metrics[other] for other in keys)]
+    losses = [metrics[key.replace("/acc_", "/loss_")] for key in keys]
+    return max(losses) if name == "worst" else fmean(losses)
+
+
+def _keys(name: str, metrics: Mapping[str, float], bits: Sequence[int], target: int | str) -> list[str]:
+    """The metrics that an objective is made of. Raises UserError for one that was not evaluated."""
     if name == "target":
         name = schema.accuracy("val", target)
     wanted = [schema.accuracy("val", bit) for bit in bits] if name in _AGGREGATES else [name]
     for key in wanted:
         if key not in metrics:
             raise UserError(f"objective {name!r}: {key} was not evaluated; add its bits to deploy.bits")
-    values = [metrics[key] for key in wanted]
-    return min(values) if name == "worst" else fmean(values)
+    return wanted

@@ -138,7 +138,7 @@ def _chosen(sweep: OpenSweep, cell: Cell, trials: list[FrozenTrial]) -> dict[str
     """The parameters for the finals: those of the best trial. None when no trial completed."""
     if sweep.spec.tune.trials == 0:
         return {"trial": None, "params": {}, "value": None, "run_id": None}
-    best = best_trial(sweep.studies[cell.id], trials)
+    best = best_trial(sweep, cell.id, trials)
     if best is None:
         return None
     value = best.values if len(best.values) > 1 else best.values[0]

@@ -26,8 +26,8 @@ from harness.records.schema import as_metrics
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import objective
 from harness.sweep.cells import Cell, expand
-from harness.sweep.changes import check_change
-from harness.sweep.config import SweepConfig, plain
+from harness.sweep.changes import check_change, settled
+from harness.sweep.config import SweepConfig, from_json, plain
 from harness.sweep.samplers import distribution, make_sampler
 from harness.sweep.search_space import Scalar, Space
 from harness.sweep.storage import open_storage, study_prefix
@@ -66,7 +66,7 @@ def load_sweep(folder: Path) -> "OpenSweep":
     raw = read_json(SweepDirectory(folder).sweep)
     if raw is None:
         raise UserError(f"{folder} holds no sweep (no sweep.json that can be read); launch makes one")
-    spec = SweepConfig.model_validate(raw)
+    spec = from_json(raw)
     return OpenSweep(spec, expand(spec, checked=False), folder)
 
 
@@ -129,6 +129,7 @@ def open_sweep(spec: SweepConfig, root: Path) -> OpenSweep:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--root {str(root)!r}: cannot write there: {error.strerror}") from None
+    spec = settled(folder, spec)
     sweep = OpenSweep(spec, expand(spec), folder)
     with sweep.files.lock("plan"):
         check_change(folder, spec)

@@ -1,12 +1,22 @@
 """Statistics of trials: which ones count, which is best, how many are over, how long they took."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from harness.core.bits import FLOAT
+from harness.records.files import read_json
+from harness.records.schema import as_metrics
+from harness.sweep import objective
+
+if TYPE_CHECKING:
+    from harness.sweep.queue import OpenSweep
 
 #: The user attribute of a trial that repeats a failed one: the other's number.
 RETRY_OF = "retry_of"
@@ -19,15 +29,31 @@ def current(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in found if trial.number not in replaced]
 
 
-def best_trial(study: optuna.Study, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """The complete trial with the best objective, the lowest number among equals; None when there is none.
-
-    Of several objectives: the Pareto front's best by the first.
-    """
+def best_trials(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials with the best objective, by number. Of several: the Pareto front's best by the first."""
     candidates = study.best_trials if len(study.directions) > 1 else trials
     complete = [trial for trial in candidates if trial.state == TrialState.COMPLETE]
-    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
-    return min(complete, key=lambda trial: (sign * trial.values[0], trial.number), default=None)
+    pick = max if study.directions[0] == StudyDirection.MAXIMIZE else min
+    best = pick((trial.values[0] for trial in complete), default=None)
+    return sorted((trial for trial in complete if trial.values[0] == best), key=lambda trial: trial.number)
+
+
+def best_trial(sweep: "OpenSweep", cell: str, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """The one of a cell's trials that its final runs take; `tie_break` decides among equals. None without any."""
+    equal = best_trials(sweep.studies[cell], trials)
+    if len(equal) > 1 and sweep.spec.tie_break == "loss":
+        return min(equal, key=lambda trial: (_loss(sweep, trial), trial.number))
+    return equal[0] if equal else None
+
+
+def _loss(sweep: "OpenSweep", trial: FrozenTrial) -> float:
+    """A trial's validation loss where its first objective is measured, from its record; infinite without one."""
+    record = read_json(sweep.files.run(trial.user_attrs.get("run_id", "unknown")).record)
+    if record is None:
+        return math.inf
+    config, metrics = record["config"], as_metrics(record["rows"])
+    bits, target = config["deploy"]["bits"], config.get("target_bit") or FLOAT
+    return objective.loss_at(sweep.spec.objective[0], metrics, bits, target)
 
 
 def failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

@@ -60,6 +60,7 @@ def test_the_report_says_everything(page: str) -> None:
     assert "ste,target_bit=2: seed 2: final not finished" in page
     assert "skipped corrupt records: 1" in page
     assert "name: large" in page  # the sweep as it was launched
+    assert "Of trials with equal target, the one with the lowest validation loss was chosen" in page
     assert "python analysis/make_figures.py --root" in page
 
 
