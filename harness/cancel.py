@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs = plan.left(sweep)
     print(
         f"{len(asked) - len(left)} workers stopped; "
-        + (f"{runs} runs are left; launch goes on" if runs else "complete")
+        + (f"{runs} runs are left; launch goes on" if runs else "no run is left")
     )
     if silent:
         print(f"Slurm does not answer: {len(silent)} jobs, if they are there, stop when they see {files.stop}")

@@ -76,7 +76,7 @@ def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
         spec = read_sweep(named)
         cells = expand(spec)
         check_algorithms(spec)
-        preflight.check_stacks(cells, spec.tune.seed)
+        preflight.check_builds(spec, cells)
         if not SweepDirectory(root / spec.name).sweep.exists():
             return spec, cells
     launched = load_sweep(sweep_folder(named, root))  # its sweep.json includes what --set replaced

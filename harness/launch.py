@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records import code_version
+from harness.records.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
     from harness.cluster.pool import WorkerPool
@@ -75,15 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
     slots = local_slots(options.gpus, spec.runs_per_gpu)
     workers = _workers(options, spec, slots)
     check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
-    preflight.check_stacks(cells, spec.tune.seed)
     if options.dry_run:
         if options.runs:
             dry_run.show_runs(spec, cells, options.root)
+        else:
+            dry_run.show_builds(spec, cells)
         dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
         return dry_run.show_status(spec, options.root)
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(slurm)
+    if not SweepDirectory(options.root / spec.name).sweep.exists():  # else its first launch has checked it
+        dry_run.show_builds(spec, cells)
     preflight.prepare_data(spec, cells)
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
@@ -126,7 +130,7 @@ def _launch(opened: "OpenSweep", options: argparse.Namespace, pool: "WorkerPool"
     plan.top_up(opened)
     missing = plan.left(opened)
     if not missing:
-        print(f"{opened.folder}: complete, nothing to do")
+        print(f"{opened.folder}: {plan.ending(opened)}")
         return progress.summary(opened)
     if options.detach and options.cluster == "local":
         return _detach(opened.files.launch_log)

@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def shown(found: dict[str, Any], wide: bool = True) -> Group:
     """The report as text and tables. wide=False: for a terminal of 80 columns."""
-    head = f"{found['sweep']}: {found['state']}, {found['runs'] - found['left']} of {found['runs']} runs over"
+    totals = {key: sum(cell[key] for cell in found["cells"]) for key in ("done", "failed", "pruned")}
+    head = f"{found['sweep']}: {found['state']}, {totals['done']} of {found['runs']} runs done"
+    head += "".join(f", {totals[key]} {key}" for key in ("failed", "pruned") if totals[key])
     if found["left"]:
         head += f", {span(found['eta_s'])} left" if found["eta_s"] is not None else ""
     parts: list[Any] = [Text(head, style="bold"), _cells(found["cells"], wide)]

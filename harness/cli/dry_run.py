@@ -6,7 +6,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from harness.cli.preflight import check_data
+from harness.cli.preflight import check_builds, check_data
 from harness.cluster.slurm import Profile, sbatch_text
 from harness.core.errors import UserError
 from harness.records.archive import is_archive, runs_of
@@ -41,6 +41,12 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
         print(f"not yet runnable: {error}")
 
 
+def show_builds(spec: SweepConfig, cells: Sequence[Cell]) -> None:
+    """Build each distinct network of the sweep, and print what could not be checked. Raises UserError."""
+    for note in check_builds(spec, cells):
+        print(f"not checked: {note}", flush=True)
+
+
 def show_status(spec: SweepConfig, root: Path) -> int:
     """Print how much of a sweep is done; returns 2 when launching it would be refused."""
     folder = root / spec.name
@@ -56,9 +62,9 @@ def show_status(spec: SweepConfig, root: Path) -> int:
         print(f"would be refused: {error}")
         return 2
     there = queue.load_sweep(folder)
-    left = plan.left(dataclasses.replace(there, spec=spec))
-    workers = len(there.files.living_workers())
-    print(f"{folder}: {left} runs left, {workers} workers on it" if left else f"{folder}: complete, nothing to do")
+    grown = dataclasses.replace(there, spec=spec)
+    left, workers = plan.left(grown), len(there.files.living_workers())
+    print(f"{folder}: {left} runs left, {workers} workers on it" if left else f"{folder}: {plan.ending(grown)}")
     return 0
 
 

@@ -1,16 +1,14 @@
 """What a launch checks before anything starts."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness import data
 from harness.core.errors import UserError
-from harness.sweep.cells import Cell
+from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
 from harness.training.config import RunConfig, complete_but_methods, component
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[object]:
@@ -31,67 +29,64 @@ def check_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:
         data.check(config)  # type: ignore[arg-type]
 
 
-def check_stacks(cells: Sequence[Cell], seed: int) -> None:
-    """Refuse methods whose model lacks a requirement, and stacks whose methods fill the same slot.
+#: (C, H, W) of a data set's images, and its classes.
+_Images = tuple[tuple[int, int, int], int]
+#: What stands in where the data is not there.
+_ANY: _Images = (3, 64, 64), 10
 
-    Imports torch. Raises UserError.
+
+def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
+    """Build each distinct network of a sweep once, with its methods and random weights. Imports torch.
+
+    Returns what could not be checked, a line each. Raises UserError for what a run would be refused for.
     """
-    from harness.methods import find
-
+    of_data: dict[str, _Images | None] = {}
+    tried: set[str] = set()
+    notes: list[str] = []
     for cell in cells:
-        names = [entry["name"] for entry in cell.raw["methods"]]
-        required = {name: found for name in names if (found := find(name).requires)}
-        if len(names) > 1 or required:
-            config = cell.config(_first(cell), seed, "tune")
-            _check_stack(cell.id, config, _model_for(cell.id, config, required) if required else None)
+        for config in at_corners(spec, cell):
+            name = json.dumps(config.data)
+            images = of_data[name] = of_data[name] if name in of_data else _images(config.data)
+            key = json.dumps([config.model, images, config.exclude, _without_numbers(config.methods)])
+            if key not in tried:
+                tried.add(key)
+                notes += _check_build(cell.id, config, images)
+    return notes
 
 
-#: Images (C, H, W) and classes of a model that is built only to check its layers.
-_ANY_IMAGES, _ANY_CLASSES = (3, 64, 64), 10
-
-
-def _model_for(cell_id: str, config: RunConfig, required: dict[str, tuple[str, ...]]) -> "nn.Module | None":
-    """The cell's model with random weights, for images of any size; None if it cannot be built like that.
-
-    Raises UserError when it lacks what methods require.
-    """
-    from harness.methods._requirements import check_requirements
-    from harness.models import build_model
-
-    model_config = component("model", {**config.model, "init": "scratch"})
+def _images(settings: dict[str, Any]) -> _Images | None:
+    """(C, H, W) and classes of a data set; None where it is not there."""
     try:
-        model = build_model(model_config, _ANY_IMAGES, _ANY_CLASSES, config.seed)
-    except UserError:  # it may need its own image size; then it is checked when a run builds it
+        return data.shape(component("data set", settings))
+    except UserError:  # a launch refuses it by itself
         return None
-    try:
-        check_requirements(model, model_config.name, required)
-    except UserError as error:
-        raise UserError(f"cell {cell_id}: {error}") from None
-    return model
 
 
-def _check_stack(cell_id: str, config: RunConfig, model: "nn.Module | None") -> None:
-    """Let the methods of a stack prepare the model, or one linear layer, in turn."""
-    import torch
+def _without_numbers(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What decides whether methods can be built: hardly their strengths and rates, by which cells and trials differ."""
+    return [{key: value for key, value in entry.items() if type(value) not in (int, float)} for entry in methods]
 
-    from harness.methods import build_stack
-    from harness.methods.base import Calibration, Context
+
+def _check_build(cell_id: str, config: RunConfig, images: _Images | None) -> list[str]:
     from harness.quantization.slots import SlotTakenError
+    from harness.training.trial_build import try_build, try_model
 
-    shape = _ANY_IMAGES if model else (4,)
-    model = model or torch.nn.Sequential(torch.nn.Linear(4, 4))
-    batch = (torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
+    shape, classes = images or _ANY
     try:
-        methods = build_stack(config.methods, Context(target_bit=config.target_bit or 2))
-        for method in methods:
-            method.prepare(model, Calibration(lambda index: batch))
-        for method in methods:
-            method.prepared(model)
-    except SlotTakenError as error:
+        try_build(config, shape, classes)
+    except UserError as error:
+        if images is None:
+            try:
+                try_model(config, shape, classes)
+            except UserError as of_model:
+                size = "x".join(map(str, shape))
+                return [f"cell {cell_id}: the data is not there, and for {size} images: {of_model}"]
         names = [entry["name"] for entry in config.methods]
-        raise UserError(f"cell {cell_id}: methods {names}: {error}") from None
-    except Exception:  # a method may need more than one layer; only clashes count here
-        return
+        where = f"methods {names}: " if isinstance(error, SlotTakenError) else ""
+        raise UserError(f"cell {cell_id}: {where}{error}") from None
+    except Exception as error:  # random images may not do for a method: only a run can tell
+        return [f"cell {cell_id}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"]
+    return []
 
 
 def prepare_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:

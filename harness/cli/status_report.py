@@ -62,7 +62,7 @@ def _trials(sweep: OpenSweep, entries: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def _overall(sweep: OpenSweep, left: int, workers: Sequence[WorkerInfo], cells: Sequence[dict[str, Any]]) -> str:
     if not left:
-        return "failed" if cells and all(cell["nothing_to_choose"] for cell in cells) else "complete"
+        return "failed" if any(cell["finals_failed"] or cell["nothing_to_choose"] for cell in cells) else "complete"
     states = {worker.state for worker in workers}
     for state in ("running", "pending"):
         if state in states:
@@ -88,6 +88,7 @@ def _cell(
         "trials": tune.total,
         "finals_done": final.total - final.left,
         "finals": final.total,
+        "finals_failed": final.failed,
         "nothing_to_choose": lost,
         "best": None if best is None else {"trial": best.number, "values": best.values, "params": best.params},
         "mean_run_s": mean_s,

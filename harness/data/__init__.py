@@ -1,7 +1,8 @@
 """Data sets: one file each, found by scanning this folder; their tensors live on the training device.
 
-A data-set file defines `Config(DataConfig)`, `check(config)` (file system only, no torch, no decoding) and
-`read(config) -> Raw`. torch is imported by `prepare` and `load_dataset`, not before.
+A data-set file defines `Config(DataConfig)`, `check(config)` (file system only, no torch, no decoding),
+`read(config) -> Raw`, and `shape(config)`, so that networks can be tried before it is read. torch is imported by
+`shape`, `prepare` and `load_dataset`, not before.
 """
 
 from importlib import import_module
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from harness.data.base import Dataset, Raw, Split, order
 
-__all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "check", "load_dataset", "order", "prepare"]
+__all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "check", "load_dataset", "order", "prepare", "shape"]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,6 +33,18 @@ def check(config: DataConfig) -> None:
     Raises UserError: missing root or folders, empty class folders, classes that differ between splits.
     """
     load("data set", config.name).check(config)
+
+
+def shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) of the images and the number of classes, from one image at most. Nothing is fetched.
+
+    Raises UserError where the files are not there, or do not tell.
+    """
+    module = load("data set", config.name)
+    if not hasattr(module, "shape"):
+        raise UserError(f"data set {config.name!r} does not tell its shape without reading all of it")
+    found: tuple[tuple[int, int, int], int] = module.shape(config)
+    return found
 
 
 def prepare(config: DataConfig) -> "Raw":

@@ -61,6 +61,15 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
     return torch.from_numpy(images)
 
 
+def first_shape(source: Source, folders: Sequence[str], resize: int | None) -> tuple[int, int, int]:
+    """(C, H, W) of the first image in these folders. Raises UserError like `decode`, and where there is none."""
+    image = next((name for folder in folders[:1] for name in source.names(folder)), None)
+    if image is None:
+        raise UserError(f"data.root: {source.show(folders[0] if folders else '.')} holds no images")
+    height, width, channels = _decode_one(source, image, resize).shape
+    return channels, height, width
+
+
 def resized(images: Tensor, side: int) -> Tensor:
     """uint8 (N, C, H, W), C 1 or 3 -> uint8 (N, C, side, side), bilinear like `decode`."""
     pixels = images.permute(0, 2, 3, 1).squeeze(3).numpy()

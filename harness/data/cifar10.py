@@ -54,6 +54,14 @@ def check(config: Config) -> None:
             )
 
 
+def shape(config: Config) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) and the number of classes: what the official files have, where they are still to be fetched."""
+    check(config)
+    side = config.resize or 32
+    folder = _folder(config.root.expanduser()) if config.root is not None else Path()
+    return (3, side, side), 10 if _missing(folder) else len(_label_names(folder))
+
+
 def read(config: Config) -> "Raw":
     """uint8 (N, 3, 32, 32), 255 means 1.0. Raises UserError: files missing, damaged or not to be fetched."""
     from harness.data._cache import cached
@@ -93,9 +101,7 @@ def _decode(folder: Path, resize: int | None) -> "Raw":
     from harness.data.base import Raw
 
     _warn_unless_official(folder)
-    names = _unpickle(folder / META_FILE).get("label_names")
-    if not isinstance(names, list) or not names:
-        raise UserError(f"data.root: {folder / META_FILE} holds no label_names")
+    names = _label_names(folder)
     return Raw(
         train=_split([folder / name for name in TRAIN_FILES], len(names), resize),
         test=_split([folder / name for name in TEST_FILES], len(names), resize),
@@ -103,6 +109,13 @@ def _decode(folder: Path, resize: int | None) -> "Raw":
         class_names=tuple(str(name) for name in names),
         max_value=255,
     )
+
+
+def _label_names(folder: Path) -> list[str]:
+    names = _unpickle(folder / META_FILE).get("label_names")
+    if not isinstance(names, list) or not names:
+        raise UserError(f"data.root: {folder / META_FILE} holds no label_names")
+    return names
 
 
 def _split(paths: list[Path], classes: int, resize: int | None) -> "Split":

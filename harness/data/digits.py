@@ -34,6 +34,12 @@ def check(config: Config) -> None:
     """Nothing can be missing."""
 
 
+def shape(config: Config) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) and the number of classes."""
+    side = config.resize or 8
+    return (1, side, side), 10
+
+
 def read(config: Config) -> "Raw":
     """1400 images for training and validation, 397 for test; uint8 (N, 1, 8, 8), 16 means 1.0."""
     import torch

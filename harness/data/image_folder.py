@@ -28,6 +28,17 @@ def check(config: Config) -> None:
     _scan(config)
 
 
+def shape(config: Config) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W), of the first image, and the number of classes."""
+    from harness.data._images import first_shape
+
+    source = Folder(root_of(config, LAYOUT))
+    if not (source.root / "train").is_dir():
+        check(config)  # says what is missing
+    classes = source.folders("train")
+    return first_shape(source, [f"train/{name}" for name in classes], config.resize), len(classes)
+
+
 def read(config: Config) -> "Raw":
     """uint8 (N, 3, H, W), 255 means 1.0. Raises UserError like `check`; a damaged image; unequal sizes."""
     from harness.data._images import read_labelled

@@ -34,6 +34,15 @@ def check(config: Config) -> None:
     _scan(config)
 
 
+def shape(config: Config) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W), of the first image, and the number of classes."""
+    from harness.data._images import first_shape
+
+    source = _source(root_of(config, LAYOUT))
+    classes = sorted(_text(source, CLASSES_FILE).split())
+    return first_shape(source, [f"train/{name}/images" for name in classes], config.resize), len(classes)
+
+
 def read(config: Config) -> "Raw":
     """uint8 (N, 3, 64, 64), 255 means 1.0. Raises UserError like `check`, and for a damaged image."""
     from harness.data._images import read_labelled

@@ -90,6 +90,11 @@ class _Operations(TorchDispatchMode):
     depends on the inputs.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would else import its compiler at the first operation: a second of every launch and dry run."""
+        return False
+
     def __init__(self, parameters: Iterable[nn.Parameter], inputs: Any, multiplied: set[int]) -> None:
         super().__init__()
         self.inside = 0  # the number of quantized layers being called

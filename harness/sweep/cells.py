@@ -107,20 +107,21 @@ def check_all_but_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
     Raises UserError. Imports torch for timm's models only.
     """
     for cell in cells:
-        for config in _at_corners(spec, cell, parse):
+        for config in at_corners(spec, cell, parse):
             _check_objective(spec, config)
         _check_search(spec, cell)
     for cell in cells:
-        _at_corners(spec, cell, complete_but_methods)
+        at_corners(spec, cell, complete_but_methods)
 
 
 def check_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
     """Check the settings of methods in every cell, and how the methods fit each other. Imports torch."""
     for cell in cells:
-        _at_corners(spec, cell, complete)
+        at_corners(spec, cell, complete)
 
 
-def _at_corners(spec: SweepConfig, cell: Cell, check: Check) -> list[RunConfig]:
+def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[RunConfig]:
+    """A cell's trials at the extremes and inside of what it searches, as `check` completes them."""
     return [cell.config(params, spec.tune.seed, "tune", check) for params in corners(cell.search)]
 
 

@@ -163,6 +163,15 @@ def left(sweep: OpenSweep) -> int:
     return sum(phase.left for phase in count(sweep).values())
 
 
+def ending(sweep: OpenSweep) -> str:
+    """What a sweep of which nothing is left to run is called: complete, unless a final run is missing."""
+    counts = count(sweep)
+    failed, lost = counts["final"].failed, sum(is_lost(sweep, cell) for cell in sweep.files.cell_entries())
+    parts = [f"{failed} final runs failed"] if failed else []
+    parts += [f"{lost} cells have no finished trial"] if lost else []
+    return f"not complete: {', '.join(parts)}; harness.retry repeats them" if parts else "complete, nothing to do"
+
+
 def is_lost(sweep: OpenSweep, entry: Mapping[str, Any]) -> bool:
     """Whether a cell was tuned and nothing completed: it will have no finals."""
     return entry["chosen"] is None and entry["trials"] >= sweep.spec.tune.trials

@@ -20,18 +20,19 @@ from harness.training import compilation
 from harness.training.config import RunConfig, component
 from harness.training.device import choose_device
 from harness.training.evaluator import Evaluator
-from harness.training.optimizer import make_optimizer
+from harness.training.optimizer import NoOptimizer, make_optimizer
 from harness.training.precision import choose_precision
 from harness.training.session import Session, steps_an_epoch
 
 
-def build(config: RunConfig, weights: Path | None = None) -> Session:
+def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | None = None) -> Session:
     """A session at step 0, with initial weights from a file where one is given.
 
+    stand_in: in place of the configuration's data, to see whether the run can be built; it has no optimizer then.
     Raises UserError for what only building can find (sizes that do not fit, a missing GPU).
     """
     device = choose_device(config.runtime)
-    dataset = load_dataset(component("data set", config.data), config.seed, device)
+    dataset = stand_in or load_dataset(component("data set", config.data), config.seed, device)
     settings = component("model", config.model)
     model = build_model(settings, dataset.input_shape, dataset.num_classes, config.seed).to(device)
     if weights is not None:
@@ -61,7 +62,7 @@ def build(config: RunConfig, weights: Path | None = None) -> Session:
         model=model,
         forward=compilation.CompiledNetwork(model, device) if how == "full" else model,
         methods=methods,
-        optimizer=make_optimizer(config.train, model, methods),
+        optimizer=NoOptimizer() if stand_in else make_optimizer(config.train, model, methods),
         trackers=trackers,
         evaluator=_evaluator(config, dataset, methods, context, calibration),
         device=device,

@@ -13,6 +13,13 @@ from harness.methods.base import Method
 from harness.training.config import TrainConfig
 
 
+class NoOptimizer(torch.optim.Optimizer):
+    """Of a session that takes no step. The first real optimizer of a process imports torch's compiler: a second."""
+
+    def __init__(self) -> None:
+        self.param_groups = []
+
+
 def make_optimizer(settings: TrainConfig, model: nn.Module, methods: Sequence[Method]) -> torch.optim.Optimizer:
     """The optimizer, with one parameter group per set of options that methods request.
 

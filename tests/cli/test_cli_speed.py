@@ -15,7 +15,7 @@ from harness.sweep import plan
 from harness.sweep.config import read_sweep
 from harness.sweep.queue import open_sweep
 
-HEAVY = ("torch", "torchvision", "timm", "optuna", "wandb", "submitit", "sklearn", "pandas", "scipy")
+HEAVY = ("torch", "torch._dynamo", "torchvision", "timm", "optuna", "wandb", "submitit", "sklearn", "pandas", "scipy")
 
 #: Runs a module's command, whatever it ends with, then prints the heavy packages that it imported.
 CHILD = f"""

@@ -195,6 +195,32 @@ def test_a_failed_final_run_gets_another_chance(tmp_path: Path) -> None:
     assert status_report(sweep)["state"] == "complete"
 
 
+@pytest.mark.parametrize(
+    ("fails", "state", "said"),
+    [
+        (lambda claim: claim.phase == "final" and claim.seed == 0, "failed", "8 of 10 runs done, 2 failed"),
+        (lambda claim: claim.phase == "tune" and claim.cell.id == TWO, "failed", "5 of 8 runs done, 3 failed"),
+        (lambda claim: claim.phase == "tune" and claim.trial.number == 0, "complete", "8 of 10 runs done, 2 failed"),
+    ],
+    ids=["a final of each cell", "all trials of a cell", "a trial of each cell"],
+)
+def test_a_sweep_with_failed_finals_is_not_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Any, state: str, said: str
+) -> None:
+    sweep = open_sweep(tmp_path)
+    for _ in ("tune", "final"):
+        plan.top_up(sweep)
+        for claim in claims(sweep):
+            if fails(claim):
+                queue.tell_failed(sweep, claim, "ValueError: no", retry=False)
+            else:
+                tell(sweep, claim, record(0.5))
+    assert status_report(sweep)["state"] == state
+    assert status.main([str(sweep.folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"s: {state}, {said}\n")
+    assert (plan.ending(sweep) == "complete, nothing to do") == (state == "complete")
+
+
 def test_only_failed_runs_can_be_retried(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)

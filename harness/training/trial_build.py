@@ -1,0 +1,52 @@
+"""Whether a run can be built: its network with random weights and its methods, before anything is queued.
+
+Images stand in for the data, which is not read; nothing is fetched, and no GPU is used.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+
+from harness.data import Augment
+from harness.data.base import Dataset, Split
+from harness.models import build_model
+from harness.training.build import build
+from harness.training.config import RunConfig, component
+
+#: Images of a stand-in: batch norm needs two.
+COUNT = 2
+
+
+def try_build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> None:
+    """Build a run's session on stand-in images (C, H, W). Raises UserError as `build` does; the session is dropped."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # the run itself gives them
+        build(_on_cpu(config), stand_in=stand_in(shape, classes))
+
+
+def try_model(config: RunConfig, shape: tuple[int, int, int], classes: int) -> None:
+    """Build the network alone. Raises UserError where it does not suit such images."""
+    build_model(component("model", _on_cpu(config).model), shape, classes, config.seed)
+
+
+def stand_in(shape: tuple[int, int, int], classes: int) -> Dataset:
+    """A data set of random images, uint8 (2, C, H, W), the same in each split."""
+    images = torch.randint(0, 256, (COUNT, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.arange(COUNT) % classes)
+    names = tuple(str(number) for number in range(classes))
+    mean, std = torch.zeros(shape[0]), torch.ones(shape[0])
+    return Dataset(split, split, split, names, 255, mean, std, Augment(), digest="stand-in")
+
+
+def _on_cpu(config: RunConfig) -> RunConfig:
+    """The run on this machine's CPU, by plain operations; random weights in place of published ones."""
+    plain: dict[str, Any] = {"device": "cpu", "threads": None, "compile": "off", "deterministic": False}
+    model = {**config.model, "init": "scratch"} if config.model.get("init") == "pretrained" else config.model
+    return config.model_copy(
+        update={
+            "model": model,
+            "runtime": config.runtime.model_copy(update=plain),
+            "train": config.train.model_copy(update={"precision": "fp32"}),
+        }
+    )

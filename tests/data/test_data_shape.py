@@ -1,0 +1,52 @@
+"""The shape that a data set tells beforehand is that of what it reads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import data
+from harness.core.errors import UserError
+from harness.training.config import component
+
+Writer = Callable[[Path], Path]
+
+
+@pytest.fixture
+def roots(
+    tmp_path: Path, make_cifar10: Writer, make_tiny_imagenet: Writer, make_folder: Callable[..., Path]
+) -> dict[str, Path]:
+    return {
+        "cifar10": make_cifar10(tmp_path / "cifar10"),
+        "tiny_imagenet": make_tiny_imagenet(tmp_path / "tiny"),
+        "image_folder": make_folder(tmp_path / "folder", train=4, test=2),
+        "digits": tmp_path,
+    }
+
+
+@pytest.mark.parametrize("resize", [None, 5])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "tiny_imagenet", "image_folder"])
+@pytest.mark.filterwarnings("ignore:.*not the official")
+def test_it_is_that_of_what_is_read(roots: dict[str, Path], name: str, resize: int | None) -> None:
+    config = component("data set", {"name": name, "root": str(roots[name]), "resize": resize, "val_fraction": 0.25})
+    dataset = data.load_dataset(config, 0, "cpu")
+    assert data.shape(config) == (dataset.input_shape, dataset.num_classes)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet", "image_folder"])
+def test_data_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"data\.root: nothing is at"):
+        data.shape(component("data set", {"name": name, "root": str(tmp_path / "nowhere")}))
+
+
+def test_files_to_be_fetched_are_not_fetched(tmp_path: Path) -> None:
+    config = component("data set", {"name": "cifar10", "root": str(tmp_path), "download": True})
+    assert data.shape(config) == ((3, 32, 32), 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_folder_without_images_is_named(roots: dict[str, Path]) -> None:
+    for path in (roots["image_folder"] / "train/cat").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="train/cat holds no images"):
+        data.shape(component("data set", {"name": "image_folder", "root": str(roots["image_folder"])}))
