@@ -1,10 +1,10 @@
-"""`python -m harness.logs RUN`: what a run printed, epoch by epoch, and why it failed."""
+"""`python -m harness.logs RUN`: what a run printed, and why it failed; of a sweep or a cell, its runs."""
 
 import argparse
 import time
 from pathlib import Path
 
-from harness.cli.find import run_folder
+from harness.cli.find import run_folder, runs_of_many
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records.heartbeat import read_status
@@ -13,12 +13,21 @@ from harness.records.run_directory import FINISHED, RunDirectory
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.logs", description="The log of a run.")
-    parser.add_argument("run", metavar="RUN", help="its id, the beginning of it, or its directory")
+    parser = argparse.ArgumentParser(prog="python -m harness.logs", description="The log of a run, or a list of runs.")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="its id, the beginning of it, or its directory; a sweep (file, folder or name) or a cell: its runs",
+    )
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--lines", type=int, metavar="N", help="the last N lines only")
     parser.add_argument("--follow", action="store_true", help="go on until the run is over")
     options = parser.parse_args(arguments)
+    if (runs := runs_of_many(options.run, options.root)) is not None:
+        if options.follow or options.lines:
+            raise UserError(f"{options.run!r} has {len(runs)} runs; --follow and --lines are for one")
+        print("\n".join(runs))
+        return 0
     files = RunDirectory(run_folder(options.run, options.root))
     if not files.log.exists():
         raise UserError(f"{files.path}: no log (runs made by harness.run print to the terminal instead)")

@@ -11,6 +11,7 @@ said, and the run is repeated in the recorded one: the configuration then names 
 import argparse
 import json
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     prepare(component("data set", config.data))
     config = in_recorded_precision(config, recorded)
-    again = run(config, options.dir, RunContext(print_epoch))
+    again = run(config, options.dir, RunContext(partial(print_epoch, config)))
     found = differences(recorded, again)
     print("\n".join(found) or f"run {recorded['run_id']}: all {len(recorded['rows'])} rows are the same")
     return 1 if found else 0

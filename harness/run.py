@@ -1,6 +1,7 @@
 """`python -m harness.run CONFIG.yaml --dir DIR`: carry out one run by hand."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from harness.core import yaml_file
@@ -23,7 +24,7 @@ def main() -> None:
     from harness.data import prepare
 
     prepare(component("data set", config.data))
-    record = run(config, arguments.dir, RunContext(print_epoch))
+    record = run(config, arguments.dir, RunContext(partial(print_epoch, config)))
     for row in record["rows"]:
         print(f"{row['split']:>5} {row['bits']:>5}  accuracy {100 * row['accuracy']:6.2f} %  loss {row['loss']:.4f}")
     print(f"record: {RunDirectory(arguments.dir).record}")

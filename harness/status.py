@@ -21,7 +21,7 @@ GONE_SHOWN = 5
 #: Columns below which a terminal is narrow.
 WIDE = 130
 _COUNTS = ("waiting", "running", "done", "failed", "pruned")
-_HEADINGS = {"name": "worker", "gpu": "GPU", "finished": "runs done"}
+_HEADINGS = {"name": "worker", "gpu": "GPU", "rate": "s/epoch", "finished": "done"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,13 +106,17 @@ def _cells(cells: list[dict[str, Any]], wide: bool) -> Table:
 def _workers(workers: list[dict[str, Any]], wide: bool) -> Table:
     here = [worker for worker in workers if worker["state"] in ("running", "pending")]
     gone = [worker for worker in workers if worker not in here]
-    keys = ("name", "state", *(("host", "job", "slot", "gpu") if wide else ("job",)), "run", "finished", "seen")
+    keys: tuple[str, ...] = ("name", "state", "run", "epoch", "rate", "finished")
+    if wide:
+        keys = ("name", "state", "host", "job", "slot", "gpu", *keys[2:], "seen")
     table = _table(tuple(_HEADINGS.get(key, key) for key in keys))
     for worker in here + gone[-GONE_SHOWN:]:
         age = worker["heartbeat_age_s"]
         job = f"pid {worker['pid']}" if worker["cluster"] == "local" and worker["pid"] else worker["job_id"]
         why = f" ({worker['why']})" if worker["state"] == "pending" and worker["why"] not in (None, NO_ANSWER) else ""
         cells = {**worker, "job": job, "state": worker["state"] + why}
+        cells["epoch"] = f"{worker['epoch'] or 0}/{worker['epochs']}" if worker["run"] else None
+        cells["rate"] = f"{worker['epoch_s']:.3g}" if worker["run"] and worker["epoch_s"] else None
         cells["seen"] = None if age is None else f"{span(age)} ago"
         table.add_row(*("-" if cells[key] is None else str(cells[key]) for key in keys))
     if earlier := Counter(worker["state"] for worker in gone[:-GONE_SHOWN]):

@@ -16,6 +16,7 @@ HARNESS = Path(harness.__file__).parent
 ORDER = "core | records kernels | quantization | data models | oscillation | methods | training | sweep | cluster | cli"
 #: The files beside the folders. They import any folder; nothing imports them, and they do not import each other.
 COMMANDS = [
+    "__main__",
     "archive",
     "cancel",
     "config",

@@ -97,7 +97,10 @@ def _cell(
 
 
 def _worker(worker: WorkerInfo) -> dict[str, Any]:
-    keys = ("pid", "slot", "gpu", "threads", "run", "cell", "attempt", "finished", "reason", "code", "launched_with")
+    keys = (
+        *("pid", "slot", "gpu", "threads", "run", "cell", "epoch", "epochs", "epoch_s"),
+        *("attempt", "finished", "reason", "code", "launched_with"),
+    )
     age = worker.status.get("age_s")
     return {
         "name": worker.name,

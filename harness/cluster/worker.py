@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ class Worker(Checkpointable):
     grace_s: float = 60.0
     keep_signals: bool = False
     _beat: Heartbeat | None = field(default=None, init=False, repr=False)
+    _epoch_ended: float | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> int:
         """Work; returns how many runs were finished."""
@@ -93,7 +95,7 @@ class Worker(Checkpointable):
             claim = queue.claim(sweep, name)
             if claim is not None:
                 finished, idle_s = finished + self._carry_out(sweep, claim, stop), IDLE_S[0]
-                self._note(run=None, cell=None, trial=None, phase=None, finished=finished)
+                self._note(run=None, cell=None, trial=None, phase=None, epoch=None, epoch_s=None, finished=finished)
                 continue
             plan.top_up(sweep)
             # Wait while running trials can still lead to finals; not for finals that others run.
@@ -106,6 +108,13 @@ class Worker(Checkpointable):
     def _note(self, **fields: Any) -> None:
         if self._beat is not None:
             self._beat.note(**fields)
+
+    def _count_epoch(self, epoch: int) -> None:
+        """Note how far the run is, and how long its last epoch took; the heartbeat writes it."""
+        before, self._epoch_ended = self._epoch_ended, time.monotonic()
+        if self._beat is not None:
+            took = None if before is None else self._epoch_ended - before
+            self._beat.fields |= {"epoch": epoch, "epoch_s": took}
 
     def _carry_out(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> int:
         from harness.sweep import plan, queue
@@ -147,13 +156,16 @@ class Worker(Checkpointable):
             config = config.model_copy(update={"runtime": runtime})
         launched_with = self._beat.fields.get("launched_with") if self._beat else None
         report = _reporter(sweep, claim)
-        self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number)
+        under_way = {"epoch": None, "epochs": config.train.epochs, "epoch_s": None}
+        self._note(run=run_id, cell=claim.cell.id, phase=claim.phase, trial=claim.trial.number, **under_way)
+        self._epoch_ended = None
         heading = f"{claim.cell.id}, {claim.phase}, trial {claim.trial.number}, worker {self.name}, {host_and_job()}"
         with files.locked(stop.asked), run_log.logged(files.log, heading) as note:
             note_trial(files, claim)
 
             def epoch_done(metrics: dict[str, Any]) -> None:
-                note(epoch_line(metrics))
+                note(epoch_line(config, metrics))
+                self._count_epoch(metrics[schema.EPOCH])
                 report(metrics)
 
             context = RunContext(

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.bits import FLOAT
 from harness.core.errors import Pruned, Stopped, UserError
 from harness.records import schema
 from harness.records.code_version import code_version
@@ -118,7 +119,7 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
 
 def _train_first(context: RunContext, config: RunConfig, directory: Path) -> None:
     """Train the float network that a run starts from. Its tag on W&B is not the sweep's: it is no run of it."""
-    own = RunContext(print_epoch, context.should_stop, tags=("pretrain",), job_id=context.job_id)
+    own = RunContext(partial(print_epoch, config), context.should_stop, tags=("pretrain",), job_id=context.job_id)
     run(config, directory, own)
 
 
@@ -187,14 +188,15 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
     }
 
 
-def epoch_line(metrics: dict[str, Any]) -> str:
-    """An epoch's loss, validation accuracy and oscillation frequency in one line of text."""
+def epoch_line(config: RunConfig, metrics: dict[str, Any]) -> str:
+    """An epoch's loss, validation accuracy where it is monitored, and oscillation frequency in one line of text."""
+    point = "in float" if config.monitored_bits == FLOAT else f"at {config.monitored_bits} bits"
     return (
         f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
-        f"val {100 * metrics[schema.MONITOR]:.2f} %  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
+        f"val {100 * metrics[schema.MONITOR]:.2f} % {point}  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
     )
 
 
-def print_epoch(metrics: dict[str, Any]) -> None:
+def print_epoch(config: RunConfig, metrics: dict[str, Any]) -> None:
     """Print an epoch's line."""
-    print(epoch_line(metrics), flush=True)
+    print(epoch_line(config, metrics), flush=True)

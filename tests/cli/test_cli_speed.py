@@ -43,6 +43,10 @@ def imported(record_property: Record, module: str, *arguments: object) -> tuple[
     return int(status), set(names)
 
 
+def test_the_list_of_commands_imports_nothing_heavy(record_property: Record) -> None:
+    assert imported(record_property, "harness") == (0, set())
+
+
 @pytest.mark.parametrize("module", ["harness.launch", "harness.run"])
 def test_help_imports_nothing_heavy(module: str, record_property: Record) -> None:
     assert imported(record_property, module, "--help") == (0, set())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies_common import THREE, TWO, claims, finish_tuning, open_sweep, record, states, tell
+from commands import run_here
+from rich.console import Console
+from studies_common import RAW, THREE, TWO, claims, finish_tuning, open_sweep, record, states, tell
 
+from harness import __main__ as commands
 from harness import cancel, logs, retry, status
 from harness.cli.status_report import status_report
+from harness.cluster.signals import StopRequest
+from harness.cluster.worker import Worker
 from harness.core.errors import UserError
 from harness.records import code_version
 from harness.records.files import write_json
 from harness.records.heartbeat import Heartbeat, process_identity
 from harness.records.run_directory import RunDirectory
 from harness.sweep import plan, queue
+from harness.sweep.config import SweepConfig
 from harness.sweep.queue import OpenSweep
+from harness.training.config import complete
+from harness.training.run import epoch_line
 
 
 def by_cell(sweep: OpenSweep) -> dict[str, dict[str, Any]]:
@@ -64,6 +73,60 @@ def test_status_counts_each_cell(tmp_path: Path) -> None:
     assert (worker["state"], worker["gpu"], worker["run"]) == ("running", "2", second.run_id)
     # One run took the mean time; one worker has eight more to do.
     assert found["eta_s"] == pytest.approx(8 * two["mean_run_s"])
+
+
+def report(**fields: Any) -> dict[str, Any]:
+    """A report of one worker on a long name, as `status` shows it."""
+    worker = dict.fromkeys(("why", "host", "job_id", "gpu", "launched_with", "reason", "last_line", "log"))
+    worker |= {"name": "19ac8d2b6f1-1a2b3c-0", "state": "running", "cluster": "local", "pid": 1234567, "slot": "cpu0"}
+    worker |= {"run": "32bb5f258e16", "finished": 12, "heartbeat_age_s": 1.0, "epoch": None, "epochs": 40}
+    found = {"sweep": "s", "state": "running", "runs": 3, "left": 1, "eta_s": None, "cells": [], "failures": []}
+    return {**found, "workers": [{**worker, "epoch_s": None, **fields}]}
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize(
+    ("fields", "cells"),
+    [
+        ({"epoch": 12, "epoch_s": 0.8349}, ["32bb5f258e16", "12/40", "0.835", "12"]),
+        ({"epoch": 1}, ["32bb5f258e16", "1/40", "-", "12"]),
+        ({}, ["32bb5f258e16", "0/40", "-", "12"]),
+        ({"run": None, "epoch": 40, "epoch_s": 2.0}, ["-", "-", "-", "12"]),
+    ],
+    ids=["under way", "first epoch over", "just begun", "between runs"],
+)
+def test_status_shows_epoch_and_rate_of_a_running_run(fields: Any, cells: list[str], columns: int) -> None:
+    console = Console(width=columns)
+    with console.capture() as captured:
+        console.print(status.shown(report(**fields), columns >= status.WIDE))
+    (row,) = [line for line in captured.get().splitlines() if "19ac8d2b6f1-1a2b3c-0" in line]
+    shown = [cell.strip() for cell in row.split("│")[1:-1]]
+    done = shown.index("12")
+    assert shown[done - 3 : done + 1] == cells
+
+
+def test_a_worker_notes_how_far_its_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"data": {"name": "digits", "train_fraction": 0.1}, "train": {"epochs": 3}, "runtime": {"wandb": "off"}}
+    raw = RAW | {"base": RAW["base"] | few}
+    sweep = queue.open_sweep(SweepConfig.model_validate(raw), tmp_path)
+    plan.top_up(sweep)
+    claim = queue.claim(sweep, "w")
+    assert claim is not None
+    worker = Worker(str(sweep.folder), "w")
+    seen: list[tuple[Any, ...]] = []
+    with Heartbeat(sweep.files.worker("w")) as beat:
+        worker._beat = beat
+        monkeypatch.setattr(worker, "_count_epoch", lambda epoch: (Worker._count_epoch(worker, epoch), look()))
+
+        def look() -> None:
+            seen.append(tuple(beat.fields[key] for key in ("run", "epoch", "epochs", "epoch_s")))
+
+        worker.perform(sweep, claim, StopRequest(sweep.folder, 1.0))
+    assert [line[:3] for line in seen] == [(claim.run_id, epoch, 3) for epoch in (1, 2, 3)]
+    assert seen[0][3] is None
+    assert all(0 < line[3] < 60 for line in seen[1:])
+    log = sweep.files.run(claim.run_id).log.read_text()
+    assert re.search(r"epoch +1  loss \d\.\d+  val \d+\.\d+ % at 2 bits  oscillation", log)
 
 
 def test_status_puts_back_what_dead_workers_held(tmp_path: Path) -> None:
@@ -285,3 +348,74 @@ def test_a_run_that_is_not_clear(run: Path, tmp_path: Path, named: str, said: st
     with pytest.raises(UserError, match="no log"):
         logs.main(["abd456", "--root", str(tmp_path)])
     assert os.listdir(tmp_path) == ["s"]
+
+
+PREVIOUS = Path(__file__).parents[1] / "cluster/previous_version"
+LISTED = [
+    "645aeeaca87e  tune   oscillation,target_bit=2  trial 0    done",
+    "f0a71ad78a26  tune   oscillation,target_bit=2  trial 1    done",
+    "836b859001f9  final  oscillation,target_bit=2  seed 0     done",
+    "8d0dcf7f27a1  tune   ste,target_bit=2          trial 0    done",
+    "7e57ba906411  tune   ste,target_bit=2          trial 1    done",
+    "32bb5f258e16  final  ste,target_bit=2          seed 0     done",
+]
+
+
+@pytest.mark.parametrize("named", ["small", "small.yaml", "small/"], ids=["name", "file", "folder"])
+def test_logs_of_a_sweep_list_its_runs(named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = named if named == "small" else str(PREVIOUS / named)
+    assert logs.main([path, "--root", str(PREVIOUS)]) == 0
+    assert capsys.readouterr().out.splitlines() == LISTED
+
+
+def test_logs_of_a_cell_list_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert logs.main(["ste,target_bit=2", "--root", str(PREVIOUS)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [line[:12] for line in LISTED[3:]]
+    with pytest.raises(UserError, match="has 3 runs; --follow and --lines are for one"):
+        logs.main(["ste,target_bit=2", "--root", str(PREVIOUS), "--follow"])
+    with pytest.raises(UserError, match="did you mean 'ste,target_bit=2'"):
+        logs.main(["ste,target_bit=4", "--root", str(PREVIOUS)])
+
+
+def test_logs_of_a_sweep_that_has_not_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.top_up(open_sweep(tmp_path))
+    assert logs.main(["s", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "s: no run has begun\n"
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"methods": "ste", "target_bit": 3}, "val 33.50 % at 3 bits  osc"),
+        ({"methods": "none", "watch_bit": 2}, "val 33.50 % in float  osc"),
+        ({"methods": "oscillation", "target_bit": 2}, "val 33.50 % at 2 bits  osc"),
+    ],
+    ids=str,
+)
+def test_an_epoch_s_line_says_where_accuracy_is_measured(about: dict[str, Any], said: str) -> None:
+    metrics = {"epoch": 1, "train/loss": 1.0, "val/monitor": 0.335, "osc/frequency": 0.0}
+    assert said in epoch_line(complete({**RAW["base"], **about}), metrics)
+
+
+# python -m harness
+
+
+def test_python_m_harness_lists_every_command_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    there = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__", "__main__"}
+    assert set(commands.COMMANDS) == there | {"methods"}
+    assert commands.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in commands.COMMANDS:
+        (line,) = [line for line in lines if line.startswith(f"python -m harness.{name} ")]
+        assert len(line.removeprefix(f"python -m harness.{name}").strip()) > 10
+        assert len(line) <= 110
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("launch", "write python -m harness.launch, with a dot"), ("lanch", "did you mean 'launch'?"), ("xyz", "legal:")],
+)
+def test_a_command_after_a_blank_is_refused_with_what_to_write(word: str, said: str) -> None:
+    ended = run_here("harness", word, "sweep.yaml", "--dry-run")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert said in ended.stderr
