@@ -19,7 +19,8 @@ from harness.data._config import Augment
 from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
 from harness.sweep.search_space import Choices, Range
-from harness.training.config import DeployConfig, RunConfig, RuntimeConfig, TrainConfig, config_class
+from harness.training.config import RunConfig, config_class
+from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
 
 #: The sections of a sweep file and of a run: where each is written, and the class that checks it.
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {

@@ -33,29 +33,14 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | No
     """
     device = choose_device(config.runtime)
     dataset = stand_in or load_dataset(component("data set", config.data), config.seed, device)
-    settings = component("model", config.model)
-    model = build_model(settings, dataset.input_shape, dataset.num_classes, config.seed).to(device)
-    if weights is not None:
-        load_checkpoint(model, weights)
-    model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
-    check_requirements(model, settings.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
-    attach(model, config.exclude)
+    model = _network(config, dataset, weights, device)
     audited = _audit(config, model, dataset.input_shape, device)
     precision = choose_precision(config.train.precision, device, model, dataset.input_shape, config.train.batch_size)
     steps = steps_an_epoch(config, dataset)
     twice = any(find(entry["name"]).needs_double_backward for entry in config.methods)
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
     context, calibration = _context(config, steps, how != "off" and not twice), _calibration(config, dataset)
-    methods = build_stack(config.methods, context)
-    for method in methods:
-        method.prepare(model, calibration)
-    for method in methods:
-        method.prepared(model)
-    assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
-    trackers = {
-        bits: OscillationTracker(model, bits, config.quantizer, config.exclude, fused=context.fused)
-        for bits in (config.watch_bit, *config.also_watch)
-    }
+    methods = _prepared(config, context, model, calibration)
     session = Session(
         config=config,
         dataset=dataset,
@@ -63,7 +48,7 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | No
         forward=compilation.CompiledNetwork(model, device) if how == "full" else model,
         methods=methods,
         optimizer=NoOptimizer() if stand_in else make_optimizer(config.train, model, methods),
-        trackers=trackers,
+        trackers=_trackers(config, model, context.fused),
         evaluator=_evaluator(config, dataset, methods, context, calibration),
         device=device,
         precision=precision,
@@ -73,6 +58,37 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | No
     # Last, so that nothing above uses up random numbers of the training (dropout and the like).
     torch.manual_seed(sub_seed(config.seed, "forward"))
     return session
+
+
+def _network(config: RunConfig, dataset: Dataset, weights: Path | None, device: torch.device) -> nn.Module:
+    """The configuration's network with empty slots in its layers."""
+    settings = component("model", config.model)
+    model = build_model(settings, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    if weights is not None:
+        load_checkpoint(model, weights)
+    model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
+    check_requirements(model, settings.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
+    attach(model, config.exclude)
+    return model
+
+
+def _prepared(config: RunConfig, context: Context, model: nn.Module, calibration: Calibration) -> list[Method]:
+    """The methods of the stack, which have filled the slots of the model."""
+    methods = build_stack(config.methods, context)
+    for method in methods:
+        method.prepare(model, calibration)
+    for method in methods:
+        method.prepared(model)
+    return methods
+
+
+def _trackers(config: RunConfig, model: nn.Module, fused: bool) -> dict[int, OscillationTracker]:
+    """By bit-width, the run's own first."""
+    assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
+    return {
+        bits: OscillationTracker(model, bits, config.quantizer, config.exclude, fused=fused)
+        for bits in (config.watch_bit, *config.also_watch)
+    }
 
 
 def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Audit:

@@ -16,8 +16,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from harness.core import registry
 from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, QuantizerConfig, StrictConfig, WeightBits
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError
 from harness.core.validation import explain
+from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
 
 
 def _named(kind: str) -> AfterValidator:
@@ -42,78 +43,6 @@ def listed(value: Any) -> Any:
 
 MethodEntry = Annotated[dict[str, Any], BeforeValidator(by_name), _named("method")]
 MethodStack = Annotated[tuple[MethodEntry, ...], BeforeValidator(listed), Field(min_length=1)]
-
-
-class TrainConfig(StrictConfig):
-    """The training loop. Epochs count from 1; learning rates are those of the chosen optimizer."""
-
-    epochs: int = Field(40, ge=0, le=100_000, description="at most; patience may end training earlier")
-    batch_size: int = Field(128, ge=1, le=1_000_000, description="images per step")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of torch.optim; sgd has momentum")
-    learning_rate: float = Field(1e-3, gt=0, le=1e3, description="after warm-up, before any decay")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="as the optimizer defines it; 0: none")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd only; adam and adamw use the default betas")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="of the learning rate; cosine: decays to 0 over all epochs"
-    )
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up, part of epochs")
-    patience: int | None = Field(None, ge=1, description="stop after this many epochs without improvement; null: never")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no clipping")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy loss; 0: none")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
-        description="of a step; auto: bf16 where the device has it and, on CPUs, most products are in large layers",
-    )
-
-
-class DeployConfig(StrictConfig):
-    """How a trained network is rounded. `scale` has no default: it is a scientific choice."""
-
-    bits: tuple[WeightBits, ...] = Field(
-        (2, 3, 4, 8),
-        min_length=1,
-        description="bit-widths to evaluate at, 2 to 8; target_bit and float are added",
-        json_schema_extra=NOT_IDENTITY,
-    )
-    scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
-        description="what a learned step becomes at another bit-width; recalibrate: a new step from max|w|"
-    )
-    methods: tuple[str, ...] = Field(
-        ("rtn",),
-        min_length=1,
-        description="rtn (round-to-nearest), or methods with a deployment of their own; rows for each",
-        json_schema_extra=NOT_IDENTITY,
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of evaluation passes", json_schema_extra=IDENTITY_IF_CHANGED
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        legal = ["rtn", *registry.names("method")]
-        for name in self.methods:
-            if name not in legal:
-                raise unknown("deploy method", name, legal)
-        return self
-
-
-class RuntimeConfig(StrictConfig):
-    """Where and how a run is carried out; no part of its identity."""
-
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: the worker's share of the cores")
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="torch.compile for the network; auto: where runs are long; off: training steps by plain operations",
-    )
-    deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
-    eval_batch_size: int = Field(1024, ge=1, description="images per evaluation pass")
-    checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")
-    wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "auto", description="the copy on W&B; auto: offline without a key"
-    )
-    wandb_project: str = Field("oscillation-harness", description="project on W&B")
-    wandb_artifact: bool = Field(False, description="upload best.safetensors to W&B, where it is kept")
 
 
 class RunConfig(StrictConfig):
@@ -143,7 +72,9 @@ class RunConfig(StrictConfig):
     )
     quantizer: QuantizerConfig = Field(QuantizerConfig(), description="the default quantizer")
     exclude: tuple[str, ...] = Field(
-        (), description="layers left in float: names or globs such as blocks.*", json_schema_extra=IDENTITY_IF_CHANGED
+        (),
+        description="layers left in float, or weights beside them: names or globs such as blocks.*",
+        json_schema_extra=IDENTITY_IF_CHANGED,
     )
     deploy: DeployConfig = Field(description="how the trained network is rounded and evaluated")
     runtime: RuntimeConfig = Field(

@@ -5,7 +5,7 @@ import os
 import torch
 
 from harness.core.errors import UserError
-from harness.training.config import RuntimeConfig
+from harness.training.sections import RuntimeConfig
 
 
 def choose_device(runtime: RuntimeConfig) -> torch.device:

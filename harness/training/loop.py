@@ -17,9 +17,9 @@ from harness.data.base import order
 from harness.methods.base import Method, Step
 from harness.oscillation.tracker import metrics_of
 from harness.records import schema
-from harness.training.config import TrainConfig
 from harness.training.finite import TrainingError, check_gradients, check_loss, check_weights
 from harness.training.optimizer import match_gradients
+from harness.training.sections import TrainConfig
 from harness.training.session import Progress, Session
 
 

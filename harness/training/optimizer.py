@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.methods.base import Method
-from harness.training.config import TrainConfig
+from harness.training.sections import TrainConfig
 
 
 class NoOptimizer(torch.optim.Optimizer):

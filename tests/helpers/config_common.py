@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from harness.core.config_base import QuantizerConfig, StrictConfig
-from harness.training.config import DeployConfig, RunConfig, RuntimeConfig, TrainConfig, complete
+from harness.training.config import RunConfig, complete
+from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
 
 RAW: dict[str, Any] = {
     "seed": 3,

@@ -18,8 +18,8 @@ from harness.methods.aoq import AllowingOscillation
 from harness.methods.base import Context, Step
 from harness.quantization import DecoupledQuantizer
 from harness.quantization.layers import QuantLayer, attach
-from harness.training.config import TrainConfig
 from harness.training.loop import first_eligible_epoch, train
+from harness.training.sections import TrainConfig
 
 # The schedule
 

@@ -11,7 +11,8 @@ from pydantic import Field
 from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, StrictConfig
 from harness.core.errors import UserError
 from harness.core.validation import explain
-from harness.training.config import TrainConfig, complete
+from harness.training.config import complete
+from harness.training.sections import TrainConfig
 
 FLOAT_RUN = {"methods": "none", "target_bit": None, "watch_bit": 2}
 

@@ -17,11 +17,12 @@ from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
 from harness.training import checkpoint
 from harness.training.build import build
-from harness.training.config import RuntimeConfig, TrainConfig, complete
+from harness.training.config import complete
 from harness.training.device import choose_device
 from harness.training.loop import TrainingError, train
 from harness.training.optimizer import make_optimizer
 from harness.training.run import RunContext, run
+from harness.training.sections import RuntimeConfig, TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from harness.methods.base import Method, Step
 from harness.records import schema
 from harness.training import checkpoint
 from harness.training.build import build
-from harness.training.config import TrainConfig
 from harness.training.loop import first_eligible_epoch, learning_rate_factor, out_of_patience, train
+from harness.training.sections import TrainConfig
 from harness.training.session import Progress, Session
 
 

@@ -20,10 +20,10 @@ from harness.quantization.layers import weight_layers
 from harness.records import schema
 from harness.training import checkpoint
 from harness.training.build import build
-from harness.training.config import TrainConfig
 from harness.training.loop import step, train
 from harness.training.optimizer import make_optimizer
 from harness.training.run import RunContext, run
+from harness.training.sections import TrainConfig
 from harness.training.session import steps_an_epoch
 
 
