@@ -1,9 +1,6 @@
 """Images are decoded once: the result is kept in `$HARNESS_CACHE`, or ~/.cache/oscillation-harness."""
 
-import contextlib
 import hashlib
-import uuid
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,7 @@ from typing import Any
 import PIL
 import torch
 
-from harness.core.cache import cache_folder
+from harness.core.cache import cached_files, keep
 from harness.data.base import Raw, Split
 
 #: Part of every key; goes up when the way images are decoded changes.
@@ -22,25 +19,21 @@ def cached(name: str, fingerprint: str, resize: int | None, make: Callable[[], R
     """What `make` returns, from the cache where an earlier process already called it.
 
     name: the data set. fingerprint: changes whenever a source file does. A damaged cache file is made again;
-    without a writable cache folder a warning is given and every run decodes.
+    without a usable cache folder a warning is given and every run decodes.
     """
     # Pillow's version counts because a new one may decode a JPEG to other pixels.
     key = hashlib.sha256(f"{VERSION}/{PIL.__version__}/{resize}/{fingerprint}".encode()).hexdigest()[:32]
-    try:
-        path = cache_folder() / f"{name}-{key}.pt"
-    except RuntimeError:  # no home folder
-        return make()
-    raw = _load(path)
-    if raw is None:
-        raw = make()
-        _save(path, raw)
+    file = f"{name}-{key}.pt"
+    for path in cached_files(file):
+        if (raw := _load(path)) is not None:
+            return raw
+    raw = make()
+    _save(file, raw)
     return raw
 
 
 def _load(path: Path) -> Raw | None:
-    """The cached data set, or None where there is none or its content is not what was written."""
-    if not path.is_file():
-        return None
+    """The cached data set, or None where its content is not what was written."""
     try:
         stored = torch.load(path, weights_only=True)
         splits, val = stored["splits"], stored["splits"]["val"]
@@ -56,7 +49,7 @@ def _load(path: Path) -> Raw | None:
         return None
 
 
-def _save(path: Path, raw: Raw) -> None:
+def _save(name: str, raw: Raw) -> None:
     splits = {key: getattr(raw, key) for key in ("train", "test", "val")}
     stored: dict[str, Any] = {
         "splits": {key: [split.images, split.labels] if split else None for key, split in splits.items()},
@@ -64,15 +57,9 @@ def _save(path: Path, raw: Raw) -> None:
         "max_value": raw.max_value,
         "digest": raw.digest,
     }
-    # Written aside under a name of its own, then renamed: processes that race each leave a whole file.
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
             torch.save(stored, file)
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch turns some failed writes into RuntimeError
-        warnings.warn(f"decoded images are not cached, every run decodes them: {error}", stacklevel=2)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+
+    keep(name, write, "decoded images are not cached, every run decodes them")

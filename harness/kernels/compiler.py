@@ -4,15 +4,15 @@ A compiler for the whole graph would do, but takes up to half a minute a process
 Without a C compiler everything works by plain tensor operations.
 """
 
+import ctypes
 import hashlib
-import os
 import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from harness.core.cache import cache_folder
+from harness.core.cache import cached_files, drop, keep
 
 _SOURCES = tuple(sorted(Path(__file__).parent.glob("csrc/*.c")))
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("csrc/*.h")))
@@ -22,18 +22,53 @@ _OPTIONS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
 _VARIANTS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 
 
-def compiled_library(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor, made if it is not there."""
+def load_library(compiler: str) -> ctypes.CDLL:
+    """The shared library for this source, compiler and processor, from the cache or compiled and kept there.
+
+    A file of the cache that is not whole is deleted and made again; without a usable cache folder every process
+    compiles. Raises OSError, RuntimeError or SubprocessError where it cannot be compiled or loaded.
+    """
+    prefix = f"native-{_key(compiler)}"
+    for path in cached_files(f"{prefix}-*.so"):
+        if not _whole(path):
+            drop(path)
+        elif (loaded := _try_load(path)) is not None:
+            return loaded
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "native.so"
+        _compile(compiler, built)
+        content = built.read_bytes()
+        name = f"{prefix}-{_digest(content)}.so"
+        kept = keep(name, lambda path: path.write_bytes(content), "every process compiles the passes in C, in a second")
+        # A loaded library stays when its file is deleted.
+        return (_try_load(kept) if kept else None) or ctypes.CDLL(str(built))
+
+
+def _key(compiler: str) -> str:
+    """Names what the library is compiled from, by and for."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     texts = [path.read_text() for path in (*_SOURCES, *_HEADERS)]
-    key = hashlib.sha256("\0".join((*texts, version, repr(_OPTIONS + _VARIANTS), _processor())).encode())
-    path = cache_folder() / f"native-{key.hexdigest()[:24]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:  # renamed: processes may race
-            _compile(compiler, Path(aside) / "native.so")
-            os.replace(Path(aside) / "native.so", path)
-    return path
+    return _digest("\0".join((*texts, version, repr(_OPTIONS + _VARIANTS), _processor())).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
+
+
+def _whole(path: Path) -> bool:
+    """Whether the content is what the name says. Loading a file that was cut may end the process."""
+    try:
+        return path.stem.endswith(_digest(path.read_bytes()))
+    except OSError:
+        return False
+
+
+def _try_load(path: Path) -> ctypes.CDLL | None:
+    """None where no code may be loaded from there (a file system mounted with noexec)."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
 
 
 def _compile(compiler: str, path: Path) -> None:

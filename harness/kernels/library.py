@@ -9,7 +9,7 @@ from functools import cache
 
 from torch import Tensor
 
-from harness.kernels.compiler import compiled_library
+from harness.kernels.compiler import load_library
 
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -33,12 +33,12 @@ _SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where there is no C compiler or nowhere to keep what it makes."""
+    """The compiled functions, or None where there is no C compiler, or with a warning where it fails."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(compiled_library(compiler)))
+        loaded = load_library(compiler)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(f"plain tensor operations are used, several times slower: {error}", stacklevel=2)
         return None

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from locked_folder import locked
 
-from harness.data import _images, prepare
+from harness.data import _cache, _images, prepare
 from harness.data.image_folder import Config
 
 
@@ -128,6 +129,22 @@ def test_an_unwritable_cache_is_said_and_done_without(
     assert decoded == [18, 18]
 
 
+@pytest.mark.parametrize("where", ["x" * 300, "photos/train/cat/0.png"])
+def test_an_unusable_cache_is_said_and_done_without(
+    where: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / where))
+    with pytest.warns(UserWarning, match="not cached"):
+        prepare(Config(root=folder))
+    assert decoded == [18]
+
+
+def test_a_cache_folder_that_may_not_be_entered_is_said_and_done_without(folder: Path, cache: Path) -> None:
+    raw = prepare(Config(root=folder))
+    with locked(cache), pytest.warns(UserWarning, match="not cached, every run decodes them: .*Permission denied"):
+        assert _cache.cached("any", "fingerprint", None, lambda: raw) is raw
+
+
 def test_a_full_disk_leaves_no_half_file(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object, file) -> None:  # type: ignore[no-untyped-def]
         file.write(b"half")
@@ -147,7 +164,8 @@ def test_without_a_home_folder_nothing_is_cached(
 
     monkeypatch.delenv("HARNESS_CACHE")
     monkeypatch.setattr(Path, "home", homeless)
-    prepare(Config(root=folder))
+    with pytest.warns(UserWarning, match="not cached"):
+        prepare(Config(root=folder))
     assert decoded == [18]
 
 

@@ -1,13 +1,7 @@
 """The native passes over the weights against plain tensor operations and the plain loss."""
 
-import functools
 import shutil
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +11,7 @@ from torch import Tensor, nn
 
 from harness import LSQQuantizer, OscillationRegularizer, OscillationTracker, attach
 from harness.core.config_base import QuantizerConfig
-from harness.kernels import dispatch, library
+from harness.kernels import dispatch
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, WeightQuantizer, make_quantizer
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
@@ -233,51 +227,6 @@ def test_a_transposed_weight_is_served_by_plain_operations() -> None:
     OscillationRegularizer(model, 3, 3.0).add_gradient()
     _, expected = plain_gradient(model[0].weight.detach().double(), 3, 3.0)
     torch.testing.assert_close(model[0].weight.grad.double(), expected, rtol=1e-4, atol=1e-9)
-
-
-def of_a_new_process() -> tuple[bool, bool, bool]:
-    """As in a new process: whether the library is there, whether a warning says otherwise, and whether all works."""
-    with patch.object(library, "library", functools.cache(library.library.__wrapped__)):
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            there = library.library() is not None
-        model = nn.Sequential(nn.Linear(4, 4))
-        OscillationTracker(model, 3).update()
-        return there, bool(said), float(OscillationRegularizer(model, 3, 1.0).add_gradient()) != 0
-
-
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache folder, which is not there yet."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_it_is_compiled_once_and_kept(kept: Path) -> None:
-    program = "import sys; from harness.kernels.library import library; sys.exit(library() is None)"
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
-    (file,) = kept.iterdir()
-    then = file.stat().st_mtime_ns
-    assert of_a_new_process() == (True, False, True)
-    assert [path.stat().st_mtime_ns for path in kept.iterdir()] == [then]
-
-
-def test_without_a_compiler_all_works_by_plain_operations(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(kept.parent))
-    assert of_a_new_process() == (False, False, True)
-
-
-def test_a_compiler_that_fails_is_reported(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = kept.parent / "cc"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CC", str(broken))
-    assert of_a_new_process() == (False, True, True)
-
-
-def test_nowhere_to_keep_it_is_reported(kept: Path) -> None:
-    kept.write_text("a file where a folder should be")
-    assert of_a_new_process() == (False, True, True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
