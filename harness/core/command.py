@@ -1,6 +1,7 @@
 """How a command line ends: one line for an error of the user, and the exit status."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main`, then exit: 2 with one line for a UserError, 130 on Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be UTF-8, as on stderr
     try:
         status = main() or 0
         sys.stdout.flush()

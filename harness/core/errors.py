@@ -9,7 +9,7 @@ class UserError(ValueError):
     """Something the user wrote or left out. The message names field, value and what is legal, but no password."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(masked(str(message)))
+        super().__init__(printable(masked(str(message))))
 
 
 class Stopped(Exception):
@@ -18,6 +18,14 @@ class Stopped(Exception):
 
 class Pruned(Exception):
     """The pruner stopped this trial."""
+
+
+def printable(text: object) -> str:
+    r"""A text, such as a path, with bytes that are not UTF-8 as backslash escapes (`caf\xe9.png`): it can be stored."""
+    try:
+        return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, as in JSON
+        return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def masked(text: str) -> str:

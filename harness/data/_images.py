@@ -19,6 +19,8 @@ from harness.data.base import Raw, Split
 CHUNK = 256
 #: Pillow's names of images with 8 bits or fewer per channel. Converting others to RGB would cut values off.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+#: How the names of modes with more begin: I, I;16, F.
+DEEP = ("I", "F")
 
 
 def read_labelled(name: str, files: LabelledFiles, resize: int | None, further: Sequence[str] = ()) -> Raw:
@@ -43,7 +45,8 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
     """The images as RGB, uint8 (N, 3, H, W), in the order of `names`. Transparency is dropped.
 
     resize: the side of the squares that all images are made (bilinear), or None to keep their size.
-    Raises UserError, naming the file: damaged, more than 8 bits per channel, or another size than the first.
+    Raises UserError, naming the file: damaged, more than 8 bits per channel, another mode that is not read, or another
+    size than the first.
     """
     first = _decode_one(source, names[0], resize)
     images = np.empty((len(names), 3, *first.shape[:2]), dtype=np.uint8)
@@ -91,7 +94,12 @@ def _decode_one(source: Source, name: str, resize: int | None) -> np.ndarray:
                 return np.asarray(_square(pixels, resize) if resize else pixels)
     except Exception as error:  # Pillow's readers and zipfile raise many kinds for a damaged file
         raise UserError(f"data.root: cannot decode {source.show(name)}: {error}; remove it") from error
-    raise UserError(f"data.root: {source.show(name)} has more than 8 bits per channel ({mode}); convert it")
+    if mode.startswith(DEEP):
+        raise UserError(f"data.root: {source.show(name)} has more than 8 bits per channel ({mode}); convert it")
+    raise UserError(
+        f"data.root: {source.show(name)} is of mode {mode}, which is not read (legal: {', '.join(EIGHT_BIT)}); "
+        "convert it to RGB"
+    )
 
 
 def _unequal(source: Source, one: str, first: np.ndarray, other: str, image: np.ndarray) -> UserError:

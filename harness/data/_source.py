@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, printable
+from harness.data._walk import IMAGE_ENDINGS, Walk, is_image
 
-#: Files with another ending are not images and are passed over.
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: How many files, evenly spaced, a folder's fingerprint reads.
 SAMPLED_FILES = 32
 
@@ -29,6 +28,9 @@ class Source(Protocol):
 
     def show(self, name: str) -> str:
         """A file's full path, for messages."""
+
+    def report(self) -> str:
+        """What below the folders named so far does not count; empty where all does."""
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """A text that changes whenever one of these files does."""
@@ -49,15 +51,12 @@ def labelled(source: Source, folders: Sequence[str]) -> list[tuple[str, int]]:
     for label, folder in enumerate(folders):
         found = source.names(folder)
         if not found:
+            rest = f"; so far {report}" if (report := source.report()) else ""
             raise UserError(
-                f"data.root: {source.show(folder)} holds no images (files ending in {' '.join(IMAGE_ENDINGS)})"
+                f"data.root: {source.show(folder)} holds no images (files ending in {' '.join(IMAGE_ENDINGS)}){rest}"
             )
         images += [(image, label) for image in found]
     return images
-
-
-def is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_ENDINGS)
 
 
 class Folder:
@@ -65,26 +64,25 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._walk = Walk(root)
 
     def folders(self, top: str = ".") -> list[str]:
-        """Names of the folders directly inside `top`, sorted; hidden ones are passed over."""
-        with os.scandir(self.root / top) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        """Names of the folders directly inside `top`, sorted; hidden ones and those of services are left out."""
+        return self._walk.folders(top)
 
     def names(self, top: str) -> list[str]:
-        found = []
-        for folder, inside, files in os.walk(self.root / top, followlinks=True):
-            inside[:] = [name for name in inside if name[0] != "."]
-            relative = Path(folder).relative_to(self.root).as_posix()
-            found += [f"{relative}/{name}" for name in files if is_image(name) and name[0] != "."]
-        return sorted(found)
+        """As of every source. Raises UserError like `Walk.images`."""
+        return self._walk.images(top)
 
     def read(self, name: str) -> bytes:
         with open(self._path(name), "rb") as file:
             return file.read()
 
     def show(self, name: str) -> str:
-        return self._path(name)
+        return printable(self._path(name))
+
+    def report(self) -> str:
+        return printable(self._walk.report())
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """From paths, sizes and times, and the content of a few files.
@@ -96,7 +94,7 @@ class Folder:
         for name in names:
             with contextlib.suppress(OSError):  # reading the file will say what is wrong with it
                 stat = os.stat(self._path(name))
-                digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
         for name in names[:: max(1, len(names) // SAMPLED_FILES)]:
             with contextlib.suppress(OSError):
                 digest.update(hashlib.sha256(self.read(name)).digest())
@@ -133,7 +131,10 @@ class Archive:
         return self._zip.read(self.prefix + name)
 
     def show(self, name: str) -> str:
-        return f"{self.path}/{self.prefix}{name}"
+        return printable(f"{self.path}/{self.prefix}{name}")
+
+    def report(self) -> str:
+        return ""
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """From the checksum of each file, which the zip file keeps."""

@@ -1,13 +1,15 @@
 """Your own images: `train/<class>/`, `test/<class>/` and, if you have it, `val/<class>/`.
 
 Classes are folder names, sorted, the same in each split. Grey images become RGB, transparency is dropped.
-Images may lie at any depth below a class folder; hidden files and other kinds of file do not count.
+Images may lie at any depth below a class folder, and links are followed. Hidden files do not count. Files of other
+kinds, hidden folders and folders of services (`@eaDir`) are left out with a warning.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, printable
 from harness.data._config import DataConfig, refuse_download, root_of
 from harness.data._source import Folder, LabelledFiles, labelled
 
@@ -24,7 +26,8 @@ class Config(DataConfig):
 
 
 def check(config: Config) -> None:
-    """Raises UserError: a folder missing, a class folder without images, splits with different classes."""
+    """Raises UserError: a folder missing, a class folder without images, splits with different classes,
+    links that lead back up or from one class or split to another."""
     _scan(config)
 
 
@@ -64,7 +67,9 @@ def _scan(config: Config) -> LabelledFiles:
     for name in names:
         _refuse_other_classes(root / name, classes, source.folders(name))
     splits = {split: labelled(source, [f"{split}/{name}" for name in classes]) for split in names}
-    return LabelledFiles(source, tuple(classes), splits)
+    if report := source.report():
+        warnings.warn(f"data.root: {printable(root)}: {report}", stacklevel=1)  # once a process
+    return LabelledFiles(source, tuple(map(printable, classes)), splits)
 
 
 def _refuse_other_classes(folder: Path, classes: list[str], found: list[str]) -> None:

@@ -32,7 +32,7 @@ def logged(path: Path, heading: str) -> Iterator[Callable[[str], None]]:
 
     Yields a function that writes a line to the log only.
     """
-    log = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closing may fail too)
+    log = open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115  (closing may fail too)
     try:
         _try_write(log, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {heading}\n")
         with redirect_stdout(_Copy(sys.stdout, log)), redirect_stderr(_Copy(sys.stderr, log)):

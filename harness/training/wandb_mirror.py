@@ -233,5 +233,8 @@ def _in_words(error: Exception) -> str:
 def _netrc_has_key() -> bool:
     try:
         return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
+    except UnicodeDecodeError:  # W&B cannot read it either
+        _say(f"{os.environ.get('NETRC') or '~/.netrc'} is not UTF-8, so no key is read from it; WANDB_API_KEY is")
+        return False
     except (OSError, NetrcParseError):
         return False

@@ -1,5 +1,6 @@
 """A folder of images: what is read, and what is refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,125 @@ def test_downloads_are_refused(folder: Path) -> None:
     assert "data.download" in refused_by_check(Config(root=folder, download=True))
 
 
+@pytest.mark.parametrize("up", ["..", "../..", "more", "../../../../photos/train/cat", "/"])
+def test_a_link_that_leads_back_up_is_refused_by_name(folder: Path, up: str) -> None:
+    (folder / "train" / "cat" / "more").mkdir()
+    link = folder / "train" / "cat" / "more" / "back"
+    link.symlink_to("../more" if up == "more" else up)
+    assert f"{link} is a link to " in refused_by_check(Config(root=folder))
+
+
+def test_links_in_circles_are_refused_by_name(folder: Path) -> None:
+    (folder / "train" / "cat" / "more").symlink_to("../dog")
+    (folder / "train" / "dog" / "more").symlink_to("../cat")
+    assert f"{folder / 'train/cat/more/more'} is a link to" in refused_by_check(Config(root=folder))
+
+
+def test_a_class_that_is_a_link_up_is_refused_by_name(folder: Path) -> None:
+    for split in ("train", "test"):
+        (folder / split / "fox").symlink_to("..")
+    assert f"{folder / 'train/fox'} is a link to {folder}" in refused_by_check(Config(root=folder))
+
+
+def test_an_image_that_several_links_lead_to_counts_once(folder: Path) -> None:
+    before = prepare(Config(root=folder)).digest
+    elsewhere = folder.parent / "elsewhere"
+    (folder / "train" / "cat").rename(elsewhere)
+    (folder / "train" / "cat").mkdir()
+    for name in ("one", "two"):
+        (folder / "train" / "cat" / name).symlink_to(elsewhere)
+    (folder / "train" / "cat" / "three.png").symlink_to(elsewhere / "0.png")
+    (folder / "train" / "dog" / "again.png").symlink_to("0.png")
+    (folder / "train" / "eel" / "again.png").hardlink_to(folder / "train" / "eel" / "0.png")
+    raw = prepare(Config(root=folder))
+    assert raw.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert raw.digest == before
+
+
+@pytest.mark.parametrize("other", ["train/dog/0.png", "test/cat/9.png"])
+@pytest.mark.parametrize("hard", [False, True])
+def test_an_image_of_two_classes_or_splits_is_refused(folder: Path, other: str, hard: bool) -> None:
+    first, second = folder / "train/cat/0.png", folder / other
+    second.unlink(missing_ok=True)
+    second.hardlink_to(first) if hard else second.symlink_to(first)
+    message = refused_by_check(Config(root=folder))
+    assert f"{first} and {second} are one file" in message
+
+
+def test_a_split_that_is_a_link_to_another_is_refused(folder: Path) -> None:
+    (folder / "val").symlink_to("train")
+    assert "are one file" in refused_by_check(Config(root=folder))
+
+
+def test_links_to_folders_and_images_elsewhere_are_followed(tmp_path: Path, folder: Path) -> None:
+    before = prepare(Config(root=folder)).digest
+    linked = tmp_path / "linked"
+    (linked / "train" / "cat").mkdir(parents=True)
+    (linked / "test").symlink_to(folder / "test")
+    for name in ("dog", "eel"):
+        (linked / "train" / name).symlink_to(folder / "train" / name)
+    for image in (folder / "train" / "cat").iterdir():
+        (linked / "train" / "cat" / image.name).symlink_to(image)
+    assert prepare(Config(root=linked)).digest == before
+
+
+def test_what_is_left_out_is_counted(folder: Path) -> None:
+    before = prepare(Config(root=folder)).digest
+    for inside in ("train/@eaDir", "train/cat/@eaDir", "test/dog/.thumbnails", "test/#recycle", "train/eel/LOST+FOUND"):
+        (folder / inside).mkdir()
+        (folder / inside / "0.png").write_bytes(b"no image")
+    for name in ("train/cat/a.jfif", "train/dog/b.JFIF", "test/eel/c.avif", "test/eel/README"):
+        (folder / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match="data.root") as said:
+        check(Config(root=folder))
+    message = str(said[0].message)
+    assert "hidden and service folders left out (train/@eaDir, test/#recycle, train/cat/@eaDir, and 2 more)" in message
+    assert "passed over by their ending (2 .jfif, 1 without an ending, 1 .avif)" in message
+    with pytest.warns(UserWarning, match="left out"):
+        assert prepare(Config(root=folder)).digest == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_where_nothing_is_left_out(folder: Path) -> None:
+    check(Config(root=folder))
+
+
+def test_a_class_of_other_files_alone_says_which(folder: Path) -> None:
+    for image in (folder / "train" / "cat").iterdir():
+        image.rename(image.with_suffix(".avif"))
+    message = refused_by_check(Config(root=folder))
+    assert "cat holds no images" in message
+    assert "4 .avif" in message
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "train" / "cat" / "more").mkdir()
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        if path.endswith("more"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "cat/more cannot be read: Permission denied" in refused_by_check(Config(root=folder))
+
+
+def test_names_that_are_not_utf8(folder: Path) -> None:
+    before = prepare(Config(root=folder)).digest
+    for split in ("train", "test"):
+        (folder / split / "eel").rename(os.fsdecode(os.fsencode(folder / split) + b"/\xe9el"))
+    image = Path(os.fsdecode(os.fsencode(folder) + b"/train/cat/\xff.png"))
+    (folder / "train" / "cat" / "3.png").rename(image)
+    raw = prepare(Config(root=folder))
+    assert raw.digest == before
+    assert raw.class_names == ("cat", "dog", r"\xe9el")
+    image.write_bytes(b"damaged")
+    message = refused_by_decoding(Config(root=folder))
+    assert rf"{folder}/train/cat/\xff.png" in message
+    message.encode()
+
+
 @pytest.mark.parametrize("damage", ["text", "truncated", "empty"])
 def test_a_damaged_image_is_named(folder: Path, make_image: MakeImage, damage: str) -> None:
     path = folder / "train" / "dog" / "2.jpg"
@@ -162,6 +282,16 @@ def test_sixteen_bits_are_refused_rather_than_cut_off(folder: Path) -> None:
     message = refused_by_decoding(Config(root=folder))
     assert str(path) in message
     assert "8 bits" in message
+
+
+@pytest.mark.parametrize("mode", ["LAB", "I;16", "F", "I"])
+def test_a_mode_that_is_not_read_is_named(folder: Path, mode: str) -> None:
+    path = folder / "train" / "dog" / "2.tif"
+    Image.new(mode, (8, 8)).save(path)
+    message = refused_by_decoding(Config(root=folder))
+    assert str(path) in message
+    assert mode in message
+    assert ("8 bits" in message) == (mode != "LAB")
 
 
 def test_unequal_sizes_name_two_files_and_the_key(folder: Path, make_image: MakeImage) -> None:

@@ -33,3 +33,9 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pyte
         print("said")
         note("for the log alone")
     assert capsys.readouterr().out == "said\n"
+
+
+def test_a_path_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    with run_log.logged(tmp_path / "log.txt", "attempt 1") as note:
+        note(os.fsdecode(b"read caf\xe9.png"))
+    assert (tmp_path / "log.txt").read_text().splitlines()[1] == r"read caf\udce9.png"

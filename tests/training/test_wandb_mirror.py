@@ -70,6 +70,22 @@ def test_auto_looks_for_a_key_in_netrc(text: str, mode: str, tmp_path: Path) -> 
     assert wandb_mode("auto") == mode
 
 
+@pytest.mark.parametrize("variable", [False, True])
+@pytest.mark.parametrize(
+    "text", [b"# caf\xe9\nmachine api.wandb.ai login user password x\n", b"machine x login \xff password y\n"]
+)
+def test_a_netrc_that_is_not_utf8_is_said_and_not_read(
+    text: bytes, variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "keys" if variable else tmp_path / "home" / ".netrc"
+    path.write_bytes(text)
+    path.chmod(0o600)
+    if variable:
+        monkeypatch.setenv("NETRC", str(path))
+    assert wandb_mode("auto") == "offline"
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
 def test_auto_looks_where_netrc_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "keys").write_text("machine api.wandb.ai login user password x\n")
     (tmp_path / "keys").chmod(0o600)
