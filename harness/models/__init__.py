@@ -30,7 +30,7 @@ def build_model(config: ModelConfig, input_shape: tuple[int, int, int], num_clas
         torch.default_generator.manual_seed(sub_seed(seed, "init"))
         model: nn.Module = registry.load("model", config.name).build(config, shape, num_classes)
     if config.checkpoint is not None:
-        load_checkpoint(model, config.checkpoint)
+        load_checkpoint(model, config.checkpoint, new_head=config.head == "new")
     if shape != input_shape:
         model.register_forward_pre_hook(partial(_resize_images, size=shape[1:]))
     return model

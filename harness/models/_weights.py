@@ -1,6 +1,7 @@
 """Initial weights from files and from the network, and errors that say what does not fit."""
 
 import pickle
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,32 +29,43 @@ _PROBE_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 30.0
 _NETWORK_PACKAGES = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
 
 
-def load_checkpoint(model: "nn.Module", path: Path) -> None:
-    """Load a model's weights, in place, from .safetensors, .pt or .pth (never unpickling code).
+def load_checkpoint(model: "nn.Module", path: Path, new_head: bool = False) -> None:
+    """Load a model's weights, in place, from .safetensors, .pt, .pth or .pth.tar (never unpickling code).
 
     The file holds a state dict, or one under "state_dict" or "model". Keys of quantizer slots that the model
     does not have are passed over, so the weights of a quantized run load into the float model.
+    new_head: the model's own classifier stays, whatever the file has for it.
     Raises UserError when the file cannot be read, or naming the keys that are missing, unknown or mis-shaped.
     """
     state, expected = read_state_dict(path), model.state_dict()
     surplus = {key for key in state if key not in expected and any(mark in key for mark in SLOT_KEYS)}
     state = {key: value for key, value in state.items() if key not in surplus}
-    shared = [key for key in expected if key in state]
+    head = _head_keys(model)
+    if new_head:
+        state |= {key: expected[key] for key in head}
+    misshapen = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     problems = [
         _listing("missing", [key for key in expected if key not in state]),
         _listing("unknown", [key for key in state if key not in expected]),
         _listing(
             "mis-shaped",
-            [
-                f"{key} {tuple(state[key].shape)}, the model has {tuple(expected[key].shape)}"
-                for key in shared
-                if state[key].shape != expected[key].shape
-            ],
+            [f"{key} {tuple(state[key].shape)}, the model has {tuple(expected[key].shape)}" for key in misshapen],
         ),
     ]
     if any(problems):
-        raise UserError(f"checkpoint {path} does not fit the model: {'; '.join(filter(None, problems))}")
+        hint = "; head: new initialises the classifier anew" if misshapen and set(misshapen) <= head else ""
+        raise UserError(f"checkpoint {path} does not fit the model: {'; '.join(filter(None, problems))}{hint}")
     model.load_state_dict(state)
+
+
+def _head_keys(model: "nn.Module") -> set[str]:
+    """The keys of the classifier: what timm says it is, or else the last layer."""
+    layers = [
+        name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
+    ]
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or layers[-1:]
+    heads = (named,) if isinstance(named, str) else named
+    return {key for key in model.state_dict() if key.startswith(tuple(f"{head}." for head in heads))}
 
 
 def _listing(kind: str, entries: list[str]) -> str:
@@ -75,8 +87,7 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
+        raise UserError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -87,6 +98,23 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without torch's advice on how to run the code in it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return (
+            f"it holds {found[1]}, and only tensors, numbers, text, lists and dictionaries are read; "
+            "keep the state dict alone: torch.save(model.state_dict(), FILE)"
+        )
+    if "TorchScript" in text:
+        return "it is a TorchScript archive; keep its state dict: torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no file of torch.save"
+    if isinstance(error, EOFError):
+        return "it is empty or cut"
+    return (text.splitlines() or [type(error).__name__])[0].partition(". ")[0]
 
 
 def drop_head(state: "dict[str, Tensor]", model: "nn.Module", head: Iterable[str]) -> "dict[str, Tensor]":

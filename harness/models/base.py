@@ -1,14 +1,14 @@
 """What every model's configuration has: its name, its initial weights and the image size it sees."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from harness.core.config_base import StrictConfig
+from harness.core.config_base import IDENTITY_IF_CHANGED, StrictConfig
 from harness.core.errors import UserError, nearest
 
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar")
 CHECKPOINT = "checkpoint:"
 _FORMS = ("scratch", "pretrained", "checkpoint:<path>")
 
@@ -22,7 +22,14 @@ class ModelConfig(StrictConfig):
     name: str = Field(description="the model's file name, as in mlp5; timm:<name> for any of timm's")
     init: str = Field(
         "scratch",
-        description="initial weights: scratch, pretrained, checkpoint:<path>, or a path to .safetensors, .pt, .pth",
+        description="initial weights: scratch, pretrained, checkpoint:<path>, or a path to .safetensors, .pt, .pth, "
+        ".pth.tar",
+    )
+    head: Literal["keep", "new"] = Field(
+        "keep",
+        description="the classifier of a checkpoint: keep, or new for other classes (published weights get a new one "
+        "where classes differ)",
+        json_schema_extra=IDENTITY_IF_CHANGED,
     )
     image_side: int | None = Field(
         None,
@@ -36,7 +43,7 @@ class ModelConfig(StrictConfig):
     @classmethod
     def _check_init(cls, init: str) -> str:
         path = init.removeprefix(CHECKPOINT)
-        if init in _FORMS[:2] or (path and Path(path).suffix in WEIGHT_FILES):
+        if init in _FORMS[:2] or Path(path).name.endswith(WEIGHT_FILES):
             return init
         if init.startswith(CHECKPOINT):
             raise UserError(f"init {init!r}: a checkpoint is a path ending in {', '.join(WEIGHT_FILES)}")
@@ -44,6 +51,12 @@ class ModelConfig(StrictConfig):
             f"init {init!r} is none of {', '.join(_FORMS)}, nor a path ending in {', '.join(WEIGHT_FILES)}"
             f"{nearest(init, _FORMS[:2])}"
         )
+
+    @model_validator(mode="after")
+    def _check_head(self) -> Self:
+        if self.head == "new" and self.checkpoint is None:
+            raise UserError(f"head: new is for init: checkpoint:<path>, not {self.init!r}")
+        return self
 
     @property
     def pretrained(self) -> bool:

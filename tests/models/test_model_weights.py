@@ -1,13 +1,16 @@
 """Initial weights: files, published weights, and errors that name what does not fit."""
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -38,7 +41,14 @@ def nested(state: dict[str, Tensor], path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "save"), [("w.safetensors", save_file), ("w.pt", torch.save), ("w.pth", torch.save), ("n.pt", nested)]
+    ("file", "save"),
+    [
+        ("w.safetensors", save_file),
+        ("w.pt", torch.save),
+        ("w.pth", torch.save),
+        ("n.pt", nested),
+        ("model_best.pth.tar", nested),
+    ],
 )
 @pytest.mark.parametrize("prefix", ["checkpoint:", ""])
 def test_round_trip(tmp_path: Path, file: str, save: Callable[..., None], prefix: str) -> None:
@@ -102,6 +112,66 @@ def test_unreadable_files(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=f"{file} cannot be read: "):
         small(init=str(tmp_path / file))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"state_dict": {}, "args": argparse.Namespace(lr=1)}, "it holds argparse.Namespace, and only tensors"),
+        (nn.Linear(1, 1), "it holds torch.nn.modules.linear.Linear, and only tensors"),
+        ({"best": np.float64(1)}, "it holds numpy"),
+        (b"<!DOCTYPE html>", "it is no file of torch.save"),
+        (b"", "it is empty or cut"),
+        (b"PK\x03\x04 cut", "PytorchStreamReader failed reading zip archive"),
+    ],
+)
+def test_reasons_are_short_and_plain(tmp_path: Path, content: Any, reason: str) -> None:
+    path = tmp_path / "w.pth.tar"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError) as refused:
+        small(init=str(path))
+    message = str(refused.value)
+    assert f"cannot be read: {reason}" in message
+    assert message.isprintable()
+    assert "weights_only" not in message
+    assert len(message) < len(str(path)) + 250
+
+
+@pytest.mark.parametrize("name", ["mlp5", "resnet18", "timm:test_vit", "timm:test_efficientnet"])
+def test_a_new_head_for_other_classes(name: str, tmp_path: Path) -> None:
+    settings = {"width": 6} if name == "mlp5" else {"width": 4} if name == "resnet18" else {}
+    saved = build(name, 1, classes=7, **settings).state_dict()
+    torch.save(saved, tmp_path / "w.pth")
+    init = str(tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"2 mis-shaped .*; head: new initialises the classifier anew"):
+        build(name, 2, init=init, **settings)
+    own = build(name, 2, **settings).state_dict()
+    loaded = build(name, 2, init=init, head="new", **settings).state_dict()
+    new = [key for key, value in loaded.items() if torch.equal(value, own[key]) and not torch.equal(value, saved[key])]
+    assert len(new) == 2
+    assert all(loaded[key].shape[0] == 4 for key in new)
+    assert all(torch.equal(value, saved[key]) for key, value in loaded.items() if key not in new)
+
+
+def test_a_new_head_for_the_same_classes_and_without_one_in_the_file(tmp_path: Path) -> None:
+    saved = small(seed=1).state_dict()
+    for state in (saved, {key: value for key, value in saved.items() if "layer5" not in key}):
+        torch.save(state, tmp_path / "w.pt")
+        loaded = small(seed=2, init=str(tmp_path / "w.pt"), head="new").state_dict()
+        assert torch.equal(loaded["layer5.weight"], small(seed=2).state_dict()["layer5.weight"])
+        assert torch.equal(loaded["layer4.weight"], saved["layer4.weight"])
+
+
+@pytest.mark.parametrize("init", ["scratch", "pretrained"])
+def test_a_new_head_is_for_checkpoints(init: str) -> None:
+    with pytest.raises(ValidationError, match="head: new is for init: checkpoint"):
+        build("resnet18", init=init, head="new", small_stem=False)
+
+
+def test_a_head_that_is_kept_names_no_run() -> None:
+    config = registry.load("model", "mlp5").Config
+    assert "head" not in config(name="mlp5").identity()
+    assert config(name="mlp5", init="w.pth.tar", head="new").identity()["head"] == "new"
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
