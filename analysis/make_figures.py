@@ -32,7 +32,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make_figures.py", description=(__doc__ or "").split(":")[0] + ".")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where sweeps are (default: runs)")
-    parser.add_argument("--sweep", help="name of one sweep (default: every sweep in the root)")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="NAME",
+        help="draw this sweep only, may be repeated (default: every sweep in the root)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, help="where to write (default: ROOT/SWEEP/figures; of several sweeps: OUT/SWEEP)"
     )
@@ -41,6 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="draw this figure only, may be repeated (default: all figures, tables, claims and the report)",
     )  # fmt: skip
     parser.add_argument("--venue", help="draw at a venue's widths (tueplots), such as neurips2024 (default: tmlr2023)")
+    parser.add_argument("--no-titles", action="store_true", help="no title over a figure's legend: a caption says it")
     parser.add_argument("--source", choices=("disk", "wandb"), default="disk", help="where to read (default: disk)")
     parser.add_argument("--project", default="oscillation-harness", help="of W&B (default: oscillation-harness)")
     parser.add_argument("--entity", help="of W&B (default: your own)")
@@ -60,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     modules = render.chosen_figures(options.figure)
     if options.venue:
         style.use_venue(options.venue)
-    names = [options.sweep] if options.sweep else sweep_names(options.root)
+    style.use_titles(not options.no_titles)
+    names = list(dict.fromkeys(options.sweep)) or sweep_names(options.root)
     drawn: list[Group] = []
     sections: list[Section] = []
     errors = []
@@ -92,15 +97,17 @@ def _load(options: argparse.Namespace, name: str) -> "SweepResults":
     return load_results(options.root, name)
 
 
-def _command(options: argparse.Namespace, name: str | None) -> str:
-    """The command that draws this again."""
+def _command(options: argparse.Namespace, names: "Sequence[str]") -> str:
+    """The command that draws this again. names: of sweeps, none for all."""
     words = ["python", "analysis/make_figures.py", "--root", str(options.root)]
-    words += ["--sweep", name] if name else []
+    for name in names:
+        words += ["--sweep", name]
     for figure in options.figure:
         words += ["--figure", figure]
     for option in ("out", "venue", "entity"):
         value = getattr(options, option)
         words += [f"--{option}", str(value)] if value else []
+    words += ["--no-titles"] if options.no_titles else []
     if options.source == "wandb":
         words += ["--source", "wandb", "--project", options.project]
     return shlex.join(words)
@@ -127,7 +134,7 @@ def draw_sweep(
     folder = options.root / sweep.name / "figures"
     if options.out:
         folder = options.out / sweep.name if several else options.out
-    complete, command = not options.figure, _command(options, sweep.name)
+    complete, command = not options.figure, _command(options, [sweep.name])
     with output(folder, complete) as made:
         sections = render.draw_sweep(groups, made, command, modules, complete)
         render.refuse_undrawn([module.name for module in modules if options.figure], sections)
@@ -161,7 +168,7 @@ def draw_root(
     if not modules:
         return
     folder = (options.out or options.root) / OVERALL
-    command = _command(options, None)
+    command = _command(options, list(dict.fromkeys(options.sweep)))
     with output(folder, not options.figure) as made:
         section = render.draw_root(groups, made, command, modules)
         render.refuse_undrawn([module.name for module in modules if options.figure], [section])

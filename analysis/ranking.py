@@ -20,7 +20,7 @@ LEGEND = (
     "Test accuracy (%). At target: at the bit-width that a network was trained for, and the mean over these, by which "
     "methods are ranked; other bits: mean over the integer bit-widths but the target, then over targets; both with "
     "the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
-    "training has no target and stands at each of them. Oscillation: frequency of the codes of each method's own "
+    "training has no target and counts at each. Oscillation: frequency of the codes of each method's own "
     "quantizer (1/step), mean over epochs, seeds and targets. Cost: time of a training step, without the counting of "
     "oscillations, over that of float training, medians of these very runs."
 )

@@ -43,6 +43,8 @@ class Section:
     #: Where a page that shows several sweeps leads to for more.
     link: str | None = None
     standings: ranking.Ranking | None = None
+    #: The end of the names of its files, before the dot.
+    suffix: str = ""
 
 
 def chosen_figures(names: Sequence[str]) -> list[FigureModule]:
@@ -62,7 +64,7 @@ def draw_sweep(
     general, sections = Section("Theory"), []
     for group in groups:
         suffix = group.file_suffix if len(groups) > 1 else ""
-        section = Section(group.title, notes=group.notes)
+        section = Section(group.title, notes=group.notes, suffix=suffix)
         if tabulate:
             _tabulate(group, suffix, made, command, section)
         for module in modules:

@@ -1,8 +1,6 @@
 """One look for all figures: the venue's widths, fonts legible in print, marks told apart without colour."""
 
-import re
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -14,34 +12,21 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, Locator, NullLocator
 from tueplots import figsizes
 
 from analysis.escape import in_figure
-from harness.core.bits import FLOAT
 from harness.core.errors import unknown
 
 #: Inches; narrower panels have no room for four bit-widths and a label.
 _NARROWEST_PANEL = 1.55
 DEFAULT_VENUE = "tmlr2023"
 
-# Seaborn's colour-blind palette, light tones late. Its grey is left out (float training is dark grey); its
-# yellow and pink, too faint for a line on white, are darkened; a dark purple makes ten.
-_COLOURS: list[Any] = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 3, 5, 9)]
-_COLOURS += ["#b3a800", "#49006a", "#c2185b"]
-_MARKERS = "os^DvPX<>p"
-_DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (7, 2))]
-_DASHES += [(0, (2.5, 1.2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 1.5, 2, 1.5))]
 #: Of a point with its interval.
 BARS: dict[str, Any] = {"markeredgecolor": "white", "elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
-
-#: The end of a name that tells in which way a method was deployed.
-_WAY = re.compile(r"(, \w+)+$")
-#: What is drawn in one colour and marker whatever else a sweep holds, so that two papers' figures read alike.
-_FIXED = ("ste", "oscillation", "lsq")
 
 
 class Venue(NamedTuple):
@@ -53,6 +38,7 @@ class Venue(NamedTuple):
 
 
 _venue = Venue(DEFAULT_VENUE, 3.25, 6.5)
+_titles = True
 
 
 def venues() -> list[str]:
@@ -81,12 +67,15 @@ def venue() -> Venue:
     return _venue
 
 
-class Mark(NamedTuple):
-    """How a method is drawn, the same in every panel and figure."""
+def use_titles(wanted: bool) -> None:
+    """Whether the following figures say over their legend what they are about; panels keep their titles."""
+    global _titles
+    _titles = wanted
 
-    color: Any
-    marker: str
-    linestyle: Any
+
+def title_of(text: str) -> str | None:
+    """A figure's title, or None where none is wanted."""
+    return text if _titles else None
 
 
 def use_style() -> None:
@@ -105,40 +94,6 @@ def use_style() -> None:
             "pdf.fonttype": 42, "svg.hashsalt": "harness", "savefig.dpi": 200, "figure.dpi": 200,
         }
     )  # fmt: skip
-
-
-def marks(methods: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each method: the known ones their own, others in order of the sweep file. A hundred differ.
-
-    Further ways to deploy one method (`ste, rtn` and `ste, bn_reestimation`) are lighter and dotted.
-    """
-    ways: dict[str, list[str]] = {}
-    for method in dict.fromkeys(methods):
-        ways.setdefault(_WAY.sub("", method), []).append(method)
-    own = _marks(ways)
-    told = {method: [name for name in names if name != method] for method, names in ways.items()}
-    return own | {name: _lighter(own[method], i) for method, names in told.items() for i, name in enumerate(names)}
-
-
-def _lighter(mark: Mark, times: int) -> Mark:
-    if times == 0:
-        return mark
-    red, green, blue = to_rgb(mark.color)
-    color = tuple(1 - 0.55**times * (1 - part) for part in (red, green, blue))
-    return Mark(color, _MARKERS[(_MARKERS.find(mark.marker) + 5 * times) % len(_MARKERS)], (0, (1, 1)))
-
-
-def _marks(methods: Iterable[str]) -> dict[str, Mark]:
-    names = [method for method in methods if method != FLOAT]
-    places = {method: _FIXED.index(method) for method in names if method in _FIXED}
-    free = (i for i in count(0) if i not in places.values())
-    result = {FLOAT: Mark("0.25", "h", (0, (1, 1)))}
-    for method in names:
-        i = places[method] if method in places else next(free)
-        turn = 3 * (i // len(_COLOURS))  # so that a colour that comes again has another marker
-        marker = _MARKERS[(i + turn) % len(_MARKERS)]
-        result[method] = Mark(_COLOURS[i % len(_COLOURS)], marker, _DASHES[(i + turn) % len(_DASHES)])
-    return result
 
 
 def panel_columns(number: int) -> int:
@@ -195,11 +150,6 @@ def plain_ticks(axis: Axis, places: Locator) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def reading_order(names: Iterable[str], means: pd.Series) -> list[str]:
-    """From the highest line to the lowest by their means, float training last."""
-    return sorted(set(names), key=lambda name: (name.startswith(FLOAT), -means.get(name, 0.0), name))
-
-
 def spread(points: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     """Points whose `low` and `high` are what is drawn about the mean, and whether these are two seeds.
 
@@ -237,8 +187,10 @@ def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], tit
     # Matplotlib fills column by column; reading goes line by line.
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
     legend = figure.legend(
-        [handles[i] for i in order], [in_figure(labels[i]) for i in order], title=in_figure(title), ncols=columns,
+        [handles[i] for i in order], [in_figure(labels[i]) for i in order], ncols=columns,
+        title=title_of(in_figure(title)),
         loc="outside upper center", frameon=False, handlelength=3.2, columnspacing=1.4, borderaxespad=0.1,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},  # several marks for one entry, side by side
     )  # fmt: skip
     legend.get_title().set_multialignment("center")
 

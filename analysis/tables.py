@@ -41,7 +41,7 @@ class Table:
     def legend(self, target: str, best: str) -> str:
         """How to read the marks, which a target and a best have, and what is not to be known from a label."""
         aimed = any(label.startswith("none@") for label, _, _ in self.rows)
-        control = "; none@b is float training whose best epoch (and knob) is chosen at b bits" if aimed else ""
+        control = "; none@b is float training whose best epoch (and setting) is chosen at b bits" if aimed else ""
         return _LEGEND.format(target=target, best=best) + control
 
 

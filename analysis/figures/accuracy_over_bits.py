@@ -7,7 +7,8 @@ from matplotlib.ticker import FixedLocator
 
 from analysis import style
 from analysis.figures import Drawing, Scope
-from analysis.series import Group, summarize
+from analysis.marks import Mark, marks_of
+from analysis.series import Group, reading_order, summarize
 
 NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
@@ -31,9 +32,9 @@ def draw(group: Group) -> Drawing:
     style.use_style()
     frame, two = style.spread(summarize(group))
     bits = group.bits()
-    methods = style.reading_order(frame["method"], frame.groupby("method")["mean"].mean())
+    methods = reading_order(group, frame["method"])
     targets: list[int | None] = [*group.targets()] or [None]
-    marks = style.marks(one.name for one in group.series)
+    marks = marks_of(one.name for one in group.series)
     bars = len(methods) < _CROWD
     height = 2.0 if len(methods) < _MANY else 2.6 if bars else 3.2
     figure, blocks = style.panels(len(targets), 1, height, len(methods))
@@ -55,7 +56,7 @@ def draw(group: Group) -> Drawing:
     labels = _labels(frame, methods)
     style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars, two)
     cut = "bars reach from one seed to the other" if two else "intervals are cut at 0 and 100 %"
-    return Drawing(figure, drawn, (note, cut if bars else "intervals, too many to be read, stand in the table alone"))
+    return Drawing(figure, drawn, (note, cut if bars else "intervals, too many to be read, are in the table only"))
 
 
 def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
@@ -67,7 +68,7 @@ def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
     return [f"{method} ({texts[method]})" for method in methods]
 
 
-def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: style.Mark, count: int, bars: bool) -> object:
+def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, count: int, bars: bool) -> object:
     """Points in order of the bit-widths; nan breaks the line at one not measured."""
     mean = points["mean"].to_numpy(float)
     spread = np.vstack([mean - points["low"].to_numpy(float), points["high"].to_numpy(float) - mean])

@@ -53,7 +53,8 @@ def draw(group: Group) -> Drawing:
     bar.set_label("Frequency (1/step)")
     bar.outline.set_linewidth(0.6)
     counts = {len(one.finals) for one in group.series}
-    figure.suptitle(f"{in_figure(group.title)}: mean over seeds ({style.seeds_text(counts)})", fontsize=8)
+    title = f"{in_figure(group.title)}: mean over seeds ({style.seeds_text(counts)})"
+    figure.suptitle(style.title_of(title) or "", fontsize=8)
     return Drawing(figure, _tidy(blocks), tuple(dict.fromkeys(notes)))
 
 

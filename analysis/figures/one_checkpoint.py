@@ -11,6 +11,7 @@ from analysis import style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
+from analysis.marks import Mark, marks_of
 from analysis.paired import QAT, WORDS
 from analysis.protocol import refuse_mixed_protocols
 from analysis.series import Group, Series
@@ -54,7 +55,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     names = [_panel_name(group, [other for other, _ in pairs]) for group, _ in pairs]
     frame = pd.concat([_points(name, found) for name, (_, found) in zip(names, pairs, strict=True)], ignore_index=True)
     methods = list(dict.fromkeys(line.label.partition("@")[0] for _, found in pairs for line in found[1:]))
-    marks = {PER_BIT: style.Mark("0.0", "*", "-"), **style.marks(methods)}
+    marks = {PER_BIT: Mark("0.0", "*", "-"), **marks_of(methods)}
     figure, blocks = style.panels(len(pairs), 1, 2.3, len(methods) + 1, shared=False)
     handles: dict[str, object] = {}
     for name, (_, found), (axes,) in zip(names, pairs, blocks, strict=True):
@@ -140,7 +141,7 @@ def _points(title: str, found: Sequence[Line]) -> pd.DataFrame:
 
 
 def _panel(
-    axes: Axes, frame: pd.DataFrame, found: Sequence[Line], marks: Mapping[str, style.Mark], handles: dict[str, object]
+    axes: Axes, frame: pd.DataFrame, found: Sequence[Line], marks: Mapping[str, Mark], handles: dict[str, object]
 ) -> None:
     places = list(found[0].values)
     for i, line in enumerate(found):

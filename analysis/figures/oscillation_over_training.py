@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
-from analysis.series import Group
+from analysis.marks import Mark, marks_of
+from analysis.series import Group, reading_order
 from harness.records.schema import FREQUENCY, OSCILLATING_FRACTION
 
 NAME, ORDER, SCOPE = "oscillation_over_training", 40, Scope.GROUP
@@ -40,9 +41,8 @@ def draw(group: Group) -> Drawing:
         why = "; ".join(notes) or "none of the finals reports any"
         raise NothingToDraw(f"no oscillation metrics: {why}")
     watched = sorted(frame["bits"].unique())
-    marks = style.marks(one.name for one in group.series)
-    frequencies = frame[frame["metric"] == frame["metric"].iloc[0]]
-    methods = style.reading_order(frame["method"], frequencies.groupby("method")["mean"].mean())
+    marks = marks_of(one.name for one in group.series)
+    methods = reading_order(group, frame["method"])
     figure, blocks = style.panels(len(watched), len(_METRICS), 1.45, len(methods))
     handles: dict[str, Any] = {}
     for bits, block in zip(watched, blocks):
@@ -107,7 +107,7 @@ def _means(
     return points
 
 
-def _line(axes: Axes, points: pd.DataFrame, mark: style.Mark, index: int) -> Any:
+def _line(axes: Axes, points: pd.DataFrame, mark: Mark, index: int) -> Any:
     epochs = np.arange(points["epoch"].min(), points["epoch"].max() + 1)
     points = points.set_index("epoch").reindex(epochs)  # nan breaks the line at an epoch that a seed lacks
     axes.fill_between(epochs, points["low"], points["high"], color=mark.color, alpha=0.18, linewidth=0)

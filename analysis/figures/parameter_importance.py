@@ -8,6 +8,7 @@ from analysis import style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import objective_value
+from analysis.marks import colours_of
 from analysis.results import Trial
 from analysis.series import Group
 from harness.sweep import objective
@@ -34,7 +35,7 @@ def draw(group: Group) -> Drawing:
     labels = list(dict.fromkeys(frame["cell"]))
     parameters = list(dict.fromkeys(frame["parameter"]))
     figure, ((axes,),) = style.panels(1, 1, 0.35 + 0.17 * len(frame), len(parameters))
-    marks = style.marks(parameters)
+    colours = colours_of(parameters)
     handles = {}
     place = 0.0
     ticks = []
@@ -47,7 +48,7 @@ def draw(group: Group) -> Drawing:
                 place,
                 line["importance"],
                 0.8,
-                color=marks[name].color,
+                color=colours[name],
                 edgecolor="black",
                 linewidth=0.4,
                 hatch=_HATCHES[parameters.index(name) % len(_HATCHES)],

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import trials_frame
-from analysis.series import Group
-from harness.core.bits import FLOAT
+from analysis.marks import Mark, marks_of
+from analysis.series import Group, reading_order
 
 NAME, ORDER, SCOPE = "pareto", 80, Scope.GROUP
 TITLE = "Accuracy at the target against the worst bit-width"
@@ -33,9 +33,8 @@ def draw(group: Group) -> Drawing:
     style.use_style()
     frame = _points(group)
     targets = sorted(frame["panel"].unique())
-    methods = list(dict.fromkeys(frame["method"]))
-    methods = [name for name in methods if name != FLOAT] + [name for name in methods if name == FLOAT]
-    marks = style.marks([one.name for one in group.series] + methods)
+    methods = reading_order(group, frame["method"])
+    marks = marks_of([one.name for one in group.series] + methods)
     figure, blocks = style.panels(len(targets), 1, 1.95, len(methods) + 1, shared=False)
     for target, (axes,) in zip(targets, blocks):
         panel = frame[frame["panel"] == target]
@@ -83,7 +82,7 @@ def undominated(points: pd.DataFrame) -> np.ndarray:
     return ~(as_good & better).any(1)
 
 
-def _scatter(axes: Axes, points: pd.DataFrame, mark: style.Mark) -> None:
+def _scatter(axes: Axes, points: pd.DataFrame, mark: Mark) -> None:
     axes.plot(
         points["at_target"], points["worst"], linestyle="", marker=mark.marker, color=mark.color, markersize=4.5,
         markeredgecolor="white", markeredgewidth=0.4,

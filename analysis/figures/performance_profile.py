@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from analysis import profiles, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
+from analysis.marks import marks_of
 from analysis.profiles import Benchmark, Floats
 from analysis.series import Group, Series
 from harness.core.bits import FLOAT
@@ -163,7 +164,7 @@ def _by_label(groups: Sequence[Group]) -> dict[str, Series]:
 
 def _looks(groups: Sequence[Group], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and dash by method, as in the other figures; marker's face and line's width by target."""
-    marks = style.marks(one.name for group in groups for one in group.series)
+    marks = marks_of(one.name for group in groups for one in group.series)
     by_label = _by_label(groups)
     looks = {}
     for label in methods:

@@ -11,21 +11,24 @@ from analysis import style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import PARAMETER, trials_frame
+from analysis.marks import Mark, marks_of
 from analysis.series import Group
 
 NAME, ORDER, SCOPE = "strength_sensitivity", 70, Scope.GROUP
 TITLE = "Sensitivity to the strength"
 CAPTION = (
-    "Validation accuracy of every tuning trial over the method's own searched knob, one seed: at the target "
+    "Validation accuracy of every tuning trial over the method's own searched setting, one seed: at the target "
     "bit-width, and the mean over the other deployment bit-widths. The line marks the trial that the final runs use."
 )
 
-_CURVES = {"at_target": "at the target", "mean_of_others": "mean of the others"}
+_CURVES = {"at_target": "at the target", "mean_of_others": "mean of the other bit-widths"}
 #: From this ratio of the largest to the smallest value on, the axis is logarithmic.
 _LOG_RATIO = 8.0
 #: Below this one, 3 is labelled as well as 1.
 _TWO_DECADES = 100.0
 _LEAST_TRIALS = 3
+#: Methods whose marks have room in an entry of the legend.
+_IN_LEGEND = 4
 
 
 def draw(group: Group) -> Drawing:
@@ -36,17 +39,22 @@ def draw(group: Group) -> Drawing:
     figure, blocks = style.panels(len(keys), 1, 1.75, 3, shared=False)
     for (axes,) in blocks[1:]:
         axes.sharey(blocks[0][0])
-    marks = style.marks(one.name for one in group.series)
+    marks = marks_of(one.name for one in group.series)
+    shown: dict[Mark, None] = {}
     for (parameter, method, target), (axes,) in zip(keys, blocks):
         panel = frame[(frame["parameter"] == parameter) & (frame["method"] == method)]
         panel = panel[panel["target_bit"].isna() if pd.isna(target) else panel["target_bit"] == target]
-        _scatter(axes, panel, marks.get(method, style.Mark("0.25", "o", "-")))
+        mark = marks.get(method, Mark("0.25", "o", "-"))
+        shown[mark] = None
+        _scatter(axes, panel, mark)
         axes.set_title(in_figure(method if pd.isna(target) else f"{method}@{target}"))
         axes.set_xlabel(in_figure(parameter.replace("_", " ").replace(".", ": ")))
     style.label_left(blocks, "Validation accuracy (%)")
     handles: list[Any] = [
-        Line2D([], [], linestyle="", marker="o", color="0.25", markeredgecolor="white"),
-        Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color="0.25", markeredgewidth=0.8),
+        *(
+            tuple(Line2D([], [], **_look(mark, filled)) for mark in list(shown)[:_IN_LEGEND])
+            for filled in (True, False)
+        ),
         Line2D([], [], color="0.25", linestyle=(0, (4, 2)), linewidth=0.9),
     ]
     title = f"{group.title}: {len(frame)} tuning trials, one seed each"
@@ -70,19 +78,24 @@ def _points(group: Group) -> pd.DataFrame:
         kept = ["method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
         parts.append(own.assign(parameter=parameter, value=values)[["parameter", "value", *kept]])
     if not parts:
-        raise NothingToDraw(f"no cell searched a knob of its method in {_LEAST_TRIALS} trials or more")
+        raise NothingToDraw(f"no cell searched a setting of its method in {_LEAST_TRIALS} trials or more")
     return pd.concat(parts, ignore_index=True).sort_values(
         ["parameter", "method", "target_bit", "value"], ignore_index=True, kind="stable"
     )
 
 
-def _scatter(axes: Axes, panel: pd.DataFrame, mark: style.Mark) -> None:
+def _look(mark: Mark, filled: bool) -> dict[str, Any]:
+    """Filled at the target, hollow for the other bit-widths."""
+    return {
+        "linestyle": "", "marker": mark.marker, "color": mark.color, "markersize": 4.5,
+        "markerfacecolor": mark.color if filled else "none", "markeredgecolor": "white" if filled else mark.color,
+        "markeredgewidth": 0.4 if filled else 0.9,
+    }  # fmt: skip
+
+
+def _scatter(axes: Axes, panel: pd.DataFrame, mark: Mark) -> None:
     for curve, filled in zip(_CURVES, (True, False)):
-        axes.plot(
-            panel["value"], panel[curve], linestyle="", marker=mark.marker, color=mark.color, markersize=4.5,
-            markerfacecolor=mark.color if filled else "none", markeredgecolor="white" if filled else mark.color,
-            markeredgewidth=0.4 if filled else 0.9,
-        )  # fmt: skip
+        axes.plot(panel["value"], panel[curve], **_look(mark, filled))
     for value in panel.loc[panel["chosen"], "value"]:
         axes.axvline(value, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9, zorder=0)
     if panel["value"].min() > 0 and panel["value"].max() / panel["value"].min() >= _LOG_RATIO:

@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator
 from analysis import style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
-from analysis.series import Group, Series
-from harness.core.bits import FLOAT
+from analysis.marks import Mark, marks_of
+from analysis.series import Group, Series, reading_order
 from harness.records.schema import THRESHOLD_EDGES
 
 NAME, ORDER, SCOPE = "threshold_distances", 60, Scope.GROUP
@@ -37,9 +37,8 @@ def draw(group: Group) -> Drawing:
         raise NothingToDraw("the records hold no histogram of threshold distances (runs of an older version)")
     frame, two = style.spread(pd.concat(points, ignore_index=True))
     watched = sorted(frame["bits"].unique())
-    order = [one.name for one in group.series]
-    methods = sorted(frame["method"].unique(), key=lambda name: (name == FLOAT, order.index(name)))
-    marks = style.marks(order)
+    methods = reading_order(group, frame["method"])
+    marks = marks_of(one.name for one in group.series)
     figure, blocks = style.panels(len(watched), 1, 1.7, len(methods) + 1)
     handles: dict[str, Any] = {}
     for bits, (axes,) in zip(watched, blocks):
@@ -123,7 +122,7 @@ def _beginnings(panel: pd.DataFrame) -> list[np.ndarray]:
     return list(distinct.values())
 
 
-def _curve(axes: Axes, points: pd.DataFrame, mark: style.Mark) -> Any:
+def _curve(axes: Axes, points: pd.DataFrame, mark: Mark) -> Any:
     centres = (points["from"] + points["to"]) / 2
     axes.fill_between(centres, points["low"], points["high"], color=mark.color, alpha=0.18, linewidth=0)
     (line,) = axes.plot(

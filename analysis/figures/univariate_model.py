@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator
 
 from analysis import style, univariate
 from analysis.figures import Drawing, Scope
+from analysis.marks import marks_of
 from analysis.univariate import Kind, Values
 
 NAME, ORDER, SCOPE = "univariate_model", 10, Scope.THEORY
@@ -125,7 +126,7 @@ def _amplitudes() -> list[pd.DataFrame]:
 
 
 def _draw_training(axes: Axes, frame: pd.DataFrame) -> None:
-    marks = style.marks(_NAMES)
+    marks = marks_of(_NAMES)
     for kind in _NAMES:
         points, mark = frame[frame["method"] == kind], marks[kind]
         axes.plot(
@@ -164,7 +165,7 @@ def _draw_variants(axes: Axes, frame: pd.DataFrame) -> None:
 
 def _look(variant: _Variant) -> dict[str, Any]:
     """Colour, marker and dash of a kind of training; filled, half filled or hollow by lambda."""
-    mark = style.marks(_NAMES)[variant.kind]
+    mark = marks_of(_NAMES)[variant.kind]
     filling = {0.5: "bottom"}.get(variant.strength, "full")
     return {
         **mark._asdict(), "linewidth": 0.8, "markersize": 4,
@@ -183,6 +184,6 @@ def _legend(figure: Figure) -> None:
         return
     figure.legend(
         [Line2D([], [], **_look(variant)) for variant in _VARIANTS], labels, ncols=len(labels), frameon=False,
-        title=_LEGEND, loc="outside upper center", handlelength=2.6, columnspacing=1.2, handletextpad=0.5,
-        borderaxespad=0.1,
+        title=style.title_of(_LEGEND), loc="outside upper center", handlelength=2.6, columnspacing=1.2,
+        handletextpad=0.5, borderaxespad=0.1,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 from analysis_cost import Shape, write_sweep
+from matplotlib.lines import Line2D
 from synthetic_sweep import SweepWriter, quickstart
 
 from analysis import style
@@ -18,7 +19,8 @@ from analysis.figures.pareto import undominated
 from analysis.frames import rows_frame, trials_frame
 from analysis.grouping import make_groups
 from analysis.load import load_results
-from analysis.series import Group
+from analysis.marks import marks_of
+from analysis.series import Group, reading_order
 from harness.core.bits import FLOAT
 from harness.records import schema
 
@@ -190,15 +192,67 @@ def test_a_corrupt_trial_is_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_hundred_methods_have_marks_of_their_own() -> None:
-    marks = style.marks(["float", *(f"method{i}" for i in range(97)), "lsq", "ste", "oscillation"])
+    marks = marks_of(["float", *(f"method{i}" for i in range(97)), "lsq", "ste", "oscillation"])
     looks = {(str(mark.color), mark.marker) for mark in marks.values()}
     assert len(looks) == len(marks) == 101
 
 
+@pytest.mark.parametrize("method", ["kure", "satnl", "lsq+freezing", "of_a_plugin", "ste+kure", "ste (a=1, b=2)"])
+def test_a_method_looks_the_same_whichever_others_are_there(method: str) -> None:
+    alone = marks_of([method])[method]
+    for others in (["float", "lsq", "gradient_l1"], ["ste", "oscillation", "cga", "none"], ["another_plugin"]):
+        assert marks_of([*others, method])[method] == alone
+        assert marks_of([method, *others])[method] == alone
+
+
+def test_legends_of_a_report_have_one_order(group: Group) -> None:
+    labels = {}
+    for name in ("accuracy_over_bits", "oscillation_over_training", "threshold_distances", "pareto"):
+        (legend,) = draw(name, group).figure.legends
+        labels[name] = {text.get_text() for text in legend.get_texts()} & {one.name for one in group.series}
+        order = [text for text in as_read(legend) if text in labels[name]]
+        assert order == reading_order(group, labels[name]), name
+    assert all(len(found) > 2 for found in labels.values())
+
+
+def as_read(legend: Any) -> list[str]:
+    """The labels line by line, as they are read: matplotlib has them column by column."""
+    texts = [text.get_text() for text in legend.get_texts()]
+    columns, rows = legend._ncols, -(-len(texts) // legend._ncols)
+    full = len(texts) % columns or columns  # columns as long as the first; the others are shorter by one
+    lengths = [rows if i < full else rows - 1 for i in range(columns)]
+    starts = [sum(lengths[:i]) for i in range(columns)]
+    return [texts[starts[i] + row] for row in range(rows) for i in range(columns) if row < lengths[i]]
+
+
+def test_without_titles_panels_keep_theirs(group: Group) -> None:
+    style.use_titles(False)
+    try:
+        for name in ("accuracy_over_bits", "layer_oscillation"):
+            figure = draw(name, group).figure
+            assert not any(legend.get_title().get_text() for legend in figure.legends)
+            assert not figure.get_suptitle()
+            assert figure.axes[0].get_title()
+    finally:
+        style.use_titles(True)
+    assert draw("layer_oscillation", group).figure.get_suptitle().startswith(group.title)
+
+
+def test_the_legend_of_strengths_shows_the_marks_in_the_panels(group: Group) -> None:
+    figure = draw("strength_sensitivity", group).figure
+    (legend,) = figure.legends
+    assert as_read(legend) == ["at the target", "mean of the other bit-widths", "chosen trial"]
+    mark = marks_of(["oscillation"])["oscillation"]
+    shown = [line for line in legend.findobj(Line2D) if line.get_marker() == mark.marker]
+    assert [line.get_markerfacecolor() for line in shown] == [mark.color, "none"]
+    drawn = {(line.get_marker(), line.get_color()) for line in figure.axes[0].lines if line.get_marker() != "None"}
+    assert drawn == {(mark.marker, mark.color)}
+
+
 def test_ways_to_deploy_a_method_share_its_colour() -> None:
-    marks = style.marks(["ste, rtn", "ste, gptq", "float, rtn", "float, gptq", "ste", "ste (a=1, b=2)"])
+    marks = marks_of(["ste, rtn", "ste, gptq", "float, rtn", "float, gptq", "ste", "ste (a=1, b=2)"])
     assert marks["ste, rtn"] == marks["ste"]  # the first way as the method itself
-    assert marks["float, rtn"] == style.marks(["float"])["float"]
+    assert marks["float, rtn"] == marks_of(["float"])["float"]
     assert marks["ste, gptq"].marker != marks["ste"].marker
     assert min(marks["ste, gptq"].color) > min(marks["ste"].color)
     assert marks["ste (a=1, b=2)"].color not in {marks["ste"].color, marks["ste, gptq"].color}  # another cell

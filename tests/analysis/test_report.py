@@ -13,7 +13,7 @@ from analysis_cost import Shape, write_sweep
 from PIL import Image
 from synthetic_sweep import MEASURED, SweepWriter, quickstart
 
-from analysis import make_figures, render
+from analysis import make_figures, render, style
 from analysis.figures import find_figures
 from harness.core.errors import UserError
 
@@ -64,11 +64,18 @@ def test_the_report_says_everything(page: str) -> None:
     assert "python analysis/make_figures.py --root" in page
 
 
-def test_the_report_needs_nothing_else(page: str) -> None:
+def test_the_report_needs_nothing_else(page: str, root: Path) -> None:
     assert not re.search(r"<(script|link|iframe)\b", page)
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    sources = re.findall(r'src="([^"]*)"', page)
     assert sources
-    assert all(source.startswith(("#", "data:")) for source in sources)
+    assert all(source.startswith("data:") for source in sources)
+    links = [link for link in re.findall(r'href="([^"]*)"', page) if not link.startswith("#")]
+    assert {"accuracy_over_bits.pdf", "claims.csv", "cross_bit_table.tex", "ranking.md"} <= set(links)
+    assert all((root / "large/figures" / link).is_file() for link in links)
+
+
+def test_every_table_scrolls_by_itself(page: str) -> None:
+    assert page.count("<table") == page.count('<div class="wide"><table') > 4
 
 
 def test_what_runs_say_is_text(page: str) -> None:
@@ -165,6 +172,21 @@ def test_one_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "claims" not in capsys.readouterr().out
 
 
+def test_two_sweeps_by_name_are_both_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [module for module in find_figures() if module.scope in render.OVERALL or module.name == "univariate_model"]
+    monkeypatch.setattr(render, "find_figures", lambda: kept)
+    monkeypatch.setattr(style, "_titles", True)  # set back afterwards
+    for name in ("one", "two", "three"):
+        quickstart(tmp_path, name).write()
+    make_figures.main(["--root", str(tmp_path), "--sweep", "two", "--sweep", "one", "--sweep", "two", "--no-titles"])
+    assert (tmp_path / "one/figures/report.html").exists()
+    page = (tmp_path / "two/figures/report.html").read_text(encoding="utf-8")
+    assert "--sweep two --no-titles" in page
+    assert not (tmp_path / "three/figures").exists()
+    links = re.findall(r'href="([^"#]+)"', (tmp_path / "figures/report.html").read_text(encoding="utf-8"))
+    assert links == ["../two/figures/report.html", "../one/figures/report.html"]
+
+
 def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [module for module in find_figures() if module.scope in render.OVERALL or module.name == "univariate_model"]
     monkeypatch.setattr(render, "find_figures", lambda: kept)  # test_the_report_says_everything draws the others
@@ -180,7 +202,8 @@ def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path: Path, monkeypat
     assert page.count("data:image/png;base64,") == 1
     assert page.count('<span class="verdict') == 10
     links = re.findall(r'href="([^"#]+)"', page)
-    assert links == ["../one/figures/report.html", "../two/figures/report.html"]
+    assert [link for link in links if "/" in link] == ["../one/figures/report.html", "../two/figures/report.html"]
+    assert "performance_profile.csv" in links
     assert all((folder / link).exists() for link in links)
     assert (folder / "performance_profile.pdf").exists()
 

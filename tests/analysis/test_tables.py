@@ -73,4 +73,4 @@ def test_float_training_that_is_chosen_at_a_bit_width_is_explained(tmp_path: Pat
     sweep.write()
     table = tables.make_table(only_group(tmp_path))
     for text in (tables.to_text(table), tables.to_markdown(table), tables.to_latex(table)):
-        assert "; none@b is float training whose best epoch (and knob) is chosen at b bits" in text
+        assert "; none@b is float training whose best epoch (and setting) is chosen at b bits" in text
