@@ -27,7 +27,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     parser.add_argument("--cluster", choices=("local", "slurm", "debug"), default="local", help="default: local")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="of the Slurm cluster (see slurm/)")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="at once; default: one per GPU or CPU core")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="at once; default: one per GPU or CPU core; on Slurm all that the profile lets run at once",
+    )
     parser.add_argument("--gpus", type=_devices, metavar="0,2", help="of this machine to use; default: all")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
@@ -57,41 +62,45 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     options = _parser().parse_args(arguments)
     _check_flags(options)
-    from harness.cluster.slurm import read_profile
+    from harness.cluster.profile import read_profile
     from harness.sweep.cells import check_all_but_methods, check_methods, expand
     from harness.sweep.config import read_sweep
 
     spec = read_sweep(options.sweep, options.set)
-    slurm = read_profile(options.profile)
+    profile = read_profile(options.profile)
     cells = expand(spec, checked=False)
     check_all_but_methods(spec, cells)
     from harness.cli import dry_run, preflight
     from harness.cluster.pool import WorkerPool
     from harness.cluster.slots import local_slots
-    from harness.cluster.slurm import check_slurm
+    from harness.cluster.slurm import check_root, check_slurm, launch_notes
     from harness.sweep.queue import open_sweep
     from harness.sweep.samplers import check_algorithms
 
     check_algorithms(spec)
     slots = local_slots(options.gpus, spec.runs_per_gpu)
-    workers = _workers(options, spec, slots)
+    runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
+    workers = _workers(options, spec, slots, min(runs, profile.workers_at_once(spec.runs_per_gpu)))
+    if options.cluster == "slurm":
+        check_root(options.root)
     check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
     if options.dry_run:
         if options.runs:
             dry_run.show_runs(spec, cells, options.root)
         else:
             dry_run.show_builds(spec, cells)
-        dry_run.show(spec, cells, options.cluster, workers, slurm, options.root)
+        dry_run.show(spec, cells, options.cluster, workers, profile, options.root)
         return dry_run.show_status(spec, options.root)
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
-        check_slurm(slurm)
+        check_slurm(profile)
+        print("\n".join(launch_notes(spec, profile, options.root)))
     if not SweepDirectory(options.root / spec.name).sweep.exists():  # else its first launch has checked it
         dry_run.show_builds(spec, cells)
     preflight.prepare_data(spec, cells)
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
-    return _launch(opened, options, WorkerPool(opened, options.cluster, workers, slurm, slots))
+    return _launch(opened, options, WorkerPool(opened, options.cluster, workers, profile, slots))
 
 
 def _check_flags(options: argparse.Namespace) -> None:
@@ -102,11 +111,15 @@ def _check_flags(options: argparse.Namespace) -> None:
         raise UserError("--runs is for --dry-run: it lists what would be run")
 
 
-def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str, ...]) -> int:
-    """How many workers may be present at once. Raises UserError for more than the storage allows."""
+def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str, ...], on_slurm: int) -> int:
+    """How many workers may be present at once. on_slurm: there, unless the user says a number.
+
+    Raises UserError for more than the storage allows.
+    """
     from harness.cluster.slots import visible_gpus
 
-    wanted: int = options.workers or spec.workers or {"slurm": 8, "debug": 1}.get(options.cluster, len(slots))
+    default = {"slurm": on_slurm, "debug": 1}.get(options.cluster, len(slots))
+    wanted: int = options.workers or spec.workers or default
     if options.cluster == "local" and wanted > len(slots):
         print(f"{wanted} workers asked for, {len(slots)} slots here ({', '.join(slots)}): {len(slots)} at a time")
         wanted = len(slots)

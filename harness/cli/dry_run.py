@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.preflight import check_builds, check_data
-from harness.cluster.slurm import Profile, sbatch_text
+from harness.cluster.profile import Profile
+from harness.cluster.slurm import launch_notes, sbatch_text
 from harness.core.errors import UserError
 from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
@@ -33,6 +34,7 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
     count = min(workers, trials + finals)
     print(f"{count} workers, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":
+        print("\n".join(launch_notes(spec, profile, root)))
         print("job array that would be submitted:\n")
         print(sbatch_text(spec, profile, count, root))
     try:

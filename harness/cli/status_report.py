@@ -1,6 +1,5 @@
 """The status of a sweep: its cells, workers and failures, as plain values. Reads the queue, not the runs."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -112,18 +111,8 @@ def _worker(worker: WorkerInfo) -> dict[str, Any]:
         **{key: worker.status.get(key) for key in keys},
         "heartbeat_age_s": None if age is None else round(age, 1),
         "log": worker.log,
-        "last_line": _last_line(worker.log) if worker.state in ("lost", "failed") else None,
+        "last_line": " ".join(worker.last_lines()) or None if worker.state in ("lost", "failed") else None,
     }
-
-
-def _last_line(log: str | None) -> str | None:
-    try:
-        with open(str(log), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    except OSError:
-        return None
-    return next((line for line in reversed(lines) if line), None)
 
 
 def _failures(

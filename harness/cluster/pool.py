@@ -8,8 +8,9 @@ from typing import Any
 
 import submitit
 
+from harness.cluster import slurm
+from harness.cluster.profile import Profile
 from harness.cluster.slots import cores
-from harness.cluster.slurm import Profile, sbatch_error
 from harness.cluster.worker import Worker
 from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.core.errors import UserError
@@ -20,8 +21,8 @@ from harness.sweep.queue import OpenSweep
 
 #: Submitit's local jobs end after two minutes by default; a sweep may take a month.
 LOCAL_LIMIT_MIN = 60 * 24 * 30
-#: Jobs of one array: Slurm's MaxArraySize is 1001 unless an administrator chose otherwise.
-ARRAY_SIZE = 1000
+#: Lines of a dead worker's log in the message of a launch that gives up.
+LOG_LINES = 5
 
 
 class _GiveUp:
@@ -41,10 +42,14 @@ class _GiveUp:
             self._left, self._dead_before = left, dead
         return more
 
+    @property
+    def in_a_row(self) -> int:
+        """How many have died since a run last ended."""
+        return self._dead - self._dead_before
+
     def is_due(self, none_starts: bool) -> bool:
         """Whether to give up. none_starts: workers fail by themselves, and none is present."""
-        in_a_row = self._dead - self._dead_before
-        return in_a_row > self._limit or (in_a_row > 1 and none_starts)
+        return self.in_a_row > self._limit or (self.in_a_row > 1 and none_starts)
 
 
 class WorkerPool:
@@ -65,12 +70,12 @@ class WorkerPool:
         """The next worker; a local one takes its slot and its share of the CPU cores when it starts."""
         name = f"{self._stamp}-{self._started}"
         self._started += 1
-        slurm = self._cluster == "slurm"
+        on_slurm = self._cluster == "slurm"
         return Worker(
             folder=str(self._opened.folder.resolve()),
             name=name,
-            threads=None if slurm else max(1, cores() // self._workers),
-            slots=() if slurm or keep_signals else self._slots,
+            threads=None if on_slurm else max(1, cores() // self._workers),
+            slots=() if on_slurm or keep_signals else self._slots,
             runs_per_gpu=self._profile.runs_per_gpu or self._opened.spec.runs_per_gpu,
             grace_s=max(1.0, 0.7 * self._profile.signal_delay_s),
             keep_signals=keep_signals,
@@ -103,9 +108,7 @@ class WorkerPool:
             check_disk(self._opened.folder)  # on a full disk the workers cannot report it
         failing = any(worker.state == "failed" for worker in dead)
         if self._give_up.is_due(failing and not any(worker.present for worker in workers)):
-            last = dead[-1]
-            reason = f": {last.status['reason']}" if "reason" in last.status else ""
-            raise UserError(f"{len(dead)} workers ended without finishing a run{reason}; the last log is {last.log}")
+            raise UserError(f"{len(dead)} workers ended without finishing a run{_why(dead[-self._give_up.in_a_row])}")
         if confirmed > 0:
             plan.top_up(self._opened)
             self.submit_missing()
@@ -121,10 +124,7 @@ class WorkerPool:
 
     def _submit(self, count: int) -> None:
         if self._cluster == "slurm":
-            tasks = self._profile.workers_a_job(self._opened.spec.runs_per_gpu)
-            jobs = -(-count // tasks)
-            for start in range(0, jobs, ARRAY_SIZE):
-                self._submit_array(min(ARRAY_SIZE, jobs - start), tasks)
+            self._submit_to_slurm(count)
             return
         executor = submitit.LocalExecutor(folder=self._opened.files.logs)
         executor.update_parameters(timeout_min=LOCAL_LIMIT_MIN)
@@ -139,17 +139,12 @@ class WorkerPool:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _submit_array(self, jobs: int, tasks: int) -> None:
-        executor: Any = submitit.SlurmExecutor(folder=self._opened.files.logs, max_num_timeout=100_000)
-        parameters = self._profile.submitit_parameters(jobs, tasks)
-        executor.update_parameters(job_name=self._opened.spec.name, **parameters)
-        workers = [self.worker() for _ in range(jobs)]
-        try:
-            with executor.batch():
-                submitted = [executor.submit(worker) for worker in workers]
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"--cluster slurm: sbatch refused the job: {sbatch_error(error)}") from None
-        for worker, job in zip(workers, submitted, strict=True):
+    def _submit_to_slurm(self, count: int) -> None:
+        spec = self._opened.spec
+        tasks = self._profile.workers_a_job(spec.runs_per_gpu)
+        workers = [self.worker() for _ in range(-(-count // tasks))]
+        jobs = slurm.submit(spec, self._profile, workers, self._opened.folder.parent)
+        for worker, job in zip(workers, jobs, strict=True):
             for rank in range(tasks):
                 self._register(worker.name + (f".{rank}" if tasks > 1 else ""), job, rank)
 
@@ -159,3 +154,12 @@ class WorkerPool:
         self._opened.files.worker(name).note_submitted(
             cluster=self._cluster, job_id=job.job_id, log=str(log), submitted=time.time(), by=process_identity()
         )
+
+
+def _why(dead: WorkerInfo) -> str:
+    """The reason that a dead worker gave, and the end of its log."""
+    reason = f": {dead.status['reason']}" if "reason" in dead.status else ""
+    lines = dead.last_lines(LOG_LINES)
+    if not lines:
+        return f"{reason}; the first of them wrote no log to {dead.log}: do the nodes see that folder?"
+    return f"{reason}; the log of the first, {dead.log}, ends with:" + "".join(f"\n  {line}" for line in lines)

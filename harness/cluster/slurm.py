@@ -1,4 +1,4 @@
-"""Slurm: profiles (see slurm/), the sbatch file, and its commands, all run by `ask`."""
+"""Slurm: what submits jobs, the sbatch file, and Slurm's commands, all run by `ask`."""
 
 import os
 import re
@@ -8,104 +8,88 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-
-from harness.core import yaml_file
-from harness.core.config_base import StrictConfig
+from harness.cluster.profile import Profile
+from harness.cluster.sbatch_environment import environment_for_jobs, job_environment
 from harness.core.errors import UserError, unknown
-from harness.core.validation import explain
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.config import SweepConfig
 
-
-class Profile(StrictConfig):
-    """A job's resources. A job holds `runs_per_gpu` workers per GPU; the jobs of a launch form one array."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    time: str = Field("04:00:00", description="days-hours:minutes:seconds, hours:minutes:seconds, or minutes")
-    gpus: int = Field(1, ge=0, le=16, description="of a job; each is a worker's own unless runs_per_gpu says more")
-    runs_per_gpu: int | None = Field(None, ge=1, le=64, description="workers that share a GPU; None: the sweep's")
-    cpus: int = Field(8, ge=1, le=1024, description="per worker")
-    memory_gb: int = Field(32, ge=1, le=100_000, description="of a job")
-    array_parallelism: int = Field(256, ge=1, description="jobs that may run at once")
-    signal_delay_s: int = Field(90, ge=1, description="warning before the time limit, to write checkpoints")
-    setup: tuple[str, ...] = Field((), description="shell lines before the worker, e.g. module load")
-    sbatch: dict[str, Any] = Field(default_factory=dict, description="other sbatch options, without dashes")
-
-    @field_validator("time", mode="before")
-    @classmethod
-    def _time(cls, value: Any) -> str:
-        text = str(value)  # `time: 90` is an int
-        if _minutes(text) == 0:
-            raise ValueError("a job needs some time (legal: 1 minute or more)")
-        return text
-
-    @model_validator(mode="after")
-    def _shares_a_gpu(self) -> Self:
-        if self.gpus == 0 and (self.runs_per_gpu or 1) > 1:
-            raise ValueError(f"runs_per_gpu: {self.runs_per_gpu} runs share no GPU where gpus is 0")
-        return self
-
-    def workers_a_job(self, runs_per_gpu: int) -> int:
-        """Workers in one job. runs_per_gpu: the sweep's, for a profile that does not say."""
-        return self.gpus * (self.runs_per_gpu or runs_per_gpu) or 1
-
-    def submitit_parameters(self, jobs: int, tasks: int = 1) -> dict[str, Any]:
-        """The keyword arguments of Submitit's Slurm executor, for an array of jobs of so many workers each."""
-        named = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint")}
-        return {
-            **{key: value for key, value in named.items() if value is not None},
-            "time": _minutes(self.time),
-            "gpus_per_node": self.gpus,
-            "cpus_per_task": self.cpus,
-            "mem": f"{self.memory_gb}GB",
-            "nodes": 1,
-            "ntasks_per_node": tasks,
-            "array_parallelism": min(self.array_parallelism, jobs),
-            "signal_delay_s": self.signal_delay_s,
-            "setup": list(self.setup),
-            # Clusters may forbid requeueing unless a job asks for it.
-            "additional_parameters": {**({} if "no-requeue" in self.sbatch else {"requeue": True}), **self.sbatch},
-        }
+#: Jobs of one array: Slurm's MaxArraySize is 1001 unless an administrator chose otherwise.
+ARRAY_SIZE = 1000
+#: What Slurm replaces in the name of a log file, as in `man sbatch`. A backslash turns all replacements off.
+_REPLACED = re.compile(r"%\d*[%AaJjNnstuxb]|\\")
 
 
-def _minutes(text: str) -> int:
-    """Slurm's time formats, in whole minutes, rounded up."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if not match:
-        raise ValueError("not a Slurm time (legal: minutes, hours:minutes:seconds, days-hours:minutes:seconds)")
-    days, first, second, third = (int(part) if part else 0 for part in match.groups())
-    if match[1] is None and match[3] is None:
-        return first
-    if match[1] is None and match[4] is None:  # minutes:seconds
-        return first + (second > 0)
-    return (days * 24 + first) * 60 + second + (third > 0)
+def submit(spec: SweepConfig, profile: Profile, workers: Sequence[Any], root: Path) -> list[Any]:
+    """Submit one job for each worker, a callable, in job arrays; returns Submitit's jobs in the same order.
 
+    Each job has as many tasks as the profile puts workers in a job. Raises UserError with sbatch's reason.
+    """
+    import submitit
 
-def read_profile(path: Path | None) -> Profile:
-    """The profile in a file; the defaults without one. Raises UserError naming the key."""
-    raw = {} if path is None else yaml_file.read(path)
-    try:
-        return Profile.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: " + explain(error, Profile)) from None
+    tasks, jobs = profile.workers_a_job(spec.runs_per_gpu), []
+    for start in range(0, len(workers), ARRAY_SIZE):
+        array = workers[start : start + ARRAY_SIZE]
+        # A worker that reaches its time limit is requeued as often as it takes.
+        executor: Any = submitit.SlurmExecutor(_logs(spec, root), max_num_timeout=100_000, python=profile.python)
+        executor.update_parameters(job_name=spec.name, **profile.submitit_parameters(len(array), tasks))
+        try:
+            with environment_for_jobs(sbatch_text(spec, profile, len(array) * tasks, root)), executor.batch():
+                jobs += [executor.submit(worker) for worker in array]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"--cluster slurm: sbatch refused the job: {sbatch_error(error)}") from None
+    return jobs
 
 
 def sbatch_text(spec: SweepConfig, profile: Profile, workers: int, root: Path) -> str:
     """The sbatch file, as Submitit would write it; needs no Slurm."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    folder = SweepDirectory(root.resolve() / spec.name).logs
-    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+    folder = _logs(spec, root)
+    python = profile.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     tasks = profile.workers_a_job(spec.runs_per_gpu)
     jobs = -(-workers // tasks)
     parameters = profile.submitit_parameters(jobs, tasks)
     return _make_sbatch_string(command, folder, job_name=spec.name, map_count=jobs, **parameters)
+
+
+def _logs(spec: SweepConfig, root: Path) -> Path:
+    return SweepDirectory(root.absolute() / spec.name).logs
+
+
+def check_root(root: Path) -> None:
+    """Refuse a root whose name Slurm would change in the names of log files. Raises UserError."""
+    found = _REPLACED.search(str(root.absolute()))
+    if found:
+        raise UserError(
+            f"--root {str(root.absolute())!r}: Slurm replaces {found[0]!r} in the names of log files "
+            "(legal: a folder without a backslash and without % before a digit, a letter of AaJjNnstuxb or another %)"
+        )
+
+
+def launch_notes(spec: SweepConfig, profile: Profile, root: Path) -> list[str]:
+    """What a launch should know of its jobs: their time for work, their Python, what the environment adds."""
+    whole = profile.work_s + profile.signal_delay_s
+    notes = [
+        f"Slurm: of each job's {_span(whole)}, {_span(profile.work_s)} are for work: {profile.signal_delay_s} s before "
+        "the end, or up to a minute earlier, its worker is warned, writes a checkpoint and is requeued"
+    ]
+    activates = next((line for line in profile.setup if re.search(r"\bactivate\b", line)), None)
+    if activates and profile.python is None:
+        notes.append(
+            f"Slurm: setup: {activates!r} does not change which Python runs the workers: {sys.executable}; "
+            "the profile's key python does"
+        )
+    return notes + job_environment(sbatch_text(spec, profile, 1, root), os.environ).in_words()
+
+
+def _span(seconds: int) -> str:
+    hours, minutes = divmod(seconds // 60, 60)
+    parts = {"h": hours, "min": minutes, "s": seconds % 60}
+    return " ".join(f"{number} {unit}" for unit, number in parts.items() if number)
 
 
 #: Seconds to wait for Slurm's controller, which does not answer during a restart.
@@ -119,8 +103,13 @@ class SlurmError(Exception):
 
 def ask(command: Sequence[str], timeout_s: float = ANSWER_S) -> str:
     """The output of one of Slurm's commands. Raises SlurmError."""
+    # A user's SQUEUE_STATES or SCANCEL_INTERACTIVE would change what is asked.
+    own = tuple(f"{name.upper()}_" for name in ("squeue", "sinfo", "scancel"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=timeout_s, env=environment
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         written = getattr(error, "stderr", None) or str(error)
         text = written.decode(errors="replace") if isinstance(written, bytes) else written

@@ -6,6 +6,7 @@
 Slurm's accounting is never asked: many clusters have none.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -92,6 +93,16 @@ class WorkerInfo:
     def log(self) -> str | None:
         """The file that its standard error goes to."""
         return self.status.get("log") or self.submitted.get("log")
+
+    def last_lines(self, count: int = 1) -> list[str]:
+        """The last lines of its log that hold something; none where there is no log."""
+        try:
+            with open(str(self.log), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+        except OSError:
+            return []
+        return [line for line in lines if line][-count:]
 
 
 def list_workers(folder: Path) -> list[WorkerInfo]:

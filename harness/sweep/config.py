@@ -101,7 +101,12 @@ class SweepConfig(StrictConfig):
     keep_best: Literal["finals", "all", "none"] = Field(
         "finals", description="runs that keep best.safetensors, which harness.evaluate needs"
     )
-    workers: int | None = Field(None, ge=1, le=4096, description="null: one per GPU slot or CPU core; 8 on Slurm")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="null: one per GPU slot or CPU core; on Slurm as many as the profile lets run at once",
+    )
     runs_per_gpu: int = Field(1, ge=1, le=64, description="runs that share a GPU; a Slurm profile's value comes first")
     storage: str = Field("journal", description="of the queue: journal (a file), or a database's URL without password")
     changed_code: Literal["warn", "refuse"] = Field(

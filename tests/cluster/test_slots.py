@@ -13,8 +13,8 @@ from tiny_sweep import here, records, start, write_sweep
 from harness.cli.status_report import status_report
 from harness.cluster import slots
 from harness.cluster.pool import WorkerPool
+from harness.cluster.profile import Profile
 from harness.cluster.slots import local_slots, take_slot
-from harness.cluster.slurm import Profile
 from harness.cluster.worker_info import list_workers
 from harness.launch import main
 from harness.records.files import write_json

@@ -2,10 +2,11 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.cluster.slurm import Profile, read_profile
+from harness.cluster.profile import Profile, read_profile
 from harness.core.errors import UserError
 
 TIMES = {
@@ -24,7 +25,7 @@ TIMES = {
 
 @pytest.mark.parametrize(("text", "minutes"), TIMES.items())
 def test_times_in_minutes_rounded_up(text: str, minutes: int) -> None:
-    assert Profile(time=text).submitit_parameters(1)["time"] == minutes
+    assert Profile(time=text, signal_delay_s=1).submitit_parameters(1)["time"] == minutes
 
 
 @pytest.mark.parametrize("text", ["", "four", "4h", "1:2:3:4", "-5", "1-", "1.5", "1-1-1", "04:00:00 "])
@@ -70,8 +71,66 @@ def test_what_submitit_is_asked_for(tmp_path: Path) -> None:
         "array_parallelism": 6,
         "signal_delay_s": 90,
         "setup": ["module load x"],
+        "srun_args": ["--export=ALL"],
         "additional_parameters": {"requeue": True, "nice": 3},
     }
+
+
+@pytest.mark.parametrize(
+    ("profile", "written", "absent"),
+    [
+        ({"memory_gb": None}, [], ["mem"]),
+        ({"memory_gb": None, "sbatch": {"mem_per_cpu": "4G"}}, ["mem-per-cpu=4G"], ["mem="]),
+        ({"memory_gb": None, "sbatch": {"mem": 0}}, ["mem=0"], []),
+        ({"gpus": 0}, ["mem=32GB"], ["gpus", "gres"]),
+        ({"gpu_type": "a100"}, ["gpus-per-node=a100:1"], []),
+        ({"gpu_type": "nvidia_a100_3g.20gb", "gpus": 2}, ["gpus-per-node=nvidia_a100_3g.20gb:2"], []),
+        ({"sbatch": {"exclusive": True, "hold": False, "nodelist": None}}, ["exclusive"], ["hold", "nodelist"]),
+    ],
+    ids=str,
+)
+def test_options_that_may_be_left_out(profile: dict[str, Any], written: list[str], absent: list[str]) -> None:
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    text = _make_sbatch_string("true", "/logs", **Profile(**profile).submitit_parameters(1))
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert set(written) <= set(lines)
+    assert not [line for line in lines if line.startswith(tuple(absent))]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sbatch: {array: 0-3}", "sbatch: array: the harness sets this option itself; the profile's key is array_"),
+        ("sbatch: {output: x}", "sbatch: output: the harness sets this option itself"),
+        ("sbatch: {signal: USR1@9}", "sbatch: signal: the harness sets this option itself; the profile's key is sig"),
+        ("sbatch: {open_mode: truncate}", "sbatch: open-mode: the harness sets this option itself"),
+        ("sbatch: {cpus-per-task: 3}", "sbatch: cpus-per-task: the harness sets this option itself; the profile's key"),
+        ("sbatch: {sig: USR1@9}", "sbatch: sig: the harness sets this option itself"),
+        ("sbatch: {gres: 'gpu:a100:1'}", "sbatch: gres: the harness sets this option itself; the profile's key is gp"),
+        ("sbatch: {wait: true}", "sbatch: wait: the harness sets this option itself"),
+        ("sbatch: {mem-per-cpu: 4G}", "mem-per-cpu: memory_gb: 32 asks for it already; set memory_gb: null"),
+        ("partition: a\nsbatch: {partition: b}", "partition: partition: a asks for it already"),
+        ("sbatch: {--mem: 4G}", "'--mem' is no long option"),
+        ("sbatch: {nodelist: [a, b]}", "nodelist: ['a', 'b'] is no value of an option"),
+        ("gpus: 0\ngpu_type: a100", "gpu_type: 'a100' of no GPU, since gpus is 0"),
+        ("gpu_type: 'a100:2'", "gpu_type: 'a100:2'"),
+        ("memory_gb: 0", "memory_gb: 0"),
+        ("time: 1\nsignal_delay_s: 60", "a warning 60 s before the end leaves nothing of time: 1 for work"),
+        ("time: '00:01:00'", "signal_delay_s: a warning 90 s before the end leaves nothing of time: 00:01:00"),
+        ("time: 1-0\nsignal_delay_s: 90000", "for work (legal: below 86400)"),
+    ],
+)
+def test_what_contradicts_the_harness_or_itself_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "p.yaml").write_text(text + "\n")
+    with pytest.raises(UserError) as refused:
+        read_profile(tmp_path / "p.yaml")
+    assert said in str(refused.value)
+
+
+def test_other_options_are_written_as_they_are() -> None:
+    own = {"exclude": "node13", "mail-type": "END", "gres": "scratch:10", "export": "NONE", "time-min": 10}
+    assert Profile(sbatch=own).submitit_parameters(1)["additional_parameters"] == {"requeue": True, **own}
 
 
 def test_submitit_knows_every_parameter() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from slurm_sweep import (
     EPOCHS,
     MANY_RUNS,
     ONE_RUN,
+    REPOSITORY,
     epochs,
     interrupt,
     launch,
@@ -98,6 +100,30 @@ def test_tasks_of_a_job_share_its_gpus(cluster: Cluster, tmp_path: Path) -> None
     assert sorted(worker["gpu"] for worker in workers) == ["0", "0", "1", "1"]
     assert len({worker["job_id"] for worker in workers}) == 1
     assert len(rows(sweep)) == 8
+
+
+def test_launched_inside_another_job_and_against_the_environment(cluster: Cluster, tmp_path: Path) -> None:
+    # SLURM_MEM_PER_CPU of the outer job made srun refuse to start any worker; so did --export=NONE.
+    (tmp_path / "sweep.yaml").write_text(MANY_RUNS)
+    options = (str(tmp_path / "sweep.yaml"), "--root", str(tmp_path / "runs"), *on_slurm("--workers", "2", "--wait"))
+    command = shlex.join([sys.executable, "-m", "harness.launch", *options])
+    leaked = "export SBATCH_PARTITION=nowhere SBATCH_TIMELIMIT=1 SBATCH_EXPORT=NONE"
+    job = cluster.submit(f"cd {REPOSITORY}\n{leaked}\n{command}", tmp_path, "--mem-per-cpu=100", "--time=10")
+    cluster.wait_for_states(job, "COMPLETED", timeout=150)
+    said = (tmp_path / "out").read_text()
+    assert len(rows(tmp_path / "runs/many")) == 8, said
+    assert "Slurm: SBATCH_EXPORT=NONE: from the environment" in said
+    assert "Slurm: SBATCH_PARTITION=nowhere, SBATCH_TIMELIMIT=1: in the environment is ignored" in said
+
+
+def test_a_launch_whose_workers_all_die_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    profile = write_profile(tmp_path, python="/nowhere/python")
+    ended, output = launch(
+        tmp_path, MANY_RUNS, cluster.env, "runs", *on_slurm("--workers", "8", "--wait", profile=profile)
+    )
+    assert ended == 2, output
+    assert "workers ended without finishing a run; the log of the first" in output
+    assert "/nowhere/python: No such file or directory" in output
 
 
 def test_refusals_say_what_to_do(cluster: Cluster, tmp_path: Path) -> None:
