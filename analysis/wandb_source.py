@@ -15,6 +15,7 @@ from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.schema import EPOCH, RECORD
+from harness.records.wandb_names import tag_of
 
 #: More epochs than any run has: W&B thins out a history that is longer.
 _EVERY_EPOCH = 100_000
@@ -53,8 +54,9 @@ def _runs(entity: str | None, project: str, name: str) -> list[Any]:
 
     wandb.setup(wandb.Settings(silent=True))  # else it asks for a key where there is a terminal
     path = f"{entity}/{project}" if entity else project
-    found = wandb.Api().runs(path, filters={"tags": {"$in": [name]}}, order="+created_at", lazy=False)
-    return [run for run in found if name in run.tags]  # list() would hide a TypeError within, and be empty
+    tag = tag_of(name)
+    found = wandb.Api().runs(path, filters={"tags": {"$in": [tag]}}, order="+created_at", lazy=False)
+    return [run for run in found if tag in run.tags]  # list() would hide a TypeError within, and be empty
 
 
 def _finished(run: Any, sweep: SweepResults) -> tuple[Any, dict[str, Any]] | None:

@@ -17,6 +17,7 @@ from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records import schema
 from harness.records.sweep_directory import SweepDirectory
+from harness.records.wandb_names import check_project, tag_of
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
     from harness.sweep.cells import Cell
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         ) from None
     facts = _facts(*_read(options.sweep, options.root))
     project = options.project or facts.project
+    check_project(project, "--project" if options.project else "runtime.wandb_project")
     entity = (options.entity or "") if options.print else _prepare(options.entity, project)
     view = _workspace(facts, entity, project, options.phase)
     if options.print:
@@ -114,7 +116,7 @@ def _workspace(facts: Facts, entity: str, project: str, phase: str | None) -> An
     import wandb_workspaces.workspaces as ws
 
     # By its tag, which every run has. (This package turns the configuration's key "sweep" into W&B's own "Sweep".)
-    wanted = [ws.Tags().isin([facts.name]), *([ws.Metric("JobType") == phase] if phase else [])]
+    wanted = [ws.Tags().isin([tag_of(facts.name)]), *([ws.Metric("JobType") == phase] if phase else [])]
     most = min(max(facts.runs, 10), MOST_RUNS)
     return ws.Workspace(
         entity=entity,

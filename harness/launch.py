@@ -84,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.cluster == "slurm":
         check_root(options.root)
     check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
+    preflight.check_wandb(spec, cells)
     if options.dry_run:
         if options.runs:
             dry_run.show_runs(spec, cells, options.root)
@@ -138,6 +139,7 @@ def _launch(opened: "OpenSweep", options: argparse.Namespace, pool: "WorkerPool"
     from harness.cli import progress
     from harness.sweep import plan
     from harness.training import wandb_mirror
+    from harness.training.wandb_environment import say_ignored
 
     opened.files.stop.unlink(missing_ok=True)
     plan.top_up(opened)
@@ -148,7 +150,9 @@ def _launch(opened: "OpenSweep", options: argparse.Namespace, pool: "WorkerPool"
     if options.detach and options.cluster == "local":
         return _detach(opened.files.launch_log)
     runtime = dict(opened.spec.base.get("runtime", {}))
-    print(wandb_mirror.explain_mode(wandb_mirror.wandb_mode(runtime.get("wandb", "auto"))))
+    print(wandb_mirror.explain_mode(runtime.get("wandb", "auto")))
+    if runtime.get("wandb") != "off":
+        say_ignored()
     if options.cluster == "debug":
         pool.worker(keep_signals=True)()
         return progress.summary(opened)

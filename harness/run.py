@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.core import yaml_file
 from harness.core.command import run_command
 from harness.records.run_directory import RunDirectory
+from harness.records.wandb_names import check_project
 from harness.training.config import complete, component
 from harness.training.run import RunContext, print_epoch, run
 
@@ -23,6 +24,8 @@ def main() -> None:
     config = complete(raw["config"] if set(raw) == {"run_id", "config"} else raw)
     from harness.data import prepare
 
+    if config.runtime.wandb != "off":
+        check_project(config.runtime.wandb_project)
     prepare(component("data set", config.data))
     record = run(config, arguments.dir, RunContext(partial(print_epoch, config)))
     for row in record["rows"]:

@@ -68,6 +68,10 @@ def shown(found: dict[str, Any], wide: bool = True) -> Group:
     for failure in found["failures"]:
         parts.append(Text(f"failed: {failure['run']} ({failure['cell']}, {failure['phase']}): {failure['reason']}"))
         parts.append(Text(f"        log: {failure['log']}"))
+    if lost := found["without_mirror"]:
+        first = f"{next(iter(lost))}: {next(iter(lost.values()))}"
+        have = "1 run has" if len(lost) == 1 else f"{len(lost)} runs have"
+        parts.append(Text(f"W&B: {have} no whole copy there; {first}"))
     if found["state"] in ("stopped", "cancelled"):
         parts.append(Text("no worker is left: python -m harness.launch with the same file goes on"))
     if found["failures"]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from harness import data
 from harness.core.errors import UserError
+from harness.records.wandb_names import check_project
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
-from harness.training.config import RunConfig, complete_but_methods, component
+from harness.training.config import RunConfig, complete_but_methods, component, parse
 
 
 def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[object]:
@@ -21,6 +22,14 @@ def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[object]:
 
 def _first(cell: Cell) -> dict[str, object]:
     return {name: next(iter(dimension.points())) for name, dimension in cell.search.items()}
+
+
+def check_wandb(spec: SweepConfig, cells: Sequence[Cell]) -> None:
+    """Refuse a project that W&B would refuse. Raises UserError."""
+    for cell in cells:
+        runtime = cell.config(_first(cell), spec.tune.seed, "tune", parse).runtime
+        if runtime.wandb != "off":
+            check_project(runtime.wandb_project)
 
 
 def check_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:

@@ -9,7 +9,7 @@ from filelock import Timeout
 from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.sweep import plan
 from harness.sweep.cells import Cell
-from harness.sweep.queue import OpenSweep
+from harness.sweep.queue import NO_MIRROR, OpenSweep
 from harness.sweep.trials import Counts, best_trial, current, failed, mean_seconds
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
         "eta_s": None if None in etas else sum(etas),
         "cells": cells,
         "workers": [_worker(worker) for worker in workers],
+        "without_mirror": _without_mirror(trials),
         "failures": _failures(sweep, trials, {worker.name: worker for worker in workers}),
     }
 
@@ -57,6 +58,12 @@ def _trials(sweep: OpenSweep, entries: Sequence[Mapping[str, Any]]) -> dict[str,
     for trial in plan.current_finals(sweep, entries):
         found[trial.user_attrs["cell"]]["final"].append(trial)
     return found
+
+
+def _without_mirror(trials: Mapping[str, Phases]) -> dict[str, str]:
+    """Why there is no whole copy on W&B, by run."""
+    each = [trial.user_attrs for phases in trials.values() for found in phases.values() for trial in found]
+    return {noted.get("run_id", "?"): noted[NO_MIRROR] for noted in each if NO_MIRROR in noted}
 
 
 def _overall(sweep: OpenSweep, left: int, workers: Sequence[WorkerInfo], cells: Sequence[dict[str, Any]]) -> str:

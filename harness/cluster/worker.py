@@ -145,6 +145,7 @@ class Worker(Checkpointable):
         return 1
 
     def _run(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> dict[str, Any]:
+        from harness.sweep import queue
         from harness.sweep.rebuild import note_trial
         from harness.training.run import RunContext, epoch_line, run
 
@@ -177,6 +178,7 @@ class Worker(Checkpointable):
                 notes={"launched_with": launched_with} if launched_with else {},
                 labels=_labels(sweep, claim),
                 pretrained=sweep.files.pretrained,
+                no_mirror=partial(claim.trial.set_user_attr, queue.NO_MIRROR),
             )
             return run(config, files.path, context)
 

@@ -34,6 +34,8 @@ from harness.sweep.storage import open_storage, study_prefix
 from harness.training.config import RunConfig
 
 FINALS = "finals"
+#: The attribute of a trial whose run has no whole copy on W&B: why.
+NO_MIRROR = "no_mirror"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class RunContext:
     notes: for the record's provenance. labels: for W&B's copy of the configuration, by the names in
     harness/records/schema.py.
     pretrained: where float networks to start from are kept; None: in the run's own directory.
+    no_mirror: told why when the run has to go on without its copy on W&B.
     """
 
     epoch_done: Callable[[dict[str, Any]], None] = field(default=lambda metrics: None)
@@ -43,6 +44,7 @@ class RunContext:
     notes: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     pretrained: Path | None = None
+    no_mirror: Callable[[str], None] = field(default=lambda reason: None)
 
 
 def run(config: RunConfig, directory: Path, context: RunContext = RunContext()) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
     session = build(config, weights)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
-    mirror = Mirror(config, run_id, files.path, context.tags, files.read_metrics(), context.labels)
+    copied = (context.tags, files.read_metrics(), context.labels, context.no_mirror)
+    mirror = Mirror(config, run_id, files.path, *copied)
     saver = _Saver(config, session, files)
     try:
         _train(session, files, mirror, saver, context)

@@ -8,15 +8,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from netrc import NetrcParseError, netrc
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from harness.core.bits import FLOAT
+from harness.core.errors import masked
 from harness.records import schema
+from harness.records.wandb_names import MOST_OF_NAME, shortened, tag_of
 from harness.training.config import RunConfig
+from harness.training.wandb_environment import environment_of_runs, has_key, malformed_url, say_ignored
 
 #: How long a run waits for W&B's answer at its start, and at its end.
 START_PATIENCE_S, FINISH_PATIENCE_S = 30.0, 60.0
@@ -39,22 +41,27 @@ def wandb_mode(wanted: str) -> str:
         return chosen
     if chosen in ("disabled", "dryrun"):
         return "off" if chosen == "disabled" else "offline"
-    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
+    return "online" if has_key() and not malformed_url(os.environ) else "offline"
 
 
-def explain_mode(mode: str) -> str:
-    """One sentence for the user: where the W&B copy of the runs goes."""
-    return {
-        "online": "W&B: runs are mirrored online",
-        "offline": "W&B: no key found, so runs are mirrored offline (later: wandb sync DIR/wandb/offline-run-*)",
-        "off": "W&B: off (results are in the run directories all the same)",
-    }[mode]
+def explain_mode(wanted: str) -> str:
+    """One sentence for the user: where the W&B copy of the runs goes, and why. wanted: runtime.wandb."""
+    mode = wandb_mode(wanted)
+    if mode != "offline":
+        where = {"online": "runs are mirrored online", "off": "off (results are in the run directories all the same)"}
+        return f"W&B: {where[mode]}"
+    asked = wanted == "offline" or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
+    why = "" if asked else "no key found, so "
+    if not asked and (url := malformed_url(os.environ)) is not None and has_key():
+        why = f"WANDB_BASE_URL is no address ({masked(url)!r}), so "
+    return f"W&B: {why}runs are mirrored offline (later: wandb sync DIR/wandb/offline-run-*)"
 
 
 def group_of(config: RunConfig) -> str:
     """`mlp5/oscillation/w2`: the W&B group of all seeds of a cell."""
     target = f"w{config.target_bit}" if config.target_bit else FLOAT
-    return "/".join((config.model["name"], "+".join(entry["name"] for entry in config.methods), target))
+    group = "/".join((config.model["name"], "+".join(entry["name"] for entry in config.methods), target))
+    return shortened(group, MOST_OF_NAME)
 
 
 class Mirror:
@@ -62,10 +69,12 @@ class Mirror:
 
     W&B has each epoch exactly once, however often a run is interrupted. An epoch is a row. An online run asks the
     server which epochs it has and sends the others. An offline run holds all epochs from the first, so that a sync
-    replaces the earlier copy. history: the rows of metrics.jsonl for epochs that will not be repeated.
+    replaces the earlier copy. history: the rows of metrics.jsonl for epochs that will not be repeated. lost: called
+    with the reason when the run continues without its copy.
     """
 
     _ask_again = 0.0  # a time.monotonic(), shared by all runs of the process
+    _last_mode: str | None = None  # of the last start in this process
 
     def __init__(
         self,
@@ -75,13 +84,17 @@ class Mirror:
         tags: tuple[str, ...] = (),
         history: Sequence[Mapping[str, Any]] = (),
         labels: Mapping[str, Any] = MappingProxyType({}),
+        lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._run: Any = None
+        self._lost = lost
         self._config, self._run_id, self._directory = config, run_id, directory
         self._tags, self._labels = tags, labels
         #: The last epoch that the server had when the run began; rows have the steps 0, 1, ...
         self._had_until = 0
         mode = wandb_mode(config.runtime.wandb)
+        if mode != "off":
+            say_ignored()
         if mode == "online":
             self._start_online(history)
         elif mode == "offline":
@@ -103,25 +116,9 @@ class Mirror:
                 _say(f"start failed ({_in_words(error)}); the run is mirrored offline (later: {later})")
 
     def _start(self, mode: str, history: Sequence[Mapping[str, Any]], again: bool = False) -> None:
-        import wandb
-
-        if again and wandb.run is None:
-            wandb.teardown()  # after a failed start the run's name is still in use
-        config, group = self._config, group_of(self._config)
-        labels = {name: self._labels[name] for name in schema.LABELS if name in self._labels}
-        self._run = wandb.init(
-            project=config.runtime.wandb_project,
-            id=self._run_id,
-            resume="allow" if mode == "online" else None,  # offline: a sync replaces the earlier copy
-            name=f"{group}/s{config.seed}",
-            group=group,
-            job_type=config.phase,
-            tags=[*self._tags, config.phase],
-            config={**config.model_dump(mode="json"), **_described(config), **labels},
-            dir=self._directory,
-            mode=mode,  # type: ignore[arg-type]
-            settings=_settings(),
-        )
+        with environment_of_runs(online=mode == "online"):
+            changed, Mirror._last_mode = Mirror._last_mode not in (None, mode), mode
+            self._run = self._init(mode, again or changed)
         self._run.define_metric(schema.EPOCH)
         self._run.define_metric("val/*", step_metric=schema.EPOCH, summary="max")
         for names in ("osc/*", "osc_w*", schema.LAYER_PREFIX + "*"):
@@ -131,6 +128,29 @@ class Mirror:
         self._had_until = 1 + int(self._run.summary.get("_step", -1)) if self._run.resumed else 0
         for metrics in history:
             self._log(metrics)
+
+    def _init(self, mode: str, again: bool) -> Any:
+        import wandb
+
+        if again and wandb.run is None:
+            # After a failed start the run's name is still in use. And W&B reads its variables once in a process:
+            # offline they lack the server's address.
+            wandb.teardown()
+        config, group = self._config, group_of(self._config)
+        labels = {name: self._labels[name] for name in schema.LABELS if name in self._labels}
+        return wandb.init(
+            project=config.runtime.wandb_project,
+            id=self._run_id,
+            resume="allow" if mode == "online" else None,  # offline: a sync replaces the earlier copy
+            name=shortened(f"{group}/s{config.seed}", MOST_OF_NAME),
+            group=group,
+            job_type=config.phase,
+            tags=[*map(tag_of, self._tags), config.phase],
+            config={**config.model_dump(mode="json"), **_described(config), **labels},
+            dir=self._directory,
+            mode=mode,  # type: ignore[arg-type]
+            settings=_settings(),
+        )
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         if metrics[schema.EPOCH] > self._had_until:  # the server has the earlier epochs, with equal numbers
@@ -190,6 +210,7 @@ class Mirror:
         except Exception as error:  # no error of a service may stop the run
             _say(f"{what} failed ({_in_words(error)}); the run goes on without")
             self._run = None
+            self._lost(f"{what} failed ({_in_words(error)})")
 
 
 def _described(config: RunConfig) -> dict[str, Any]:
@@ -217,6 +238,7 @@ def _settings() -> Any:
     import wandb
 
     wanted: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True, "disable_git": True}
+    wanted["sagemaker_disable"] = True  # it would name the run after its own job
     wanted |= {"init_timeout": START_PATIENCE_S, "finish_timeout": FINISH_PATIENCE_S, "finish_timeout_raises": True}
     known = wandb.Settings.model_fields  # older versions cannot bound the end of a run
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
@@ -228,13 +250,3 @@ def _say(what: str) -> None:
 
 def _in_words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _netrc_has_key() -> bool:
-    try:
-        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
-    except UnicodeDecodeError:  # W&B cannot read it either
-        _say(f"{os.environ.get('NETRC') or '~/.netrc'} is not UTF-8, so no key is read from it; WANDB_API_KEY is")
-        return False
-    except (OSError, NetrcParseError):
-        return False

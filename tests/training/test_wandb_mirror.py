@@ -108,7 +108,17 @@ def test_without_the_package_it_is_off(wanted: str, monkeypatch: pytest.MonkeyPa
 
 def test_each_mode_is_explained() -> None:
     assert "wandb sync" in explain_mode("offline")
-    assert all(explain_mode(mode).startswith("W&B: ") for mode in ("online", "offline", "off"))
+    assert all(explain_mode(mode).startswith("W&B: ") for mode in ("auto", "online", "offline", "off"))
+    assert "no key found" in explain_mode("auto")
+
+
+@pytest.mark.parametrize(("wanted", "mode"), [("offline", None), ("auto", "offline"), ("auto", "dryrun")])
+def test_no_key_is_missed_where_offline_was_asked_for(
+    wanted: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    assert explain_mode(wanted).startswith("W&B: runs are mirrored offline (later: wandb sync")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from wandb_common import assert_complete, config, epochs, fresh_server, holds_key, run_until, sync
 from wandb_server import WandbServer
 
+from harness.records.wandb_names import tag_of
 from harness.training.run import RunContext, run
 
 
@@ -18,12 +19,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
         yield server
 
 
-def test_an_online_run_arrives(server: WandbServer, tmp_path: Path) -> None:
+def test_an_online_run_arrives(server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SWEEP_ID": "abcdefgh", "SERVICE": "3-999999-unix-/nowhere", "PROJECT": "other"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
     wanted = config()
-    run(wanted, tmp_path, context=RunContext(tags=("my-sweep",)))
+    run(wanted, tmp_path, context=RunContext(tags=("my-sweep", "x" * 65)))
     received = server.runs[wanted.run_id()]
     assert (received.group, received.job_type, received.name) == ("mlp5/ste/w3", "final", "mlp5/ste/w3/s0")
-    assert received.tags == ["my-sweep", "final"]
+    assert received.tags == ["my-sweep", tag_of("x" * 65), "final"]
     assert received.project == wanted.runtime.wandb_project
     assert {key: received.config[key] for key in wanted.model_dump()} == wanted.model_dump(mode="json")
     assert_complete(server, wanted, tmp_path)
