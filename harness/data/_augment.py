@@ -1,16 +1,13 @@
-"""Augmentation of a whole batch at once, on whatever device it lives. Pure tensor functions."""
+"""Augmentation of a whole batch at once, on whatever device it lives. Pure tensor functions.
+
+On CPUs `cpu.image_batch` does what `crop_and_flip` does while it makes the batch.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from harness.data._config import Augment
-
-
-def augment_images(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
-    """uint8 (B, C, H, W) -> the same shape, each sample cropped and mirrored by its own draw."""
-    offsets, mirrored = draw(len(images), augment, generator)
-    return crop_and_flip(images, augment.crop_padding, offsets, mirrored)
 
 
 def draw(count: int, augment: Augment, generator: torch.Generator) -> tuple[Tensor, Tensor]:

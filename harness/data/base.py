@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.core.seeding import sub_seed
-from harness.data._augment import augment_images
+from harness.data._augment import crop_and_flip, draw
 from harness.data._config import Augment
 from harness.kernels import cpu, dispatch
 
@@ -127,8 +127,14 @@ class Dataset:
         """
         if generator is None or not self.augment.active:
             return self.batch(self.train, indices)
+        labels, padding = self.train.labels[indices], self.augment.crop_padding
+        offsets, mirrored = draw(len(indices), self.augment, generator)
+        if dispatch.serves_images(self.train.images):
+            return _unambiguous(
+                cpu.image_batch(self.train.images, indices, self._table, padding, offsets, mirrored)
+            ), labels
         images = self.train.images.index_select(0, indices)  # whole rows: seven times as fast as [indices] on CPUs
-        return self.normalized(augment_images(images, self.augment, generator)), self.train.labels[indices]
+        return self.normalized(crop_and_flip(images, padding, offsets, mirrored)), labels
 
 
 def _unambiguous(images: Tensor) -> Tensor:

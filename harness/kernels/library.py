@@ -23,7 +23,7 @@ _SIGNATURES = {
     "dampening_gradient": (_P, _P, _N, _N, _P, _F, _F, _F),
     "moments": (_P, _N, _P, _P),
     "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
-    "image_batch": (_P, _P, _N, _N, _N, _P, _P),
+    "image_batch": (_P, _P, _N, _N, _N, _N, _P, _N, _P, _P, _P),
     "hold": (_P, _P, _P, _P, _N, _N, _P),
     "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
     "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from harness.data import Augment
-from harness.data._augment import augment_images, crop_and_flip, draw
+from harness.data._augment import crop_and_flip, draw
 
 DEVICES = [
     "cpu",
@@ -55,6 +55,5 @@ def test_batches_of_an_epoch_differ() -> None:
     images = torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     augment = Augment(crop_padding=2)
-    first = augment_images(images, augment, generator)
-    second = augment_images(images, augment, generator)
+    first, second = (crop_and_flip(images, 2, *draw(30, augment, generator)) for _ in range(2))
     assert not torch.equal(first, second)

@@ -13,13 +13,14 @@ from harness.kernels import cpu, library
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
 
-def dataset(channels: int, max_value: int, side: int = 32, count: int = 90, **augment: bool) -> Dataset:
+def dataset(channels: int, max_value: int, side: int = 32, count: int = 90, **augment: int) -> Dataset:
     generator = torch.Generator().manual_seed(channels)
     shape = (count, channels, side, side + 1)
     images = torch.randint(0, max_value + 1, shape, generator=generator).to(torch.uint8)
     split = Split(images, torch.arange(count))
     mean, std = torch.rand(2, channels, generator=generator)
-    return Dataset(split, split, split, ("a", "b"), max_value, mean, std + 0.1, Augment(**augment), "digest")
+    changes = Augment.model_validate(augment)
+    return Dataset(split, split, split, ("a", "b"), max_value, mean, std + 0.1, changes, "digest")
 
 
 def plain(data: Dataset, images: Tensor) -> Tensor:
@@ -53,6 +54,34 @@ def test_batches_are_those_of_plain_operations(channels: int, max_value: int, mo
     assert torch.equal(data.batch(data.train, rows)[0], plain(data, data.train.images[rows]))
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("side", "augment"),
+    [
+        (32, {"crop_padding": 4, "flip": True}),
+        (32, {"flip": True}),
+        (9, {"crop_padding": 1}),
+        (5, {"crop_padding": 7, "flip": True}),  # some crops see nothing of their image
+        (1, {"crop_padding": 2, "flip": True}),
+    ],
+)
+def test_augmented_batches_are_those_of_plain_operations(
+    side: int, augment: dict[str, int], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(channels, 255, side, **augment)
+    rows = torch.randperm(90, generator=torch.Generator().manual_seed(0))
+    for indices in (rows, rows[1::2], rows[:0], torch.tensor([0, 0, 89])):
+        found, labels = data.train_batch(indices, torch.Generator().manual_seed(3))
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "library", lambda: None)
+            wanted, _ = data.train_batch(indices, torch.Generator().manual_seed(3))
+        assert torch.equal(found, wanted)
+        assert found.stride() == wanted.stride()
+        assert torch.equal(labels, data.train.labels[indices])
+    assert not torch.equal(data.train_batch(rows, torch.Generator())[0], data.train_batch(rows)[0])
+
+
 def test_augmented_batches_are_normalized_alike() -> None:
     data = dataset(3, 255, side=8, flip=True)
     rows = torch.arange(40)
@@ -70,7 +99,9 @@ def test_the_native_pass_is_the_one_that_serves(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cpu, "image_batch", lambda *given: called.append(given) or known(*given))
     data.batch(data.train, torch.arange(3))
     data.batch(data.train, slice(0, 3))
-    assert len(called) == 2
+    data = dataset(3, 255, crop_padding=1)
+    data.train_batch(torch.arange(3), torch.Generator())
+    assert len(called) == 3
 
 
 @pytest.mark.parametrize("native_passes", [True, False])
@@ -96,6 +127,8 @@ def test_images_of_one_channel_are_said_to_be_channels_last(
 
 @pytest.mark.parametrize("rows", [[0, 90], [-1, 3]])
 def test_a_row_that_is_not_there_is_refused(rows: list[int]) -> None:
-    data = dataset(1, 16)
+    data = dataset(1, 16, crop_padding=2)
     with pytest.raises(IndexError, match="90"):
         data.batch(data.train, torch.tensor(rows))
+    with pytest.raises(IndexError, match="90"):
+        data.train_batch(torch.tensor(rows), torch.Generator())
