@@ -1,11 +1,14 @@
 """The passes over one weight, and over a batch of images, in C, for tensors on the CPU."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from harness.kernels import library
 
 BLOCK = 4096  # as in harness/kernels/csrc/common.h
+SMALLEST = torch.finfo(torch.float32).tiny
 
 # A weight, fp32 (O, ...), is `groups` shares of equal size that have a step each: 1, or O. Tensors `peak` and `step`
 # are fp32 with `groups` elements; what else is given is like the weight. Callers have asked `serves`. high: the
@@ -124,6 +127,24 @@ def standardized_cubic(
     out = torch.empty_like(weight)
     library.call("standardized_cubic", weight, out, weight.numel(), mean, deviation, cubic, linear, constant)
     return out
+
+
+def symmetry(weight: Tensor, fours: bool) -> tuple[float, Tensor] | None:
+    """Of the weights paired by rank from both ends: the sum of |w + w'| over pairs, or, with `fours`, of |sum| over two
+    neighbouring pairs, and the sign of that sum for each weight, int8, like it; 0 for one without a partner.
+
+    None where a weight is not finite.
+    """
+    count, largest = weight.numel(), float(peaks(weight, 1))
+    if not math.isfinite(largest) or count >= 2**31:
+        return None
+    half = 1 << min(15, max(4, (count // 32).bit_length()))
+    scale = half / largest if largest > half * SMALLEST else 0.0  # of zeros all are in one bucket
+    signs, value = torch.empty_like(weight, dtype=torch.int8), torch.empty((), dtype=torch.float64)
+    room, bucket_signs = torch.empty(12 * half + 1, dtype=torch.int32), torch.empty(2 * half, dtype=torch.int8)
+    scratch = torch.empty(count, dtype=torch.int64), torch.empty(-(-count // BLOCK), dtype=torch.float64)
+    library.call("symmetry", weight, count, half, scale, fours, signs, value, room, bucket_signs, *scratch)
+    return float(value), signs
 
 
 # Freezing: over a weight some of which is held at codes of its own. held: bool, code: int8, both like the weight.

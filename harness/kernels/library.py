@@ -24,6 +24,7 @@ _SIGNATURES = {
     "moments": (_P, _N, _P, _P),
     "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
     "image_batch": (_P, _P, _N, _N, _N, _N, _P, _N, _P, _P, _P),
+    "symmetry": (_P, _N, _N, _F, ctypes.c_int, *(_P,) * 6),
     "hold": (_P, _P, _P, _P, _N, _N, _P),
     "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
     "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),

@@ -35,20 +35,44 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
+from harness.kernels import cpu, dispatch
 from harness.methods.base import Calibration, Method, MethodConfig, Step
+from harness.quantization.autograd import ClosedForm, by_passes
 from harness.quantization.layers import attach
 
 Pairing = Literal["one", "two"]
 
 
-def asymmetry(weight: Tensor, pairing: Pairing = "one") -> Tensor:
-    """L_sym1 or L_sym2 of a tensor of any shape, >= 0, shape (); 0 for fewer weights than one pairing takes."""
+def asymmetry(weight: Tensor, pairing: Pairing = "one", fused: bool = False) -> Tensor:
+    """L_sym1 or L_sym2 of a tensor of any shape, >= 0, shape (); 0 for fewer weights than one pairing takes.
+
+    fused: whether a pass in C (harness/kernels/csrc/symmetry.c) may compute it, where it can.
+    """
+    found = _by_a_pass_in_c(weight, pairing) if fused and dispatch.serves(weight) else None
+    return _by_plain_operations(weight, pairing) if found is None else found
+
+
+def _by_plain_operations(weight: Tensor, pairing: Pairing) -> Tensor:
     ordered = weight.flatten().sort().values
     pairs = ordered.numel() // 2
     sums = ordered[:pairs] + ordered[ordered.numel() - pairs :].flip(0)
     if pairing == "two":
         sums = sums[: pairs - pairs % 2].view(-1, 2).sum(dim=1)
     return sums.abs().sum() / max(1, sums.numel())
+
+
+def _by_a_pass_in_c(weight: Tensor, pairing: Pairing) -> Tensor | None:
+    """The same in closed form: of each weight the gradient is its sum's sign. None where a weight is not finite."""
+    found = cpu.symmetry(weight.detach(), fours=pairing == "two")
+    if found is None:
+        return None
+    (total, signs), sums = found, max(1, weight.numel() // (4 if pairing == "two" else 2))
+    passes = ClosedForm(
+        torch.tensor(total / sums),
+        lambda w, factor: signs.float().mul_(factor / sums),
+        lambda w: _by_plain_operations(w, pairing),
+    )
+    return by_passes(passes, weight)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -81,7 +105,8 @@ class SymmetryRegularizer(Method):
         if self.config.strength == 0:
             return 0.0
 
-        losses = [asymmetry(layer.effective_weight(), self.config.pairing) for layer in self._layers]
+        pairing, fused = self.config.pairing, self.context.fused
+        losses = [asymmetry(layer.effective_weight(), pairing, fused) for layer in self._layers]
         return self.config.strength * torch.stack(losses).sum()
 
     def metrics(self) -> dict[str, float]:
