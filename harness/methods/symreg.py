@@ -69,7 +69,7 @@ def _by_a_pass_in_c(weight: Tensor, pairing: Pairing) -> Tensor | None:
     (total, signs), sums = found, max(1, weight.numel() // (4 if pairing == "two" else 2))
     passes = ClosedForm(
         torch.tensor(total / sums),
-        lambda w, factor: signs.float().mul_(factor / sums),
+        lambda w, factor: signs * (factor / sums),
         lambda w: _by_plain_operations(w, pairing),
     )
     return by_passes(passes, weight)

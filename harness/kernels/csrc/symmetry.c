@@ -9,6 +9,7 @@
 #include "common.h"
 
 #define PARTS 4 /* of the weights, counted apart from each other */
+#define CHUNK 512
 #define MIXED 2 /* a bucket's sign, beside -1, 0 and 1: that of each weight is its own */
 
 typedef struct { float w; int32_t index; } Member;
@@ -28,6 +29,11 @@ ALWAYS int32_t bucket_of(float w, float scale, int32_t half) {
     return half + (size ^ -(int32_t)(w < 0)); /* half - 1 - size of negative ones, without a branch */
 }
 
+/* By itself, so that it is made of vectors. */
+static void find_buckets(const float *restrict w, int32_t *restrict out, int64_t n, float scale, int32_t half) {
+    for (int64_t i = 0; i < n; i++) out[i] = bucket_of(w[i], scale, half);
+}
+
 static void count_weights(const float *w, Buckets *all, int32_t *counts) {
     int64_t share = (all->count + PARTS - 1) / PARTS;
     float scale = all->scale;
@@ -37,7 +43,12 @@ static void count_weights(const float *w, Buckets *all, int32_t *counts) {
         int32_t *own = counts + part * 2 * half;
         int64_t end = (part + 1) * share < all->count ? (part + 1) * share : all->count;
         memset(own, 0, 2 * half * sizeof *own);
-        for (int64_t i = part * share; i < end; i++) own[bucket_of(w[i], scale, half)]++;
+        for (int64_t i = part * share; i < end; i += CHUNK) {
+            int64_t n = end - i < CHUNK ? end - i : CHUNK;
+            int32_t found[CHUNK];
+            find_buckets(w + i, found, n, scale, half);
+            for (int64_t j = 0; j < n; j++) own[found[j]]++;
+        }
     }
     all->start[0] = 0;
     for (int64_t a = 0; a < 2 * half; a++) {
@@ -88,20 +99,21 @@ static void find_signs(Buckets *all, int fours) {
     }
 }
 
+/* The signs of a block; returns what those that are known add to the value. */
+static double give_block(const float *restrict w, const Buckets *all, int8_t *restrict signs, int64_t n) {
+    double lane[LANES] = {0}, sum = 0;
+    int32_t found[BLOCK];
+    const int8_t *restrict sign = all->sign;
+    find_buckets(w, found, n, all->scale, (int32_t)all->half);
+    for (int64_t i = 0; i < n; i++) signs[i] = sign[found[i]];
+    IN_LANES(n, float s = signs[i + j]; lane[j] += (s == MIXED ? 0.0f : s) * w[i + j])
+    for (int j = 0; j < LANES; j++) sum += lane[j];
+    return sum;
+}
+
 static void give_signs(const float *w, const Buckets *all, int8_t *signs, double *partial) {
     int64_t each = blocks(all->count);
-    float scale = all->scale;
-    int32_t half = (int32_t)all->half;
-    EACH_BLOCK(b, each) {
-        double sum = 0;
-        int64_t end = b * BLOCK + length(all->count, b);
-        for (int64_t i = b * BLOCK; i < end; i++) {
-            int8_t sign = all->sign[bucket_of(w[i], scale, half)];
-            signs[i] = sign;
-            sum += (double)(sign * (sign != MIXED)) * w[i];
-        }
-        partial[b] = sum;
-    }
+    EACH_BLOCK(b, each) partial[b] = give_block(w + b * BLOCK, all, signs + b * BLOCK, length(all->count, b));
 }
 
 static int by_value(const void *one, const void *other) {
@@ -122,6 +134,13 @@ static void sort_members(Member *members, int64_t count) {
     }
 }
 
+/* Whether one of eight signs is MIXED: of all signs only that has bit 1 without bit 2. */
+ALWAYS int any_mixed(const int8_t *signs) {
+    uint64_t eight;
+    memcpy(&eight, signs, 8);
+    return (eight & ~(eight >> 1) & 0x0202020202020202u) != 0;
+}
+
 /* The members of mixed buckets, each bucket's in ascending order, equal ones by index. */
 static void sort_mixed(const float *w, Buckets *all, const int8_t *signs, int32_t *cursor) {
     int32_t room = 0;
@@ -129,11 +148,15 @@ static void sort_mixed(const float *w, Buckets *all, const int8_t *signs, int32_
         all->place[a] = cursor[a] = room;
         if (all->sign[a] == MIXED) room += all->start[a + 1] - all->start[a];
     }
-    for (int64_t i = 0; i < all->count; i++)
-        if (signs[i] == MIXED) {
+    for (int64_t from = 0; from < all->count; from += 8) {
+        int64_t end = from + 8 < all->count ? from + 8 : all->count;
+        if (end - from == 8 && !any_mixed(signs + from)) continue;
+        for (int64_t i = from; i < end; i++) {
+            if (signs[i] != MIXED) continue;
             int32_t a = bucket_of(w[i], all->scale, (int32_t)all->half);
             all->members[cursor[a]++] = (Member){w[i], (int32_t)i};
         }
+    }
 #pragma omp parallel for schedule(dynamic, 256) if (room >= FEW * BLOCK)
     for (int64_t a = 0; a < 2 * all->half; a++)
         if (all->sign[a] == MIXED) sort_members(all->members + all->place[a], all->start[a + 1] - all->start[a]);
