@@ -136,11 +136,13 @@ class _Fused(torch.autograd.Function):
         inputs, twice = ctx.saved_tensors, torch.is_grad_enabled()
         if not twice and dispatch.eager(gradients[0], *inputs):
             return None, *ctx.passes.backward(gradients[0], *inputs)
-        # Double backward, which needs a graph, or a batch of gradients at once.
+        # Double backward, which needs a graph, or a batch of gradients at once. Of views, since an input may depend on
+        # another one, and the gradient through it is not this function's to give.
         needed = ctx.needs_input_grad[1:]
-        ends = [x for x, needs in zip(inputs, needed, strict=True) if needs]
         with torch.enable_grad():
+            inputs = [x.view_as(x) for x in inputs]
             value = ctx.passes.plain(*inputs)
+        ends = [x for x, needs in zip(inputs, needed, strict=True) if needs]
         found = iter(torch.autograd.grad(value, ends, gradients[0], create_graph=twice))
         return None, *(next(found) if needs else None for needs in needed)
 
