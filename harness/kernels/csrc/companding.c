@@ -7,6 +7,8 @@
 
 #define MOST_INTERVALS 64
 #define MOST_CODES 128
+/* Sums kept apart, so that one weight need not wait for what the one before it adds to the same interval. */
+#define APART 8
 
 /* The compressor on [0, high]: knots (count + 1,) and slopes (count + 1,); of each code its level and 1 / slope there. */
 typedef struct {
@@ -53,24 +55,38 @@ void compand(const float *w, float *out, int64_t groups, int64_t size, const flo
 /* Of a block: for each interval what goes to its knot's image and to its slope, for each code to its level, the step's. */
 typedef struct { double image[MOST_INTERVALS + 1], slope[MOST_INTERVALS + 1], level[MOST_CODES], pull; } Sums;
 
+static void clear(Sums *sums, const Tables *by) {
+    sums->pull = 0;
+    for (int32_t k = 0; k <= by->count; k++) sums->image[k] = sums->slope[k] = 0;
+    for (int32_t c = 0; c <= (int32_t)by->high; c++) sums->level[c] = 0;
+}
+
+static void add(Sums *sums, const Sums *more, const Tables *by) {
+    sums->pull += more->pull;
+    for (int32_t k = 0; k <= by->count; k++) sums->image[k] += more->image[k], sums->slope[k] += more->slope[k];
+    for (int32_t c = 0; c <= (int32_t)by->high; c++) sums->level[c] += more->level[c];
+}
+
 static void block_backward(const float *restrict w, const float *restrict grad, float *restrict out, int64_t n,
                            float step, float slack, const Tables *by, Sums *restrict sums) {
     float safe = step > 0 ? step : 1.0f;
-    double pull = 0;
-    memset(sums, 0, sizeof *sums);
+    Sums own[APART];
+    for (int j = 0; j < APART; j++) clear(own + j, by);
     for (int64_t i = 0; i < n; i++) {
+        Sums *to = own + i % APART;
         Place found = place_of(w[i], safe, by);
         float sign = copysignf(1.0f, w[i]), up = sign * grad[i], within = found.size <= by->high + slack ? 1.0f : 0.0f;
         int32_t code = found.code < 0 ? 0 : found.code;
         float to_level = up * step, to_code = to_level * by->rates[code];
         float to_size = to_code * by->slopes[found.piece] * within;
         out[i] = to_size / safe * sign;
-        sums->image[found.piece] += to_code;
-        sums->slope[found.piece] += to_code * (found.x - by->source[found.piece]);
-        sums->level[code] += to_level;
-        pull += up * by->levels[code] - (step > 0 && within > 0 ? to_size * (found.size / safe) : 0.0f);
+        to->image[found.piece] += to_code;
+        to->slope[found.piece] += to_code * (found.x - by->source[found.piece]);
+        to->level[code] += to_level;
+        to->pull += up * by->levels[code] - (step > 0 && within > 0 ? to_size * (found.size / safe) : 0.0f);
     }
-    sums->pull = pull;
+    clear(sums, by);
+    for (int j = 0; j < APART; j++) add(sums, own + j, by);
 }
 
 /* `grad` of what `compand` gave, handed on: to the weight as `out`, to each step as pulls, fp64 like `to_tables`, which is
