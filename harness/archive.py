@@ -4,6 +4,9 @@ An archive is a folder `DIR/SWEEP` with `sweep.json`, `cells.json` and `runs.zip
 trials, of final runs also the epochs, of failed ones the reason. It is what a repository or a paper's supplement
 holds; `analysis/make_figures.py --root DIR` reads it as it is, and `unpack` makes a sweep of it that launch goes on
 with: what has a record is not trained again. The same records give the same bytes.
+
+`pack --unfinished` takes a sweep with runs left to do, and its queue, to another machine; `unpack --merge` brings back
+what was done there.
 """
 
 import argparse
@@ -21,8 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=("pack", "unpack"))
     parser.add_argument("folder", type=Path, help="of the sweep to pack, or of the archive to unpack")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="DIR/SWEEP is written")
+    parser.add_argument("--unfinished", action="store_true", help="pack a sweep that is not complete, with its queue")
+    parser.add_argument("--merge", action="store_true", help="unpack into the sweep of that name, if it is there")
     options = parser.parse_args(arguments)
-    made = (pack if options.verb == "pack" else unpack)(Path(os.path.abspath(options.folder)), options.to)
+    if options.merge if options.verb == "pack" else options.unfinished:
+        parser.error("--unfinished is for pack, --merge for unpack")
+    folder = Path(os.path.abspath(options.folder))
+    if options.merge:
+        from harness.sweep.merge import merge
+
+        print(f"{options.to / folder.name}: {merge(folder, options.to)} runs added")
+        return 0
+    made = pack(folder, options.to, options.unfinished) if options.verb == "pack" else unpack(folder, options.to)
     runs = sum(run.is_dir() for run in runs_of(made).iterdir())
     size = f", {SweepDirectory(made).archive.stat().st_size / 1e6:.1f} MB" if options.verb == "pack" else ""
     print(f"{made}: {runs} runs{size}")

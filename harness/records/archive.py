@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.records.files import read_json, write_json, written_aside
+from harness.records.files import read_json, write_bytes, write_json, written_aside
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory
 
@@ -49,17 +49,21 @@ def _opened(path: Path) -> zipfile.ZipFile:
         raise UserError(f"{path} cannot be read: {error}; was all of it copied?") from None
 
 
-def pack(sweep: Path, to: Path) -> Path:
+def pack(sweep: Path, to: Path, unfinished: bool = False) -> Path:
     """Write the archive of the sweep in a folder to `to`; returns its folder.
+
+    unfinished: also of a sweep with runs left to do, whose workers may be running. The archive then holds the queue's
+    journal too, so that another machine goes on where this one was; checkpoints, which are large, stay behind.
 
     Raises UserError where there is no sweep, where runs are left to do, and where records name absolute paths, which
     would publish the folders of this machine.
     """
     files = SweepDirectory(sweep)
+    journal = whole_lines(files.journal) if unfinished else b""  # before the records: what it calls done has one
     cells, spec = read_json(files.cells), read_json(files.sweep)
     if cells is None or spec is None or not files.runs.is_dir():
         raise UserError(f"{sweep} holds no sweep: there should be a sweep.json, a cells.json and a folder runs/")
-    if left := _left(files, cells["cells"], spec):
+    if not unfinished and (left := _left(files, cells["cells"], spec)):
         raise UserError(f"{sweep} is not complete: {'; '.join(left)}; launch it again first")
     packed = SweepDirectory(to / sweep.name)
     if packed.path.resolve() == sweep.resolve():
@@ -77,7 +81,15 @@ def pack(sweep: Path, to: Path) -> Path:
     write_json(packed.cells, cells)
     if (code := read_json(files.code)) is not None:
         write_json(packed.code, code)
+    if journal:
+        write_bytes(packed.journal, journal)
     return packed.path
+
+
+def whole_lines(path: Path) -> bytes:
+    """The content of a file of lines that others append to, without a last line that is not whole; may be empty."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _left(files: SweepDirectory, cells: list[dict[str, Any]], spec: dict[str, Any]) -> list[str]:
@@ -150,6 +162,8 @@ def unpack(archive: Path, to: Path) -> Path:
         for path in (packed.sweep, packed.cells, packed.code):
             if (content := read_json(path)) is not None:
                 write_json(aside.path / path.name, content)
+        if packed.journal.exists():
+            write_bytes(aside.journal, packed.journal.read_bytes())
         aside.path.rename(folder)
     finally:
         shutil.rmtree(aside.path, ignore_errors=True)

@@ -38,6 +38,12 @@ def write_json(path: Path, value: Any, flushed: bool = True) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
 def read_json(path: Traversable) -> Any:
     """The value of a JSON file, on disk or in an archive; None when it is missing or not whole."""
     try:

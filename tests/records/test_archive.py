@@ -18,6 +18,8 @@ from harness.launch import main as launch
 from harness.records.archive import pack, runs_of
 from harness.repeat import differences
 from harness.repeat import main as repeat
+from harness.sweep.merge import merge
+from harness.sweep.queue import load_sweep
 
 SHORT = ("--cluster", "debug", "--set", "data.train_fraction=0.2", "--set", "runtime.threads=1")
 TPE = {"sampler: random": "sampler: {name: tpe, n_startup_trials: 1}"}
@@ -254,3 +256,75 @@ def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys
     for name, what in (("zzz", "is not there"), ("", "could be any of")):
         with pytest.raises(UserError, match=what):
             repeat([name, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "none")])
+
+
+def finished(root: Path) -> dict[str, Path]:
+    """The records of the sweep in a folder, by run id."""
+    return {path.parent.name: path for path in (root / "tiny/runs").glob("*/record.json")}
+
+
+@pytest.fixture
+def begun(carried_out: Path, tmp_path: Path) -> Path:
+    """A copy of the sweep in here/, as it was when three trials were over."""
+    sweep = shutil.copytree(carried_out / "runs/tiny", tmp_path / "here/tiny")
+    lines = (sweep / "study.log").read_bytes().splitlines(keepends=True)
+    ends = [number for number, line in enumerate(lines) if b'"state": 1' in line.replace(b'":1', b'": 1')]
+    (sweep / "study.log").write_bytes(b"".join(lines[: ends[2] + 1]))
+    done = load_sweep(sweep).all_studies()
+    kept = {
+        trial.user_attrs["run_id"] for study in done for trial in study.get_trials() if trial.state.name == "COMPLETE"
+    }
+    assert len(kept) == 3
+    for path in (sweep / "runs").iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path)
+    cells = json.loads((sweep / "cells.json").read_text())
+    for cell in cells["cells"]:
+        cell |= {"chosen": None, "finals": {}, "trials": 0}
+    (sweep / "cells.json").write_text(json.dumps(cells))
+    return tmp_path
+
+
+def test_an_unfinished_sweep_goes_on_elsewhere_and_comes_back(
+    carried_out: Path, begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there, kept = begun / "here", begun / "there", begun / "kept"
+    with pytest.raises(UserError, match="is not complete"):
+        archive(["pack", str(here / "tiny"), "--to", str(kept)])
+    with open(here / "tiny/study.log", "ab") as journal:
+        journal.write(b'{"torn')  # a worker is writing
+    assert archive(["pack", str(here / "tiny"), "--to", str(kept), "--unfinished"]) == 0
+    assert archive(["unpack", str(kept / "tiny"), "--to", str(there)]) == 0
+    stamps = {run: path.stat().st_mtime_ns for run, path in finished(there).items()}
+    assert len(stamps) == 3
+    assert launch([str(carried_out / "tiny.yaml"), "--root", str(there), *SHORT]) == 0
+    assert "rebuilt" not in capsys.readouterr().out, "the queue itself came along"
+    assert {run: finished(there)[run].stat().st_mtime_ns for run in stamps} == stamps, "nothing is trained again"
+    archive(["pack", str(there / "tiny"), "--to", str(kept), "--unfinished"])
+    assert archive(["unpack", str(kept / "tiny"), "--to", str(here), "--merge"]) == 0
+    assert f"{RUNS - 3} runs added" in capsys.readouterr().out
+    assert launch([str(carried_out / "tiny.yaml"), "--root", str(here), *SHORT]) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+    assert merge(kept / "tiny", here) == 0, "merging again adds nothing"
+
+
+def test_a_queue_that_went_on_by_itself_stays(carried_out: Path, begun: Path) -> None:
+    whole = pack(carried_out / "runs/tiny", begun / "kept", unfinished=True)
+    journal = begun / "here/tiny/study.log"
+    with open(journal, "ab") as file:
+        file.write(b'{"op_code": 8, "worker_id": "x", "trial_id": 0, "user_attr": {"own": 1}}\n')
+    before = journal.read_bytes()
+    assert merge(whole, begun / "here") == RUNS - 3
+    assert journal.read_bytes() == before
+    assert len(finished(begun / "here")) == RUNS
+
+
+def test_what_is_not_merged(carried_out: Path, begun: Path) -> None:
+    whole = pack(carried_out / "runs/tiny", begun / "kept", unfinished=True)
+    spec = json.loads((whole / "sweep.json").read_text())
+    (whole / "sweep.json").write_text(json.dumps({**spec, "pruner": {"name": "median"}}))
+    with pytest.raises(UserError, match=r"another sweep than .* differ in pruner\.name"):
+        merge(whole, begun / "here")
+    for wrong in (["pack", "--merge"], ["unpack", "--unfinished"]):
+        with pytest.raises(SystemExit):
+            archive([wrong[0], str(whole), "--to", str(begun), wrong[1]])
