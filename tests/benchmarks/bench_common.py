@@ -20,6 +20,8 @@ from harness.training.session import Session
 #: Training images of CIFAR-10 once a tenth validates, and the steps that makes an epoch at a batch of 128.
 TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 45_000, 5_000, 10_000
 BATCH, STEPS_AN_EPOCH = 128, 352
+#: How many of a benchmark's rounds are made: a third in a shortened one (bench.py --short).
+ROUNDS_SHARE = 1.0
 
 MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"name": "resnet18"},
@@ -146,6 +148,7 @@ def in_turn(
     none always runs in the cache that the same other one left.
     """
     names = list(works)
+    rounds = min(rounds, max(2, round(ROUNDS_SHARE * rounds)))
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
         first = number % len(names)

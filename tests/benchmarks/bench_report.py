@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 HEADINGS = ("what", "reference", "goal", "measured", "verdict", "seconds")
+#: Added where another machine's rows are laid beside: its figure, and its milliseconds over those measured here.
+BESIDE = ("there", "ms there / here")
 
 
 class Row(TypedDict):
-    """One figure. goal: None for what is only reported. seconds: what it took to measure, where the part knows."""
+    """One figure. goal: None for what is only reported. seconds: what it took to measure, where the part knows.
+
+    part: the benchmark that measured it.
+    """
 
     what: str
     reference: str
@@ -24,6 +29,11 @@ class Row(TypedDict):
     detail: dict[str, Any]
     seconds: NotRequired[float]
     error: NotRequired[str]
+    part: NotRequired[str]
+
+
+#: Rows, and the machine that they were measured on.
+Measured = tuple[list[Row], Mapping[str, Any]]
 
 
 class Clock:
@@ -153,16 +163,34 @@ def _cell(value: object) -> str:
     return shown(value, "") if isinstance(value, float) else str(value)
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """The table, then the small tables, for a terminal."""
-    parts = [plain_table(HEADINGS, cells(rows))]
+def main_table(rows: Sequence[Row], there: Measured | None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and lines; with the figures of another machine where there are any."""
+    if there is None:
+        return HEADINGS, cells(rows)
+    others = {(row["what"], row["reference"]): row for row in there[0]}
+    beside = [_beside(row, others.get((row["what"], row["reference"]))) for row in rows]
+    return (*HEADINGS, *BESIDE), [(*line, *more) for line, more in zip(cells(rows), beside, strict=True)]
+
+
+def _beside(row: Row, other: Row | None) -> tuple[str, str]:
+    if other is None or other["measured"] is None:
+        return "", ""
+    here, there = row["detail"].get("ms"), other["detail"].get("ms")
+    return shown(other["measured"], other["unit"]), f"{there / here:.2f}" if here and there else ""
+
+
+def as_text(rows: Sequence[Row], there: Measured | None = None) -> str:
+    """The table, then the small tables, for a terminal. there: what was measured on another machine."""
+    parts = [f"there: {sentence(there[1])}"] if there else []
+    parts += [plain_table(*main_table(rows, there))]
     parts += [f"{title}\n{plain_table(headings, lines)}" for title, headings, lines in small_tables(rows)]
     return "\n\n".join(parts)
 
 
-def as_markdown(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+def as_markdown(rows: Sequence[Row], facts: Mapping[str, Any], there: Measured | None = None) -> str:
     """The same for tests/README.md, with the machine above it."""
-    parts = [sentence(facts), markdown_table(HEADINGS, cells(rows))]
+    parts = [sentence(facts), *([f"There: {sentence(there[1])}"] if there else [])]
+    parts += [markdown_table(*main_table(rows, there))]
     parts += [f"**{title}**\n\n{markdown_table(headings, lines)}" for title, headings, lines in small_tables(rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -214,3 +242,14 @@ def write_json(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> Non
     """All rows with their verdicts and details, and the machine."""
     judged = [{**row, "verdict": verdict(row)} for row in rows]
     path.write_text(json.dumps({"machine": dict(facts), "rows": judged}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Measured:
+    """What `write_json` wrote. Raises ValueError for a file that is not there, or not of `make bench`."""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        rows, facts = written["rows"], {"total_s": 0, "tiny": False, **written["machine"]}
+        sentence(facts), main_table(rows, None)  # what cannot be shown is refused here
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON file of make bench: {type(error).__name__}: {error}") from None
+    return rows, facts

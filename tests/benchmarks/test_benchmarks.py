@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import bench_common
 import pytest
 from bench_report import Row, figure, verdict
 
@@ -87,6 +88,39 @@ def test_a_part_without_times_of_its_own_gets_the_whole_at_its_first_row() -> No
     del plain["seconds"]
     rows = bench.carry_out({"one": lambda: [plain.copy(), plain.copy()]})
     assert ["seconds" in each for each in rows] == [True, False]
+
+
+def test_another_machine_is_laid_beside(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    there, here = tmp_path / "there.json", tmp_path / "here.json"
+    bench.main(["--json", str(there)], {"one": lambda: [row(1.0, ms=30.0), figure("gone", "x", 1.0, seconds=1.0)]})
+    new = figure("new", "x", 3.0, seconds=1.0)
+    bench.main(["--json", str(here), "--against", str(there)], {"one": lambda: [row(1.5, ms=10.0), new]})
+    said(capsys)
+    assert bench.main(["--show", str(here), "--against", str(there)]) == 0
+    lines = said(capsys).splitlines()
+    assert any(line.startswith("there: ") and "commit" in line for line in lines)
+    assert [line.split() for line in lines if line.startswith("a thing")] == [
+        ["a", "thing", "another", "<=", "1.05x", "1.500x", "missed", "2", "1.000x", "3.00"]
+    ]
+    assert [line.split() for line in lines if line.startswith("new")] == [["new", "x", "3.000x", "reported", "1"]]
+    assert not any(line.startswith("gone") for line in lines)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"rows": [{"what": 1}], "machine": {}}'])
+def test_a_file_that_is_no_table_is_refused_before_anything_is_measured(
+    content: str | None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "there.json"
+    if content is not None:
+        file.write_text(content)
+    assert bench.main(["--against", str(file)], {"bad": broken}) == 2
+    assert f"{file} is no JSON file of make bench" in capsys.readouterr().err
+
+
+def test_a_short_benchmark_makes_a_third_of_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = {"a": lambda: None}
+    monkeypatch.setattr(bench_common, "ROUNDS_SHARE", 1 / 3)
+    assert [len(bench_common.in_turn(works, rounds)["a"]) for rounds in (1, 3, 12, 60)] == [1, 2, 4, 20]
 
 
 @pytest.mark.slow
