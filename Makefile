@@ -1,13 +1,18 @@
-# make demo | test | lint | bench | bench-gpu | chaos: each creates .venv and installs what is missing first.
+# make demo | test | lint | bench | bench-gpu | chaos: each creates .venv and installs what is missing first;
+# gpu-run does not, since it has to work offline.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOT ?= runs
+# Of gpu-run: its time, where its results go, and the folder of CIFAR-10, if it is not data.
+MINUTES ?= 9
+OUT ?= $(ROOT)/gpu-run
+DATA ?=
 # One test process more than cores: tests wait for workers, servers and timeouts a good part of the time.
 TESTERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 
-.PHONY: help demo test test-slow test-slurm chaos lint format bench bench-gpu clean
+.PHONY: help demo test test-slow test-slurm chaos lint format bench bench-gpu gpu-run clean
 
 help:
 	@echo "make demo    a whole study on real data: tuning, final runs, table, figures (a few minutes)"
@@ -17,6 +22,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   what everything costs, against its goals, on this machine's CPU (a quarter of an hour)"
 	@echo "make bench-gpu  the same for its GPU"
+	@echo "make gpu-run MINUTES=9 OUT=DIR  on a GPU for a short while: tests, benchmarks, sweeps; again to go on"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +59,10 @@ bench: $(STAMP)
 
 bench-gpu: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench.py --device cuda --json $(ROOT)/bench-gpu.json --markdown $(ROOT)/bench-gpu.md
+
+gpu-run:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tests/benchmarks/gpu_run.py \
+		--minutes $(MINUTES) --out $(OUT) --root $(ROOT) $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
