@@ -1,4 +1,4 @@
-"""How long the commands that must answer at once take: `python tests/benchmarks/command_cost.py [--repeat 9]`.
+"""How long the commands that must answer at once take: `python tests/benchmarks/command_cost.py [--repeat 5]`.
 
 Wall time of whole processes, taking turns, the first round left out (it warms the file cache). `import torch` takes
 its turn too: a command that needs torch cannot be faster. Prints the rows of `make bench` as JSON.
@@ -44,7 +44,7 @@ def imports_torch(arguments: list[str]) -> bool:
     return any(line.rpartition("|")[2].strip() == "torch" for line in ended.stderr.splitlines())
 
 
-def measure(tiny: bool = False, repeat: int = 9) -> list[dict[str, Any]]:
+def measure(tiny: bool = False, repeat: int = 5) -> list[dict[str, Any]]:
     """The rows of the table: median seconds of `--help` and of a dry run."""
     repeat = 1 if tiny else repeat
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def measure(tiny: bool = False, repeat: int = 9) -> list[dict[str, Any]]:
 def main() -> None:
     """Print the rows as JSON."""
     parser = argparse.ArgumentParser(description="How long the commands that must answer at once take.")
-    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=5)
     print(json.dumps(measure(repeat=parser.parse_args().repeat), indent=1))
 
 

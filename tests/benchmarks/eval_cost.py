@@ -14,9 +14,9 @@ from harness.training.session import Session
 #: Validation images of each network, and the rounds that are timed: fewer than CIFAR-10's 5,000 where a pass takes
 #: seconds, which counts against the product, as the rounding of the weights is spread over fewer images.
 CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "resnet18, quarter width": ("resnet18", {"width": 16}, 1_250, 3),
+    "resnet18, quarter width": ("resnet18", {"width": 16}, 1_250, 2),
     "vit_tiny": ("vit_tiny", {}, 256, 2),
-    "mlp5": ("mlp5", {}, 5_000, 20),
+    "mlp5": ("mlp5", {}, 5_000, 10),
 }
 BITS = (2, 3, 4, 8)
 GOAL = 1.05

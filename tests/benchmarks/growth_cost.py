@@ -72,7 +72,7 @@ def by_bits(device: str, tiny: bool) -> Row:
     clock = Clock()
     model = models(tiny)["resnet18"] | ({} if tiny else {"width": 16})
     works: dict[str, Callable[[], object]] = {}
-    for count in range(1, len(BITS) + 1):
+    for count in (1, 3, 5, len(BITS)):
         session = make_session(configure(model, bits=BITS[:count], device=device), train=256, val=32 if tiny else 250)
         works[str(count)] = _validation(session)
     times = in_turn(works, 1 if tiny else 2, warmup=1, device=device)

@@ -19,9 +19,9 @@ from harness.training.session import Session
 
 #: StrictConfig and rounds: small enough that all methods take turns within minutes on a CPU.
 NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
-    "mlp5": ({"name": "mlp5"}, 60),
-    "resnet18, width 16": ({"name": "resnet18", "width": 16}, 12),
-    "vit_tiny, width 64, depth 4": ({"name": "vit_tiny", "width": 64, "depth": 4, "heads": 2}, 12),
+    "mlp5": ({"name": "mlp5"}, 30),
+    "resnet18, width 16": ({"name": "resnet18", "width": 16}, 6),
+    "vit_tiny, width 64, depth 4": ({"name": "vit_tiny", "width": 64, "depth": 4, "heads": 2}, 6),
 }
 TINY: dict[str, tuple[dict[str, Any], int]] = {
     "mlp5": ({"name": "mlp5", "width": 16}, 2),

@@ -101,7 +101,7 @@ def measure(device: str = "cpu", tiny: bool = False) -> list[Row]:
     assert device == "cpu", "the reference is a loop on the CPU"
     clock, batch, images = Clock(), 8 if tiny else BATCH, 256 if tiny else TRAIN_IMAGES
     what = "ResNet-18 training, regularizer + tracker + augmentation, a step"
-    found, how = against_it(models(tiny)["resnet18"], images, batch, 1 if tiny else 8, 1)
+    found, how = against_it(models(tiny)["resnet18"], images, batch, 1 if tiny else 5, 1)
     # The goal is stated for CPUs with bf16 units; elsewhere the figure is only reported.
     goal = 4.0 if how["precision"] == "bf16" else None
     rows = [_faster(what, found, how, goal, clock)]

@@ -19,8 +19,8 @@ CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
 MLP = {"name": "mlp5", "hidden": [256, 128]}
 #: Network, shape of its images, batch, and rounds that are timed.
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
-    "resnet18": ({"name": "resnet18"}, CIFAR, 128, 4),
-    "vit_tiny": ({"name": "vit_tiny"}, CIFAR, 128, 4),
+    "resnet18": ({"name": "resnet18"}, CIFAR, 128, 3),
+    "vit_tiny": ({"name": "vit_tiny"}, CIFAR, 128, 3),
     "mlp 3072-256-128-10, batch 128": (MLP, CIFAR, 128, 60),
     "mlp 3072-256-128-10, batch 512": (MLP, CIFAR, 512, 30),
     "mlp5, batch 16": ({"name": "mlp5"}, CIFAR, 16, 60),
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
         {"name": "vit_tiny", "width": 32, "depth": 2, "heads": 2, "patch": 4}, DIGITS, 64, 60
     ),
     "digits, resnet18 of width 16": ({"name": "resnet18", "width": 16}, DIGITS, 64, 20),
-    "mobilenetv2 (depthwise)": ({"name": "timm:mobilenetv2_100"}, CIFAR, 64, 4),
+    "mobilenetv2 (depthwise)": ({"name": "timm:mobilenetv2_100"}, CIFAR, 64, 3),
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def case(name: str, tiny: bool) -> Row:
         return untracked(make_session(config, train=2 * batch, val=2, shape=shape))
 
     auto = session("auto").precision
-    times = in_turn({precision: Loop(session(precision)) for precision in ("fp32", "bf16")}, rounds, warmup=2)
+    times = in_turn({precision: Loop(session(precision)) for precision in ("fp32", "bf16")}, rounds, warmup=1)
     found = compared(times, "fp32", "bf16")
     goal = 1.0 if auto == "bf16" else None
     what = f"{name}: fp32 step (auto is {auto})"

@@ -1,4 +1,4 @@
-"""What a second worker brings: `python tests/benchmarks/worker_scaling.py [--epochs 15]`.
+"""What a second worker brings: `python tests/benchmarks/worker_scaling.py [--epochs 10]`.
 
 Carries out a shortened sweeps/quickstart.yaml on two CPU cores, by the real command and in turn: one worker with the
 threads of both cores (what `--workers 1` gives it), two workers with one thread each (`--workers 2`), one worker with
@@ -88,7 +88,7 @@ def rows(legs: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     return found
 
 
-def measure(tiny: bool = False, epochs: int = 15) -> list[dict[str, Any]]:
+def measure(tiny: bool = False, epochs: int = 10) -> list[dict[str, Any]]:
     """The rows of the table: how many times faster two workers are than one."""
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < CORES:
         return []  # one core, or none that can be chosen: nothing to compare
@@ -104,7 +104,7 @@ def measure(tiny: bool = False, epochs: int = 15) -> list[dict[str, Any]]:
 def main() -> None:
     """Print the rows as JSON."""
     parser = argparse.ArgumentParser(description="What a second worker brings.")
-    parser.add_argument("--epochs", type=int, default=15, help="of each run; quickstart.yaml has 40")
+    parser.add_argument("--epochs", type=int, default=10, help="of each run; quickstart.yaml has 40")
     print(json.dumps(measure(epochs=parser.parse_args().epochs), indent=1))
 
 
