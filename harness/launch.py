@@ -8,6 +8,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from harness.records.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without them
     from harness.cluster.pool import WorkerPool
+    from harness.cluster.slurm import Profile
+    from harness.sweep.cells import Cell
     from harness.sweep.config import SweepConfig
     from harness.sweep.queue import OpenSweep
 
@@ -37,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     parser.add_argument("--runs", action="store_true", help="with --dry-run: each run, by the id that names it")
+    parser.add_argument("--estimate", action="store_true", help="with --dry-run: measure steps, say how long it takes")
     after = parser.add_mutually_exclusive_group()
     after.add_argument("--detach", action="store_true", help="return once the workers are submitted")
     after.add_argument("--wait", action="store_true", help="follow and replace lost workers (a local launch does)")
@@ -86,12 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
     preflight.check_wandb(spec, cells)
     if options.dry_run:
-        if options.runs:
-            dry_run.show_runs(spec, cells, options.root)
-        else:
-            dry_run.show_builds(spec, cells)
-        dry_run.show(spec, cells, options.cluster, workers, profile, options.root)
-        return dry_run.show_status(spec, options.root)
+        return _dry_run(spec, cells, options, workers, profile, slots)
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(profile)
@@ -104,12 +103,38 @@ def main(arguments: list[str] | None = None) -> int:
     return _launch(opened, options, WorkerPool(opened, options.cluster, workers, profile, slots))
 
 
+def _dry_run(
+    spec: "SweepConfig",
+    cells: "Sequence[Cell]",
+    options: argparse.Namespace,
+    workers: int,
+    profile: "Profile",
+    slots: tuple[str, ...],
+) -> int:
+    from harness.cli import dry_run
+
+    if options.runs:
+        dry_run.show_runs(spec, cells, options.root)
+    else:
+        dry_run.show_builds(spec, cells)
+    dry_run.show(spec, cells, options.cluster, workers, profile, options.root)
+    if options.estimate:
+        from harness.cli import estimate
+
+        estimate.show(spec, cells, options.cluster, workers, slots)
+    return dry_run.show_status(spec, options.root)
+
+
 def _check_flags(options: argparse.Namespace) -> None:
     for flag, value, cluster in (("--profile", options.profile, "slurm"), ("--gpus", options.gpus, "local")):
         if value is not None and options.cluster != cluster:
             raise UserError(f"{flag} is for --cluster {cluster}, not {options.cluster}")
-    if options.runs and not options.dry_run:
-        raise UserError("--runs is for --dry-run: it lists what would be run")
+    for flag, given, why in (
+        ("--runs", options.runs, "it lists what would be run"),
+        ("--estimate", options.estimate, "it says how long the sweep would take"),
+    ):
+        if given and not options.dry_run:
+            raise UserError(f"{flag} is for --dry-run: {why}")
 
 
 def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str, ...], on_slurm: int) -> int:

@@ -56,7 +56,7 @@ def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
         for config in at_corners(spec, cell):
             name = json.dumps(config.data)
             images = of_data[name] = of_data[name] if name in of_data else _images(config.data)
-            key = json.dumps([config.model, images, config.exclude, _without_numbers(config.methods)])
+            key = json.dumps([config.model, images, config.exclude, without_numbers(config.methods)])
             if key not in tried:
                 tried.add(key)
                 notes += _check_build(cell.id, config, images)
@@ -71,7 +71,7 @@ def _images(settings: dict[str, Any]) -> _Images | None:
         return None
 
 
-def _without_numbers(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def without_numbers(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What decides whether methods can be built: hardly their strengths and rates, by which cells and trials differ."""
     return [{key: value for key, value in entry.items() if type(value) not in (int, float)} for entry in methods]
 

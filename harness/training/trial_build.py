@@ -42,11 +42,16 @@ def stand_in(shape: tuple[int, int, int], classes: int) -> Dataset:
 def _on_cpu(config: RunConfig) -> RunConfig:
     """The run on this machine's CPU, by plain operations; random weights in place of published ones."""
     plain: dict[str, Any] = {"device": "cpu", "threads": None, "compile": "off", "deterministic": False}
-    model = {**config.model, "init": "scratch"} if config.model.get("init") == "pretrained" else config.model
-    return config.model_copy(
+    return random_weights(config).model_copy(
         update={
-            "model": model,
             "runtime": config.runtime.model_copy(update=plain),
             "train": config.train.model_copy(update={"precision": "fp32"}),
         }
     )
+
+
+def random_weights(config: RunConfig) -> RunConfig:
+    """The run with random weights in place of published ones, which would be fetched."""
+    if config.model.get("init") != "pretrained":
+        return config
+    return config.model_copy(update={"model": {**config.model, "init": "scratch"}})

@@ -1,0 +1,92 @@
+"""What `--dry-run --estimate` shows: how long a sweep takes on this machine, each distinct network measured."""
+
+import json
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from harness.cli.preflight import without_numbers
+from harness.cluster.slots import cores
+from harness.sweep.cells import Cell, at_corners
+from harness.sweep.config import SweepConfig
+from harness.training.config import RunConfig
+from harness.training.pretrain import parent_of
+
+if TYPE_CHECKING:
+    from harness.training.cost import Cost
+
+
+def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, slots: Sequence[str]) -> None:
+    """Measure, and print the seconds of each cell's runs and of the sweep. Raises UserError where data is missing."""
+    gpus = {slot.rpartition(".")[0] for slot in slots if slot.startswith("gpu")}
+    # Runs that share a GPU share its time.
+    runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
+    at_once = min(runs, len(gpus) if gpus and cluster == "local" else workers)
+    measured = _Measured(None if gpus or cluster != "local" else max(1, cores() // workers))
+    trials, seeds = spec.tune.trials, len(spec.final.seeds)
+    total_s, longest_s = 0.0, 0.0
+    parents: dict[str, RunConfig] = {}
+    width = max(len(cell.id) for cell in cells)
+    print("measured on this machine, in a sweep whose runs train all their epochs:")
+    for cell in cells:
+        configs = at_corners(spec, cell)
+        for config in configs:
+            parents |= _parents(spec, config)
+        costs = [measured.cost(config) for config in configs]
+        pairs = list(zip(costs, (config.train.epochs for config in configs), strict=True))
+        tune_s, final_s = (fmean(cost.run_s(epochs, final) for cost, epochs in pairs) for final in (False, True))
+        cell_s = trials * tune_s + seeds * final_s
+        total_s, longest_s = total_s + cell_s, max(longest_s, final_s)
+        step_s, epoch_s = fmean(cost.step_s for cost in costs), fmean(cost.epoch_s for cost in costs)
+        print(
+            f"  {cell.id:<{width}}  step {shown(step_s)}, epoch {shown(epoch_s)}, run {shown(final_s)}, "
+            f"all {trials + seeds} runs {shown(cell_s)}",
+            flush=True,
+        )
+    if parents:
+        first_s = sum(measured.cost(config).run_s(config.train.epochs, False) for config in parents.values())
+        total_s += first_s
+        print(f"  float networks to start from: {len(parents)}, {shown(first_s)}")
+    wall_s = max(total_s / at_once, longest_s)
+    print(f"{shown(total_s)} of runs one after another; {shown(wall_s)} with {at_once} at once")
+    if spec.pruner.name != "none" or any(config.train.patience for cell in cells for config in at_corners(spec, cell)):
+        print("at most: patience and the pruner end runs before their last epoch")
+
+
+class _Measured:
+    """Costs by what decides them. threads: of a run on the CPU, None: as the configuration says."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+        self._costs: dict[str, Cost] = {}
+
+    def cost(self, config: RunConfig) -> "Cost":
+        """Of a run; networks that differ in numbers of their methods alone are measured once."""
+        from harness.training import cost
+
+        sections = (config.data, config.model, config.exclude, without_numbers(config.methods))
+        how = (config.train.batch_size, config.train.precision, config.deploy.precision, config.deploy.bits)
+        key = json.dumps([*sections, *how, config.deploy.methods])
+        if key not in self._costs:
+            if self._threads is not None and config.runtime.threads is None:
+                runtime = config.runtime.model_copy(update={"threads": self._threads})
+                config = config.model_copy(update={"runtime": runtime})
+            self._costs[key] = cost.measure(config)
+        return self._costs[key]
+
+
+def _parents(spec: SweepConfig, config: RunConfig) -> dict[str, RunConfig]:
+    """The float runs that a cell's runs start from, by id."""
+    if config.pretrain is None:
+        return {}
+    seeds = (spec.tune.seed, *spec.final.seeds) if spec.tune.trials else spec.final.seeds
+    found = [parent_of(config.model_copy(update={"seed": seed})) for seed in seeds]
+    return {parent.run_id(): parent for parent in found}
+
+
+def shown(seconds: float) -> str:
+    """`7.2 ms`, `41 s`, `12 min`, `3.5 h`, `9.1 days`."""
+    for unit, size, until in (("ms", 1e-3, 1.0), ("s", 1.0, 100.0), ("min", 60.0, 5_400.0), ("h", 3600.0, 172_800.0)):
+        if seconds < until:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86_400:.3g} days"

@@ -1,0 +1,115 @@
+"""`--dry-run --estimate`: each distinct network of a sweep is measured once, and what the sweep takes follows."""
+
+from typing import Any
+
+import pytest
+from cli_sweep import SEARCH, Cli, edited
+
+from harness.cli import estimate
+from harness.launch import main
+from harness.sweep.cells import expand
+from harness.sweep.config import SweepConfig
+from harness.training import cost
+from harness.training.config import RunConfig
+from harness.training.cost import Cost
+
+#: 2 s an epoch, 6 s a run of one epoch, 8 s a final one.
+COST = Cost(start_s=3.0, step_s=0.1, evaluation_s=1.0, steps=10, test_over_val=2.0)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The configurations that are measured, in place of measuring them."""
+    found: list[RunConfig] = []
+
+    def measure(config: RunConfig) -> Cost:
+        found.append(config)
+        return COST
+
+    monkeypatch.setattr(cost, "measure", measure)
+    return found
+
+
+def lines(capsys: pytest.CaptureFixture[str], edits: dict[str, Any], *where: Any) -> list[str]:
+    """What is printed of a sweep."""
+    spec = SweepConfig.model_validate(edited(edits))
+    estimate.show(spec, expand(spec), *where)
+    return capsys.readouterr().out.splitlines()[1:]
+
+
+def test_a_run_is_its_start_its_epochs_and_its_record() -> None:
+    assert COST.epoch_s == 2.0
+    assert COST.run_s(1, final=False) == 3 + 2 + 1
+    assert COST.run_s(4, final=True) == 3 + 8 + 3
+    assert Cost(0, 1, 1, steps=1, deploys=2, test_over_val=0.5).run_s(1, final=True) == 2 + 3
+
+
+def test_cells_that_differ_in_numbers_are_measured_once(
+    capsys: pytest.CaptureFixture[str], measured: list[RunConfig]
+) -> None:
+    first, second, total = lines(capsys, {}, "local", 2, ("cpu0", "cpu1"))
+    assert first.split("step")[1] == second.split("step")[1] == " 100 ms, epoch 2 s, run 8 s, all 3 runs 20 s"
+    assert total == "40 s of runs one after another; 20 s with 2 at once"
+    assert len(measured) == 1
+    assert measured[0].runtime.threads is not None
+
+
+def test_another_network_batch_or_method_is_measured_by_itself(
+    capsys: pytest.CaptureFixture[str], measured: list[RunConfig]
+) -> None:
+    lines(capsys, {"cells/0/grid/train.batch_size": [32, 64], "cells/0/grid/model.width": [8, 16]}, "slurm", 4, ())
+    assert len(measured) == 4
+    measured.clear()
+    lines(capsys, {SEARCH: {"model.width": [8, 16]}}, "slurm", 4, ())
+    assert len(measured) == 2
+    assert {config.runtime.threads for config in measured} == {None}, "a Slurm job has threads of its own"
+
+
+def test_runs_that_share_a_gpu_do_not_count_as_at_once(
+    capsys: pytest.CaptureFixture[str], measured: list[RunConfig]
+) -> None:
+    *_, total = lines(capsys, {}, "local", 4, ("gpu0.0", "gpu1.0", "gpu0.1", "gpu1.1"))
+    assert total == "40 s of runs one after another; 20 s with 2 at once"
+
+
+def test_what_ends_runs_early_is_said(capsys: pytest.CaptureFixture[str], measured: list[RunConfig]) -> None:
+    assert lines(capsys, {"base/train/patience": 1}, "local", 2, ())[-1].startswith("at most: patience")
+    assert lines(capsys, {"pruner": "median"}, "local", 2, ())[-1].startswith("at most: patience and the pruner")
+
+
+def test_float_networks_to_start_from_are_counted_once(
+    capsys: pytest.CaptureFixture[str], measured: list[RunConfig]
+) -> None:
+    *_, parents, total = lines(capsys, {"base/pretrain": {"epochs": 2}}, "local", 1, ("cpu0",))
+    assert parents == "  float networks to start from: 2, 16 s"  # of the tuning seed and the final seed, 8 s each
+    assert total == "56 s of runs one after another; 56 s with 1 at once"
+
+
+def test_a_real_network_is_measured_and_nothing_is_begun(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs: list[Cost] = []
+    real = cost.measure
+    monkeypatch.setattr(cost, "MEASURE_S", 0.0)
+    monkeypatch.setattr(cost, "measure", lambda config: costs.append(real(config)) or costs[-1])
+    small = edited({"base/data": {"name": "digits", "train_fraction": 0.1}, "base/train/batch_size": 16})
+    assert main([str(cli.file(small)), "--root", str(cli.root), "--dry-run", "--estimate"]) == 0
+    assert "of runs one after another" in capsys.readouterr().out
+    assert not cli.root.exists()
+    (found,) = costs
+    assert found.steps == 8  # of 129 images: a last batch of one is left out
+    assert 0 < found.step_s < 5
+    assert 0 < found.evaluation_s < 60
+    assert found.test_over_val > 1
+
+
+def test_an_estimate_is_for_a_dry_run(cli: Cli) -> None:
+    assert "--estimate is for --dry-run" in cli.refusal(cli.file(edited({})), "--estimate")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0072, "7.2 ms"), (41.0, "41 s"), (720.0, "12 min"), (12_600.0, "3.5 h"), (786_240.0, "9.1 days")],
+)
+def test_durations_have_a_unit_that_suits_them(seconds: float, text: str) -> None:
+    assert estimate.shown(seconds) == text
