@@ -154,6 +154,7 @@ def unpack(archive: Path, to: Path) -> Path:
     to.mkdir(parents=True, exist_ok=True)
     aside = SweepDirectory(to / f".{archive.name}.{os.getpid()}")
     try:
+        aside.runs.mkdir(parents=True)  # there, even where no run is over
         with _opened(packed.archive) as opened:
             opened.extractall(aside.runs)  # (which drops "..", and what would lead elsewhere)
         for run in map(RunDirectory, aside.runs.iterdir()):

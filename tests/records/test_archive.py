@@ -308,6 +308,15 @@ def test_an_unfinished_sweep_goes_on_elsewhere_and_comes_back(
     assert merge(kept / "tiny", here) == 0, "merging again adds nothing"
 
 
+def test_a_sweep_in_which_nothing_is_over_can_move_too(carried_out: Path, begun: Path) -> None:
+    for record in finished(begun / "here").values():
+        record.unlink()
+    kept = pack(begun / "here/tiny", begun / "kept", unfinished=True)
+    assert merge(kept, begun / "there") == 0
+    assert (begun / "there/tiny/study.log").read_bytes() == (begun / "here/tiny/study.log").read_bytes()
+    assert merge(kept, begun / "here") == 0
+
+
 def test_a_queue_that_went_on_by_itself_stays(carried_out: Path, begun: Path) -> None:
     whole = pack(carried_out / "runs/tiny", begun / "kept", unfinished=True)
     journal = begun / "here/tiny/study.log"
