@@ -40,7 +40,10 @@ PARTS = {
         *("step_cost", "paper_loop", "eval_cost", "input_cost", "run_cost", "command_cost", "worker_scaling"),
         *("growth_cost", "table_cost", "method_cost", "precision_cost"),
     ),
-    "cuda": ("gpu_cost", "step_cost", "method_cost", "eval_cost", "input_cost", "growth_cost", "table_cost"),
+    "cuda": (
+        *("peak_cost", "gpu_cost", "table_cost", "step_cost", "eval_cost"),
+        *("input_cost", "growth_cost", "method_cost"),
+    ),
 }
 #: A part that hangs must not take the rest with it.
 LIMIT_S = 600

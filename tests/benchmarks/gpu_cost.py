@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import bench_common
 import torch
 from bench_common import Loop, compared, configure, in_turn, make_session, models, settings, untracked
 from bench_report import Clock, Row, figure
@@ -174,7 +175,8 @@ def runs_an_hour(done: Sequence[Ran]) -> float:
 def sharing(device: str, tiny: bool) -> Row:
     """Runs an hour, several workers on the GPU over one."""
     clock = Clock()
-    shared, each, epochs = (2, 3, 1) if tiny else (SHARED, RUNS_EACH, EPOCHS)
+    whole = (2, 3, 1) if tiny else (SHARED, RUNS_EACH, EPOCHS)
+    shared, each, epochs = whole if bench_common.ROUNDS_SHARE == 1 else (whole[0], 3, min(whole[2], EPOCHS // 2))
     rates: dict[int, float] = {}
     table = []
     for workers in (1, shared):

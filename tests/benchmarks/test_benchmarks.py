@@ -7,6 +7,7 @@ from typing import Any
 
 import bench
 import bench_common
+import peak_cost
 import pytest
 from bench_report import Row, figure, verdict
 
@@ -129,6 +130,15 @@ def test_a_real_part_in_a_process_of_its_own() -> None:
     assert [row["unit"] for row in rows] == ["%", "x", "%"]
     assert all(verdict(row) in ("met", "missed") for row in rows)
     assert rows[1]["detail"]["bytes"] > 0
+
+
+@pytest.mark.slow
+def test_operations_of_a_step_are_counted_and_compared_with_a_product() -> None:
+    assert peak_cost.operations(peak_cost.product(16, "cpu")) == 2 * 16**3
+    share, reached, *launches = peak_cost.case("resnet18", "cpu", tiny=True)
+    assert share["measured"] > 0  # type: ignore[operator]
+    assert reached["measured"] == share["detail"]["tflops"]
+    assert [row["measured"] for row in launches] == [0, 0]  # a CPU launches no kernels
 
 
 def test_a_part_that_dies_says_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
