@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from harness.cli.preflight import without_numbers
+from harness.cli.preflight import check_data, without_numbers
 from harness.cluster.slots import cores
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, slots: Sequence[str]) -> None:
     """Measure, and print the seconds of each cell's runs and of the sweep. Raises UserError where data is missing."""
+    check_data(spec, cells)
     gpus = {slot.rpartition(".")[0] for slot in slots if slot.startswith("gpu")}
     # Runs that share a GPU share its time.
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))

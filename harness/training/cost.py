@@ -46,7 +46,10 @@ class Cost:
 
 
 def measure(config: RunConfig) -> Cost:
-    """Build a run and carry out a few of its steps, compiled as it would be. Raises UserError as `build` does."""
+    """Build a run and carry out a few of its steps, compiled as it would be. Raises UserError as `build` does.
+
+    The seconds of compiling are left out: a sweep's later runs find the result in torch's cache.
+    """
     threads = torch.get_num_threads()
     begun = time.perf_counter()
     try:

@@ -103,6 +103,12 @@ def test_a_real_network_is_measured_and_nothing_is_begun(
     assert found.test_over_val > 1
 
 
+def test_without_the_data_nothing_is_measured(cli: Cli, measured: list[RunConfig]) -> None:
+    absent = edited({"base/data": {"name": "cifar10", "root": "nowhere"}})
+    assert "data.root: nothing is at nowhere" in cli.refusal(cli.file(absent), "--dry-run", "--estimate")
+    assert not measured
+
+
 def test_an_estimate_is_for_a_dry_run(cli: Cli) -> None:
     assert "--estimate is for --dry-run" in cli.refusal(cli.file(edited({})), "--estimate")
 
