@@ -47,7 +47,7 @@ def case(network: str, model: dict[str, Any], rounds: int, device: str, batch: i
     sessions = {method: session for method, session in found.items() if session is not None}
     loops: dict[str, Callable[[], object]] = {method: Loop(session) for method, session in sessions.items()}
     # Many short steps in a row keep a GPU busy; one at a time would measure launches.
-    times = in_turn(loops, rounds, warmup=2, device=device, repeat=1 if device == "cpu" else 10)
+    times = in_turn(loops, rounds, warmup=1, device=device, repeat=1 if device == "cpu" else 10)
     seconds = clock.lap() / max(1, len(sessions) - 1)
     rows = []
     for method in sessions.keys() - {PLAIN}:

@@ -1,4 +1,4 @@
-"""What a run costs besides its training: `python tests/benchmarks/run_cost.py [--runs 24]`.
+"""What a run costs besides its training: `python tests/benchmarks/run_cost.py [--runs 16]`.
 
 A real worker (cluster/worker.py), in a process of its own, carries out runs that train next to nothing: claim, build,
 one epoch of one step, evaluate, record, tell. Cells with the W&B mirror offline and off take turns. The first run of
@@ -106,7 +106,7 @@ def carry_out(folder: Path, runs: int) -> list[dict[str, Any]]:
     return timed
 
 
-def measure(tiny: bool = False, runs: int = 24) -> list[dict[str, Any]]:
+def measure(tiny: bool = False, runs: int = 16) -> list[dict[str, Any]]:
     """The row of the table: the median seconds of a run whose mirror is offline."""
     with tempfile.TemporaryDirectory() as folder:
         timed = carry_out(Path(folder), 4 if tiny else runs)
@@ -134,7 +134,7 @@ def measure(tiny: bool = False, runs: int = 24) -> list[dict[str, Any]]:
 def main() -> None:
     """Print the row as JSON."""
     parser = argparse.ArgumentParser(description="What a run costs besides its training.")
-    parser.add_argument("--runs", type=int, default=24, help="of each of the two cells; at least 4")
+    parser.add_argument("--runs", type=int, default=16, help="of each of the two cells; at least 4")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
