@@ -20,8 +20,8 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, s
     """Measure, and print the seconds of each cell's runs and of the sweep. Raises UserError where data is missing."""
     check_data(spec, cells)
     gpus = {slot.rpartition(".")[0] for slot in slots if slot.startswith("gpu")}
-    # Runs that share a GPU share its time.
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
+    # Runs that share a GPU share its time.
     at_once = min(runs, len(gpus) if gpus and cluster == "local" else workers)
     measured = _Measured(None if gpus or cluster != "local" else max(1, cores() // workers))
     trials, seeds = spec.tune.trials, len(spec.final.seeds)
