@@ -156,8 +156,8 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
                 continue
             yield replace(test, result=compare(first, second, claim.margin), reason=remark)
     if not targets:
-        only = f"QAT and regularizer for {', '.join(map(str, found))} bits only"
-        which = only if found else f"no {'finished ' if group.missing else ''}QAT and no regularizer"
+        only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
+        which = only if found else f"no {'finished ' if group.missing else ''}ste and no oscillation"
         yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
 
 

@@ -69,8 +69,9 @@ def _cells(sweep: SweepResults) -> list[list[str]]:
         values = {trial.number: frames.objective_value(trial, sweep.objective[0]) for trial in trials}
         best = next((values[trial.number] for trial in trials if trial.chosen), None)
         ties = sum(value == best for value in values.values()) - 1
-        told = "" if best is None else _text(best) + (f", as {ties} others" if ties > 0 else "")
-        lines.append([cell.id, str(len(trials)), parameters or "nothing tuned", told, f"{finals}/{len(cell.seeds)}"])
+        others = f" ({ties} other trial{'s' * (ties > 1)} equal)" if ties > 0 else ""
+        value = "" if best is None else _text(best) + others
+        lines.append([cell.id, str(len(trials)), parameters or "nothing tuned", value, f"{finals}/{len(cell.seeds)}"])
     return lines
 
 

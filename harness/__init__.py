@@ -30,3 +30,7 @@ def __getattr__(name: str) -> Any:
     if name in _LIBRARY:
         return getattr(import_module(_LIBRARY[name]), name)
     raise AttributeError(f"module 'harness' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LIBRARY})

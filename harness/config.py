@@ -138,7 +138,7 @@ def find(name: str) -> tuple[str, type[BaseModel]]:
 
 def as_text(title: str, settings: list[Setting]) -> str:
     """A section for a terminal: one setting a line, its description indented below."""
-    lines = [title]
+    lines = [title] if settings else [f"{title}: no options"]
     for one in settings:
         details = "; ".join(part for part in (one.type, f"default {one.default}", one.range) if part)
         lines.append(f"  {one.key}: {details.replace('default required', 'required')}")

@@ -86,8 +86,9 @@ def in_recorded_precision(config: RunConfig, record: Mapping[str, Any]) -> RunCo
 
 
 def read_record(named: str, root: Path) -> dict[str, Any]:
-    """The record of a run, by its id or the beginning of it. Raises UserError for none and for several."""
+    """The record of a run, by its id, the beginning of it or its folder. Raises UserError for none and for several."""
     found: dict[str, Traversable] = {}
+    named = Path(named).name  # a run's folder is named by its id
     for sweep in sweeps_below(root):
         runs = runs_of(sweep.path)
         for folder in runs.iterdir() if runs.is_dir() else ():

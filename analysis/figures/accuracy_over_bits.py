@@ -13,9 +13,9 @@ from analysis.series import Group, reading_order, summarize
 NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
 CAPTION = (
-    "Test accuracy of the final runs after rounding to each bit-width: mean over seeds and 95% Student-t interval (cut "
-    "at 0 and 100 %, without an end there; of two seeds, whose interval says little, both instead), a panel for each "
-    "target bit-width; of ten methods and more the mean alone. Float training is the same in each."
+    "Test accuracy of the final runs after rounding to each bit-width: mean over seeds and 95% Student-t interval. An "
+    "interval that reaches 0 or 100 % is cut there and has no end mark; for two seeds the bar joins their values. With "
+    "ten methods or more only means are drawn. One panel for each target bit-width; float training is the same in each."
 )
 
 # Where accuracies reach this high and spread this far, a linear axis squeezes what matters into a hair.

@@ -87,9 +87,9 @@ def summary(sweep: OpenSweep) -> int:
         table.add_column(str(bit) if bit == FLOAT else f"{bit} bit", justify="right", no_wrap=True)
     for cell in cells:
         table.add_row(*_cells_of(cell, records[cell["id"]], bits))
-    console = Console()
-    # Piped or narrow output must not lose a column.
-    Console(width=max(console.width, 60 + 9 * len(bits) + max(len(cell["id"]) for cell in cells))).print(table)
+    # Piped or narrow output must lose nothing: a column that is cut hides which cell a row is about.
+    natural = Console(width=10_000).measure(table).maximum
+    Console(width=max(Console().width, natural)).print(table)
     failures = [line for phase in counts.values() for line in phase.failures]
     for line in failures:
         print(f"failed: {line}")

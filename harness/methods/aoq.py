@@ -90,7 +90,7 @@ class AllowingOscillation(Method):
         updates: int = Field(10, ge=1, le=1000, description="changes of a during `explore` (released code: 10)")
         pull: float = Field(0.01, ge=0, le=1e6, description="factor of the distances to bin centres (released code)")
         step_learning_rate: float = Field(
-            1.0, ge=0, le=100, description="learning rate of s_le over the run's (released: 1)"
+            1.0, ge=0, le=100, description="learning rate of s_le, as a multiple of the run's (released: 1)"
         )
         teacher: Literal["none", "initial"] = Field(
             "none", description="learn from labels, or from the float network before training (paper: a trained one)"

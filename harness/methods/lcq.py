@@ -66,8 +66,12 @@ class LearnedCompanding(Method):
         intervals: int = Field(16, ge=2, le=64, description="K, the pieces of the compressor (re-implementation: 16)")
         alpha_start: float = Field(3.0, gt=0, le=100, description="initial alpha, in sigmas (paper, from memory)")
         normalize: bool = Field(True, description="limited weight normalization: alpha is in sigmas throughout (paper)")
-        alpha_learning_rate: float = Field(1.0, ge=0, le=100, description="alpha's learning rate over the run's")
-        theta_learning_rate: float = Field(1.0, ge=0, le=100, description="theta's learning rate over the run's")
+        alpha_learning_rate: float = Field(
+            1.0, ge=0, le=100, description="learning rate of alpha, as a multiple of the run's"
+        )
+        theta_learning_rate: float = Field(
+            1.0, ge=0, le=100, description="learning rate of theta, as a multiple of the run's"
+        )
         weight_decay: float = Field(0.0, ge=0, le=1, description="of alpha and theta, in place of the run's")
 
     config: Config

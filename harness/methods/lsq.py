@@ -31,7 +31,9 @@ class LearnedStepSize(Method):
     class Config(MethodConfig):
         name: Literal["lsq"] = "lsq"
         levels: Literal["symmetric", "full"] = Field("symmetric", description="codes: +-Q, or -Q-1 to Q (paper)")
-        step_learning_rate: float = Field(1.0, ge=0, le=100, description="the steps' learning rate over the run's")
+        step_learning_rate: float = Field(
+            1.0, ge=0, le=100, description="learning rate of the quantization steps, as a multiple of the run's"
+        )
 
     config: Config
 

@@ -3,6 +3,7 @@
 The formulas are in harness/methods/oscillation.py, the method that uses it.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ class OscillationRegularizer:
     model: any module; its linear and convolution layers are regularized, except those that `exclude` globs match.
     Weights may be replaced later (`load_state_dict(assign=True)`, a new head).
     bits: the target bit-width, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations; otherwise
-    a fused pass over all weights where there is one (harness/kernels).
+    a fused pass over all weights where there is one (harness/kernels). Raises UserError for any other bits or strength.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class OscillationRegularizer:
         exclude: str | Iterable[str] = (),
         fused: bool = True,
     ) -> None:
+        if not (isinstance(strength, int | float) and math.isfinite(strength) and strength >= 0):
+            raise UserError(f"strength: {strength!r} is no number of 0 or more")
         self.strength = strength
         self._config, self._bits, self._scale_gradient = quantizer_config(quantizer), bits, scale_gradient
         self._fused, self._present = fused, ModelLayers(model, exclude)

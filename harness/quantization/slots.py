@@ -40,7 +40,7 @@ class Slotted(nn.Module):
         if not isinstance(present, Unfilled):
             raise SlotTakenError(
                 f"slot {slot} already holds {type(present).__name__}, so {type(module).__name__} cannot have it: "
-                "two methods of the stack clash"
+                "two methods of a stack, or two calls of `attach`, clash"
             )
         setattr(self, slot, module)
 

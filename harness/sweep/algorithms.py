@@ -98,9 +98,16 @@ class NoOptions(StrictConfig):
     """No options."""
 
 
-#: By kind and name; samplers that are not here are the harness' own and take none.
+#: By kind and name; the harness' own samplers take none.
 OPTIONS: Mapping[str, Mapping[str, type[StrictConfig]]] = {
-    "sampler": {"tpe": Tpe, "gp": Gp, "nsgaii": Nsgaii},
+    "sampler": {
+        "random": NoOptions,
+        "grid": NoOptions,
+        "qmc": NoOptions,
+        "tpe": Tpe,
+        "gp": Gp,
+        "nsgaii": Nsgaii,
+    },
     "pruner": {
         "none": NoOptions,
         "median": Median,
