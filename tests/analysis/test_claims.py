@@ -168,7 +168,7 @@ def test_seeds_that_have_not_finished(tmp_path: Path) -> None:
         (made.drop_cells(STE2), "c", 2, "no QAT for 2 bits in this sweep"),
         (lambda s: s.cells[STE3].update(finals={}), "b", 3, "no finished QAT for 3 bits in this sweep"),
         (made.drop_cells(OSC3), "d", 3, "no regularizer for 3 bits in this sweep"),
-        (made.drop_cells(STE3, OSC3), "b", None, "QAT and regularizer for 2 bits only in this sweep"),
+        (made.drop_cells(STE3, OSC3), "b", None, "ste and oscillation at 2 bits only in this sweep"),
         (made.drop_cells(STE2, STE3, OSC2, OSC3), "d", None, "no ste and no oscillation in this sweep"),
         (made.drop_cells("none-watch_bit=3"), "a", 3, "float training is watched at 2 bits"),
         (made.drop_cells("none-watch_bit=2", "none-watch_bit=3"), "a", 3, "no float training in this sweep"),
