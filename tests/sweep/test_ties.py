@@ -179,5 +179,4 @@ def test_committed_sweep_files_say_how_their_results_were_chosen() -> None:
     for stored in sorted((REPOSITORY / "analysis/results").glob("*/sweep.json")):
         raw = yaml_file.read(REPOSITORY / f"sweeps/{stored.parent.name}.yaml")
         launched = json.loads(stored.read_text()).get("tie_break", "first")
-        if stored.parent.name != "quickstart":
-            assert raw.get("tie_break", "loss") == launched, stored
+        assert raw.get("tie_break", "loss") == launched, stored
