@@ -7,7 +7,7 @@
 #   slurm/test_cluster.sh down [--keep]             cancel jobs, stop all, remove the folder (--keep: logs stay)
 #
 # HARNESS_TEST_CLUSTER is the folder, HARNESS_TEST_CLUSTER_PORTS="26817 26818" the ports of controller and node.
-# Needs no root, systemd, cgroups or accounting. For one user only: jobs run as whoever started it.
+# Needs no root, systemd, cgroups or accounting. For one user only: jobs run as the user who started it.
 set -euo pipefail
 
 PATH=$PATH:/usr/sbin:/sbin # a plain user's PATH often lacks the daemons' folder

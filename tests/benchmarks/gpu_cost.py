@@ -27,7 +27,7 @@ from torch.nn import functional
 from harness.sweep import queue
 from harness.training.session import Session
 
-#: Workers that share the GPU, and runs of each launch: the first of each worker bears its start.
+#: Workers that share the GPU, and runs of each launch: the first of each worker includes its start.
 SHARED, RUNS_EACH = 6, 5
 #: Epochs of 19 steps of a run: long enough that a run, not its claim, is measured.
 EPOCHS = 40

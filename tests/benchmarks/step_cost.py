@@ -16,7 +16,7 @@ from naive_oscillation import NaiveRegularizer, NaiveTracker
 
 from harness.training.session import Session
 
-#: Rounds that are timed, and the goals by variant; what stands below and has no goal is reported.
+#: Rounds that are timed, and the goals by variant; a row without a goal is reported.
 CASES: dict[str, tuple[int, dict[str, float]]] = {
     "resnet18": (6, {"regularizer + tracker": 1.05, "ste": 1.10}),
     "vit_tiny": (6, {"regularizer + tracker": 1.05}),

@@ -1,4 +1,4 @@
-"""Slots of one machine: never more workers alive than slots, each with its own GPU, whoever launched them."""
+"""Slots of one machine: never more workers alive than slots, each with its own GPU, whichever launch started them."""
 
 import json
 import multiprocessing

@@ -123,7 +123,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method: str, model: str, devic
     run(wanted, tmp_path / "whole")
     for allowed in (2, 1, 2):  # steps until each interruption: within an epoch, at its end, within the next
         left = iter([False] * allowed)
-        torch.rand(7)  # whoever comes in between may draw random numbers
+        torch.rand(7)  # other code may draw random numbers in between
         with pytest.raises(Stopped):
             run(wanted, tmp_path / "parts", RunContext(should_stop=partial(next, left, True)))
         assert json.loads((tmp_path / "parts/status.json").read_text())["state"] == "cancelled"

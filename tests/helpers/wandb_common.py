@@ -23,7 +23,7 @@ EPOCHS = 4
 
 @contextmanager
 def fresh_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A server that this process's W&B talks to, and nothing of whoever runs the tests."""
+    """A server that this process's W&B talks to, and nothing of the user who runs the tests."""
     import wandb
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:

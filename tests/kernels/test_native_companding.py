@@ -44,8 +44,8 @@ def test_it_is_that_of_plain_operations(bits: int, channel: bool, normalize: boo
     for number, shape in enumerate(SHAPES):
         weight = 0.3 * normal(shape, memory)
         intervals = (16, 5, 64)[number % 3]
-        knobs = {"per_channel": channel, "normalize": normalize, "start": 1.6, "intervals": intervals}
-        native, plain = both_ways(shaped(bits, weight, seed=bits, **knobs), weight)
+        settings = {"per_channel": channel, "normalize": normalize, "start": 1.6, "intervals": intervals}
+        native, plain = both_ways(shaped(bits, weight, seed=bits, **settings), weight)
         assert torch.equal(native[0], plain[0])
         assert native[1].stride() == weight.stride()
         torch.testing.assert_close(native[1], plain[1], rtol=1e-5, atol=1e-6)

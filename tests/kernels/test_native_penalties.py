@@ -229,7 +229,7 @@ def test_an_effective_weight_is_served_too(name: str) -> None:
 
 @pytest.mark.parametrize("methods", [["lsq", "dampening"], ["ste", "cga", "dampening"], ["ste", "cga", "kure"]])
 def test_a_run_by_native_passes_is_the_plain_run(methods: list[str]) -> None:
-    """cga holds gradients back after the backward pass, whatever stands before or after it: the penalty's too."""
+    """cga holds gradients back after the backward pass, whatever comes before or after it: the penalty's too."""
     settings = {"dampening": {"strength": 3.0, "start": 0.0}, "kure": {"strength": 0.1}, "cga": {"start": 0.0}}
     lines: dict[str, list[dict[str, Any]]] = {"auto": [], "off": []}
     for how, found in lines.items():

@@ -1,4 +1,4 @@
-"""Confidence-guided annealing: who is held, that it stays where it is, from when on, and on what it stands."""
+"""Confidence-guided annealing: which weights are held, that they stay where they are, from which step; its stacks."""
 
 from collections.abc import Callable
 from typing import Any

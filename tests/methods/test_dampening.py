@@ -1,4 +1,4 @@
-"""Dampening: its penalty by hand, where it stops oscillation, its schedule, and the stacks it stands in."""
+"""Dampening: its penalty by hand, where it stops oscillation, its schedule, and its stacks."""
 
 import math
 from typing import Any

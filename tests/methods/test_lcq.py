@@ -1,4 +1,4 @@
-"""LCQ as a method: what it fills, learns and projects, what it is deployed with, and the stacks it stands in."""
+"""LCQ as a method: what it fills, learns and projects, what it is deployed with, and its stacks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The closed form of the oscillation regularizer is the gradient of the loss it stands for."""
+"""The closed form of the oscillation regularizer is the gradient of its loss."""
 
 import pytest
 import torch

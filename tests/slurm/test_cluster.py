@@ -1,4 +1,4 @@
-"""slurm/test_cluster.sh behaves like the clusters it stands for; what other tests on it rely on."""
+"""slurm/test_cluster.sh behaves like real clusters; what other tests on it rely on."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_sweeps_that_make_the_tables_at_once_do_not_fail(tmp_path: Path, monkeyp
     make, met = optuna.storages.RDBStorage.__init__, []
 
     def meet(*args: Any, **kwargs: Any) -> None:
-        if len(met) < 2:  # what PostgreSQL says to whoever comes second
+        if len(met) < 2:  # what PostgreSQL says to the second process
             met.append('relation "studies" already exists')
             raise sqlalchemy.exc.ProgrammingError("CREATE TABLE studies", {}, Exception(met[-1]))
         make(*args, **kwargs)

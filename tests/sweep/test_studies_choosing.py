@@ -63,7 +63,7 @@ def test_a_worker_taken_for_dead_may_tell_late(tmp_path: Path, capsys: pytest.Ca
     tell(sweep, claim, record(0.5))  # says so, and does not raise
     again = queue.claim(sweep, "quick")
     assert again is not None
-    assert again.run_id == claim.run_id  # so the record that stands there is found
+    assert again.run_id == claim.run_id  # so the record that is there is found
     tell(sweep, again, record(0.5))
     tell(sweep, claim, record(0.5))
     assert sweep.studies[TWO].trials[0].value == 0.5
@@ -127,7 +127,7 @@ def test_of_equals_the_lowest_number_is_chosen(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     plan.top_up(sweep)
     taken = claims(sweep)
-    for claim in reversed(taken):  # whoever is first
+    for claim in reversed(taken):  # in any order
         tell(sweep, claim, record(0.5 if claim.trial.number else 0.25))
     plan.top_up(sweep)
     assert cells(sweep)[TWO]["chosen"]["trial"] == 1

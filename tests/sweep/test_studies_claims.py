@@ -108,7 +108,7 @@ def test_four_processes_claim_forty_trials_once_each(tmp_path: Path) -> None:
     assert states(sweep, TWO) == states(sweep, THREE) == {"COMPLETE": 20}
     workers = Counter(trial.user_attrs["worker"] for trial in sweep.studies[TWO].trials)
     assert set(workers) <= {"w0", "w1", "w2", "w3"}
-    # All four topped up at the end, and whoever was early enough ran finals: still one of each.
+    # All four topped up at the end, and those that were early enough ran finals: still one of each.
     assert len(final_runs(sweep)) == len(set(final_runs(sweep))) == 4
     assert cells(sweep)[TWO]["chosen"]["trial"] == 19
 

@@ -62,7 +62,7 @@ def test_the_network_names_the_run() -> None:
     assert tuned(pretrain={**FLOAT, "epochs": 4}).run_id() != tuned().run_id()
     assert parent_of(tuned(target_bit=2)).run_id() == parent_of(tuned(target_bit=4, methods="lsq")).run_id()
     unlike = tuned(quantizer={"granularity": "channel"}, deploy__methods=["rtn", "bn_reestimation"])
-    assert parent_of(unlike).run_id() == parent_of(tuned()).run_id(), "nothing that float training heeds"
+    assert parent_of(unlike).run_id() == parent_of(tuned()).run_id(), "nothing that float training uses"
     assert parent_of(unlike).deploy.methods == ("rtn",)
     assert parent_of(tuned(seed=1)).run_id() != parent_of(tuned(seed=2)).run_id()
 

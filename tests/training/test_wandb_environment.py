@@ -44,7 +44,7 @@ HOSTILE = {
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No account and no settings of whoever runs the tests; what is ignored is not yet said."""
+    """No account and no settings of the user who runs the tests; what is ignored has not been reported yet."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

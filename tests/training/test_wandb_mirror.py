@@ -27,7 +27,7 @@ RAW: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No account and no settings of whoever runs the tests."""
+    """No account and no settings of the user who runs the tests."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
