@@ -37,7 +37,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TESTERS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n $(TESTERS) -m slow
 
 test-slurm: $(STAMP)
 	$(BIN)/python -m pytest tests/slurm -m slurm

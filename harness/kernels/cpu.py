@@ -8,7 +8,6 @@ from torch import Tensor
 from harness.kernels import library
 
 BLOCK = 4096  # as in harness/kernels/csrc/common.h
-MOST_INTERVALS, MOST_CODES = 64, 128  # as in harness/kernels/csrc/companding.c
 SMALLEST = torch.finfo(torch.float32).tiny
 
 # A weight, fp32 (O, ...), is `groups` shares of equal size that have a step each: 1, or O. Tensors `peak` and `step`
@@ -146,31 +145,6 @@ def symmetry(weight: Tensor, fours: bool) -> tuple[float, Tensor] | None:
     scratch = torch.empty(count, dtype=torch.int64), torch.empty(-(-count // BLOCK), dtype=torch.float64)
     library.call("symmetry", weight, count, half, scale, fours, signs, value, room, bucket_signs, *scratch)
     return float(value), signs
-
-
-# Companding: tables, fp32, one behind another: the compressor's knots, their images, slopes, (count + 1,) each, then
-# the levels of codes and the expander's slopes there, (high + 1,) each.
-
-
-def compand(weight: Tensor, step: Tensor, tables: Tensor, count: int, high: int) -> Tensor:
-    """The weight at its levels, `sign(w) * step * level`."""
-    out = torch.empty_like(weight)
-    library.call("compand", weight, out, *sizes_of(weight, step.numel()), step, tables, count, high)
-    return out
-
-
-def compand_backward(
-    weight: Tensor, grad: Tensor, step: Tensor, tables: Tensor, count: int, high: int, slack: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the weight and, fp64, of steps and tables, from `grad`, that of the weight at its levels."""
-    out, groups = torch.empty_like(weight), step.numel()
-    pulls, to_tables = torch.empty(groups, dtype=torch.float64), torch.empty(tables.numel(), dtype=torch.float64)
-    sizes = sizes_of(weight, groups)
-    doubles = 2 * (MOST_INTERVALS + 1) + MOST_CODES + 1  # of a block
-    scratch = torch.empty(groups * -(-sizes[1] // BLOCK), doubles, dtype=torch.float64)
-    shape = count, high, slack
-    library.call("compand_backward", weight, grad, out, *sizes, step, tables, *shape, pulls, to_tables, scratch)
-    return out, pulls, to_tables
 
 
 # Freezing: over a weight some of which is held at codes of its own. held: bool, code: int8, both like the weight.

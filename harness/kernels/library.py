@@ -25,8 +25,6 @@ _SIGNATURES = {
     "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
     "image_batch": (_P, _P, _N, _N, _N, _N, _P, _N, _P, _P, _P),
     "symmetry": (_P, _N, _N, _F, ctypes.c_int, *(_P,) * 6),
-    "compand": (_P, _P, _N, _N, _P, _P, ctypes.c_int, ctypes.c_int),
-    "compand_backward": (_P, _P, _P, _N, _N, _P, _P, ctypes.c_int, ctypes.c_int, _F, _P, _P, _P),
     "hold": (_P, _P, _P, _P, _N, _N, _P),
     "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
     "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),

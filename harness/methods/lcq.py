@@ -52,7 +52,7 @@ from torch import nn
 
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import CompandingQuantizer
-from harness.quantization.layers import QuantLayer, attach
+from harness.quantization.layers import attach
 from harness.quantization.slots import SlotTakenError
 
 
@@ -78,15 +78,13 @@ class LearnedCompanding(Method):
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         per_channel, config = self.context.quantizer.granularity == "channel", self.config
-
-        def quantizer_of(layer: QuantLayer) -> CompandingQuantizer:
-            made = CompandingQuantizer(
+        self._layers = attach(
+            model,
+            self.context.exclude,
+            weight_quantizer=lambda layer: CompandingQuantizer(
                 self.context.bits(), per_channel, config.intervals, config.normalize, config.alpha_start
-            )
-            made.fused = self.context.fused
-            return made.fit(layer.effective_weight())
-
-        self._layers = attach(model, self.context.exclude, weight_quantizer=quantizer_of)
+            ).fit(layer.effective_weight()),
+        )
         # Kept here, since a later method may wrap the quantizer in the slot.
         found = [layer.weight_quantizer for layer in self._layers.values()]
         self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]

@@ -5,16 +5,71 @@ maps [0, high] onto itself. Its parameters are the logarithms of its slopes. If 
 expander are the identity to the last bit, since both work in units of the integer codes.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from harness.kernels import cpu, dispatch
-from harness.quantization.autograd import BOUND_SLACK, by_passes
-from harness.quantization.curve import Curve, by_tables, compress, curve, levels_of, safe_slopes, sign_of
+from harness.quantization.autograd import clip, round_ste
 from harness.quantization.grid import safe_step
 from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
+
+#: The largest difference between the logarithms of two slopes; smaller slopes are raised to it. A slope of exp(-10)
+#: times another is flat for all purposes, and in fp32 the ends of a flatter interval could coincide.
+LOG_RATIO = 10.0
+
+
+class Curve(NamedTuple):
+    """The compressor: its knots, (K + 1,) each, from (0, 0) to (high, high), and its K slopes, > 0, mean 1."""
+
+    inputs: Tensor
+    outputs: Tensor
+    slopes: Tensor
+
+
+def curve(log_slopes: Tensor, high: float, dtype: torch.dtype | None = None) -> Curve:
+    """The compressor of [0, high] with slopes in proportion to `softmax(log_slopes)`, (K,), and its gradient."""
+    # In double precision, so that the rounded knots still increase and end at `high`.
+    logs, count = log_slopes.double(), len(log_slopes)
+    shares = (logs - logs.detach().max()).clamp(min=-LOG_RATIO).exp()
+    # Not cumsum, for which CUDA has no deterministic kernel.
+    sums = (shares * torch.ones(count, count, dtype=logs.dtype, device=logs.device).tril()).sum(1)
+    counts = torch.arange(count + 1, dtype=logs.dtype, device=logs.device)
+    parts = (
+        high * (counts / count),
+        high * torch.cat([sums.new_zeros(1), sums / sums[-1]]),
+        shares / (sums[-1] / count),
+    )
+    return Curve(*(part.to(dtype or log_slopes.dtype) for part in parts))
+
+
+def compress(x: Tensor, by: Curve) -> Tensor:
+    """The compressor at x in [0, high], any shape; monotone to the last bit, and exactly `high` at `high`."""
+    count = len(by.slopes)
+    with torch.no_grad():
+        # Scaled to round down, so the piece is at most one too low. NaN gives piece 0 here and stays NaN below.
+        scale = (1 - 8 * torch.finfo(x.dtype).eps) * count / by.inputs[-1]
+        piece = (x * scale).int().clamp_(0, count - 1)
+        piece += x >= _lookup(by.inputs[1:], piece)
+    return _follow(x, piece, by.inputs, by.outputs, by.slopes)
+
+
+def expand(y: Tensor, by: Curve) -> Tensor:
+    """The inverse of `compress`, with the same guarantees. For small tables only: it searches for each y."""
+    with torch.no_grad():
+        piece = torch.bucketize(y.contiguous(), by.outputs[1:], right=True, out_int32=True)
+    return _follow(y, piece, by.outputs, by.inputs, 1 / by.slopes)
+
+
+def expand_codes(codes: Tensor, high: int, by: Curve) -> Tensor:
+    """`expand(codes, by)` and its gradient, for integers from 0 to high, from a table of all of them."""
+    at = codes.detach()
+    every = torch.arange(high + 1, dtype=at.dtype, device=at.device)
+    with torch.no_grad():
+        knot = torch.bucketize(every, by.outputs[1:-1], right=True, out_int32=True)
+        index = at.int().clamp_(0, high)
+    # The second term is 0; it carries the gradient of the codes.
+    return _lookup(expand(every, by), index) + _lookup(_lookup(1 / by.slopes, knot), index) * (codes - at)
 
 
 def spread(weight: Tensor, per_channel: bool = False) -> Tensor:
@@ -31,21 +86,47 @@ def spread(weight: Tensor, per_channel: bool = False) -> Tensor:
     return torch.where(variance > smallest, variance, torch.ones_like(variance)).sqrt()
 
 
+def _follow(x: Tensor, piece: Tensor, source: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
+    """The piecewise linear map of the knots `source` to the knots `target`.
+
+    piece: int32, the index of the last knot <= x, up to the final knot. If source and target agree, `x - knot` is
+    exact, so the result is x itself.
+    """
+    with torch.no_grad():
+        # Each operation below rounds monotonically, so only the end of an interval may exceed the next knot. There the
+        # slope is reduced slightly.
+        width, rise = source.diff(), target.diff()
+        beyond = target[:-1] + slopes * width > target[1:]
+        less = torch.where(beyond, rise / width * (1 - 8 * torch.finfo(x.dtype).eps), slopes) - slopes
+    slopes = slopes + less
+    slopes = torch.cat([slopes, slopes[-1:]])
+    return _lookup(target, piece) + _lookup(slopes, piece) * (x - _lookup(source, piece))
+
+
+def _lookup(table: Tensor, index: Tensor) -> Tensor:
+    """`table[index]` for a table (K,), in the shape and memory layout of `index`.
+
+    By index_select: the gradient of indexing took 50 times as long on a CPU (torch 2.15, K = 16).
+    """
+    order = sorted(range(index.dim()), key=index.stride, reverse=True)
+    dense = index.permute(order)  # in memory order, also for channels-last weights
+    found = table.index_select(0, dense.reshape(-1)).view(dense.shape)
+    return found.permute([order.index(dimension) for dimension in range(index.dim())])
+
+
 class CompandingQuantizer(WeightQuantizer):
     """`q(w) = sign(w) s expand(round(compress(|w| / s)))` with a learned range r and a learned curve, `s = r d / Q`.
 
     d is the weight's standard deviation if `normalize` (r is then in deviations), else 1.
     learned_range: r, () or, per channel, (O, 1, ...), as d. log_slopes: (intervals,), one curve for all channels; None
     at 2 bits, where the curve has no effect on the levels 0 and 1. Codes are indices of levels; a level is a multiple
-    of the step only if all slopes are equal. `fused` may be set to False for plain
-    operations.
+    of the step only if all slopes are equal.
     """
 
     MIN_RANGE = 1e-5
     takes_values = True
     learned_range: nn.Parameter
     log_slopes: nn.Parameter | None
-    fused: bool = True
 
     def __init__(
         self, bits: int, per_channel: bool = False, intervals: int = 16, normalize: bool = True, start: float = 3.0
@@ -76,11 +157,9 @@ class CompandingQuantizer(WeightQuantizer):
         if self.log_slopes is None:
             return super().forward(weight)
         step, by = self.step(weight), self.compressor(weight.dtype)
-        tables = (by.inputs, by.outputs, safe_slopes(*by), *levels_of(self.levels.high, by))
-        served = self.intervals <= cpu.MOST_INTERVALS and step.dtype == torch.float32
-        if self.fused and served and dispatch.serves(weight):
-            return by_passes(Companded(self.intervals, self.levels.high), weight, step, torch.cat(tables))
-        return by_tables(weight, step, *tables)
+        sign = _sign(weight)
+        codes = round_ste(compress(clip(sign * weight / safe_step(step), 0, self.levels.high), by))
+        return sign * (step * expand_codes(codes, self.levels.high, by))
 
     def compressor(self, dtype: torch.dtype | None = None) -> Curve:
         """The compressor of this quantizer, in units of codes, with its gradient."""
@@ -90,7 +169,7 @@ class CompandingQuantizer(WeightQuantizer):
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
         position = self._position(weight).clamp_(max=self.levels.high)
-        return (sign_of(weight) * position.round_()).to(torch.int8)
+        return (_sign(weight) * position.round_()).to(torch.int8)
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:
@@ -119,7 +198,6 @@ class CompandingQuantizer(WeightQuantizer):
         if bits == self.bits:
             return self
         other = type(self)(bits, self.per_channel, self.intervals, self.normalize, self.start)
-        other.fused = self.fused
         factor = 1.0 if scale == "keep_range" else other.levels.high / self.levels.high
         other.learned_range = nn.Parameter(self.learned_range.detach() * factor)
         if self.log_slopes is not None and other.log_slopes is not None:
@@ -128,21 +206,6 @@ class CompandingQuantizer(WeightQuantizer):
         return other.to(self.learned_range.device)
 
 
-@dataclass
-class Companded:
-    """`by_tables` and its gradients, each one pass over the weight; the tables one behind another."""
-
-    count: int
-    high: int
-
-    def forward(self, weight: Tensor, step: Tensor, tables: Tensor) -> Tensor:
-        return cpu.compand(weight, step.flatten(), tables, self.count, self.high)
-
-    def backward(self, gradient: Tensor, weight: Tensor, step: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape, gradient = (self.count, self.high, BOUND_SLACK), dispatch.alike(gradient, weight)
-        out, pulls, to_tables = cpu.compand_backward(weight, gradient, step.flatten(), tables, *shape)
-        return out, pulls.to(step.dtype).view(step.shape), to_tables.to(tables.dtype)
-
-    def plain(self, weight: Tensor, step: Tensor, tables: Tensor) -> Tensor:
-        knots, codes = self.count + 1, self.high + 1
-        return by_tables(weight, step, *tables.split([knots, knots, knots, codes, codes]))
+def _sign(weight: Tensor) -> Tensor:
+    """-1 or 1, never 0, so that a weight of 0 has a gradient."""
+    return torch.ones_like(weight).copysign_(weight.detach())
