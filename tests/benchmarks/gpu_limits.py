@@ -38,7 +38,9 @@ def run_limited(
     It is asked to stop by SIGINT, `grace_s` seconds before its process group is killed. each: called every second.
     """
     path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests/benchmarks"), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "WANDB_MODE": "offline"}
+    # Run by a test of pytest-xdist, a command is no worker of it.
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**outer, "PYTHONPATH": path.rstrip(os.pathsep), "WANDB_MODE": "offline"}
     end = time.monotonic() + seconds
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"\n$ {' '.join(command)}\n")
