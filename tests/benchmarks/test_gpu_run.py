@@ -107,7 +107,7 @@ def test_all_parts_on_a_cpu_and_again(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     tests, bench, sweeps = (out / "report.md").read_text().splitlines()[2:]
     assert " passed" in tests
-    assert "1 of 1 parts, 2 rows" in bench
+    assert "1 of 1 parts, 3 rows" in bench
     assert "resnet18: 2 of 2 runs are over; tiny_vit: 2 of 2 runs are over" in sweeps
     assert any(name.endswith("study.log") for name in zipfile.ZipFile(out / "resnet18.zip").namelist())
 
