@@ -78,8 +78,8 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
 def objective_value(trial: Trial, name: str) -> float:
     """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
     rows = trial.rows("val")
-    bits = [row["bits"] for row in rows if row["bits"] != FLOAT]
-    return objective.value(name, schema.as_metrics(rows), bits, trial.config.get("target_bit") or FLOAT)
+    points = [schema.point(row) for row in rows if not schema.point(row).is_float]
+    return objective.value(name, schema.as_metrics(rows), points, trial.config.get("target_bit") or FLOAT)
 
 
 def val_accuracies(run: Trial) -> dict[int | str, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.bits import FLOAT
+from harness.core.bits import BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records import schema
@@ -87,14 +87,15 @@ def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
 
 @dataclass(frozen=True)
 class Facts:
-    """What a view depends on. bits: deployment bit-widths, ascending, then "float".
+    """What a view depends on. points: deployment points, ascending, then float; epochs: those of each epoch.
 
     parameters: x of the scatter plots. The strengths of methods among what is searched, else all numbers.
     """
 
     name: str
     project: str
-    bits: tuple[int | str, ...]
+    points: tuple[BitWidths, ...]
+    epochs: tuple[BitWidths, ...]
     parameters: "Mapping[str, Choices | Range]"
     runs: int
 
@@ -104,12 +105,13 @@ def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
     from harness.training.config import parse
 
     configs = [cell.config(point, spec.tune.seed, "tune", parse) for cell in cells for point in corners(cell.search)]
-    bits = {bits for config in configs for bits in config.evaluated_bits if isinstance(bits, int)}
+    points = sorted({point for config in configs for point in config.evaluated_points})
+    epochs = sorted({point for config in configs for point in config.epoch_points})
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
     searched = {name: space for cell in cells for name, space in cell.search.items()}
     numeric = {name: space for name, space in searched.items() if {*map(type, space.points())} <= {int, float}}
     parameters = {name: space for name, space in numeric.items() if name.endswith(".strength")} or numeric
-    return Facts(spec.name, configs[0].runtime.wandb_project, (*sorted(bits), FLOAT), parameters, runs)
+    return Facts(spec.name, configs[0].runtime.wandb_project, tuple(points), tuple(epochs), parameters, runs)
 
 
 def _workspace(facts: Facts, entity: str, project: str, phase: str | None) -> Any:
@@ -146,14 +148,14 @@ def _panels(facts: Facts, most: int) -> dict[str, list[Any]]:
     def curve(title: str, key: str) -> Any:
         return wr.LinePlot(title=title, x=schema.EPOCH, y=[key], **grouped)
 
-    tests: list[Any] = [schema.accuracy("test", bits) for bits in facts.bits]
+    tests: list[Any] = [schema.accuracy("test", point) for point in facts.points]
     return {
         "Oscillations over training": [
             curve(key, key) for key in (schema.FREQUENCY, schema.OSCILLATING_FRACTION, schema.FLIPS_PER_WEIGHT)
         ],
         "Layers": _layers(grouped),
         "Accuracy at each bit-width": [
-            *(curve(f"validation accuracy, deployed at: {bits}", schema.accuracy("val", bits)) for bits in facts.bits),
+            *(curve(f"validation accuracy, deployed at: {at}", schema.accuracy("val", at)) for at in facts.epochs),
             wr.BarPlot(title="test accuracy (final runs)", metrics=tests, max_bars_to_show=most, **grouped),
         ],
         "Strength and accuracy": _strengths(facts.parameters),

@@ -14,9 +14,10 @@ from typing import Any
 from filelock import Timeout
 
 from harness.core import registry
-from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS
+from harness.core.bits import LEGAL_POINTS, BitWidths, PlainPoint, in_words
 from harness.core.command import run_command
 from harness.core.errors import UserError, unknown
+from harness.records import schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status: 1 when a run could not be evaluated."""
     parser = argparse.ArgumentParser(prog="python -m harness.evaluate", description="More rows for finished runs.")
     parser.add_argument("where", type=Path, metavar="WHERE", help="a run's directory, a sweep's folder, or a root")
-    parser.add_argument("--bits", type=_bits, metavar="2,3,5", help="default: those that each run was deployed at")
+    parser.add_argument("--bits", type=_points, metavar="2,3,w4a8", help="default: those that each run was deployed at")
     parser.add_argument("--deploy", action="append", default=[], metavar="NAME", help="a method; may be repeated")
     parser.add_argument("--device", help="default: each run's runtime.device")
     options = parser.parse_args(arguments)
@@ -49,15 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _bits(text: str) -> tuple[int, ...]:
-    legal = range(MIN_BITS, MAX_BITS + 1)
+def _points(text: str) -> tuple[BitWidths, ...]:
     try:
-        found = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        found = ()
-    if not found or any(bits not in legal for bits in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of bit-widths from {MIN_BITS} to {MAX_BITS}, as 2,3,5")
-    return found
+        return tuple(sorted({BitWidths.of(int(part) if part.isdecimal() else part) for part in text.split(",")}))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of points, as 2,3,w4a8 ({LEGAL_POINTS})") from error
 
 
 def finished_runs(where: Path) -> list[Path]:
@@ -70,8 +67,10 @@ def finished_runs(where: Path) -> list[Path]:
     return found
 
 
-def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], device: str | None = None) -> int:
-    """Add the missing rows of a run at `bits` (None: its own), by round-to-nearest and by `deploys`.
+def add_rows(
+    folder: Path, points: Sequence[BitWidths | PlainPoint] | None, deploys: Sequence[str], device: str | None = None
+) -> int:
+    """Add the missing rows of a run at `points` (None: its own), by round-to-nearest and by `deploys`.
 
     Returns how many. Raises UserError for weights, data or code that do not reproduce the record.
     """
@@ -81,7 +80,7 @@ def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], d
             record = read_json(files.record)
             if record is None:
                 raise UserError(f"{files.record} cannot be read")
-            rows = _missing(record, bits, deploys)
+            rows = _missing(record, points, deploys)
             if rows:
                 found = _evaluated(record, rows, files.best, device)
                 note = {"rows": len(found), "deploy": sorted({r["deploy"] for r in found}), "git": code_version()}
@@ -93,20 +92,20 @@ def add_rows(folder: Path, bits: Sequence[int] | None, deploys: Sequence[str], d
         raise UserError("a process works on this run; try again later") from None
 
 
-_Key = tuple[str, str, Any]  #: Split, deploy method and bit-width of a row.
+_Key = tuple[str, str, BitWidths]  #: Split, deploy method and point of a row.
 
 
-def _missing(record: Mapping[str, Any], bits: Sequence[int] | None, deploys: Sequence[str]) -> set[_Key]:
-    there = {(row["split"], row["deploy"], row["bits"]) for row in record["rows"]}
-    splits = {row["split"] for row in record["rows"]}
-    own = [row["bits"] for row in record["rows"] if row["bits"] != FLOAT]
-    wanted = {
-        (split, deploy, width)
-        for split in splits
-        for deploy in ("rtn", *deploys)
-        for width in (*(bits if bits is not None else sorted(set(own))), FLOAT)
-    }
-    return wanted - there
+def _key(row: Mapping[str, Any]) -> _Key:
+    return row["split"], row["deploy"], schema.point(row)
+
+
+def _missing(
+    record: Mapping[str, Any], points: Sequence[BitWidths | PlainPoint] | None, deploys: Sequence[str]
+) -> set[_Key]:
+    there = set(map(_key, record["rows"]))
+    splits, own = {split for split, _, _ in there}, {point for _, _, point in there}
+    asked = {*(own if points is None else map(BitWidths.of, points)), BitWidths()}
+    return {(split, deploy, point) for split in splits for deploy in ("rtn", *deploys) for point in asked} - there
 
 
 def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None) -> list[dict[str, Any]]:
@@ -127,24 +126,24 @@ def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, devi
     session.model.load_state_dict(load_file(weights))
     rows = []
     for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
-        keys = {(deploy, bits) for own, deploy, bits in wanted if own == split}
+        keys = {key for key in wanted if key[0] == split}
         # Float is always included: every record has it, and it shows whether weights and data are those of the record.
-        widths: Any = (*sorted({bits for _, bits in keys} - {FLOAT}), FLOAT)
-        deploys = ("rtn", *sorted({deploy for deploy, _ in keys} - {"rtn"}))
-        evaluator = replace(session.evaluator, bits=widths, deploys=deploys)
+        points = tuple(sorted({*(point for _, _, point in keys), BitWidths()}))
+        deploys = ("rtn", *sorted({deploy for _, deploy, _ in keys} - {"rtn"}))
+        evaluator = replace(session.evaluator, points=points, deploys=deploys)
         found = evaluator.rows(session.model, record["phase"], split)  # type: ignore[arg-type]
         _compare(record, found)
-        rows += [row for row in found if (row["deploy"], row["bits"]) in keys]
+        rows += [row for row in found if _key(row) in keys]
     return rows
 
 
 def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
     """Raises UserError for weights that do not reproduce the accuracies of the record."""
-    recorded = {(row["split"], row["deploy"], row["bits"]): row["accuracy"] for row in record["rows"]}
+    recorded = {_key(row): row["accuracy"] for row in record["rows"]}
     for row in found:
-        before = recorded.get((row["split"], row["deploy"], row["bits"]))
+        before = recorded.get(_key(row))
         if before is not None and abs(before - row["accuracy"]) > TOLERANCE:
-            where = f"{row['split']} accuracy at bits {row['bits']} ({row['deploy']})"
+            where = f"{row['split']} accuracy {in_words(schema.point(row))} ({row['deploy']})"
             raise UserError(f"{where} is {row['accuracy']:.4f} here and {before:.4f} in its record; nothing was added")
 
 

@@ -16,9 +16,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from harness.core.bits import FLOAT
 from harness.core.command import run_command
 from harness.core.errors import UserError
+from harness.records import schema
 from harness.records.archive import runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import RECORD, RunDirectory
@@ -62,7 +62,7 @@ def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     raw: dict[str, Any] = json.loads(json.dumps(record["config"]))
     rows = record["rows"]
-    raw["deploy"]["bits"] = sorted({row["bits"] for row in rows} - {FLOAT})
+    raw["deploy"]["bits"] = [each.plain for each in sorted(set(map(schema.point, rows))) if not each.is_float]
     raw["deploy"]["methods"] = list(dict.fromkeys(row["deploy"] for row in rows))
     raw["runtime"]["wandb"] = "off"
     return raw
@@ -106,14 +106,13 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """The differences between two records of one run, a line each: precision, rows, then those between the machines."""
-    key = ("split", "deploy", "scale", "bits")
-    rows = {tuple(row[name] for name in key): row for row in again["rows"]}
+    rows = {schema.row_key(row): row for row in again["rows"]}
     lines = []
     was, now = (record.get("resolved", {}).get("precision") for record in (recorded, again))
     if was != now:
         lines.append(f"precision: {was} in the record, {now} now")
     for row in recorded["rows"]:
-        case = tuple(row[name] for name in key)
+        case = schema.row_key(row)
         other = rows.get(case)
         if other is None:
             lines.append(f"{' '.join(map(str, case))}: not there any more")

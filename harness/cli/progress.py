@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness.core.bits import FLOAT
+from harness.core.bits import BitWidths
+from harness.records import schema
 from harness.records.files import read_json
 from harness.sweep import objective, plan
 from harness.sweep.queue import OpenSweep
@@ -82,11 +83,12 @@ def summary(sweep: OpenSweep) -> int:
     cells = sweep.files.cell_entries()
     read = {cell["id"]: [read_json(sweep.files.run(r).record) for r in cell["finals"].values()] for cell in cells}
     records = {cell: [record for record in found if record] for cell, found in read.items()}
-    bits = sorted({row["bits"] for found in records.values() for row in _test_rows(found)}, key=str)
-    for bit in bits:
-        table.add_column(str(bit) if bit == FLOAT else f"{bit} bit", justify="right", no_wrap=True)
+    points = sorted({schema.point(row) for found in records.values() for row in _test_rows(found)})
+    for point in points:
+        heading = f"{point} bit" if isinstance(point.plain, int) else str(point)
+        table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
-        table.add_row(*_cells_of(cell, records[cell["id"]], bits))
+        table.add_row(*_cells_of(cell, records[cell["id"]], points))
     # Piped or narrow output must lose nothing: a column that is cut hides which cell a row is about.
     natural = Console(width=10_000).measure(table).maximum
     Console(width=max(Console().width, natural)).print(table)
@@ -102,15 +104,15 @@ def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for record in records for row in record["rows"] if row["split"] == "test" and row["deploy"] == "rtn"]
 
 
-def _cells_of(cell: dict[str, Any], records: list[dict[str, Any]], bits: list[Any]) -> list[str]:
+def _cells_of(cell: dict[str, Any], records: list[dict[str, Any]], points: list[BitWidths]) -> list[str]:
     chosen = cell["chosen"] or {"value": None, "params": {}}
     value = chosen["value"]
     values = [] if value is None else value if isinstance(value, list) else [value]
     params = ", ".join(f"{name.rpartition('.')[2]} {_short(item)}" for name, item in chosen["params"].items())
     line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-", params or "-"]
     line.append(f"{len(records)}/{len(cell['seeds'])}")
-    for bit in bits:
-        accuracies = [row["accuracy"] for row in _test_rows(records) if row["bits"] == bit]
+    for point in points:
+        accuracies = [row["accuracy"] for row in _test_rows(records) if schema.point(row) == point]
         line.append(f"{100 * sum(accuracies) / len(accuracies):.1f}" if accuracies else "-")
     return line
 

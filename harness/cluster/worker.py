@@ -196,7 +196,7 @@ def _labels(sweep: "OpenSweep", claim: "Claim") -> dict[str, Any]:
 
 
 def _reporter(sweep: "OpenSweep", claim: "Claim") -> Callable[[dict[str, Any]], None]:
-    from harness.sweep import queue
+    from harness.sweep import objective
     from harness.sweep.samplers import make_pruner
 
     if claim.phase != "tune" or sweep.spec.pruner.name == "none":
@@ -204,7 +204,8 @@ def _reporter(sweep: "OpenSweep", claim: "Claim") -> Callable[[dict[str, Any]], 
     claim.study.pruner = make_pruner(sweep.spec)
 
     def report(metrics: dict[str, Any]) -> None:
-        claim.trial.report(queue.values_of(sweep, claim.config, metrics)[0], metrics[schema.EPOCH])
+        value = objective.epoch_value(sweep.spec.objective[0], metrics, claim.config)
+        claim.trial.report(value, metrics[schema.EPOCH])
         if claim.trial.should_prune():
             raise Pruned
 

@@ -1,11 +1,20 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from harness.core.bits import MAX_BITS, MIN_BITS
+from harness.core.bits import MAX_BITS, MIN_BITS, BitWidths, PlainPoint
 from harness.core.errors import UserError
 from harness.core.validation import explain
 
@@ -93,3 +102,38 @@ def _bits(value: Any) -> Any:
 
 
 WeightBits = Annotated[int, BeforeValidator(_bits)]
+
+
+def _point(value: Any) -> Any:
+    try:
+        return BitWidths.of(value).plain
+    except UserError as error:
+        raise ValueError(str(error).partition(": ")[2]) from None
+
+
+#: A deployment point in its plain form: 4, "w4a8" or "float".
+Point = Annotated[PlainPoint, BeforeValidator(_point)]
+
+
+class ActivationsConfig(StrictConfig):
+    """How inputs of quantized layers, and operands of attention, are rounded at points such as w4a8."""
+
+    granularity: Literal["tensor", "token"] = Field(
+        "tensor",
+        description="one static range per layer input, from calibration; token: one per row, found at run time",
+    )
+    range: Literal["max", "percentile", "mse"] = Field(
+        "mse", description="of a static range: largest value, percentile, or where the squared error is least"
+    )
+    percentile: float = Field(99.99, gt=50, le=100, description="of range: percentile; values beyond it are clipped")
+    calibration_batches: int = Field(8, ge=1, le=100_000, description="training batches that ranges are taken from")
+    first_last: Literal[8, "same", "float"] = Field(
+        8, description="inputs of the first and the last layer: 8 bits, as the others, or float"
+    )
+    attention: bool = Field(True, description="whether queries, keys, scores and values are rounded too")
+
+    @model_validator(mode="after")
+    def _ranges_of_tokens(self) -> Self:
+        if self.granularity == "token" and self.range != "max":
+            raise ValueError(f"range: {self.range} is for granularity: tensor; granularity: token wants range: max")
+        return self

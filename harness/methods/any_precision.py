@@ -55,7 +55,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.core.bits import MAX_BITS, MIN_BITS, Bits
+from harness.core.bits import MAX_BITS, MIN_BITS, Bits, BitWidths
 from harness.core.errors import UserError
 from harness.methods._requirements import norm_layers
 from harness.methods.base import Calibration, Method, MethodConfig, Step
@@ -217,7 +217,8 @@ class AnyPrecision(Method):
         integers = [width for width in self.widths if isinstance(width, int)]
         return min(integers, key=lambda own: (abs(own - bits), -own))
 
-    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
+    def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
+        bits: Bits = "float" if point.weights is None else point.weights
         norms = [layer for layer in model.modules() if isinstance(layer, SwitchedNorm)]
         layers = attach(model, self.context.exclude).values()
         if norms and any(layer.deployed for layer in layers):

@@ -10,7 +10,7 @@ for each step:
     clip the gradient; optimizer.step()
     method.after_step(step)                # weights moved: restore, project
     tracker.update()
-method.deploy(copy of the model, bits, calibration)   at each evaluation and bit-width
+method.deploy(copy of the model, point, calibration)  at each evaluation and deployment point
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +21,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness.core.bits import Bits, ScalePolicy
-from harness.core.config_base import QuantizerConfig, StrictConfig
+from harness.core.bits import BitWidths, PlainPoint, ScalePolicy
+from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictConfig
 from harness.quantization import WeightQuantizer, make_quantizer
 from harness.quantization.layers import QuantLayer
 
@@ -37,24 +37,33 @@ class MethodConfig(StrictConfig):
 class Context:
     """What a method gets to know about its run.
 
-    target_bit: 2 to 8, or None for plain float training. exclude: layer globs left in float.
+    target_bit: what the network is trained for, 4 or "w4a4" (`point`: in parts); None for plain float training.
+    activations: how activations are rounded where the point has bits for them. exclude: layer globs left in float.
     seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether native passes over the
     weights (harness/kernels) may replace plain operations, where there are any.
     """
 
-    target_bit: int | None = None
+    target_bit: PlainPoint | None = None
     total_steps: int = 1
     steps_per_epoch: int = 1
     seed: int = 0
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     scale: ScalePolicy = "recalibrate"
     exclude: tuple[str, ...] = ()
     fused: bool = True
 
+    @property
+    def point(self) -> BitWidths | None:
+        """The target in parts; None for plain float training."""
+        return None if self.target_bit is None else BitWidths.of(self.target_bit)
+
     def bits(self) -> int:
-        """The target bit of a method that needs one (`Method.needs_target_bit`)."""
-        assert self.target_bit is not None, "the configuration refuses a method without its target_bit"
-        return self.target_bit
+        """The weights' bits of the target, for a method that needs one (`Method.needs_target_bit`)."""
+        point = self.point
+        assert point is not None, "the configuration refuses a method without its target_bit"
+        assert point.weights is not None, "a target has bits for weights"
+        return point.weights
 
 
 @dataclass
@@ -145,8 +154,8 @@ class Method:
     def after_step(self, step: Step) -> None:
         """Restore or project weights that the optimizer moved."""
 
-    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
-        """Turn `model`, a copy, into the network deployed at a bit-width.
+    def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
+        """Turn `model`, a copy, into the network deployed at a point; `point.weights` is None for float.
 
         Layers that it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
         """

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.core.bits import Bits
+from harness.core.bits import BitWidths
 from harness.methods.base import Calibration, Method, MethodConfig
 from harness.quantization.deploy import round_to_nearest
 
@@ -53,11 +53,11 @@ class BatchNormReestimation(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(batches=2)
 
-    def deploy(self, model: nn.Module, bits: Bits, calibration: Calibration) -> None:
+    def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
         norms = batch_norms(model)
         if norms:
             context = self.context
-            round_to_nearest(model, bits, context.scale, context.quantizer, context.exclude)
+            round_to_nearest(model, point, context.scale, context.quantizer, context.exclude)
             reestimate(model, norms, calibration, self.config.batches)
 
 

@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.core.bits import FLOAT, Bits, ScalePolicy
+from harness.core.bits import FLOAT, LEGAL_POINTS, BitWidths, PlainPoint, ScalePolicy
 from harness.core.config_base import QuantizerConfig, quantizer_config
 from harness.core.errors import UserError, nearest, unknown
-from harness.quantization.grid import levels
 from harness.quantization.layers import (
     QuantLayer,
     excluded_by_attach,
@@ -24,7 +23,7 @@ from harness.quantization.slots import Unfilled
 
 #: For a layer: at the bit-width of its own quantizer; where it has none, as it is.
 TRAINED = "trained"
-WantedBits = Bits | Literal["trained"] | None
+WantedBits = BitWidths | PlainPoint | None
 
 
 def round_to_nearest(
@@ -55,10 +54,11 @@ def round_to_nearest(
     for name, layer in give_slots(model, chosen).items():
         if layer.deployed:
             continue
-        layer_bits = wanted[name] or _own_bits(layer)
+        point = wanted[name]
+        layer_bits = _own_bits(layer) if point is None else point.weights
         with torch.no_grad():
             weight = layer.effective_weight()
-            if layer_bits != FLOAT:
+            if layer_bits is not None:
                 weight = _deploy_quantizer(layer, weight, layer_bits, scale, config)(weight)
             set_deployed(layer, weight)
     return model
@@ -88,24 +88,23 @@ def _by_layer(bits: Any, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
     return {name: of(name) for name in layers}
 
 
-def _checked(bits: Any) -> Bits | None:
-    """Legal bits, None for those of a layer's own quantizer."""
+def _checked(bits: Any) -> BitWidths | None:
+    """A legal point, None for the bits of a layer's own quantizer."""
     if bits is None or bits == TRAINED:
         return None
-    if isinstance(bits, str) and bits != FLOAT:
-        legal = f"whole numbers from 2 to 8, {FLOAT}, {TRAINED}"
-        raise UserError(f"bits: {bits!r} is no bit-width{nearest(bits, (FLOAT, TRAINED))} (legal: {legal})")
-    if bits != FLOAT:
-        levels(bits)
-    return cast(Bits, bits)
+    try:
+        return BitWidths.of(bits)
+    except UserError:
+        hint = nearest(bits, (FLOAT, TRAINED)) if isinstance(bits, str) else ""
+        raise UserError(f"bits: {bits!r} is no bit-width{hint} ({LEGAL_POINTS}, {TRAINED})") from None
 
 
-def _own_bits(layer: QuantLayer) -> Bits:
+def _own_bits(layer: QuantLayer) -> int | None:
     own = layer.weight_quantizer
-    return own.bits if isinstance(own, WeightQuantizer) else "float"
+    return own.bits if isinstance(own, WeightQuantizer) else None
 
 
-def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, Bits | None]) -> None:
+def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, BitWidths | None]) -> None:
     """Refuse "trained" where it says nothing: for another module in the slot, or where no layer was trained at all."""
     trained = {name: layers[name] for name, bits in wanted.items() if bits is None}
     for name, layer in trained.items():
@@ -120,9 +119,8 @@ def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, Bits | 
 
 
 def _deploy_quantizer(
-    layer: QuantLayer, weight: Tensor, bits: Bits, scale: ScalePolicy, quantizer: QuantizerConfig
+    layer: QuantLayer, weight: Tensor, bits: int, scale: ScalePolicy, quantizer: QuantizerConfig
 ) -> WeightQuantizer:
-    assert isinstance(bits, int)
     own = layer.weight_quantizer
     if isinstance(own, WeightQuantizer) and (scale != "recalibrate" or bits == own.bits):
         return own.at_bits(bits, "keep_range" if scale == "keep_range" else "keep_step")

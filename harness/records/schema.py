@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.core.bits import FLOAT
+from harness.core.bits import BitWidths, PlainPoint
 
 #: x-axis of every curve; never W&B's own step.
 EPOCH = "epoch"
@@ -27,27 +27,46 @@ LAYER_PREFIX = "osc_layers/"
 LAYER_PROFILE = "osc/layer_profile"
 #: In W&B's summary of a finished run: its record.json without the configuration, and its labels, as JSON text.
 RECORD = "record"
-#: The fields of a row of record.json, in order.
+#: The fields of a row of record.json, in order. bits: of the weights.
 ROW = ("phase", "split", "deploy", "scale", "bits", "accuracy", "loss", "n")
+#: Further fields, of rows in which these are quantized: their bits.
+ROW_WHERE_QUANTIZED = ("activations", "kv")
 
 
-def accuracy(split: str, bits: int | str) -> str:
-    """`val/acc_w3`, `test/acc_float`: accuracy in [0, 1] on a split at a deployment bit-width."""
-    return f"{split}/acc_{FLOAT}" if bits == FLOAT else f"{split}/acc_w{bits}"
+def point(row: Mapping[str, Any]) -> BitWidths:
+    """The deployment point of a row."""
+    weights = BitWidths.of(row["bits"]).weights
+    return BitWidths(weights, *(row.get(name) for name in ROW_WHERE_QUANTIZED))
 
 
-def loss(split: str, bits: int | str) -> str:
-    """`val/loss_w3`: mean cross-entropy in nats on a split at a deployment bit-width."""
-    return f"{split}/loss_{FLOAT}" if bits == FLOAT else f"{split}/loss_w{bits}"
+def fields_of(point: BitWidths) -> dict[str, int]:
+    """What a row has beside ROW."""
+    found = {name: getattr(point, name) for name in ROW_WHERE_QUANTIZED}
+    return {name: bits for name, bits in found.items() if bits is not None}
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from the others of its record."""
+    return row["split"], row["deploy"], row["scale"], point(row)
+
+
+def accuracy(split: str, point: BitWidths | PlainPoint) -> str:
+    """`val/acc_w3`, `val/acc_w4a8`, `test/acc_float`: accuracy in [0, 1] on a split at a deployment point."""
+    return f"{split}/acc_{BitWidths.of(point).key}"
+
+
+def loss(split: str, point: BitWidths | PlainPoint) -> str:
+    """`val/loss_w3`: mean cross-entropy in nats on a split at a deployment point."""
+    return f"{split}/loss_{BitWidths.of(point).key}"
 
 
 def worst_accuracy(split: str) -> str:
-    """`val/acc_worst`: the lowest accuracy over the deployment bit-widths, float not among them."""
+    """`val/acc_worst`: the lowest accuracy over the deployment points that were evaluated, float not among them."""
     return f"{split}/acc_worst"
 
 
 def accuracy_spread(split: str) -> str:
-    """`val/acc_spread`: the highest less the lowest accuracy over the deployment bit-widths, float not among them."""
+    """`val/acc_spread`: the highest less the lowest accuracy over the same points."""
     return f"{split}/acc_spread"
 
 
@@ -67,9 +86,9 @@ def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[s
     quantized: dict[str, list[float]] = {}
     for row in rows:
         if row["deploy"] == deploy:
-            metrics[accuracy(row["split"], row["bits"])] = row["accuracy"]
-            metrics[loss(row["split"], row["bits"])] = row["loss"]
-            if row["bits"] != FLOAT:
+            metrics[accuracy(row["split"], point(row))] = row["accuracy"]
+            metrics[loss(row["split"], point(row))] = row["loss"]
+            if not point(row).is_float:
                 quantized.setdefault(row["split"], []).append(row["accuracy"])
     for split, values in quantized.items():
         metrics[worst_accuracy(split)] = min(values)

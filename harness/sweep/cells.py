@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core.bits import BitWidths
 from harness.core.errors import UserError, unknown
 from harness.records import schema
 from harness.sweep import objective
@@ -88,6 +89,8 @@ def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
     raw["methods"] = [dict(entry) for entry in config.methods]
     parts = ["+".join(entry["name"] for entry in config.methods)]
     for key, value in (point | config.set).items():
+        if key == "target_bit" and value is not None:
+            value = BitWidths.of(value).plain  # one name for the cell, however it is written
         assign(raw, key, deepcopy(value))
         parts.append(f"{key}={_label(value)}")
     return Cell(",".join(parts), raw, point, dict(config.set), dict(config.search))
@@ -126,9 +129,21 @@ def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[R
 
 
 def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
-    metrics = {name("val", bits): 0.0 for bits in config.evaluated_bits for name in (schema.accuracy, schema.loss)}
     for objective_name in spec.objective:
-        objective.value(objective_name, metrics, list(config.deploy.bits), config.monitored_bits)
+        objective.value(objective_name, _zeros(config.evaluated_points), config.deploy.points, config.monitored_point)
+    if spec.pruner.name != "none":
+        try:
+            objective.epoch_value(spec.objective[0], _zeros(config.epoch_points), config)
+        except UserError as error:
+            raise UserError(
+                f"{error}; at points with activations an epoch is evaluated only where it is the target, so set pruner "
+                "to none or choose another objective"
+            ) from None
+
+
+def _zeros(points: Sequence[BitWidths]) -> dict[str, float]:
+    """What an evaluation at these points gives, by metric."""
+    return {name("val", point): 0.0 for point in points for name in (schema.accuracy, schema.loss)}
 
 
 def _check_search(spec: SweepConfig, cell: Cell) -> None:

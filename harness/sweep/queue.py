@@ -186,8 +186,8 @@ def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
 
 def values_of(sweep: OpenSweep, config: RunConfig, metrics: dict[str, float]) -> list[float]:
     """The objectives from validation metrics."""
-    bits = list(config.deploy.bits)
-    return [objective.value(name, metrics, bits, config.monitored_bits) for name in sweep.spec.objective]
+    points, target = config.deploy.points, config.monitored_point
+    return [objective.value(name, metrics, points, target) for name in sweep.spec.objective]
 
 
 def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:

@@ -111,7 +111,7 @@ def _evaluator(
         methods=methods,
         context=context,
         calibration=calibration,
-        bits=config.evaluated_bits,
+        points=config.evaluated_points,
         deploys=("rtn", *(name for name in config.deploy.methods if name != "rtn")),
         batch_size=config.runtime.eval_batch_size,
         precision=config.deploy.precision,
@@ -121,6 +121,7 @@ def _evaluator(
 def _context(config: RunConfig, steps: int, fused: bool) -> Context:
     return Context(
         target_bit=config.target_bit,
+        activations=config.activations,
         total_steps=steps * config.train.epochs,
         steps_per_epoch=steps,
         seed=sub_seed(config.seed, "method"),

@@ -15,7 +15,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from harness.core import registry
-from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, QuantizerConfig, StrictConfig, WeightBits
+from harness.core.bits import FLOAT, BitWidths
+from harness.core.config_base import (
+    IDENTITY_IF_CHANGED,
+    NOT_IDENTITY,
+    ActivationsConfig,
+    Point,
+    QuantizerConfig,
+    StrictConfig,
+    WeightBits,
+)
 from harness.core.errors import UserError
 from harness.core.validation import explain
 from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
@@ -50,7 +59,9 @@ class RunConfig(StrictConfig):
 
     phase: Literal["tune", "final"] = Field("final", description="tune: validation split only; final: test split too")
     seed: int = Field(0, ge=0, lt=2**32, description="of every random draw")
-    target_bit: WeightBits | None = Field(None, description="the bit-width to train for, 2 to 8; null: float training")
+    target_bit: Point | None = Field(
+        None, description="the point to train for: 2 to 8, or w4a4 with activations; null: float training"
+    )
     watch_bit: WeightBits | None = Field(
         None, description="where oscillations are counted, 2 to 8; null: at target_bit"
     )
@@ -71,6 +82,11 @@ class RunConfig(StrictConfig):
         json_schema_extra=IDENTITY_IF_CHANGED,
     )
     quantizer: QuantizerConfig = Field(QuantizerConfig(), description="the default quantizer")
+    activations: ActivationsConfig = Field(
+        ActivationsConfig(),
+        description="how activations are rounded at points such as w4a4",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
     exclude: tuple[str, ...] = Field(
         (),
         description="layers left in float, or weights beside them: names or globs such as blocks.*",
@@ -83,26 +99,47 @@ class RunConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _watch_bit_is_known(self) -> Self:
+        if self.target_bit == FLOAT:
+            raise ValueError("target_bit: 'float': leave it out (or null) for float training")
+        target = self.target
         if self.watch_bit is None:
-            if self.target_bit is None:
+            if target is None:
                 raise ValueError("a float run (no target_bit) names the bits it is watched at: watch_bit: 2 to 8")
-            object.__setattr__(self, "watch_bit", self.target_bit)
-        if self.also_watch and self.target_bit is not None:
+            object.__setattr__(self, "watch_bit", target.weights)
+        if self.also_watch and target is not None:
             raise ValueError("also_watch is for float runs (no target_bit); any other is watched at its target bit")
         if len({self.watch_bit, *self.also_watch}) <= len(self.also_watch):
             raise ValueError(f"also_watch: {list(self.also_watch)} names a bit-width twice, or watch_bit's")
         return self
 
-    @property
-    def evaluated_bits(self) -> tuple[int | Literal["float"], ...]:
-        """The deployment bits with the target bit among them, ascending, then "float"."""
-        bits = {*self.deploy.bits, *([self.target_bit] if self.target_bit else [])}
-        return (*sorted(bits), "float")
+    @model_validator(mode="after")
+    def _no_keys_and_values(self) -> Self:
+        for field, points in (("target_bit", [self.target]), ("deploy.bits", self.deploy.points)):
+            for point in points:
+                if point is not None and point.kv is not None:
+                    raise ValueError(f"{field}: {point}: no model keeps a cache of keys and values (kv)")
+        return self
 
     @property
-    def monitored_bits(self) -> int | Literal["float"]:
-        """The bit-width whose validation accuracy chooses the best epoch."""
-        return self.target_bit or "float"
+    def target(self) -> BitWidths | None:
+        """The point to train for; None for float training."""
+        return None if self.target_bit is None else BitWidths.of(self.target_bit)
+
+    @property
+    def evaluated_points(self) -> tuple[BitWidths, ...]:
+        """The deployment points with the target among them, ascending, then float."""
+        target = self.target
+        return (*sorted({*self.deploy.points, *([target] if target else [])}), BitWidths())
+
+    @property
+    def monitored_point(self) -> BitWidths:
+        """The point whose validation accuracy chooses the best epoch."""
+        return self.target or BitWidths()
+
+    @property
+    def epoch_points(self) -> tuple[BitWidths, ...]:
+        """Those of `evaluated_points` at which each epoch is evaluated: weights only, and the monitored one."""
+        return tuple(each for each in self.evaluated_points if each.weights_only or each == self.monitored_point)
 
     def run_id(self) -> str:
         """The 12 hex digits that name this run everywhere: a hash of what decides its numbers.

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network at each deployment bit-width. Works on copies of the model."""
+"""Accuracy and loss of a network at each deployment point. Works on copies of the model."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.core.bits import Bits
+from harness.core.bits import FLOAT, BitWidths
 from harness.data.base import Dataset, Split
 from harness.methods import build_stack
 from harness.methods.base import Calibration, Context, Method
@@ -19,40 +19,46 @@ from harness.records import schema
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model at bit-widths. deploys: "rtn" (round-to-nearest) or names of methods with a deploy."""
+    """Evaluates a model at deployment points. deploys: "rtn" (round-to-nearest) or names of methods with a deploy."""
 
     dataset: Dataset
     methods: Sequence[Method]
     context: Context
     calibration: Calibration
-    bits: tuple[Bits, ...]
+    points: tuple[BitWidths, ...]
     deploys: tuple[str, ...]
     batch_size: int
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def rows(
-        self, model: nn.Module, phase: str, split: Literal["val", "test"], deploys: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        phase: str,
+        split: Literal["val", "test"],
+        deploys: Sequence[str] | None = None,
+        points: Sequence[BitWidths] | None = None,
     ) -> list[dict[str, Any]]:
-        """One row per deploy method and bit-width: see schema.ROW. Accuracy in [0, 1], loss in nats.
+        """One row per deploy method and point: see schema.ROW. Accuracy in [0, 1], loss in nats.
 
-        deploys: those of the evaluator by default.
+        deploys, points: those of the evaluator by default.
         """
-        cases = [(deploy, bits) for deploy in deploys or self.deploys for bits in self.bits]
-        models = [self.deployed(model, bits, deploy) for deploy, bits in cases]
+        cases = [(deploy, point) for deploy in deploys or self.deploys for point in points or self.points]
+        models = [self.deployed(model, point, deploy) for deploy, point in cases]
         found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
-        for (deploy, bits), (accuracy, loss, n) in zip(cases, found, strict=True):
-            values = (phase, split, deploy, self.context.scale, bits, accuracy, loss, n)
-            rows.append(dict(zip(schema.ROW, values, strict=True)))
+        for (deploy, point), (accuracy, loss, n) in zip(cases, found, strict=True):
+            weights = point.weights or FLOAT
+            values = (phase, split, deploy, self.context.scale, weights, accuracy, loss, n)
+            rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point))
         return rows
 
-    def deployed(self, model: nn.Module, bits: Bits, deploy: str = "rtn") -> nn.Module:
-        """A copy of the model as deployed at a bit-width: in evaluation mode, weights on the grid."""
+    def deployed(self, model: nn.Module, point: BitWidths, deploy: str = "rtn") -> nn.Module:
+        """A copy of the model as deployed at a point: in evaluation mode, weights on the grid."""
         copy = deepcopy(model).eval()
         extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
         for method in (*self.methods, *extra):
-            method.deploy(copy, bits, self.calibration)
-        return round_to_nearest(copy, bits, self.context.scale, self.context.quantizer, self.context.exclude)
+            method.deploy(copy, point, self.calibration)
+        return round_to_nearest(copy, point, self.context.scale, self.context.quantizer, self.context.exclude)
 
 
 @torch.inference_mode()

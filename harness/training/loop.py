@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from harness.core.bits import in_words
 from harness.core.errors import Stopped
 from harness.core.seeding import sub_seed
 from harness.data.base import order
@@ -125,14 +126,15 @@ def validate(session: Session) -> dict[str, float]:
     """Validation metrics of the weights as they are; keeps them when they are the best so far."""
     progress = session.progress
     # Epoch metrics are of round-to-nearest alone; other deploy methods are evaluated for the record.
-    rows = session.evaluator.rows(session.model, session.config.phase, "val", ("rtn",))
+    points = session.config.epoch_points
+    rows = session.evaluator.rows(session.model, session.config.phase, "val", ("rtn",), points)
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise TrainingError(
-                f"the validation loss (bits: {row['bits']}) became {row['loss']} in epoch {progress.epoch}"
+                f"the validation loss ({in_words(schema.point(row))}) became {row['loss']} in epoch {progress.epoch}"
             )
     metrics = schema.as_metrics(rows)
-    metrics[schema.MONITOR] = monitored = metrics[schema.accuracy("val", session.config.monitored_bits)]
+    metrics[schema.MONITOR] = monitored = metrics[schema.accuracy("val", session.config.monitored_point)]
     eligible = progress.epoch >= first_eligible_epoch(session.config.train, session.methods)
     if eligible and monitored > progress.best_value:
         progress.best_value, progress.best_epoch = monitored, progress.epoch

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.bits import FLOAT
+from harness.core.bits import in_words
 from harness.core.errors import Pruned, Stopped, UserError
 from harness.records import schema
 from harness.records.code_version import code_version
@@ -193,10 +193,10 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
 
 def epoch_line(config: RunConfig, metrics: dict[str, Any]) -> str:
     """An epoch's loss, validation accuracy where it is monitored, and oscillation frequency in one line of text."""
-    point = "in float" if config.monitored_bits == FLOAT else f"at {config.monitored_bits} bits"
     return (
         f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
-        f"val {100 * metrics[schema.MONITOR]:.2f} % {point}  oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
+        f"val {100 * metrics[schema.MONITOR]:.2f} % {in_words(config.monitored_point)}  "
+        f"oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
     )
 
 

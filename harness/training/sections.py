@@ -1,11 +1,13 @@
 """The sections `train`, `deploy` and `runtime` of a run's configuration. Free of torch."""
 
+from collections import Counter
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.core import registry
-from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, StrictConfig, WeightBits
+from harness.core.bits import FLOAT, BitWidths, PlainPoint
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, Point, StrictConfig
 from harness.core.errors import unknown
 
 
@@ -34,10 +36,10 @@ class TrainConfig(StrictConfig):
 class DeployConfig(StrictConfig):
     """How a trained network is rounded. `scale` has no default: it is a scientific choice."""
 
-    bits: tuple[WeightBits, ...] = Field(
+    bits: tuple[Point, ...] = Field(
         (2, 3, 4, 8),
         min_length=1,
-        description="bit-widths to evaluate at, 2 to 8; target_bit and float are added",
+        description="points to evaluate at: 2 to 8, or w4a8 with activations; target_bit and float are added",
         json_schema_extra=NOT_IDENTITY,
     )
     scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
@@ -52,6 +54,21 @@ class DeployConfig(StrictConfig):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of evaluation passes", json_schema_extra=IDENTITY_IF_CHANGED
     )
+
+    @field_validator("bits")
+    @classmethod
+    def _each_once(cls, bits: tuple[PlainPoint, ...]) -> tuple[PlainPoint, ...]:
+        twice = [str(each) for each, times in Counter(bits).items() if times > 1]
+        if twice:
+            raise ValueError(f"names {', '.join(twice)} more than once")
+        if set(bits) == {FLOAT}:
+            raise ValueError("float is evaluated anyway; name a point to round to")
+        return tuple(each for each in bits if each != FLOAT)
+
+    @property
+    def points(self) -> tuple[BitWidths, ...]:
+        """`bits` as points, in the order of the file."""
+        return tuple(map(BitWidths.of, self.bits))
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.core.bits import FLOAT
 from harness.core.errors import masked
 from harness.records import schema
 from harness.records.wandb_names import MOST_OF_NAME, shortened, tag_of
@@ -59,8 +58,8 @@ def explain_mode(wanted: str) -> str:
 
 def group_of(config: RunConfig) -> str:
     """`mlp5/oscillation/w2`: the W&B group of all seeds of a cell."""
-    target = f"w{config.target_bit}" if config.target_bit else FLOAT
-    group = "/".join((config.model["name"], "+".join(entry["name"] for entry in config.methods), target))
+    methods = "+".join(entry["name"] for entry in config.methods)
+    group = "/".join((config.model["name"], methods, config.monitored_point.key))
     return shortened(group, MOST_OF_NAME)
 
 

@@ -125,12 +125,12 @@ def test_complete_fills_in_every_default() -> None:
 
 
 def test_bits_that_are_evaluated_and_monitored() -> None:
-    config = complete({**RAW, "deploy": {"bits": [8, 2, 2], "scale": "recalibrate"}})
-    assert config.evaluated_bits == (2, 3, 8, "float")
-    assert config.monitored_bits == 3
+    config = complete({**RAW, "deploy": {"bits": [8, 2], "scale": "recalibrate"}})
+    assert [each.plain for each in config.evaluated_points] == [2, 3, 8, "float"]
+    assert config.monitored_point.plain == 3
     plain = complete({**RAW, "target_bit": None, "watch_bit": 4, "methods": ["none"]})
-    assert plain.evaluated_bits == (2, 3, 4, 8, "float")
-    assert plain.monitored_bits == "float"
+    assert [each.plain for each in plain.evaluated_points] == [2, 3, 4, 8, "float"]
+    assert plain.monitored_point.plain == "float"
 
 
 @pytest.mark.parametrize(

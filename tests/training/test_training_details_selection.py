@@ -102,9 +102,9 @@ def with_values(session: Session, values: list[float]) -> None:
     left = iter(values)
 
     class Fixed:
-        def rows(self, model: nn.Module, phase: str, split: str, deploys: Any = None) -> list[dict[str, Any]]:
+        def rows(self, model: nn.Module, phase: str, split: str, *chosen: Any) -> list[dict[str, Any]]:
             value = next(left)
-            bits = session.config.evaluated_bits
+            bits = [each.plain for each in session.config.evaluated_points]
             return [dict(zip(schema.ROW, (phase, split, "rtn", "s", b, value, 1.0, 1), strict=True)) for b in bits]
 
     session.evaluator = Fixed()  # type: ignore[assignment]
