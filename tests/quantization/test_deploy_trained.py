@@ -107,7 +107,7 @@ def test_names_come_before_globs_and_the_rest_is_trained() -> None:
         ({"0": 3, "4": 9}, r"bits: 9 is no bit-width"),
         (
             "traned",
-            r"bits: 'traned' is no bit-width; did you mean 'trained'\? \(legal: whole numbers from 2 to 8 for weights alone",
+            r"bits: 'traned' is no bit-width; did you mean 'trained'\? \(legal: whole numbers from 2 to 8",
         ),
         ({"*": "flaot"}, r"did you mean 'float'"),
     ],
