@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from harness.core import registry
 from harness.core.command import run_command
-from harness.core.config_base import QuantizerConfig
+from harness.core.config_base import ActivationsConfig, QuantizerConfig
 from harness.core.errors import unknown
 from harness.data._config import Augment
 from harness.sweep.algorithms import OPTIONS
@@ -34,6 +34,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "run": ("base of a sweep file, or a file for harness.run", RunConfig),
     "train": ("train, and pretrain", TrainConfig),
     "quantizer": ("quantizer", QuantizerConfig),
+    "activations": ("activations", ActivationsConfig),
     "deploy": ("deploy", DeployConfig),
     "runtime": ("runtime", RuntimeConfig),
     "augment": ("data.augment", Augment),

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -89,8 +90,9 @@ def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
     raw["methods"] = [dict(entry) for entry in config.methods]
     parts = ["+".join(entry["name"] for entry in config.methods)]
     for key, value in (point | config.set).items():
-        if key == "target_bit" and value is not None:
-            value = BitWidths.of(value).plain  # one name for the cell, however it is written
+        if key == "target_bit":
+            with suppress(UserError):  # what is illegal is refused when the cell is checked
+                value = BitWidths.of(value).plain  # one name for the cell, however it is written
         assign(raw, key, deepcopy(value))
         parts.append(f"{key}={_label(value)}")
     return Cell(",".join(parts), raw, point, dict(config.set), dict(config.search))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.core.bits import FLOAT, BitWidths
+from harness.core.bits import FLOAT, BitWidths, PlainPoint
 from harness.data.base import Dataset, Split
 from harness.methods import build_stack
 from harness.methods.base import Calibration, Context, Method
@@ -52,8 +52,9 @@ class Evaluator:
             rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point))
         return rows
 
-    def deployed(self, model: nn.Module, point: BitWidths, deploy: str = "rtn") -> nn.Module:
+    def deployed(self, model: nn.Module, at: BitWidths | PlainPoint, deploy: str = "rtn") -> nn.Module:
         """A copy of the model as deployed at a point: in evaluation mode, weights on the grid."""
+        point = BitWidths.of(at)
         copy = deepcopy(model).eval()
         extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
         for method in (*self.methods, *extra):

@@ -12,7 +12,10 @@ from cli_sweep import GONE, SEARCH, Cli, edited
 
 UNKNOWN_KEYS = {
     "top level": ({"sampller": "tpe"}, ["sampller: unknown key; did you mean 'sampler'?", "(legal: base, cells"]),
-    "base": ({"base/modle": {}}, ["base: unknown setting 'modle'; did you mean 'model'?", "legal: also_watch, data"]),
+    "base": (
+        {"base/modle": {}},
+        ["base: unknown setting 'modle'; did you mean 'model'?", "legal: activations, also_watch, data"],
+    ),
     "base, seed": ({"base/seed": 3}, ["base: unknown setting 'seed'"]),
     "train": ({"base/train/epohs": 3}, ["train.epohs: unknown key; did you mean 'epochs'?", "batch_size"]),
     "deploy": ({"base/deploy/bit": [2]}, ["deploy.bit: unknown key; did you mean 'bits'?", "precision, scale"]),
@@ -185,7 +188,7 @@ def test_a_boolean_or_a_text_is_no_number(cli: Cli, path: str, value: Any) -> No
 def test_impossible_bits_are_refused(cli: Cli, path: str, field: str, bits: object) -> None:
     value = bits if path.endswith("watch_bit") else [bits]
     message = cli.refusal(cli.file(edited({path: value})))
-    assert f"{field}: {bits!r}: no bit-width (legal: whole numbers from 2 to 8)" in message
+    assert f"{field}: {bits!r}: no bit-width (legal: whole numbers from 2 to 8" in message
 
 
 RANGES = {

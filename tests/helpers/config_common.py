@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from harness.core.config_base import QuantizerConfig, StrictConfig
+from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictConfig
 from harness.training.config import RunConfig, complete
 from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
 
@@ -53,6 +53,14 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "precision": "bf16",
     },
     QuantizerConfig: {"granularity": "channel", "range": "mse"},
+    ActivationsConfig: {
+        "granularity": "token",
+        "range": "max",
+        "percentile": 99.0,
+        "calibration_batches": 2,
+        "first_last": "same",
+        "attention": False,
+    },
     DeployConfig: {"bits": (2,), "scale": "keep_step", "methods": ("lsq",), "precision": "bf16"},
     RuntimeConfig: {
         "device": "cpu",
@@ -77,6 +85,7 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "data": {"name": "digits", "normalize": "standardize"},
         "train": {"epochs": 1},
         "quantizer": {"range": "mse", "granularity": "channel"},
+        "activations": {"range": "max", "first_last": "float"},
         "exclude": ["layer1"],
         "deploy": {"scale": "keep_range"},
         "runtime": {"threads": 2},
@@ -84,7 +93,13 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
 }
 
 
-SECTIONS = {TrainConfig: "train", QuantizerConfig: "quantizer", DeployConfig: "deploy", RuntimeConfig: "runtime"}
+SECTIONS = {
+    TrainConfig: "train",
+    QuantizerConfig: "quantizer",
+    ActivationsConfig: "activations",
+    DeployConfig: "deploy",
+    RuntimeConfig: "runtime",
+}
 
 
 FREE = {"deploy__bits", "deploy__methods", "runtime", *(f"runtime__{name}" for name in OTHER[RuntimeConfig])}
@@ -94,5 +109,6 @@ FIELDS = [
     (f"{SECTIONS[section]}__{name}" if section in SECTIONS else name, value)
     for section, values in OTHER.items()
     for name, value in values.items()
-    if name != "also_watch"  # legal without a target alone: tests/training/test_further_bits_watched.py
+    # Legal without a target alone, and with another range alone: they have tests of their own.
+    if (section, name) not in ((RunConfig, "also_watch"), (ActivationsConfig, "granularity"))
 ]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from toy_model import NO_DATA
 
-from harness.core.bits import Bits
+from harness.core.bits import Bits, BitWidths
 from harness.core.errors import UserError
 from harness.methods.base import Step
 from harness.quantization.layers import QuantLayer, attach, weight_layers
@@ -106,11 +106,11 @@ def test_between_steps_it_is_the_target_bits_network() -> None:
     one_step(own, model)
     images, _ = batch()
     target = deepcopy(model).eval()
-    own.deploy(target, 3, NO_DATA)
+    own.deploy(target, BitWidths(3), NO_DATA)
     assert torch.equal(model.eval()(images), target(images))
     for width in own.widths:
         deployed = deepcopy(model).eval()
-        own.deploy(deployed, width, NO_DATA)
+        own.deploy(deployed, BitWidths.of(width), NO_DATA)
         assert torch.equal(deployed(images), target(images)) == (width == 3)
 
 
@@ -179,7 +179,7 @@ def test_norms_of_any_class_with_hooks_and_ties() -> None:
     assert copies[1].weight is not tied.weight
     assert isinstance(copies[0].act, nn.ReLU)
     deployed = deepcopy(model)
-    own.deploy(deployed, "float", NO_DATA)
+    own.deploy(deployed, BitWidths(), NO_DATA)
     assert torch.equal(deployed(images), outcome)
     assert [type(layer) for layer in deployed][1::5] == classes[1::5]
     assert not any("other_widths" in name for name in deployed.state_dict())
@@ -214,7 +214,7 @@ def test_a_low_bit_width_needs_norms_of_its_own() -> None:
     losses = []
     for _ in range(2):
         deployed = deepcopy(model).eval()
-        own.deploy(deployed, 2, NO_DATA)
+        own.deploy(deployed, BitWidths(2), NO_DATA)
         images, labels = data.batch(data.test, slice(None))
         losses.append(float(functional.cross_entropy(deployed(images), labels).detach()))
         set_norms(model, "float", into=2)
