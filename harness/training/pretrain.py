@@ -62,7 +62,8 @@ def describe_pretrained(config: RunConfig, folder: Path) -> dict[str, object]:
     record = read_json(RunDirectory(folder / run_id).record) or {"provenance": {}}
     code = {name: record["provenance"].get(name) for name in ("git", "numerics_version")}
     found = {name: record.get(name) for name in ("best_epoch", "monitor")}
-    return {"pretrained": {"run_id": run_id, **found, **code}}
+    precision = record.get("resolved", {}).get("precision")
+    return {"pretrained": {"run_id": run_id, **found, **code, "precision": precision}}
 
 
 def drop_half_done(config: RunConfig, folder: Path) -> None:

@@ -39,6 +39,7 @@ def test_it_starts_from_the_best_epoch_of_the_float_network(tmp_path: Path) -> N
         folder.name, parent["best_epoch"], parent["monitor"],
     )  # fmt: skip
     assert (told["git"], told["numerics_version"]) == (made["git"], made["numerics_version"])
+    assert told["precision"] == parent["resolved"]["precision"]
     assert parent["epochs"] == 3
 
 
