@@ -15,7 +15,7 @@ ones.
 
 Where it acts: W_l is the effective weight if a method of the stack fills weight_transform. Under a weight_quantizer
 (not in the paper), g is the straight-through gradient of the latent weight. A frozen weight is left out; a shared one
-counts once.
+counts once. A method that fills slots for gradients is refused, since these could not be differentiated again.
 
 Target bit: not needed, since no bit-width enters. If one is given, the loop monitors the accuracy at that bit-width.
 
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import UserError
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
+from harness.quantization.gradients import refuse_gradient_slots
 from harness.quantization.layers import attach
 from harness.quantization.slots import Unfilled
 
@@ -94,6 +95,10 @@ class GradientL1(Method):
         # From the forward pass of this step: outputs of the weight_transform slots, and the layers' inputs.
         self._effective: list[Tensor] = []
         self._inputs: list[Tensor] = []
+
+    def prepared(self, model: nn.Module) -> None:
+        if not self._idle:
+            refuse_gradient_slots(model, "gradient_l1")
 
     def on_step_start(self, step: Step) -> None:
         self._active = not self._idle and step.index >= self._start * self.context.steps_per_epoch

@@ -1,14 +1,16 @@
 """Layers with quantizer slots.
 
-    y = grad_quantizer(linear(input_quantizer(x), weight_quantizer(weight_transform(weight)), bias))
+    y = linear(input_quantizer(x), weight_quantizer(weight_transform(weight)), bias)
 
-Every slot is Identity until a method fills it. `weight` stays the same Parameter under the same name, so float
-state dicts load unchanged, and the layer object itself stays the same, so references to it hold.
+In the backward pass dX is computed from grad_input_quantizer(dY), and dW and db from grad_weight_quantizer(dY).
+
+Every slot is Identity until a method fills it. `weight` stays the same Parameter under the same name, so float state
+dicts load unchanged, and the layer object itself stays the same, so references to it hold.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,21 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.core.errors import UserError, unknown
+from harness.quantization.gradients import product
 from harness.quantization.refusals import check_forward, check_type, check_weight
-from harness.quantization.slots import Slotted, Unfilled
+from harness.quantization.slots import Slotted, autocast_off, quantized
 
-SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", "grad_quantizer")
+GRADIENT_SLOTS = ("grad_input_quantizer", "grad_weight_quantizer")
+SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", *GRADIENT_SLOTS)
 
 
 class QuantLayer(Slotted):
-    """What QuantLinear and QuantConv2d share: four slots, and quantizer arithmetic outside autocast."""
+    """What QuantLinear and QuantConv2d share: five slots, and quantizer arithmetic outside autocast."""
 
     SLOTS: ClassVar[tuple[str, ...]] = SLOTS
+    GRADIENT_SLOTS: ClassVar[tuple[str, ...]] = GRADIENT_SLOTS
     weight: Tensor
     weight_transform: nn.Module
     weight_quantizer: nn.Module
     input_quantizer: nn.Module
-    grad_quantizer: nn.Module
+    grad_input_quantizer: nn.Module
+    grad_weight_quantizer: nn.Module
     #: Set once the weight is what the network is deployed with.
     deployed: bool = False
 
@@ -51,27 +57,12 @@ class QuantLayer(Slotted):
             return self.weight_quantizer(self.effective_weight())
 
 
-def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
-    """An activation as a layer uses it, same shape; a filled slot computes in fp32, also under autocast."""
-    if isinstance(quantizer, Unfilled):
-        return x
-    with autocast_off(x):
-        return quantizer(x.float())
-
-
-def autocast_off(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast switched off for the device of `x`; nothing where there is none (meta tensors, proxies of fx)."""
-    if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
-
-
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with slots: (..., I) to (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.linear(quantized(self.input_quantizer, x), self.quantized_weight(), self.bias)
-        return self.grad_quantizer(y)
+        x, weight = quantized(self.input_quantizer, x), self.quantized_weight()
+        return product(self, functional.linear, x, weight, self.bias)
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -81,10 +72,9 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         x, weight = quantized(self.input_quantizer, x), self.quantized_weight()
         if self._picks_pixels(x):
             down, right = self.stride
-            y = functional.conv2d(x[:, :, ::down, ::right], weight, self.bias, groups=self.groups)
-        else:
-            y = self._conv_forward(x, weight, self.bias)
-        return self.grad_quantizer(y)
+            one_by_one = partial(functional.conv2d, groups=self.groups)
+            return product(self, one_by_one, x[:, :, ::down, ::right], weight, self.bias)
+        return product(self, self._conv_forward, x, weight, self.bias)
 
     def _picks_pixels(self, x: Tensor) -> bool:
         """Whether to pick the pixels that a strided 1x1 convolution reads first: the same result.
@@ -102,22 +92,25 @@ _VECTOR = 16
 
 
 class QuantMatMul(Slotted):
-    """A product of two activations, `grad_quantizer(input_quantizer(a) @ other_quantizer(b))`.
+    """A product of two activations, `y = input_quantizer(a) @ other_quantizer(b)`.
 
-    a: (..., N, K), b: (..., K, M), result (..., N, M). For attention: queries by keys, scores by values.
+    a: (..., N, K), b: (..., K, M), y (..., N, M). For attention: queries by keys, scores by values. The gradient of a
+    is computed from grad_input_quantizer(dY), that of b from grad_other_quantizer(dY).
     """
 
-    SLOTS: ClassVar[tuple[str, ...]] = ("input_quantizer", "other_quantizer", "grad_quantizer")
+    GRADIENT_SLOTS: ClassVar[tuple[str, ...]] = ("grad_input_quantizer", "grad_other_quantizer")
+    SLOTS: ClassVar[tuple[str, ...]] = ("input_quantizer", "other_quantizer", *GRADIENT_SLOTS)
     input_quantizer: nn.Module
     other_quantizer: nn.Module
-    grad_quantizer: nn.Module
+    grad_input_quantizer: nn.Module
+    grad_other_quantizer: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
         self.add_slots()
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.grad_quantizer(quantized(self.input_quantizer, a) @ quantized(self.other_quantizer, b))
+        return product(self, torch.matmul, quantized(self.input_quantizer, a), quantized(self.other_quantizer, b))
 
 
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
@@ -125,13 +118,13 @@ _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, n
 
 def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
     """The class that gives a layer slots; None for a layer without weights to quantize."""
-    for plain, quantized in _QUANTIZED.items():
+    for plain, with_slots in _QUANTIZED.items():
         if isinstance(layer, plain):
             check_weight(name, layer)
-            if isinstance(layer, quantized):
+            if isinstance(layer, with_slots):
                 return type(layer)
             check_forward(name, layer, plain)
-            return quantized
+            return with_slots
     return None
 
 

@@ -1,8 +1,10 @@
 """Slots: places in a module that methods fill; Identity until then."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from harness.core.errors import UserError, unknown
 
@@ -26,6 +28,8 @@ class Slotted(nn.Module):
     """A module with named slots that methods fill."""
 
     SLOTS: ClassVar[tuple[str, ...]] = ()
+    #: Two of them, or none: for the gradient of a product's input, and for the gradients of its other operands.
+    GRADIENT_SLOTS: ClassVar[tuple[str, ...]] = ()
 
     def add_slots(self) -> None:
         """Give the module its slots, all empty (Identity)."""
@@ -50,3 +54,18 @@ class Slotted(nn.Module):
         modules = {name: module for name, module in self._modules.items() if not isinstance(module, Unfilled)}
         shown.__dict__ = {**self.__dict__, "_modules": modules}
         return super(Slotted, shown).__repr__()
+
+
+def quantized(quantizer: nn.Module, x: Tensor) -> Tensor:
+    """An activation as a layer uses it, same shape; a filled slot computes in fp32, also under autocast."""
+    if isinstance(quantizer, Unfilled):
+        return x
+    with autocast_off(x):
+        return quantizer(x.float())
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off for the device of `x`; nothing where there is none (meta tensors, proxies of fx)."""
+    if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()

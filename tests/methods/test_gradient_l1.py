@@ -12,7 +12,8 @@ from torch.nn import functional
 from harness.core.errors import UserError
 from harness.methods.base import Calibration, Context, Step
 from harness.methods.gradient_l1 import GradientL1, gradient_norm
-from harness.quantization.layers import attach, weight_layers
+from harness.quantization.layers import GRADIENT_SLOTS, QuantMatMul, attach, weight_layers
+from harness.quantization.slots import SlotTakenError
 from harness.training.build import build
 from harness.training.config import complete
 from harness.training.loop import first_eligible_epoch, train
@@ -251,3 +252,16 @@ def test_it_needs_no_target_bit() -> None:
         "deploy": {"bits": [3], "scale": "recalibrate"},
     }
     assert complete(raw).target_bit is None
+
+
+@pytest.mark.parametrize("slot", [*GRADIENT_SLOTS, "grad_other_quantizer"])
+def test_gradients_that_a_slot_changes_are_refused_before_training(slot: str) -> None:
+    model = network()
+    if slot in GRADIENT_SLOTS:
+        attach(model)["2"].fill(slot, nn.Tanh())
+    else:
+        model.add_module("2", QuantMatMul())
+        model.get_submodule("2").fill(slot, nn.Tanh())
+    with pytest.raises(SlotTakenError, match=rf"'gradient_l1' differentiates .* Tanh in slot {slot} of layer '2' does"):
+        prepared(model).prepared(model)
+    prepared(model, strength=0.0).prepared(model)  # which differentiates none

@@ -47,7 +47,7 @@ def test_nothing_left_to_work_on_is_refused() -> None:
         joined(network(**vit()), ("*.qkv",))
 
 
-@pytest.mark.parametrize("slot", ["weight_quantizer", "weight_transform", "input_quantizer", "grad_quantizer"])
+@pytest.mark.parametrize("slot", ["weight_quantizer", "weight_transform", "input_quantizer", "grad_weight_quantizer"])
 def test_a_filled_slot_is_refused_before_anything_changes(slot: str) -> None:
     model: Any = network(**vit())
     attach(model)

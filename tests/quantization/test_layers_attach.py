@@ -157,17 +157,22 @@ def test_slots_stand_where_the_formula_says(kind: type[nn.Module]) -> None:
         "weight_transform": lambda w: w + 1,
         "weight_quantizer": lambda w: w * 2,
         "input_quantizer": lambda x: x - 3,
-        "grad_quantizer": lambda y: y * y,
+        "grad_input_quantizer": lambda gradient: gradient * 5,
+        "grad_weight_quantizer": lambda gradient: gradient * 7,
     }
     model = nn.Sequential(layer)
     attach(model, **{slot: lambda layer, slot=slot: Recording(slot, functions[slot], calls) for slot in SLOTS})
     inner = functional.linear if kind is nn.Linear else lambda *args: functional.conv2d(*args, stride=2)
-    expected = inner(x - 3, (weight + 1) * 2, bias) ** 2
-    assert torch.equal(model(x), expected)
+    expected = inner(x - 3, (weight + 1) * 2, bias)
+    x.requires_grad_()
+    y = model(x)
+    assert torch.equal(y, expected)
+    y.backward(torch.ones_like(y))
     names = [name for name, _ in calls]
     assert sorted(names) == sorted(SLOTS), "each once"
-    assert names.index("weight_transform") < names.index("weight_quantizer") < names.index("grad_quantizer")
+    assert names.index("weight_transform") < names.index("weight_quantizer") < names.index("grad_input_quantizer")
     assert list(functions) == list(SLOTS)
+    assert torch.equal(model[0].bias.grad, 7 * torch.ones_like(y).transpose(0, 1).flatten(1).sum(1))
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(2, 2, 1), nn.ConvTranspose2d(2, 2, 1), nn.GRU(2, 2), nn.Bilinear(2, 2, 2)])
