@@ -50,7 +50,7 @@ class _ScaleGradient(torch.autograd.Function):
     """Also a Function, so that the value is unchanged to the last bit."""
 
     @staticmethod
-    def forward(x: Tensor, factor: float) -> Tensor:
+    def forward(x: Tensor, factor: Any) -> Tensor:
         return x.clone()
 
     @staticmethod
@@ -62,8 +62,8 @@ class _ScaleGradient(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x` unchanged, with its gradient multiplied by `factor`. Any shape."""
+def scale_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
+    """`x` unchanged, with its gradient multiplied by `factor`, a number or a tensor (). Any shape."""
     if _in_operations(x):
         return x.detach() + (x - x.detach()) * factor
     return _ScaleGradient.apply(x, factor)
@@ -74,36 +74,38 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 BOUND_SLACK = 1e-4
 
 
-def inside(x: Tensor, low: int, high: int) -> Tensor:
+def inside(x: Tensor, low: float | Tensor, high: float | Tensor, slack: float = BOUND_SLACK) -> Tensor:
     """Whether each value is in [low, high], bounds included; bool, same shape."""
-    return (x >= low - BOUND_SLACK) & (x <= high + BOUND_SLACK)
+    return (x >= low - slack) & (x <= high + slack)
 
 
 class _Clip(torch.autograd.Function):
     """Not torch.clamp: its gradient at the bounds differs between versions of torch."""
 
     @staticmethod
-    def forward(x: Tensor, low: int, high: int) -> Tensor:
+    def forward(x: Tensor, low: Any, high: Any, slack: float) -> Tensor:
         return x.clamp(low, high)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, low, high = inputs
-        ctx.save_for_backward(inside(x, low, high))
+        ctx.save_for_backward(inside(*inputs))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (within,) = ctx.saved_tensors
-        return gradients[0] * within, None, None
+        return gradients[0] * within, None, None, None
 
 
-def clip(x: Tensor, low: int, high: int) -> Tensor:
-    """`x` clipped to [low, high], with gradient 1 inside, bounds included, and 0 outside. Any shape."""
+def clip(x: Tensor, low: float | Tensor, high: float | Tensor, slack: float = BOUND_SLACK) -> Tensor:
+    """`x` clipped to [low, high], with gradient 1 inside, bounds included, and 0 outside. Any shape.
+
+    low, high: two numbers, or two tensors that broadcast to x. slack: how far beyond them the gradient is still 1.
+    """
     if _in_operations(x):
-        constant = x.detach()
+        constant: Any = x.detach()
         clipped = constant.clamp(low, high)
-        return torch.where(inside(constant, low, high), clipped + (x - constant), clipped)
-    return _Clip.apply(x, low, high)
+        return torch.where(inside(constant, low, high, slack), clipped + (x - constant), clipped)
+    return _Clip.apply(x, low, high, slack)
 
 
 class FusedPass(Protocol):

@@ -42,7 +42,7 @@ def watch(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> See
     for training in (True, False):
         model.train(training)
         with operations:
-            outputs = _call(model, inputs)
+            outputs = call(model, inputs)
         ends = [each.abs().sum() for each in tensors(outputs) if each.requires_grad]
         if ends and trained:
             gradients = torch.autograd.grad(ends, trained, allow_unused=True)
@@ -63,7 +63,8 @@ def tensors(tree: Any) -> Iterator[Tensor]:
         yield from tensors([getattr(tree, field.name) for field in fields(tree)])
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
+def call(model: nn.Module, inputs: Any) -> Any:
+    """A forward pass: a tuple is several arguments, a mapping named ones."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

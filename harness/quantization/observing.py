@@ -1,0 +1,141 @@
+"""What reaches the slots for activations, seen by running a copy of a network in float on calibration batches."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from glob import escape
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import UserError
+from harness.quantization.activations import ActivationQuantizer, Rows
+from harness.quantization.attention import expose_attention_products
+from harness.quantization.layers import (
+    QuantConv2d,
+    QuantLayer,
+    QuantMatMul,
+    excluded_by_attach,
+    give_slots,
+    glob_patterns,
+    weight_layers,
+)
+from harness.quantization.observed import Observed, Recorder
+from harness.quantization.slots import Slotted, Unfilled
+from harness.quantization.watching import call, tensors
+
+
+class Site(NamedTuple):
+    """A slot for a quantizer of activations. rows: what shares a range there, see `TokenQuantizer`."""
+
+    owner: Slotted
+    slot: str
+    rows: Rows
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is the input of a layer with weights, rather than an operand of a product."""
+        return isinstance(self.owner, QuantLayer)
+
+    @property
+    def free(self) -> bool:
+        """Whether it is empty or holds an activation quantizer; any other module is part of the network."""
+        return isinstance(getattr(self.owner, self.slot), Unfilled | ActivationQuantizer)
+
+
+def input_sites(model: nn.Module, exclude: str | Iterable[str] = (), attention: bool = True) -> dict[str, Site]:
+    """The slots for activations that may be filled, by name ("fc1.input_quantizer"), in the order of the modules.
+
+    Those of layers that have slots and are neither excluded nor left out by `attach`, and, with `attention`, of the
+    products that are exposed. What a module other than an activation quantizer fills is none.
+    """
+    layers = weight_layers(model, (*glob_patterns(exclude), *map(escape, excluded_by_attach(model))))
+    chosen = {id(layer) for layer in layers.values()}
+    found: dict[str, Site] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLayer) and id(module) in chosen:
+            rows: Rows = "sample" if isinstance(module, QuantConv2d) else "last"
+            found[f"{name}.input_quantizer".removeprefix(".")] = Site(module, "input_quantizer", rows)
+        elif isinstance(module, QuantMatMul) and attention:
+            found[f"{name}.input_quantizer".removeprefix(".")] = Site(module, "input_quantizer", "last")
+            found[f"{name}.other_quantizer".removeprefix(".")] = Site(module, "other_quantizer", "column")
+    return {name: site for name, site in found.items() if site.free}
+
+
+def expose(model: nn.Module) -> None:
+    """Make the operands of attention products slots, in place. Raises UserError where that cannot be."""
+    try:
+        expose_attention_products(model)
+    except UserError as error:
+        raise UserError(f"{error} (activations.attention: false leaves all of attention's products in float)") from None
+
+
+def observe(
+    model: nn.Module, batches: Iterable[Any], exclude: str | Iterable[str] = (), attention: bool = True
+) -> dict[str, Observed]:
+    """What each site sees on some batches, by its name, in order of the first call; sites never called are left out.
+
+    A copy of the model runs in evaluation mode with weights and activations in float; what is deployed already stays
+    as it is. batches: inputs as the model takes them (a tuple is several arguments, a mapping named ones), on its
+    device. Raises UserError for no batches, for NaN, and for attention whose products cannot be exposed.
+    """
+    copied = deepcopy(model).eval()
+    left = (*glob_patterns(exclude), *map(escape, excluded_by_attach(copied)))
+    layers = give_slots(copied, weight_layers(copied, left))
+    if attention:
+        expose(copied)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.weight = nn.Parameter(layer.effective_weight(), requires_grad=False)
+            layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
+    recorders: dict[str, Recorder] = {}
+    watches = [_watch(name, site, recorders) for name, site in input_sites(copied, exclude, attention).items()]
+    with _plain_arithmetic(copied):
+        number = 0
+        for number, inputs in enumerate(batches, start=1):
+            samples = next((len(each) for each in tensors(inputs) if each.dim()), 1)
+            for watch in watches:
+                watch.batch, watch.samples = number, samples
+            call(copied, inputs)
+    if not number:
+        raise UserError("calibration: there is no batch of inputs to observe")
+    return {name: recorder.observed() for name, recorder in recorders.items()}
+
+
+class _Watch(nn.Module):
+    """Fills a slot: records what comes and hands it on in float."""
+
+    def __init__(self, name: str, recorders: dict[str, Recorder], then: nn.Module) -> None:
+        super().__init__()
+        self.name, self.recorders, self.then = name, recorders, then
+        self.batch = self.samples = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        recorder = self.recorders.setdefault(self.name, Recorder())
+        try:
+            recorder.add(x, x.numel() // max(1, self.samples))
+        except ValueError:
+            raise UserError(
+                f"calibration: what comes to {self.name} in batch {self.batch} has NaN in it; look at the calibration "
+                "data and at the weights"
+            ) from None
+        return self.then(x)
+
+
+def _watch(name: str, site: Site, recorders: dict[str, Recorder]) -> _Watch:
+    own = getattr(site.owner, site.slot)
+    watch = _Watch(name, recorders, own.in_float() if isinstance(own, ActivationQuantizer) else own)
+    setattr(site.owner, site.slot, watch)
+    return watch
+
+
+@contextmanager
+def _plain_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Without gradients and without autocast."""
+    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
