@@ -14,7 +14,13 @@ Its straight-through gradient, with the scale s not detached, has the closed for
 The first term is the push away from the grid point. The second moves the step through the largest weights; without it
 the effect is lost at 2 bits. The gradient is added without autograd; tests/reference holds the plain loss.
 
+With `direction: random_sign` each entry of this gradient gets a sign of its own, + or - with probability 1/2, drawn
+again at each step: a push of the same size that is 0 on average. It is a control, not the paper's: what it changes in a
+network comes with the push's size, and what only `graph` changes is due to its direction. The value that is logged as
+the penalty is still R. It runs by plain operations.
+
 Settings: strength is the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
+Signs come from the method's own seed and the number of the step, so a resumed run draws the same.
 
 Deviations: norm layers stay float and without penalty. The paper's released code takes every module that has a weight,
 so it also regularizes the weights of norm layers, and rounds them after training.
@@ -22,9 +28,12 @@ so it also regularizes the weights of norm layers, and rounds them after trainin
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from harness.core.config_base import IDENTITY_IF_CHANGED
+from harness.core.seeding import sub_seed
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.oscillation.regularizer import OscillationRegularizer
 from harness.quantization.layers import QuantLayer
@@ -41,6 +50,11 @@ class Oscillation(Method):
         strength: float = Field(1.0, ge=0, le=1e6, description="the paper's lambda; tune it")
         scale_gradient: Literal["graph", "detached"] = Field(
             "graph", description="whether s = max|w| / Q is in the graph or detached (the paper's code: graph)"
+        )
+        direction: Literal["graph", "random_sign"] = Field(
+            "graph",
+            description="of the push: the regularizer's gradient, or that with a random sign for each weight and step",
+            json_schema_extra=IDENTITY_IF_CHANGED,
         )
 
     config: Config
@@ -71,4 +85,8 @@ class Oscillation(Method):
     def after_backward(self, step: Step) -> Tensor | float:
         if self.config.strength == 0:
             return 0.0
-        return self._regularizer.add_gradient()
+        return self._regularizer.add_gradient(self._signs(step) if self.config.direction == "random_sign" else None)
+
+    def _signs(self, step: Step) -> torch.Generator:
+        device = next(step.model.parameters()).device
+        return torch.Generator(device).manual_seed(sub_seed(self.context.seed, "oscillation", step.index))

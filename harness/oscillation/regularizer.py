@@ -95,9 +95,11 @@ class OscillationRegularizer:
         return made
 
     @torch.no_grad()
-    def add_gradient(self) -> Tensor:
+    def add_gradient(self, signs: torch.Generator | None = None) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising.
 
+        signs: draws a sign for each entry of dR/dw, + or - with equal probability, so that only its size is kept; on
+        the weights' device. None: dR/dw as it is.
         The weights are those that the layers have now. Warns of a layer that was put into the model later.
         """
         self._present.refresh("it is regularized from now on")
@@ -109,9 +111,11 @@ class OscillationRegularizer:
             if weight.grad is None:  # the task loss does not depend on it
                 weight.grad = torch.zeros_like(weight)
             layers.append((weight, weight.grad, quantizer))
-        values, rest = self._pass.add_gradient(layers, self.strength)
+        values, rest = self._pass.add_gradient(layers, self.strength) if signs is None else ([], layers)
         for weight, gradient, quantizer in rest:
             value, more = oscillation_penalty(weight, quantizer, self.strength)
+            if signs is not None:
+                more.mul_(torch.empty_like(more).bernoulli_(generator=signs).mul_(2).sub_(1))
             gradient.add_(more)
             values.append(value)
         return torch.stack(values).sum()
