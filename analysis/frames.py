@@ -79,7 +79,8 @@ def objective_value(trial: Trial, name: str) -> float:
     """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
     rows = trial.rows("val")
     points = [schema.point(row) for row in rows if not schema.point(row).is_float]
-    return objective.value(name, schema.as_metrics(rows), points, trial.config.get("target_bit") or FLOAT)
+    metrics = schema.as_metrics(rows, objective.deploy_of(trial.config))
+    return objective.value(name, metrics, points, trial.config.get("target_bit") or FLOAT)
 
 
 def val_accuracies(run: Trial) -> dict[int | str, float]:

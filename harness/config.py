@@ -20,7 +20,7 @@ from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
 from harness.sweep.search_space import Choices, Range
 from harness.training.config import RunConfig, config_class
-from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
+from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
 #: The sections of a sweep file and of a run: where each is written, and the class that checks it.
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "quantizer": ("quantizer", QuantizerConfig),
     "activations": ("activations", ActivationsConfig),
     "deploy": ("deploy", DeployConfig),
+    "monitor": ("monitor", MonitorConfig),
     "runtime": ("runtime", RuntimeConfig),
     "augment": ("data.augment", Augment),
 }
@@ -99,6 +100,8 @@ def _in_yaml(value: Any) -> str:
         return str(named["name"]) if set(named) == {"name"} else "its defaults"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict) and set(value) == {"name"}:
+        return str(value["name"])
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_in_yaml, value))}]"
     if isinstance(value, float):

@@ -98,12 +98,14 @@ def _notes(workers: list[dict[str, Any]]) -> list[Text]:
 
 def _cells(cells: list[dict[str, Any]], wide: bool) -> Table:
     counts = [key for key in _COUNTS if wide or any(cell[key] for cell in cells)]
-    table = _table(("cell", "trials", "finals", *counts, "best", "ETA"))
+    after = ["after"] if any(cell["measured_after"] != "rtn" for cell in cells) else []
+    table = _table(("cell", "trials", "finals", *counts, "best", *after, "ETA"))
     for cell in cells:
         best = "-" if cell["best"] is None else " ".join(f"{value:.4f}" for value in cell["best"]["values"])
         done = [f"{cell['trials_done']}/{cell['trials']}", f"{cell['finals_done']}/{cell['finals']}"]
         eta = "-" if cell["eta_s"] is None else span(cell["eta_s"])
-        table.add_row(cell["id"], *done, *(str(cell[key]) for key in counts), best, eta)
+        value = [best, cell["measured_after"]] if after else [best]
+        table.add_row(cell["id"], *done, *(str(cell[key]) for key in counts), *value, eta)
     return table
 
 

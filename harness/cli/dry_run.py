@@ -29,7 +29,9 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
     width = max(len(cell.id) for cell in cells)
     for cell in cells:
         searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"
-        print(f"  {cell.id:<{width}}  {spec.tune.trials} trials, searching {searched}; {len(spec.final.seeds)} seeds")
+        after = "" if cell.measured_after == "rtn" else f"; chosen after {cell.measured_after}"
+        seeds = f"{len(spec.final.seeds)} seeds{after}"
+        print(f"  {cell.id:<{width}}  {spec.tune.trials} trials, searching {searched}; {seeds}")
     print(f"{len(cells)} cells, {trials} trials, {finals} finals: {trials + finals} runs")
     count = min(workers, trials + finals)
     print(f"{count} workers, cluster {cluster}, storage {spec.storage}")

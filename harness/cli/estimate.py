@@ -67,7 +67,7 @@ class _Measured:
 
         sections = (config.data, config.model, config.exclude, without_numbers(config.methods))
         how = (config.train.batch_size, config.train.precision, config.deploy.precision, config.deploy.bits)
-        key = json.dumps([*sections, *how, config.deploy.methods])
+        key = json.dumps([*sections, *how, config.deploys, config.monitor.deploy])
         if key not in self._costs:
             if self._threads is not None and config.runtime.threads is None:
                 runtime = config.runtime.model_copy(update={"threads": self._threads})

@@ -59,14 +59,15 @@ class Display:
 
 
 def _best(sweep: OpenSweep) -> str:
-    """`best 0.9650 (ste,target_bit=2)`: the best tuning value of a single objective over all cells."""
+    """`best 0.9650 (ste,target_bit=2)`: the best tuning value of a single objective over all cells, and after what."""
     best = {cell: best_trials(study, study.get_trials(deepcopy=False)) for cell, study in sweep.studies.items()}
     values = [(equal[0].values[0], cell) for cell, equal in best.items() if equal]
     if len(sweep.spec.objective) > 1 or not values:
         return ""
     pick = min if objective.direction(sweep.spec.objective[0]) == "minimize" else max
     value, cell = pick(values, key=lambda item: item[0])
-    return f"best {value:.4f} ({cell})"
+    after = {each.id: each.measured_after for each in sweep.cells}[cell]
+    return f"best {value:.4f} ({cell})" + ("" if after == "rtn" else f" after {after}")
 
 
 def _note(counts: Counts) -> str:
@@ -78,8 +79,11 @@ def summary(sweep: OpenSweep) -> int:
     """Print the table of cells and the failures; returns the exit status: 1 when any run failed."""
     counts = plan.count(sweep)
     table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test accuracy (%)")
-    for heading in ("cell", "trials", "value", "chosen", "seeds"):
-        table.add_column(heading, justify="left" if heading in ("cell", "chosen") else "right", no_wrap=True)
+    after = {cell.id: cell.measured_after for cell in sweep.cells}
+    named = {*after.values()} != {"rtn"}
+    for heading in ("cell", "trials", "value", *(["after"] if named else []), "chosen", "seeds"):
+        left = heading in ("cell", "after", "chosen")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     cells = sweep.files.cell_entries()
     read = {cell["id"]: [read_json(sweep.files.run(r).record) for r in cell["finals"].values()] for cell in cells}
     records = {cell: [record for record in found if record] for cell, found in read.items()}
@@ -88,7 +92,7 @@ def summary(sweep: OpenSweep) -> int:
         heading = f"{point} bit" if isinstance(point.plain, int) else str(point)
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
-        table.add_row(*_cells_of(cell, records[cell["id"]], points))
+        table.add_row(*_cells_of(cell, records[cell["id"]], points, [after[cell["id"]]] if named else []))
     # Piped or narrow output must lose nothing: a column that is cut hides which cell a row is about.
     natural = Console(width=10_000).measure(table).maximum
     Console(width=max(Console().width, natural)).print(table)
@@ -101,16 +105,20 @@ def summary(sweep: OpenSweep) -> int:
 
 
 def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for record in records for row in record["rows"] if row["split"] == "test" and row["deploy"] == "rtn"]
+    """Those after the deploy method by which the runs were chosen."""
+    found = [(row, objective.deploy_of(record["config"])) for record in records for row in record["rows"]]
+    return [row for row, deploy in found if (row["split"], row["deploy"]) == ("test", deploy)]
 
 
-def _cells_of(cell: dict[str, Any], records: list[dict[str, Any]], points: list[BitWidths]) -> list[str]:
+def _cells_of(
+    cell: dict[str, Any], records: list[dict[str, Any]], points: list[BitWidths], after: list[str]
+) -> list[str]:
     chosen = cell["chosen"] or {"value": None, "params": {}}
     value = chosen["value"]
     values = [] if value is None else value if isinstance(value, list) else [value]
     params = ", ".join(f"{name.rpartition('.')[2]} {_short(item)}" for name, item in chosen["params"].items())
-    line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-", params or "-"]
-    line.append(f"{len(records)}/{len(cell['seeds'])}")
+    line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-"]
+    line += [*after, params or "-", f"{len(records)}/{len(cell['seeds'])}"]
     for point in points:
         accuracies = [row["accuracy"] for row in _test_rows(records) if schema.point(row) == point]
         line.append(f"{100 * sum(accuracies) / len(accuracies):.1f}" if accuracies else "-")

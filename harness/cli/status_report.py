@@ -96,6 +96,7 @@ def _cell(
         "finals": final.total,
         "finals_failed": final.failed,
         "nothing_to_choose": lost,
+        "measured_after": cell.measured_after,
         "best": None if best is None else {"trial": best.number, "values": best.values, "params": best.params},
         "mean_run_s": mean_s,
         "eta_s": left * (mean_s or 0.0) / max(present, 1) if eta_is_known else None,

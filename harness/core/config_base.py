@@ -53,6 +53,16 @@ class StrictConfig(BaseModel):
         return kept
 
 
+def by_name(value: Any) -> Any:
+    """A name alone in place of a section that holds a name and nothing else."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def listed(value: Any) -> Any:
+    """One name or section in place of a list of one."""
+    return [value] if isinstance(value, str | Mapping) else value
+
+
 def _scalars(annotation: Any) -> set[Any]:
     """The plain types that a field's annotation names, inside unions and tuples too."""
     if get_origin(annotation) is Literal:

@@ -27,6 +27,18 @@ def check(kind: str, name: str) -> str:
     return name
 
 
+def deploy_methods() -> list[str]:
+    """What a network can be deployed by: "rtn" (round-to-nearest), then the methods with a `deploy` of their own."""
+    return ["rtn", *(name for name in names("method") if has_deploy(name))]
+
+
+def has_deploy(method: str) -> bool:
+    """Whether a method, which is there, has a `deploy` of its own."""
+    # By its text, so that a name is refused without importing torch; tests/conformance compares it with the class.
+    with open(os.path.join(_HARNESS, KINDS["method"], f"{method}.py"), encoding="utf-8") as file:
+        return "\n    def deploy(" in file.read()
+
+
 def load(kind: str, name: str) -> ModuleType:
     """Import the file of a component. Raises UserError for a name without a file."""
     family = check(kind, name).partition(":")[0]

@@ -10,7 +10,7 @@ EPOCH = "epoch"
 TRAIN_LOSS = "train/loss"
 TRAIN_PENALTY = "train/penalty"
 LEARNING_RATE = "train/learning_rate"
-#: The value that decides early stopping and the best epoch.
+#: The value that decides early stopping and the best epoch: accuracy at the target, after `monitor.deploy`.
 MONITOR = "val/monitor"
 
 FLIPS_PER_WEIGHT = "osc/flips_per_weight"
@@ -58,6 +58,11 @@ def accuracy(split: str, point: BitWidths | PlainPoint) -> str:
 def loss(split: str, point: BitWidths | PlainPoint) -> str:
     """`val/loss_w3`: mean cross-entropy in nats on a split at a deployment point."""
     return f"{split}/loss_{BitWidths.of(point).key}"
+
+
+def after(metric: str, deploy: str) -> str:
+    """`val/acc_w3_after_bn_reestimation`: an epoch's metric measured after a deploy method; its own name for rtn."""
+    return metric if deploy == "rtn" else f"{metric}_after_{deploy}"
 
 
 def worst_accuracy(split: str) -> str:

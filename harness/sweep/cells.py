@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.bits import BitWidths
+from harness.core.config_base import by_name
 from harness.core.errors import UserError, unknown
 from harness.records import schema
 from harness.sweep import objective
@@ -29,6 +30,11 @@ class Cell:
     grid: Mapping[str, Any]
     set: Mapping[str, Any]
     search: Space
+
+    @property
+    def measured_after(self) -> str:
+        """The deploy method after which its runs are measured to choose among them (`monitor.deploy`)."""
+        return str(by_name(self.raw.get("monitor", {}).get("deploy", "rtn"))["name"])
 
     def config(self, params: Mapping[str, Any], seed: int, phase: str, check: Check = complete) -> RunConfig:
         """The configuration of a run of this cell, as `check` completes it. Raises UserError for an illegal value."""
@@ -134,18 +140,19 @@ def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
     for objective_name in spec.objective:
         objective.value(objective_name, _zeros(config.evaluated_points), config.deploy.points, config.monitored_point)
     if spec.pruner.name != "none":
+        deploy = config.monitor.name
+        there = _zeros(config.epoch_points) | _zeros([config.monitored_point], deploy)
         try:
-            objective.epoch_value(spec.objective[0], _zeros(config.epoch_points), config)
+            objective.epoch_value(spec.objective[0], there, config)
         except UserError as error:
-            raise UserError(
-                f"{error}; at points with activations an epoch is evaluated only where it is the target, so set pruner "
-                "to none or choose another objective"
-            ) from None
+            why = "" if deploy != "rtn" else "; at points with activations an epoch is evaluated only at the target"
+            raise UserError(f"{error}{why}, so set pruner to none or choose another objective") from None
 
 
-def _zeros(points: Sequence[BitWidths]) -> dict[str, float]:
+def _zeros(points: Sequence[BitWidths], deploy: str = "rtn") -> dict[str, float]:
     """What an evaluation at these points gives, by metric."""
-    return {name("val", point): 0.0 for point in points for name in (schema.accuracy, schema.loss)}
+    names = [name("val", point) for point in points for name in (schema.accuracy, schema.loss)]
+    return {schema.after(name, deploy): 0.0 for name in names}
 
 
 def _check_search(spec: SweepConfig, cell: Cell) -> None:
@@ -156,6 +163,11 @@ def _check_search(spec: SweepConfig, cell: Cell) -> None:
         )
     if spec.tune.trials == 0 and cell.search:
         raise UserError(f"cell {cell.id}: search needs tune.trials of at least 1")
+    if monitored := [key for key in cell.search if key.partition(".")[0] == "monitor"]:
+        raise UserError(
+            f"cell {cell.id}: search: {monitored[0]} decides how trials are measured, so trials could not be compared; "
+            "write it in set or grid"
+        )
     if "target_bit" in cell.search and "target" in spec.objective:
         raise UserError(
             f"cell {cell.id}: accuracy at the target bit cannot compare trials of different target_bit; "

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from harness.core import registry, yaml_file
-from harness.core.config_base import StrictConfig
+from harness.core.config_base import StrictConfig, by_name, listed
 from harness.core.dotted import set_dotted
 from harness.core.errors import UserError, masked, unknown
 from harness.core.validation import explain
 from harness.sweep import objective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
-from harness.training.config import MethodStack, RunConfig, by_name, listed
+from harness.training.config import MethodStack, RunConfig
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
 DATABASES = ("postgresql", "mysql", "sqlite")

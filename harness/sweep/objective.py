@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.bits import BitWidths, PlainPoint
 from harness.core.errors import UserError, nearest
@@ -53,9 +53,26 @@ def value(name: str, metrics: Mapping[str, float], points: Sequence[AnyPoint], t
 
 
 def epoch_value(name: str, metrics: Mapping[str, float], config: "RunConfig") -> float:
-    """The same of an epoch's metrics: mean and worst are over those deployment points that epochs are evaluated at."""
-    points = [point for point in config.deploy.points if point in config.epoch_points]
-    return value(name, metrics, points, config.monitored_point)
+    """The same of an epoch's metrics: mean and worst are over those deployment points that epochs are evaluated at.
+
+    With a `monitor.deploy` that is the target alone. Raises UserError for what an epoch does not measure.
+    """
+    point, deploy = config.monitored_point, config.monitor.name
+    if deploy == "rtn":
+        return value(name, metrics, [each for each in config.deploy.points if each in config.epoch_points], point)
+    keys = (schema.accuracy("val", point), schema.loss("val", point))
+    here = {key: metrics[schema.after(key, deploy)] for key in keys}
+    if name in ("mean", "worst") or (name != "target" and name not in here):
+        raise UserError(f"objective {name!r}: after {deploy} an epoch is evaluated at the target alone")
+    return value(name, here, [point], point)
+
+
+def deploy_of(config: Mapping[str, Any]) -> str:
+    """The deploy method after which a run is measured for its objective, by its record's configuration.
+
+    Records of earlier versions do not name it: rtn.
+    """
+    return str(config.get("monitor", {}).get("deploy", {}).get("name", "rtn"))
 
 
 def loss_at(name: str, metrics: Mapping[str, float], points: Sequence[AnyPoint], target: AnyPoint) -> float:

@@ -184,15 +184,16 @@ def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
     return suggest(name, wanted.low, wanted.high, log=wanted.log, step=wanted.step)
 
 
-def values_of(sweep: OpenSweep, config: RunConfig, metrics: dict[str, float]) -> list[float]:
-    """The objectives from validation metrics."""
+def values_of(sweep: OpenSweep, config: RunConfig, rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The objectives from the rows of a record, after the deploy method that the configuration monitors."""
+    metrics = as_metrics(rows, config.monitor.name)
     points, target = config.deploy.points, config.monitored_point
     return [objective.value(name, metrics, points, target) for name in sweep.spec.objective]
 
 
 def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:
     """The values that a record gives its study; 0 for a final run: test results never reach a study."""
-    return values_of(sweep, claim.config, as_metrics(record["rows"])) if claim.phase == "tune" else [0.0]
+    return values_of(sweep, claim.config, record["rows"]) if claim.phase == "tune" else [0.0]
 
 
 def tell(claim: Claim, values: Sequence[float] | None) -> None:

@@ -10,7 +10,6 @@ from optuna.trial import TrialState, create_trial
 
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
-from harness.records.schema import as_metrics
 from harness.sweep.cells import Cell
 from harness.sweep.queue import Claim, OpenSweep, values_of
 from harness.sweep.samplers import distribution
@@ -43,7 +42,7 @@ def rebuild(sweep: OpenSweep) -> int:
             if record and cell and entry["phase"] == "tune" and set(entry["params"]) == set(cell.search):
                 found.append((entry["trial"], cell, entry["params"], record))
     for _, cell, params, record in sorted(found, key=lambda item: (item[1].id, item[0])):
-        values = values_of(sweep, complete(record["config"]), as_metrics(record["rows"]))
+        values = values_of(sweep, complete(record["config"]), record["rows"])
         sweep.studies[cell.id].add_trial(
             create_trial(
                 state=TrialState.COMPLETE,

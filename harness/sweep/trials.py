@@ -51,7 +51,8 @@ def _loss(sweep: "OpenSweep", trial: FrozenTrial) -> float:
     record = read_json(sweep.files.run(trial.user_attrs.get("run_id", "unknown")).record)
     if record is None:
         return math.inf
-    config, metrics = record["config"], as_metrics(record["rows"])
+    config = record["config"]
+    metrics = as_metrics(record["rows"], objective.deploy_of(config))
     bits, target = config["deploy"]["bits"], config.get("target_bit") or FLOAT
     return objective.loss_at(sweep.spec.objective[0], metrics, bits, target)
 

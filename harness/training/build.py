@@ -67,7 +67,8 @@ def _network(config: RunConfig, dataset: Dataset, weights: Path | None, device: 
     if weights is not None:
         load_checkpoint(model, weights)
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
-    check_requirements(model, settings.name, {entry["name"]: find(entry["name"]).requires for entry in config.methods})
+    used = dict.fromkeys([*(entry["name"] for entry in config.methods), config.monitor.name])
+    check_requirements(model, settings.name, {name: find(name).requires for name in used if name != "rtn"})
     attach(model, config.exclude)
     return model
 
@@ -112,9 +113,10 @@ def _evaluator(
         context=context,
         calibration=calibration,
         points=config.evaluated_points,
-        deploys=("rtn", *(name for name in config.deploy.methods if name != "rtn")),
+        deploys=config.deploys,
         batch_size=config.runtime.eval_batch_size,
         precision=config.deploy.precision,
+        settings={config.monitor.name: config.monitor.deploy},
     )
 
 

@@ -24,10 +24,12 @@ from harness.core.config_base import (
     QuantizerConfig,
     StrictConfig,
     WeightBits,
+    by_name,
+    listed,
 )
 from harness.core.errors import UserError
 from harness.core.validation import explain
-from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
+from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
 
 def _named(kind: str) -> AfterValidator:
@@ -38,16 +40,6 @@ def _named(kind: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-def by_name(value: Any) -> Any:
-    """A name alone in place of a section that holds a name and nothing else."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-def listed(value: Any) -> Any:
-    """One name or section in place of a list of one."""
-    return [value] if isinstance(value, str | Mapping) else value
 
 
 MethodEntry = Annotated[dict[str, Any], BeforeValidator(by_name), _named("method")]
@@ -93,6 +85,11 @@ class RunConfig(StrictConfig):
         json_schema_extra=IDENTITY_IF_CHANGED,
     )
     deploy: DeployConfig = Field(description="how the trained network is rounded and evaluated")
+    monitor: MonitorConfig = Field(
+        MonitorConfig(),
+        description="what the best epoch, patience and the objective go by",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
     runtime: RuntimeConfig = Field(
         RuntimeConfig(), description="device, threads, W&B; no part of a run's identity", json_schema_extra=NOT_IDENTITY
     )
@@ -133,8 +130,13 @@ class RunConfig(StrictConfig):
 
     @property
     def monitored_point(self) -> BitWidths:
-        """The point whose validation accuracy chooses the best epoch."""
+        """The point whose validation accuracy, after `monitor.deploy`, chooses the best epoch."""
         return self.target or BitWidths()
+
+    @property
+    def deploys(self) -> tuple[str, ...]:
+        """The deploy methods of the record's rows: round-to-nearest, `deploy.methods`, and the monitored one."""
+        return tuple(dict.fromkeys(("rtn", *self.deploy.methods, self.monitor.name)))
 
     @property
     def epoch_points(self) -> tuple[BitWidths, ...]:
@@ -148,6 +150,8 @@ class RunConfig(StrictConfig):
         """
         plain = self.identity()
         plain["methods"] = [component("method", entry).identity() for entry in self.methods]
+        if "monitor" in plain:
+            plain["monitor"] = {"deploy": component("method", self.monitor.deploy).identity()}
         model = component("model", self.model)
         plain["model"] = model.identity()
         plain["data"] = component("data set", self.data).identity()
@@ -187,6 +191,7 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
     config = complete_but_methods(raw)
     from harness.methods import find
 
+    monitor = _complete_monitor(config)
     entries = tuple(component("method", entry).model_dump(mode="json") for entry in config.methods)
     names = [entry["name"] for entry in entries]
     for name in names:
@@ -197,7 +202,22 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
             raise UserError(
                 f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
             )
-    return config.model_copy(update={"methods": entries})
+    return config.model_copy(update={"methods": entries, "monitor": monitor})
+
+
+def _complete_monitor(config: RunConfig) -> MonitorConfig:
+    from harness.methods import find
+
+    name = config.monitor.name
+    if name == "rtn":
+        return config.monitor
+    if find(name).needs_target_bit and config.target_bit is None:
+        raise UserError(f"monitor.deploy: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    try:
+        settings = component("method", config.monitor.deploy)
+    except UserError as error:
+        raise UserError(f"monitor.deploy: {error}") from None
+    return MonitorConfig(deploy=settings.model_dump(mode="json"))
 
 
 def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:

@@ -10,6 +10,7 @@ import torch
 from harness.data.base import order
 from harness.training.build import build
 from harness.training.config import RunConfig
+from harness.training.evaluator import Case
 from harness.training.loop import step
 from harness.training.session import Session
 from harness.training.trial_build import random_weights
@@ -24,7 +25,8 @@ WHOLE_EVALUATION_S = 1.0
 class Cost:
     """Seconds: to build a run, of a step, and of one evaluation of the validation split at all bit-widths.
 
-    steps: of an epoch. deploys: ways of deployment that the record evaluates. test_over_val: images of both splits.
+    steps: of an epoch. monitor_s: of an epoch's further evaluation, after `monitor.deploy`. deploys: ways of deployment
+    that the record evaluates. test_over_val: images of both splits.
     """
 
     start_s: float
@@ -33,11 +35,12 @@ class Cost:
     steps: int
     deploys: int = 1
     test_over_val: float = 1.0
+    monitor_s: float = 0.0
 
     @property
     def epoch_s(self) -> float:
         """Seconds of an epoch with its evaluation."""
-        return self.steps * self.step_s + self.evaluation_s
+        return self.steps * self.step_s + self.evaluation_s + self.monitor_s
 
     def run_s(self, epochs: int, final: bool) -> float:
         """Seconds of a run that trains all its epochs; a final run reads the test split too."""
@@ -58,7 +61,9 @@ def measure(config: RunConfig) -> Cost:
             session = build(random_weights(config))
             start_s = time.perf_counter() - begun
             step_s = _step_s(session)
-            evaluation_s = _evaluation_s(session)
+            evaluation_s = _evaluation_s(session, [("rtn", point) for point in session.evaluator.points])
+            chosen_by = (config.monitor.name, config.monitored_point)
+            monitor_s = 0.0 if config.monitor.name == "rtn" else _evaluation_s(session, [chosen_by])
     finally:
         torch.set_num_threads(threads)
     dataset = session.dataset
@@ -69,6 +74,7 @@ def measure(config: RunConfig) -> Cost:
         steps=session.steps_per_epoch,
         deploys=len(session.evaluator.deploys),
         test_over_val=len(dataset.test) / len(dataset.val),
+        monitor_s=monitor_s,
     )
 
 
@@ -85,7 +91,7 @@ def _step_s(session: Session) -> float:
     return spent / count
 
 
-def _evaluation_s(session: Session) -> float:
+def _evaluation_s(session: Session, cases: list[Case]) -> float:
     """Of the whole validation split, as after each epoch."""
     val = session.dataset.val
     part = min(len(val), session.config.train.batch_size)
@@ -93,7 +99,7 @@ def _evaluation_s(session: Session) -> float:
     def evaluate(images: int) -> float:
         first = val.take(torch.arange(images, device=session.device))
         evaluator = replace(session.evaluator, dataset=replace(session.dataset, val=first))
-        return _seconds(session, lambda: evaluator.rows(session.model, session.config.phase, "val", ("rtn",)))
+        return _seconds(session, lambda: evaluator.rows(session.model, session.config.phase, "val", cases))
 
     whole_s = evaluate(part) * len(val) / part
     return evaluate(len(val)) if whole_s < WHOLE_EVALUATION_S else whole_s

@@ -1,8 +1,8 @@
 """Accuracy and loss of a network at each deployment point. Works on copies of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,10 +16,16 @@ from harness.methods.base import Calibration, Context, Method
 from harness.quantization.deploy import round_to_nearest
 from harness.records import schema
 
+#: What one row is of: a deploy method and a point.
+Case = tuple[str, BitWidths]
+
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model at deployment points. deploys: "rtn" (round-to-nearest) or names of methods with a deploy."""
+    """Evaluates a model at deployment points. deploys: "rtn" (round-to-nearest) or names of methods with a deploy.
+
+    settings: of such methods, by name, where they are not the method's defaults.
+    """
 
     dataset: Dataset
     methods: Sequence[Method]
@@ -29,20 +35,16 @@ class Evaluator:
     deploys: tuple[str, ...]
     batch_size: int
     precision: Literal["fp32", "bf16"] = "fp32"
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def rows(
-        self,
-        model: nn.Module,
-        phase: str,
-        split: Literal["val", "test"],
-        deploys: Sequence[str] | None = None,
-        points: Sequence[BitWidths] | None = None,
+        self, model: nn.Module, phase: str, split: Literal["val", "test"], cases: Iterable[Case] | None = None
     ) -> list[dict[str, Any]]:
-        """One row per deploy method and point: see schema.ROW. Accuracy in [0, 1], loss in nats.
+        """One row per case, a deploy method and a point: see schema.ROW. Accuracy in [0, 1], loss in nats.
 
-        deploys, points: those of the evaluator by default.
+        cases: all deploy methods at all points by default.
         """
-        cases = [(deploy, point) for deploy in deploys or self.deploys for point in points or self.points]
+        cases = [(each, point) for each in self.deploys for point in self.points] if cases is None else list(cases)
         models = [self.deployed(model, point, deploy) for deploy, point in cases]
         found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
@@ -56,7 +58,8 @@ class Evaluator:
         """A copy of the model as deployed at a point: in evaluation mode, weights on the grid."""
         point = BitWidths.of(at)
         copy = deepcopy(model).eval()
-        extra = [] if deploy == "rtn" else build_stack([{"name": deploy}], self.context)
+        entry = self.settings.get(deploy, {"name": deploy})
+        extra = [] if deploy == "rtn" else build_stack([dict(entry)], self.context)
         for method in (*self.methods, *extra):
             method.deploy(copy, point, self.calibration)
         return round_to_nearest(copy, point, self.context.scale, self.context.quantizer, self.context.exclude)

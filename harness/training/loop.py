@@ -124,18 +124,21 @@ def _finish_epoch(session: Session) -> dict[str, Any]:
 
 def validate(session: Session) -> dict[str, float]:
     """Validation metrics of the weights as they are; keeps them when they are the best so far."""
-    progress = session.progress
-    # Epoch metrics are of round-to-nearest alone; other deploy methods are evaluated for the record.
-    points = session.config.epoch_points
-    rows = session.evaluator.rows(session.model, session.config.phase, "val", ("rtn",), points)
+    progress, config = session.progress, session.config
+    deploy, point = config.monitor.name, config.monitored_point
+    # Of round-to-nearest, and of what the epoch is chosen by; other deploy methods are evaluated for the record.
+    cases = dict.fromkeys([*(("rtn", each) for each in config.epoch_points), (deploy, point)])
+    rows = session.evaluator.rows(session.model, config.phase, "val", cases)
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise TrainingError(
                 f"the validation loss ({in_words(schema.point(row))}) became {row['loss']} in epoch {progress.epoch}"
             )
-    metrics = schema.as_metrics(rows)
-    metrics[schema.MONITOR] = monitored = metrics[schema.accuracy("val", session.config.monitored_point)]
-    eligible = progress.epoch >= first_eligible_epoch(session.config.train, session.methods)
+    metrics, chosen_by = schema.as_metrics(rows), schema.as_metrics(rows, deploy)
+    for name in (schema.accuracy("val", point), schema.loss("val", point)):
+        metrics[schema.after(name, deploy)] = chosen_by[name]
+    metrics[schema.MONITOR] = monitored = chosen_by[schema.accuracy("val", point)]
+    eligible = progress.epoch >= first_eligible_epoch(config.train, session.methods)
     if eligible and monitored > progress.best_value:
         progress.best_value, progress.best_epoch = monitored, progress.epoch
         progress.best_state = {name: tensor.detach().clone() for name, tensor in session.model.state_dict().items()}

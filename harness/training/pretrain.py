@@ -13,6 +13,7 @@ from harness.core.config_base import QuantizerConfig
 from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
 from harness.training.config import RunConfig
+from harness.training.sections import MonitorConfig
 
 
 def parent_of(config: RunConfig) -> RunConfig:
@@ -27,6 +28,7 @@ def parent_of(config: RunConfig) -> RunConfig:
         "watch_bit": MIN_BITS,
         "also_watch": (),
         "quantizer": QuantizerConfig(),
+        "monitor": MonitorConfig(),
         "deploy": config.deploy.model_copy(update={"scale": "recalibrate", "methods": ("rtn",)}),
     }
     return config.model_copy(update=changed)

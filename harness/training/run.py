@@ -193,9 +193,10 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
 
 def epoch_line(config: RunConfig, metrics: dict[str, Any]) -> str:
     """An epoch's loss, validation accuracy where it is monitored, and oscillation frequency in one line of text."""
+    after = "" if config.monitor.name == "rtn" else f" after {config.monitor.name}"
     return (
         f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
-        f"val {100 * metrics[schema.MONITOR]:.2f} % {in_words(config.monitored_point)}  "
+        f"val {100 * metrics[schema.MONITOR]:.2f} % {in_words(config.monitored_point)}{after}  "
         f"oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
     )
 

@@ -1,14 +1,14 @@
-"""The sections `train`, `deploy` and `runtime` of a run's configuration. Free of torch."""
+"""The sections `train`, `deploy`, `monitor` and `runtime` of a run's configuration. Free of torch."""
 
 from collections import Counter
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from harness.core import registry
 from harness.core.bits import FLOAT, BitWidths, PlainPoint
-from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, Point, StrictConfig
-from harness.core.errors import unknown
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, Point, StrictConfig, by_name
+from harness.core.errors import nearest, unknown
 
 
 class TrainConfig(StrictConfig):
@@ -77,6 +77,36 @@ class DeployConfig(StrictConfig):
             if name not in legal:
                 raise unknown("deploy method", name, legal)
         return self
+
+
+def _deployable(value: dict[str, Any]) -> dict[str, Any]:
+    """Check the name, and that round-to-nearest has no settings; a method's own need its file (`complete`)."""
+    name, settings = value.get("name"), sorted({*value} - {"name"})
+    if name == "rtn" and settings:
+        raise ValueError(f"rtn (round-to-nearest) has no settings, got {', '.join(settings)}")
+    known = name in registry.names("method")
+    if name != "rtn" and not (known and registry.has_deploy(str(name))):
+        legal = registry.deploy_methods()
+        if not known:
+            raise unknown("deploy method", name, legal)
+        why = f"method {name!r} has no deployment of its own{nearest(name, legal)}"
+        raise ValueError(f"{why} (legal: {', '.join(legal)})")
+    return value
+
+
+class MonitorConfig(StrictConfig):
+    """What chooses the best epoch and ends training after `patience`, and what the objective is taken from."""
+
+    deploy: Annotated[dict[str, Any], BeforeValidator(by_name), AfterValidator(_deployable)] = Field(
+        {"name": "rtn"},
+        description="accuracy is measured after it: rtn (round-to-nearest), or a method with a deployment of its own, "
+        "by name or {name: ..., setting: ...}",
+    )
+
+    @property
+    def name(self) -> str:
+        """Of the deploy method."""
+        return str(self.deploy["name"])
 
 
 class RuntimeConfig(StrictConfig):

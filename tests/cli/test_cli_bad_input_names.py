@@ -133,6 +133,23 @@ def test_a_misspelt_deploy_method_is_refused_with_the_nearest(cli: Cli) -> None:
     assert "'rnt'; did you mean 'rtn'?" in message, message
 
 
+MONITORED = {
+    "misspelt": (
+        "bn_restimation",
+        "unknown deploy method 'bn_restimation'; did you mean 'bn_reestimation'? (legal: any_",
+    ),
+    "without a deployment": ("lsq", "method 'lsq' has no deployment of its own (legal: rtn, any_precision, bn_reest"),
+    "setting": ({"name": "bn_reestimation", "batch": 3}, "batch: unknown key; did you mean 'batches'? (legal: batches"),
+}
+
+
+@pytest.mark.parametrize(("deploy", "said"), MONITORED.values(), ids=MONITORED)
+def test_a_monitored_method_that_cannot_deploy_is_refused(cli: Cli, deploy: object, said: str) -> None:
+    message = cli.refusal(cli.file(edited({"base/monitor": {"deploy": deploy}})))
+    assert message.startswith("cell ste,target_bit=2: monitor.deploy: ")
+    assert said in message
+
+
 TYPES = {
     "word for a number": ({"base/train/epochs": "many"}, ["train.epochs: 'many'", "valid integer"]),
     "fraction for a whole number": ({"base/train/epochs": 2.5}, ["train.epochs: 2.5", "valid integer"]),

@@ -117,6 +117,7 @@ LATER_MISTAKES = {
     "data setting in a grid": {"cells/1/grid/data.normalise": ["unit"]},
     "checkpoint": {"cells/1/set": {"model.init": "nowhere.pt"}},
     "objective": {"objective": "val/acc_w5"},
+    "monitored method": {"cells/1/set": {"monitor.deploy": "lsq"}},
     "sampler option": {"sampler": {"name": "tpe", "n_startup_trial": 4}},
     "pruner option": {"pruner": {"name": "median", "n_startup_trial": 4}},
     "workers of a database": {"storage": "sqlite:///queue.db", "workers": 2},

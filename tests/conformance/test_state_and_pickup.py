@@ -23,6 +23,7 @@ from harness.core import registry
 from harness.core.errors import Stopped, UserError
 from harness.data.base import Dataset
 from harness.methods import find
+from harness.methods.base import Method
 from harness.quantization.layers import weight_layers
 from harness.training import checkpoint
 from harness.training.build import build
@@ -35,6 +36,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp5": {"name": "mlp5", "width": 12, "depth": 3},
     "vit_tiny": {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2, "drop_path": 0.4},
 }
+#: With statistics that a deploy method can change; too slow for every test.
+BATCH_NORMS: dict[str, dict[str, Any]] = {"resnet18": {"name": "resnet18", "width": 2}}
 
 
 def config(method: str, device: str = "cpu", model: str | None = None, **changes: Any) -> RunConfig:
@@ -42,7 +45,7 @@ def config(method: str, device: str = "cpu", model: str | None = None, **changes
     raw: dict[str, Any] = {
         "methods": [find(method).tiny_config().model_dump()],
         "target_bit": 3,
-        "model": MODELS[model or fitting(method, MODELS)[0]],
+        "model": (MODELS | BATCH_NORMS)[model or fitting(method, MODELS)[0]],
         "data": {"name": "digits", "train_fraction": 0.1, "augment": {"crop_padding": 1}},
         "train": {"epochs": 2, "batch_size": 40, "learning_rate": 3e-3, "schedule": "cosine", "warmup_epochs": 1},
         "deploy": {"bits": [2, 3, 8], "scale": "keep_range"},
@@ -86,6 +89,31 @@ def test_the_whole_state_after_a_resume(method: str, model: str, device: str, tm
     assert set(states["whole"]) >= {"model", "optimizer", "methods", "trackers", "progress", "rng"}
     assert_equal(states["parts"], states["whole"])
     assert lines["parts"] == lines["whole"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_whether_a_method_deploys_is_read_off_its_file(name: str) -> None:
+    assert registry.has_deploy(name) == (find(name).deploy is not Method.deploy)
+
+
+@pytest.mark.parametrize("deploy", registry.deploy_methods()[1:])
+def test_a_resume_where_epochs_are_measured_after_a_deploy_method(deploy: str, tmp_path: Path) -> None:
+    """And what is measured changes no weight."""
+    chosen_by = {"monitor": {"deploy": find(deploy).tiny_config().model_dump()}}
+    lines: dict[str, list[Any]] = {}
+    for name, stops, changes in (("plain", [99], {}), ("whole", [99], chosen_by), ("parts", [2, 1, 99], chosen_by)):
+        lines[name] = []
+        for allowed in stops:
+            session = build(config("ste", model="resnet18", **changes))
+            checkpoint.restore(tmp_path / f"{name}.pt", session)
+            left = itertools.chain([False] * allowed, itertools.repeat(True))
+            with suppress(Stopped):
+                train(session, lines[name].append, lambda left=left: next(left))  # type: ignore[misc]
+            checkpoint.save(tmp_path / f"{name}.pt", session)
+    states = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in lines}
+    assert_equal(states["parts"], states["whole"])
+    assert lines["parts"] == lines["whole"]
+    assert_equal(states["whole"]["model"], states["plain"]["model"])
 
 
 @pytest.mark.parametrize(("method", "model"), pairs(METHODS, MODELS))

@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictConfig
 from harness.training.config import RunConfig, complete
-from harness.training.sections import DeployConfig, RuntimeConfig, TrainConfig
+from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
 RAW: dict[str, Any] = {
     "seed": 3,
@@ -73,6 +73,7 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "wandb_project": "x",
         "wandb_artifact": True,
     },
+    MonitorConfig: {"deploy": "bn_reestimation"},
     RunConfig: {
         "phase": "tune",
         "seed": 4,
@@ -88,6 +89,7 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "activations": {"range": "max", "first_last": "float"},
         "exclude": ["layer1"],
         "deploy": {"scale": "keep_range"},
+        "monitor": {"deploy": "any_precision"},
         "runtime": {"threads": 2},
     },
 }
@@ -98,6 +100,7 @@ SECTIONS = {
     QuantizerConfig: "quantizer",
     ActivationsConfig: "activations",
     DeployConfig: "deploy",
+    MonitorConfig: "monitor",
     RuntimeConfig: "runtime",
 }
 

@@ -29,6 +29,9 @@ def test_the_golden_run_id() -> None:
         {"watch_bit": 3},
         {"exclude": []},
         {"phase": "final"},
+        {"monitor": {}},
+        {"monitor": {"deploy": "rtn"}},
+        {"monitor__deploy": {"name": "rtn"}},
         {"quantizer": {}},
         # the same numbers in other words
         {"train__label_smoothing": 0, "train__clip_norm": None},
@@ -37,6 +40,19 @@ def test_the_golden_run_id() -> None:
 )
 def test_what_is_no_part_of_the_identity(changes: dict[str, Any]) -> None:
     assert run_id(**changes) == GOLDEN
+
+
+def test_a_setting_of_the_monitored_method_counts_however_it_is_written() -> None:
+    names = [
+        run_id(monitor__deploy=deploy)
+        for deploy in (
+            "bn_reestimation",
+            {"name": "bn_reestimation", "batches": 50},
+            {"name": "bn_reestimation", "batches": 9},
+        )
+    ]
+    assert names[0] == names[1] != names[2]
+    assert GOLDEN not in names
 
 
 def test_the_order_of_keys_is_no_part_of_the_identity() -> None:
