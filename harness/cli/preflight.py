@@ -56,7 +56,9 @@ def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
         for config in at_corners(spec, cell):
             name = json.dumps(config.data)
             images = of_data[name] = of_data[name] if name in of_data else _images(config.data)
-            key = json.dumps([config.model, images, config.exclude, without_numbers(config.methods)])
+            activations = [point.activations for point in config.evaluated_points if point.activations is not None]
+            deployed = [config.activations.model_dump(), config.target_bit] if activations else None
+            key = json.dumps([config.model, images, config.exclude, without_numbers(config.methods), deployed])
             if key not in tried:
                 tried.add(key)
                 notes += _check_build(cell.id, config, images)

@@ -1,7 +1,7 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -92,17 +92,20 @@ class QuantizerConfig(StrictConfig):
     )
 
 
-def quantizer_config(value: QuantizerConfig | Mapping[str, Any] | None) -> QuantizerConfig:
-    """What a library call was given as `quantizer`; None is the default. Raises UserError for anything else."""
-    if isinstance(value, QuantizerConfig) or value is None:
-        return value or QuantizerConfig()
+Section = TypeVar("Section", bound=StrictConfig)
+
+
+def section(value: Section | Mapping[str, Any] | None, kind: type[Section], name: str) -> Section:
+    """What a library call was given as `name`; None is the default. Raises UserError for anything else."""
+    if isinstance(value, kind) or value is None:
+        return value or kind()
     if not isinstance(value, Mapping):
-        legal = ", ".join(QuantizerConfig.model_fields)
-        raise UserError(f"quantizer: {value!r} is neither a QuantizerConfig nor a mapping of its settings ({legal})")
+        legal = ", ".join(kind.model_fields)
+        raise UserError(f"{name}: {value!r} is neither a {kind.__name__} nor a mapping of its settings ({legal})")
     try:
-        return QuantizerConfig.model_validate(dict(value))
+        return kind.model_validate(dict(value))
     except ValidationError as error:
-        raise UserError(explain(error, QuantizerConfig, "quantizer.")) from None
+        raise UserError(explain(error, kind, f"{name}.")) from None
 
 
 def _bits(value: Any) -> Any:

@@ -136,6 +136,7 @@ class AnyPrecision(Method):
 
     kind, acts_on = "QAT", "weights, norms"
     requires: ClassVar[tuple[str, ...]] = ("norms",)
+    changes_activations = True  # norms are those of the point
 
     class Config(MethodConfig):
         name: Literal["any_precision"] = "any_precision"

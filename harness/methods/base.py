@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from harness.core.bits import BitWidths, PlainPoint, ScalePolicy
 from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictConfig
-from harness.quantization import WeightQuantizer, make_quantizer
+from harness.quantization import Observed, WeightQuantizer, make_quantizer, observe
 from harness.quantization.layers import QuantLayer
 
 
@@ -89,14 +89,20 @@ class Step:
 class Calibration:
     """Batches of training images without augmentation; every reading gives the same ones.
 
-    draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device.
+    draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device. different: how
+    many batches there are before they repeat; None: not known.
     """
 
     draw: Callable[[int], tuple[Tensor, Tensor]]
+    different: int | None = None
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first `count` batches."""
         return (self.draw(index) for index in range(count))
+
+    def inputs(self, count: int) -> Iterator[Tensor]:
+        """The inputs of the first `count` batches, or of all there are: none comes twice."""
+        return (inputs for inputs, _ in self.batches(min(count, self.different or count)))
 
 
 class Method:
@@ -111,6 +117,8 @@ class Method:
     ones, so it must come before all methods that do not replace layers.
     requires: features that a model must have, from FEATURES in harness/methods/_requirements.py; a run or a cell with
     another model is refused.
+    changes_activations: True if `deploy` changes what layers get as inputs (statistics of norms, weights fitted to a
+    point); ranges of activations are then observed anew after it.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -121,6 +129,7 @@ class Method:
     needs_double_backward: bool = False
     selection_start: float = 0.0
     requires: ClassVar[tuple[str, ...]] = ()
+    changes_activations: bool = False
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config, self.context = config, context
@@ -157,7 +166,9 @@ class Method:
     def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
         """Turn `model`, a copy, into the network deployed at a point; `point.weights` is None for float.
 
-        Layers that it leaves alone are rounded to nearest afterwards (`round_to_nearest`).
+        Layers that it leaves alone are rounded to nearest afterwards, and activations are quantized after all weights
+        are (`round_to_nearest`). One that rounds weights itself calls `round_weights`. Quantizers of activations that
+        were trained are in their slots meanwhile, except at points whose activations are float.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,3 +188,10 @@ def default_quantizer(layer: QuantLayer, context: Context) -> WeightQuantizer:
     quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused)
     with torch.no_grad():
         return quantizer.to(layer.weight.device).fit(layer.effective_weight())
+
+
+def observed_inputs(model: nn.Module, calibration: Calibration, context: Context) -> dict[str, Observed]:
+    """What the inputs of layers and the operands of attention are on the run's calibration batches, in float."""
+    config = context.activations
+    count = 1 if config.granularity == "token" else config.calibration_batches  # of one to learn the order of layers
+    return observe(model, calibration.inputs(count), context.exclude, config.attention)

@@ -34,7 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.core.bits import BitWidths
 from harness.methods.base import Calibration, Method, MethodConfig
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_weights
 
 
 class BatchNormReestimation(Method):
@@ -48,6 +48,7 @@ class BatchNormReestimation(Method):
 
     config: Config
     needs_target_bit: ClassVar[bool] = False
+    changes_activations = True
 
     @classmethod
     def tiny_config(cls) -> MethodConfig:
@@ -57,7 +58,7 @@ class BatchNormReestimation(Method):
         norms = batch_norms(model)
         if norms:
             context = self.context
-            round_to_nearest(model, point, context.scale, context.quantizer, context.exclude)
+            round_weights(model, point, context.scale, context.quantizer, context.exclude)
             reestimate(model, norms, calibration, self.config.batches)
 
 

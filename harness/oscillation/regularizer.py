@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.core.config_base import QuantizerConfig, quantizer_config
+from harness.core.config_base import QuantizerConfig, section
 from harness.core.errors import UserError
 from harness.oscillation.fused import regularizer_pass
 from harness.oscillation.model_layers import ModelLayers
@@ -75,7 +75,11 @@ class OscillationRegularizer:
         if not (isinstance(strength, int | float) and math.isfinite(strength) and strength >= 0):
             raise UserError(f"strength: {strength!r} is no number of 0 or more")
         self.strength = strength
-        self._config, self._bits, self._scale_gradient = quantizer_config(quantizer), bits, scale_gradient
+        self._config, self._bits, self._scale_gradient = (
+            section(quantizer, QuantizerConfig, "quantizer"),
+            bits,
+            scale_gradient,
+        )
         self._fused, self._present = fused, ModelLayers(model, exclude)
         self._quantizers: dict[int, tuple[Tensor, MaxAbsQuantizer]] = {}
         self._read(self._present.trained_weights())

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.core.config_base import QuantizerConfig, quantizer_config
+from harness.core.config_base import QuantizerConfig, section
 from harness.core.errors import UserError
 from harness.oscillation.fused import tracker_pass
 from harness.oscillation.model_layers import ModelLayers
@@ -49,7 +49,7 @@ class OscillationTracker:
     ) -> None:
         if not 0 < momentum < 1:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
-        config = quantizer_config(quantizer)
+        config = section(quantizer, QuantizerConfig, "quantizer")
         self.threshold, self._momentum, self._decay = threshold, momentum, 1.0
         self._present = ModelLayers(model, exclude)
         self._watches = {

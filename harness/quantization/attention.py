@@ -1,12 +1,14 @@
 """Attention with its two products as modules, so that methods can quantize keys, values and scores."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.quantization.layers import QuantMatMul
+from harness.quantization.layers import QuantMatMul, glob_patterns
 
 
 class OpenAttention(nn.Module):
@@ -112,18 +114,21 @@ def kind_of(attention: nn.Module) -> type[nn.Module]:
     return _EXPLICIT.get(_qualified(attention), type(attention))
 
 
-def expose_attention_products(model: nn.Module) -> int:
+def expose_attention_products(model: nn.Module, exclude: str | Iterable[str] = ()) -> int:
     """Make the products of every attention explicit, in place; state dict and module objects stay the same.
 
-    Each attention gets `qk_matmul` (queries by keys) and `av_matmul` (scores by values), without parameters.
+    Each attention gets `qk_matmul` (queries by keys) and `av_matmul` (scores by values), without parameters; one whose
+    queries and keys are joined (`join_queries_and_keys`) has them. exclude: globs of modules that are left alone.
     Returns the number of attention modules that are explicit afterwards, including those of an earlier call; 0 if the
     model has none. Raises UserError, before anything changes, naming a module whose attention cannot be made explicit
     (torch's MultiheadAttention; attention of timm other than ViT's and TinyViT's).
     """
-    found: dict[str, Any] = attentions(model)
+    patterns = glob_patterns(exclude)
+    left = {name for name, _ in model.named_modules() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    found: dict[str, Any] = {name: module for name, module in attentions(model).items() if name not in left}
     for name, module in model.named_modules():
         closed = isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn")
-        if closed and name not in found:
+        if closed and not isinstance(module, OpenAttention) and name not in found and name not in left:
             raise UserError(
                 f"module {name!r}: the products inside {type(module).__module__}.{type(module).__qualname__} cannot be "
                 "quantized; only the attention of timm's vision transformers and of TinyViT can"
@@ -134,8 +139,9 @@ def expose_attention_products(model: nn.Module) -> int:
             # Only the class changes, so hooks, references and the state dict stay.
             module.__class__ = explicit
             module.fused_attn = False
-            module.qk_matmul, module.av_matmul = QuantMatMul(), QuantMatMul()
-    return len(found)
+            for product in ("qk_matmul", "av_matmul"):
+                setattr(module, product, QuantMatMul().train(module.training))
+    return sum(isinstance(module, OpenAttention) for module in model.modules())
 
 
 def additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:

@@ -18,7 +18,7 @@ from harness.quantization.attention import (
     OpenVitAttention,
     kind_of,
 )
-from harness.quantization.layers import QuantLinear
+from harness.quantization.layers import QuantLinear, QuantMatMul
 from harness.quantization.slots import SlotTakenError, Unfilled
 
 
@@ -70,34 +70,49 @@ def _layer(weight: Tensor, rows: Tensor, bias: Tensor | None) -> QuantLinear:
 
 
 class BilinearAttention(OpenVitAttention):
-    """timm's ViT attention, never fused: `softmax(scale * x_i^T W_h x_j + mask) v`, otherwise unchanged."""
+    """timm's ViT attention, never fused: `softmax(scale * x_i^T W_h x_j + mask) v`, otherwise unchanged.
+
+    `qk_matmul` multiplies the scaled tokens by `W_h x_j` of all heads, `av_matmul` scores by values, as in
+    `ExplicitAttention`.
+    """
+
+    qk_matmul: QuantMatMul
+    av_matmul: QuantMatMul
 
     def logits_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         this: Any = self
         keys, values = self.qkv(x)
-        return _logits(x * this.scale, keys), values
+        return _logits(self.qk_matmul, x * this.scale, keys), values
+
+    def mix(self, scores: Tensor, values: Tensor) -> Tensor:
+        return self.av_matmul(scores, values)
 
 
 class BilinearTinyVitAttention(OpenAttention):
     """TinyViT's window attention, never fused: `softmax(scale * x_i^T W_h x_j + bias) v`, x the normalised tokens.
 
-    The relative biases are computed in every pass, as in `ExplicitTinyVitAttention`.
+    The relative biases are computed in every pass, as in `ExplicitTinyVitAttention`; products as in
+    `BilinearAttention`.
     """
+
+    qk_matmul: QuantMatMul
+    av_matmul: QuantMatMul
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of one window (B, N, C) to (B, N, C)."""
         this: Any = self
         x = this.norm(x)
         keys, values = self.qkv(x)
-        scores = _logits(x * this.scale, keys)
+        scores = _logits(self.qk_matmul, x * this.scale, keys)
         scores = (scores + this.attention_biases[:, this.attention_bias_idxs]).softmax(dim=-1)
-        return this.proj((scores @ values).transpose(1, 2).flatten(2))
+        return this.proj(self.av_matmul(scores, values).transpose(1, 2).flatten(2))
 
 
-def _logits(x: Tensor, keys: Tensor) -> Tensor:
+def _logits(product: nn.Module, x: Tensor, keys: Tensor) -> Tensor:
     """`x_i . keys_jh`, (B, H, N, N), of tokens (B, N, C) and of keys (B, H, N, C)."""
     # One product for all heads: broadcasting x over them would copy it H times.
-    return (x @ keys.flatten(1, 2).transpose(1, 2)).unflatten(-1, keys.shape[1:3]).transpose(1, 2)
+    logits: Tensor = product(x, keys.flatten(1, 2).transpose(1, 2))
+    return logits.unflatten(-1, keys.shape[1:3]).transpose(1, 2)
 
 
 def _vit_rows(attention: Any) -> tuple[Tensor, Tensor]:
@@ -155,3 +170,5 @@ def join_queries_and_keys(attention: Any) -> None:
     # Only the class changes, so hooks and references stay.
     attention.__class__ = kind
     attention.fused_attn = False
+    for product in ("qk_matmul", "av_matmul"):
+        setattr(attention, product, QuantMatMul().train(attention.training))

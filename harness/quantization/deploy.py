@@ -1,16 +1,19 @@
-"""Post-training quantization: rounding every weight of a model to nearest."""
+"""Post-training quantization: rounding every weight of a model to nearest, and activations at points that say so."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from glob import escape
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.bits import FLOAT, LEGAL_POINTS, BitWidths, PlainPoint, ScalePolicy
-from harness.core.config_base import QuantizerConfig, quantizer_config
+from harness.core.config_base import ActivationsConfig, QuantizerConfig, section
 from harness.core.errors import UserError, nearest, unknown
+from harness.quantization.activations import ActivationQuantizer
+from harness.quantization.inputs import BitsOf, quantize_inputs
 from harness.quantization.layers import (
     QuantLayer,
     excluded_by_attach,
@@ -18,12 +21,16 @@ from harness.quantization.layers import (
     glob_patterns,
     weight_layers,
 )
+from harness.quantization.observed import Observed
+from harness.quantization.observing import expose, observe
 from harness.quantization.quantizer import WeightQuantizer, make_quantizer
 from harness.quantization.slots import Unfilled
 
 #: For a layer: at the bit-width of its own quantizer; where it has none, as it is.
 TRAINED = "trained"
 WantedBits = BitWidths | PlainPoint | None
+#: Of each layer, by name; None: trained.
+Wanted = dict[str, BitWidths | None]
 
 
 def round_to_nearest(
@@ -32,26 +39,70 @@ def round_to_nearest(
     scale: ScalePolicy = "recalibrate",
     quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
     exclude: str | Iterable[str] = (),
+    activations: ActivationsConfig | Mapping[str, Any] | None = None,
+    calibration: Iterable[Any] | Mapping[str, Observed] | None = None,
 ) -> nn.Module:
-    """Replace every weight by its quantized value, in place; slots are emptied. Returns the model.
+    """Replace every weight by its quantized value, in place, and quantize activations where the point says so.
 
-    bits: None or "trained": each layer at the bits of its own quantizer, a layer without one as it is. 2 to 8, or
-    "float" (the latent weights themselves): all layers. Or a mapping of layer names and globs to any of these: a name
-    counts before a glob, an earlier glob before a later one, and a layer that none matches is "trained".
-    Layers that `attach` left out stay as they are, unless a mapping has their very name, as do those of `exclude`.
+    bits: None or "trained": each layer at the bits of its own quantizers, a layer without one as it is. 2 to 8 (weights
+    alone), "w4a8", or "float" (the latent weights themselves): all layers. Or a mapping of layer names and globs to any
+    of these: a name counts before a glob, an earlier glob before a later one, and a layer that none matches is
+    "trained". Layers that `attach` left out stay as they are, unless a mapping has their very name, as do those of
+    `exclude`.
 
     A layer with a quantizer of its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its
     range, or recalibrate, that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers
-    that are deployed already stay as they are, so round a copy. Raises UserError, before anything changes, for
-    impossible bits, for a name or glob that matches no layer, and for "trained" where no layer has a quantizer.
+    that are deployed already stay as they are, so round a copy.
+
+    activations: how inputs of layers and operands of attention are quantized. calibration: batches of inputs as the
+    model takes them (a tuple is several arguments), of which the first `calibration_batches` are used, or what
+    `observe` saw; needed where a point has bits for activations, unless ranges are per token. With a mapping of layers,
+    `first_last` has no effect. At points without activations the slots of activation quantizers are emptied.
+
+    Returns the model. Raises UserError, before any number changes, for impossible bits, for a name or glob that matches
+    no layer, for "trained" where no layer has a quantizer, for calibration data that are missing or have NaN, for
+    attention whose products cannot be reached, and for `first_last` where one layer is both.
     """
-    config, names = quantizer_config(quantizer), set(bits) if isinstance(bits, Mapping) else set()
+    weights = section(quantizer, QuantizerConfig, "quantizer")
+    settings = section(activations, ActivationsConfig, "activations")
+    layers, wanted = _checked_layers(model, bits, exclude)
+    slotted = _with_slots(model, layers, wanted)
+    observed = _observed(model, wanted.values(), settings, calibration, exclude)
+    if settings.attention and any(point and point.activations for point in wanted.values()):
+        expose(model, exclude)
+    keep = None if scale == "recalibrate" else scale
+    quantize_inputs(model, _activation_bits(bits, wanted), settings, observed, keep, exclude)
+    _round(slotted, wanted, scale, weights)
+    return model
+
+
+def round_weights(
+    model: nn.Module, point: WantedBits, scale: ScalePolicy, quantizer: QuantizerConfig, exclude: Iterable[str] = ()
+) -> nn.Module:
+    """The part of `round_to_nearest` that is about weights, for `Method.deploy`; activations stay as they are."""
+    layers, wanted = _checked_layers(model, point, exclude)
+    _round(_with_slots(model, layers, wanted), wanted, scale, quantizer)
+    return model
+
+
+def _checked_layers(model: nn.Module, bits: Any, exclude: str | Iterable[str]) -> tuple[dict[str, Any], Wanted]:
+    """The layers by name, and what is asked of each. Raises UserError."""
+    names = set(bits) if isinstance(bits, Mapping) else set()
     left = [escape(name) for name in excluded_by_attach(model) if name not in names]
     layers = weight_layers(model, (*glob_patterns(exclude), *left))
     wanted = {name: _checked(value) for name, value in _by_layer(bits, layers).items()}
     _check_trained(layers, wanted)
+    return dict(layers), wanted
+
+
+def _with_slots(model: nn.Module, layers: Mapping[str, nn.Module], wanted: Wanted) -> dict[str, QuantLayer]:
+    """Those layers of which something is asked, or which have slots already."""
     chosen = {name: layer for name, layer in layers.items() if wanted[name] or isinstance(layer, QuantLayer)}
-    for name, layer in give_slots(model, chosen).items():
+    return give_slots(model, chosen)
+
+
+def _round(layers: Mapping[str, QuantLayer], wanted: Wanted, scale: ScalePolicy, config: QuantizerConfig) -> None:
+    for name, layer in layers.items():
         if layer.deployed:
             continue
         point = wanted[name]
@@ -61,7 +112,6 @@ def round_to_nearest(
             if layer_bits is not None:
                 weight = _deploy_quantizer(layer, weight, layer_bits, scale, config)(weight)
             set_deployed(layer, weight)
-    return model
 
 
 def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
@@ -74,18 +124,48 @@ def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
 
 def _by_layer(bits: Any, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
     """What is asked for each layer, not checked yet."""
-    if not isinstance(bits, Mapping):
-        return dict.fromkeys(layers, bits)
-    for key in bits:
+    for key in bits if isinstance(bits, Mapping) else ():
         if not any(name == key or fnmatchcase(name, str(key)) for name in layers):
             raise unknown("layer in bits", key, layers)
+    return {name: _asked(bits, name) for name in layers}
 
-    def of(name: str) -> Any:
-        if name in bits:
-            return bits[name]
-        return next((value for key, value in bits.items() if fnmatchcase(name, key)), TRAINED)
 
-    return {name: of(name) for name in layers}
+def _asked(bits: Any, name: str) -> Any:
+    """What is asked for a layer, or for a product of attention, not checked yet."""
+    if not isinstance(bits, Mapping):
+        return bits
+    if name in bits:
+        return bits[name]
+    return next((value for key, value in bits.items() if fnmatchcase(name, key)), TRAINED)
+
+
+def _activation_bits(bits: Any, wanted: Wanted) -> int | BitsOf | None:
+    """The bits of activations: one number for all, or what is asked for each layer and product."""
+    if not isinstance(bits, Mapping) and (point := _checked(bits)) is not None:
+        return point.activations
+
+    def of(name: str, own: nn.Module) -> int | None:
+        point = wanted[name] if name in wanted else _checked(_asked(bits, name))
+        if point is None:
+            return own.bits if isinstance(own, ActivationQuantizer) else None
+        return point.activations
+
+    return of
+
+
+def _observed(
+    model: nn.Module,
+    points: Iterable[BitWidths | None],
+    config: ActivationsConfig,
+    calibration: Iterable[Any] | Mapping[str, Observed] | None,
+    exclude: str | Iterable[str],
+) -> Mapping[str, Observed] | None:
+    """What calibration saw; None where it is not needed, or not there."""
+    if calibration is None or all(point is None or point.activations is None for point in points):
+        return None
+    if isinstance(calibration, Mapping):
+        return calibration
+    return observe(model, islice(calibration, config.calibration_batches), exclude, config.attention)
 
 
 def _checked(bits: Any) -> BitWidths | None:

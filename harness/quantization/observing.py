@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any, NamedTuple
 
@@ -26,6 +27,10 @@ from harness.quantization.slots import Slotted, Unfilled
 from harness.quantization.watching import call, tensors
 
 
+class NotANumberError(UserError):
+    """Calibration met NaN."""
+
+
 class Site(NamedTuple):
     """A slot for a quantizer of activations. rows: what shares a range there, see `TokenQuantizer`."""
 
@@ -39,22 +44,33 @@ class Site(NamedTuple):
         return isinstance(self.owner, QuantLayer)
 
     @property
+    def held(self) -> nn.Module:
+        """What is in the slot."""
+        module: nn.Module = getattr(self.owner, self.slot)
+        return module
+
+    def put(self, module: nn.Module) -> None:
+        """Replace what is in the slot."""
+        setattr(self.owner, self.slot, module)
+
+    @property
     def free(self) -> bool:
         """Whether it is empty or holds an activation quantizer; any other module is part of the network."""
-        return isinstance(getattr(self.owner, self.slot), Unfilled | ActivationQuantizer)
+        return isinstance(self.held, Unfilled | ActivationQuantizer)
 
 
 def input_sites(model: nn.Module, exclude: str | Iterable[str] = (), attention: bool = True) -> dict[str, Site]:
     """The slots for activations that may be filled, by name ("fc1.input_quantizer"), in the order of the modules.
 
-    Those of layers that have slots and are neither excluded nor left out by `attach`, and, with `attention`, of the
-    products that are exposed. What a module other than an activation quantizer fills is none.
+    Those of layers that have slots and, with `attention`, of the products that are exposed, unless excluded by name.
+    A slot that another module than an activation quantizer fills is none.
     """
-    layers = weight_layers(model, (*glob_patterns(exclude), *map(escape, excluded_by_attach(model))))
-    chosen = {id(layer) for layer in layers.values()}
+    patterns = glob_patterns(exclude)
     found: dict[str, Site] = {}
     for name, module in model.named_modules():
-        if isinstance(module, QuantLayer) and id(module) in chosen:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            continue
+        if isinstance(module, QuantLayer):
             rows: Rows = "sample" if isinstance(module, QuantConv2d) else "last"
             found[f"{name}.input_quantizer".removeprefix(".")] = Site(module, "input_quantizer", rows)
         elif isinstance(module, QuantMatMul) and attention:
@@ -63,10 +79,10 @@ def input_sites(model: nn.Module, exclude: str | Iterable[str] = (), attention: 
     return {name: site for name, site in found.items() if site.free}
 
 
-def expose(model: nn.Module) -> None:
+def expose(model: nn.Module, exclude: str | Iterable[str] = ()) -> None:
     """Make the operands of attention products slots, in place. Raises UserError where that cannot be."""
     try:
-        expose_attention_products(model)
+        expose_attention_products(model, (*glob_patterns(exclude), *map(escape, excluded_by_attach(model))))
     except UserError as error:
         raise UserError(f"{error} (activations.attention: false leaves all of attention's products in float)") from None
 
@@ -84,13 +100,16 @@ def observe(
     left = (*glob_patterns(exclude), *map(escape, excluded_by_attach(copied)))
     layers = give_slots(copied, weight_layers(copied, left))
     if attention:
-        expose(copied)
+        expose(copied, exclude)
     with torch.no_grad():
         for layer in layers.values():
             layer.weight = nn.Parameter(layer.effective_weight(), requires_grad=False)
             layer.weight_transform, layer.weight_quantizer = Unfilled(), Unfilled()
     recorders: dict[str, Recorder] = {}
-    watches = [_watch(name, site, recorders) for name, site in input_sites(copied, exclude, attention).items()]
+    sites = input_sites(copied, exclude, attention)
+    watches = [_Watch(name, recorders, site.held) for name, site in sites.items()]
+    for site, watch in zip(sites.values(), watches, strict=True):
+        site.put(watch)
     with _plain_arithmetic(copied):
         number = 0
         for number, inputs in enumerate(batches, start=1):
@@ -106,9 +125,10 @@ def observe(
 class _Watch(nn.Module):
     """Fills a slot: records what comes and hands it on in float."""
 
-    def __init__(self, name: str, recorders: dict[str, Recorder], then: nn.Module) -> None:
+    def __init__(self, name: str, recorders: dict[str, Recorder], held: nn.Module) -> None:
         super().__init__()
-        self.name, self.recorders, self.then = name, recorders, then
+        self.name, self.recorders = name, recorders
+        self.then = held.in_float() if isinstance(held, ActivationQuantizer) else held
         self.batch = self.samples = 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,18 +136,11 @@ class _Watch(nn.Module):
         try:
             recorder.add(x, x.numel() // max(1, self.samples))
         except ValueError:
-            raise UserError(
+            raise NotANumberError(
                 f"calibration: what comes to {self.name} in batch {self.batch} has NaN in it; look at the calibration "
                 "data and at the weights"
             ) from None
         return self.then(x)
-
-
-def _watch(name: str, site: Site, recorders: dict[str, Recorder]) -> _Watch:
-    own = getattr(site.owner, site.slot)
-    watch = _Watch(name, recorders, own.in_float() if isinstance(own, ActivationQuantizer) else own)
-    setattr(site.owner, site.slot, watch)
-    return watch
 
 
 @contextmanager

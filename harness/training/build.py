@@ -1,10 +1,11 @@
 """Builds a session from a configuration; every random draw comes from the configuration's seeds."""
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.core.seeding import sub_seed
 from harness.data import load_dataset
@@ -15,7 +16,9 @@ from harness.methods.base import Calibration, Context, Method
 from harness.models import build_model, load_checkpoint
 from harness.oscillation.tracker import OscillationTracker
 from harness.quantization.audit import UNUSED, Audit, listed, probe
+from harness.quantization.inputs import quantize_inputs
 from harness.quantization.layers import attach
+from harness.quantization.observing import observe
 from harness.training import compilation
 from harness.training.config import RunConfig, component
 from harness.training.device import choose_device
@@ -41,6 +44,7 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | No
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
     context, calibration = _context(config, steps, how != "off" and not twice), _calibration(config, dataset)
     methods = _prepared(config, context, model, calibration)
+    _check_activations(config, model, dataset.input_shape, device)
     session = Session(
         config=config,
         dataset=dataset,
@@ -94,14 +98,27 @@ def _trackers(config: RunConfig, model: nn.Module, fused: bool) -> dict[int, Osc
 
 def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Audit:
     """Two images through a copy of the network. Raises UserError for weights that no quantizer would reach."""
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    audited = probe(model, images, config.exclude)
+    audited = probe(model, _two_images(shape, device), config.exclude)
     audited.check()
     if unused := audited.named(UNUSED):
         warnings.warn(
             f"the network never uses these parameters, and they stay as they are: {listed(unused)}", stacklevel=2
         )
     return audited
+
+
+def _two_images(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _check_activations(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Raise UserError, before training, for a network whose activations cannot be quantized as a point says."""
+    points = {point.activations for point in config.evaluated_points if point.activations is not None}
+    if points:
+        copy, images = deepcopy(model), [_two_images(shape, device)]
+        observed = observe(copy, images, config.exclude, config.activations.attention)
+        for bits in points:
+            quantize_inputs(copy, bits, config.activations, observed, "keep_range", config.exclude)
 
 
 def _evaluator(
@@ -137,4 +154,4 @@ def _context(config: RunConfig, steps: int, fused: bool) -> Context:
 def _calibration(config: RunConfig, dataset: Dataset) -> Calibration:
     shuffled = order(len(dataset.train), sub_seed(config.seed, "calibration"), 0, dataset.train.labels.device)
     batches = shuffled.split(config.train.batch_size)
-    return Calibration(lambda index: dataset.train_batch(batches[index % len(batches)], None))
+    return Calibration(lambda index: dataset.train_batch(batches[index % len(batches)], None), len(batches))

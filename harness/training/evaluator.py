@@ -1,8 +1,9 @@
 """Accuracy and loss of a network at each deployment point. Works on copies of the model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,10 @@ from torch.nn import functional
 from harness.core.bits import FLOAT, BitWidths, PlainPoint
 from harness.data.base import Dataset, Split
 from harness.methods import build_stack
-from harness.methods.base import Calibration, Context, Method
+from harness.methods.base import Calibration, Context, Method, observed_inputs
+from harness.quantization import Observed
 from harness.quantization.deploy import round_to_nearest
+from harness.quantization.inputs import quantize_inputs
 from harness.records import schema
 
 #: What one row is of: a deploy method and a point.
@@ -45,7 +48,8 @@ class Evaluator:
         cases: all deploy methods at all points by default.
         """
         cases = [(each, point) for each in self.deploys for point in self.points] if cases is None else list(cases)
-        models = [self.deployed(model, point, deploy) for deploy, point in cases]
+        observed = cache(partial(self.observed, model))  # once, for all cases that need it
+        models = [self.deployed(model, point, deploy, observed) for deploy, point in cases]
         found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
         for (deploy, point), (accuracy, loss, n) in zip(cases, found, strict=True):
@@ -54,15 +58,36 @@ class Evaluator:
             rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point))
         return rows
 
-    def deployed(self, model: nn.Module, at: BitWidths | PlainPoint, deploy: str = "rtn") -> nn.Module:
-        """A copy of the model as deployed at a point: in evaluation mode, weights on the grid."""
-        point = BitWidths.of(at)
+    def observed(self, model: nn.Module) -> dict[str, Observed]:
+        """What comes to its layers on the calibration batches, in float."""
+        return observed_inputs(model, self.calibration, self.context)
+
+    def deployed(
+        self,
+        model: nn.Module,
+        at: BitWidths | PlainPoint,
+        deploy: str = "rtn",
+        observed: Callable[[], Mapping[str, Observed]] | None = None,
+    ) -> nn.Module:
+        """A copy of the model as deployed at a point: in evaluation mode, weights and activations on the grid.
+
+        observed: gives what `self.observed(model)` does, if it has been asked for already.
+        """
+        point, context = BitWidths.of(at), self.context
         copy = deepcopy(model).eval()
+        if point.activations is None:  # before methods deploy, which may run the network
+            quantize_inputs(copy, None, context.activations, exclude=context.exclude)
         entry = self.settings.get(deploy, {"name": deploy})
         extra = [] if deploy == "rtn" else build_stack([dict(entry)], self.context)
-        for method in (*self.methods, *extra):
+        stack = (*self.methods, *extra)
+        for method in stack:
             method.deploy(copy, point, self.calibration)
-        return round_to_nearest(copy, point, self.context.scale, self.context.quantizer, self.context.exclude)
+        seen: Mapping[str, Observed] = {}
+        if point.activations is not None:
+            changed = any(method.changes_activations for method in stack)
+            seen = self.observed(copy) if changed or observed is None else observed()
+        how = (context.scale, context.quantizer, context.exclude, context.activations)
+        return round_to_nearest(copy, point, *how, calibration=seen)
 
 
 @torch.inference_mode()

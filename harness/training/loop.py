@@ -17,6 +17,7 @@ from harness.core.seeding import sub_seed
 from harness.data.base import order
 from harness.methods.base import Method, Step
 from harness.oscillation.tracker import metrics_of
+from harness.quantization.observing import NotANumberError
 from harness.records import schema
 from harness.training.finite import TrainingError, check_gradients, check_loss, check_weights
 from harness.training.optimizer import match_gradients
@@ -128,7 +129,10 @@ def validate(session: Session) -> dict[str, float]:
     deploy, point = config.monitor.name, config.monitored_point
     # Of round-to-nearest, and of what the epoch is chosen by; other deploy methods are evaluated for the record.
     cases = dict.fromkeys([*(("rtn", each) for each in config.epoch_points), (deploy, point)])
-    rows = session.evaluator.rows(session.model, config.phase, "val", cases)
+    try:
+        rows = session.evaluator.rows(session.model, config.phase, "val", cases)
+    except NotANumberError as error:
+        raise TrainingError(f"in epoch {progress.epoch}: {error}") from None
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise TrainingError(

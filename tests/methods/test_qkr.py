@@ -74,9 +74,37 @@ def test_exposed_products_are_refused(kind: str) -> None:
     expose_attention_products(model)
     with pytest.raises(SlotTakenError, match="'attn': another method works on the products of its queries and keys"):
         joined(model)
-    closed = joined(Holder(kind, VITS[0] if kind == "vit" else TINY_VITS[0]))
-    with pytest.raises(UserError, match=r"the products inside harness\.quantization\.bilinear_attention"):
-        expose_attention_products(closed)
+
+
+@pytest.mark.parametrize("kind", ["vit", "tiny_vit"])
+def test_joined_products_have_slots_for_their_operands(kind: str) -> None:
+    model: Any = joined(Holder(kind, VITS[0] if kind == "vit" else TINY_VITS[0])).eval().float()
+    assert expose_attention_products(model) == 1
+    tokens = torch.randn(2, 4, 12)
+    plain = model(tokens)
+    attention, seen = model.attn, {}
+    for product in ("qk_matmul", "av_matmul"):
+        for slot in ("input_quantizer", "other_quantizer"):
+            hook = Shapes(seen, f"{product}.{slot}")
+            getattr(attention, product).fill(slot, hook)
+    assert torch.equal(model(tokens), plain)
+    heads = attention.num_heads
+    assert seen["qk_matmul.input_quantizer"] == (2, 4, 12)
+    assert seen["qk_matmul.other_quantizer"] == (2, 12, heads * 4)
+    assert seen["av_matmul.input_quantizer"] == (2, heads, 4, 4)
+    assert seen["av_matmul.other_quantizer"][:3] == (2, heads, 4)
+
+
+class Shapes(nn.Module):
+    """Remembers the shape of what it hands on."""
+
+    def __init__(self, seen: dict[str, tuple[int, ...]], name: str) -> None:
+        super().__init__()
+        self.seen, self.name = seen, name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen[self.name] = tuple(x.shape)
+        return x
 
 
 @pytest.mark.parametrize("shared", ["layer", "weight"])
