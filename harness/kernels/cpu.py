@@ -147,6 +147,26 @@ def symmetry(weight: Tensor, fours: bool) -> tuple[float, Tensor] | None:
     return float(value), signs
 
 
+# Activations: an input fp32 of `groups` rows, each with its step and its lowest and highest code, all fp32 (groups,).
+
+
+def on_grid(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`step * code`."""
+    out = torch.empty_like(x)
+    library.call("on_grid", x, out, *sizes_of(x, step.numel()), step, low, high)
+    return out
+
+
+def on_grid_backward(
+    x: Tensor, grad: Tensor, step: Tensor, low: Tensor, high: Tensor, slack: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the input and of the steps, (groups,), from `grad`, that of `on_grid`."""
+    out, pulls, sizes = torch.empty_like(x), torch.empty(step.numel()), sizes_of(x, step.numel())
+    scratch = scratch_for(x, step.numel())
+    library.call("on_grid_backward", x, grad, out, *sizes, step, low, high, slack, pulls, scratch)
+    return out, pulls
+
+
 # Freezing: over a weight some of which is held at codes of its own. held: bool, code: int8, both like the weight.
 
 

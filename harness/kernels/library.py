@@ -28,6 +28,8 @@ _SIGNATURES = {
     "hold": (_P, _P, _P, _P, _N, _N, _P),
     "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),
     "held_codes": (_P, _P, _P, _P, _N, _N, _P, _F, _F),
+    "on_grid": (_P, _P, _N, _N, _P, _P, _P),
+    "on_grid_backward": (_P, _P, _P, _N, _N, _P, _P, _P, _F, _P, _P),
     "settle": (_P, _P, _P, _P, _P, _N, _F, ctypes.c_int),
 }
 

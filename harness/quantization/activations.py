@@ -6,16 +6,16 @@ torch.fake_quantize_per_tensor_affine: a value that rounds to the last level is 
 """
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from harness.core.config_base import ActivationsConfig
 from harness.core.errors import UserError
-from harness.quantization.autograd import clip, round_ste
 from harness.quantization.grid import levels, safe_step
 from harness.quantization.observed import Observed, RangeKind
+from harness.quantization.on_grid import Grid, affine_grid, fake_quantize
 from harness.quantization.quantizer import KeepScale, shown
 from harness.quantization.slots import Unfilled
 
@@ -24,30 +24,6 @@ Rows = Literal["last", "column", "sample"]
 _OVER: dict[Rows, tuple[int, ...]] = {"last": (-1,), "column": (-2,), "sample": (-3, -2, -1)}
 #: The largest magnitude of a range: twice as much is still finite.
 LARGEST = torch.finfo(torch.float32).max / 2
-
-
-class Grid(NamedTuple):
-    """The step and the lowest and highest code: numbers, or tensors that broadcast to the input."""
-
-    step: Tensor
-    low: Tensor | float
-    high: Tensor | float
-
-
-def affine_grid(low: Tensor, high: Tensor, bits: int) -> Grid:
-    """The grid of 2^bits levels over a range with low <= 0 <= high; shapes as given.
-
-    The zero point is rounded to a code, so the last level on either side may be half a step inside the range.
-    """
-    top = 2**bits - 1
-    step = (high - low) / top
-    zero = (-low / safe_step(step)).round().clamp(0, top)
-    return Grid(step, -zero, top - zero)
-
-
-def fake_quantize(x: Tensor, grid: Grid, slack: float) -> Tensor:
-    """An input on a grid, same shape. slack: how far beyond the last level the gradient is still 1, in steps."""
-    return grid.step * round_ste(clip(x / safe_step(grid.step), grid.low, grid.high, slack))
 
 
 class ActivationQuantizer(nn.Module):
@@ -215,13 +191,21 @@ class TokenQuantizer(ActivationQuantizer):
         super().__init__(bits)
         self.rows: Rows = rows
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rows == "column":  # transposed, since steps belong to leading dimensions
+            turned = x.transpose(-1, -2)
+            return fake_quantize(turned, self._grid(turned, "last"), self.slack).transpose(-1, -2)
+        return super().forward(x)
+
     def grid(self, x: Tensor) -> Grid:
-        over = _OVER[self.rows]
+        return self._grid(x, self.rows)
+
+    def _grid(self, x: Tensor, rows: Rows) -> Grid:
         if not x.numel():
             return Grid(x.new_ones(()), 0.0, 0.0)
         values = x.detach()
-        low = values.amin(dim=over, keepdim=True).clamp(-LARGEST, 0.0)
-        high = values.amax(dim=over, keepdim=True).clamp(0.0, LARGEST)
+        low = values.amin(dim=_OVER[rows], keepdim=True).clamp(-LARGEST, 0.0)
+        high = values.amax(dim=_OVER[rows], keepdim=True).clamp(0.0, LARGEST)
         return affine_grid(low, high, self.bits)
 
     def at_bits(self, bits: int, scale: KeepScale) -> ActivationQuantizer:

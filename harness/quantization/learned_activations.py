@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from harness.quantization.activations import LARGEST, ActivationQuantizer, Grid, RangeQuantizer
+from harness.quantization.activations import LARGEST, ActivationQuantizer, RangeQuantizer
 from harness.quantization.autograd import BOUND_SLACK, scale_gradient
 from harness.quantization.grid import Levels, levels
 from harness.quantization.observed import Observed
+from harness.quantization.on_grid import Grid
 from harness.quantization.quantizer import KeepScale, shown
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.core.config_base import ActivationsConfig
 from harness.core.errors import UserError
+from harness.kernels import dispatch
 from harness.quantization import (
     ActivationQuantizer,
     LearnedStepQuantizer,
@@ -274,3 +275,41 @@ def test_the_default_quantizer_follows_the_configuration() -> None:
         StaticQuantizer(9)
     with pytest.raises(UserError, match="must be finite"):
         StaticQuantizer(4).set_range(0.0, math.inf)
+
+
+def layouts() -> dict[str, Tensor]:
+    """The same (3, 4, 5, 6) in memory in several ways, and parts of larger tensors."""
+    wide = drawn(3, 4, 5, 18)
+    return {
+        "contiguous": drawn(3, 4, 5, 6),
+        "channels last": drawn(3, 4, 5, 6).contiguous(memory_format=torch.channels_last),
+        "transposed": drawn(3, 4, 6, 5).transpose(-1, -2),
+        "permuted": drawn(6, 3, 5, 4).permute(1, 3, 2, 0),
+        "a part": wide[..., 6:12],
+        "every third": wide[..., ::3],
+        "expanded": drawn(3, 1, 5, 6).expand(3, 4, 5, 6),
+        "double": drawn(3, 4, 5, 6).double(),
+    }
+
+
+@pytest.mark.parametrize("kind", [*KINDS, lambda bits: TokenQuantizer(bits, "sample")])
+@pytest.mark.parametrize("name", list(layouts()))
+def test_passes_equal_plain_operations_in_any_layout(
+    kind: Callable[[int], ActivationQuantizer], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weights = layouts()[name], drawn(3, 4, 5, 6, seed=1)
+    quantizer = kind(3).eval()
+    if quantizer.takes_values:
+        quantizer.fit(0.7 * x.float().contiguous())
+    found = []
+    for serves in (True, False):
+        if not serves:
+            monkeypatch.setattr(dispatch, "serves", lambda *tensors, **more: False)
+        given = x.detach().requires_grad_()
+        quantizer.zero_grad()
+        y = quantizer(given)
+        (y * weights).sum().backward()
+        found.append([y.detach(), given.grad, *(each.grad for each in quantizer.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[0][0], found[1][0])
