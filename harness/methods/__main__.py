@@ -22,6 +22,7 @@ class Entry(NamedTuple):
     what: str
     kind: str
     acts_on: str
+    activations: str
     settings: tuple[str, ...]
     source: str
     cost: str = ""
@@ -61,17 +62,28 @@ def _entry(name: str) -> Entry:
         for setting, field in found.Config.model_fields.items()
         if setting != "name"
     )
-    return Entry(name, what.removesuffix("."), found.kind, found.acts_on, settings, source.removesuffix("."))
+    return Entry(
+        name, what.removesuffix("."), found.kind, found.acts_on, found.activations, settings, source.removesuffix(".")
+    )
 
 
 def markdown(costs: Mapping[str, str] | None = None) -> str:
     """The table of harness/methods/README.md; costs, where given, are its last column."""
     last = ["cost of a step"] if costs else []
-    columns = ["method", "what", "kind", "acts on", "settings", "source", *last]
+    columns = ["method", "what", "kind", "acts on", "activations", "settings", "source", *last]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for one in entries(costs):
         settings = ", ".join(f"`{setting}`" for setting in one.settings)
-        texts = [f"`{one.name}`", one.what, one.kind, one.acts_on, settings, one.source, *([one.cost] if costs else [])]
+        texts = [
+            f"`{one.name}`",
+            one.what,
+            one.kind,
+            one.acts_on,
+            one.activations,
+            settings,
+            one.source,
+            *([one.cost] if costs else []),
+        ]
         lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -89,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = Table(*(name.replace("_", " ") for name in Entry._fields[: None if costs else -1]))
     for one in entries(costs):
         last = [one.cost.replace("; ", "\n")] if costs else []
-        table.add_row(*one[:4], "\n".join(one.settings), one.source, *last)
+        table.add_row(*one[:5], "\n".join(one.settings), one.source, *last)
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)
     return 0

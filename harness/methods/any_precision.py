@@ -20,6 +20,10 @@ draw new masks in each pass. The batch-norm statistics of a bit-width come from 
 Slots: weight_transform maps w to v, so the tracker, float deployment and other methods see v. weight_quantizer rounds
 v. Between steps and in evaluation, quantizer and norms are at the target bit.
 
+Activations, with a target such as w4a4: clamped to [0, 1] (released code) and rounded to 2^b levels, b the active
+bit-width; at the target bit-width those of the target, and of first and last layer `activations.first_last`. In float
+they stay as they are. Inputs with negative values, which the released networks do not have, are clamped to [-1, 1].
+
 Norm layers: batch, layer and group norms. Those of the target bit keep the names and initial values of the float
 network's. Those of the other bit-widths start as copies and are stored inside them
 (`norm1.other_widths.w2.weight`). Norms that `exclude` matches are shared by all bit-widths.
@@ -38,10 +42,9 @@ soft (`highest`) and hard (`labels`). Label smoothing applies to the loop's own 
 Sources: the released code (SHI-Labs/Any-Precision-DNNs) for weights, losses, their order and norms, and for tanh in
 float as well, where the paper may use w itself.
 
-Deviations: weights only (theirs: activations too); every layer (theirs: the first, the last and shortcuts in float,
-and some shortcuts' norms shared); with per-channel granularity E and the maximum are those of a channel;
-`quantizer.range` has no effect. A pretrained network does not start as the same function, since E / max|tanh w|
-rescales the weights of each layer.
+Deviations: every layer (theirs: the first, the last and shortcuts in float, and some shortcuts' norms shared); with
+per-channel granularity E and the maximum are those of a channel; `quantizer.range` has no effect. A pretrained network
+does not start as the same function, since E / max|tanh w| rescales the weights of each layer.
 """
 
 from copy import deepcopy
@@ -57,11 +60,14 @@ from torch.nn import functional
 
 from harness.core.bits import MAX_BITS, MIN_BITS, Bits, BitWidths
 from harness.core.errors import UserError
+from harness.methods._inputs import quantize_in_training
 from harness.methods._requirements import norm_layers
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import DoReFaQuantizer, DoReFaTransform
+from harness.quantization.activations import fake_quantize
 from harness.quantization.deploy import set_deployed
 from harness.quantization.layers import attach
+from harness.quantization.shaped_activations import ClampedQuantizer
 
 
 @dataclass(eq=False)
@@ -126,6 +132,22 @@ class SwitchedDoReFa(DoReFaQuantizer):
         return self.at(weight, active) if isinstance(active, int) else weight
 
 
+class SwitchedClamp(ClampedQuantizer):
+    """Fills slots for activations. Rounds at the switch's bit-width; not at all while that is float."""
+
+    def __init__(self, bits: int, target: BitWidths, switch: Switch) -> None:
+        super().__init__(bits)
+        self.target, self.switch = target, switch
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.switch.active
+        if not isinstance(active, int):
+            return x
+        # Inputs of the first and last layer have bits of their own.
+        own = active == self.target.weights or self.bits != self.target.activations
+        return fake_quantize(x, self.grid_at(x, self.bits if own else active), self.slack)
+
+
 def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
     """Cross-entropy to the teacher's softmax, mean over the batch; both (B, classes); no gradient to the teacher."""
     return functional.cross_entropy(logits, teacher.detach().softmax(dim=1))
@@ -135,6 +157,7 @@ class AnyPrecision(Method):
     """Trains shared weights at several bit-widths, with norms for each and distillation from higher to lower."""
 
     kind, acts_on = "QAT", "weights, norms"
+    activations = "clamped to [0, 1]"
     requires: ClassVar[tuple[str, ...]] = ("norms",)
     changes_activations = True  # norms are those of the point
 
@@ -181,6 +204,10 @@ class AnyPrecision(Method):
             weight_transform=lambda layer: DoReFaTransform(per_channel),
             weight_quantizer=lambda layer: SwitchedDoReFa(bits, per_channel, switch),
         )
+        if point := self.context.point:
+            quantize_in_training(
+                model, self.context, calibration, lambda each, seen, site: SwitchedClamp(each, point, switch).fit(seen)
+            )
         switch_norms(norms, tuple(width for width in self.widths if width != bits), switch)
         self._switch = switch
 

@@ -26,6 +26,11 @@ mode, so it is useful with `init: checkpoint:...` or `init: pretrained` (the pap
 network). `train/loss` stays the loss on the labels, and so does the task loss that other methods of the stack see;
 `train/penalty` is the KL divergence (plus the pull) minus `train/loss`.
 
+Activations, with a target such as w4a4: evenly spaced levels with learned thresholds for each input, as released
+(N2UQ's quantizer, `LearnedThresholdQuantizer`), with the weights' learning rate. Released: unsigned only, from 2; here
+the start is the range of least squared error in calibration, and inputs with negative values have the same form on
+either side of 0.
+
 Deployment: at the target bit these thresholds and levels. At other bit-widths `keep_step` keeps a s0 and a s_le, and
 `keep_range` halves both for each further bit, as the formula of s0 does. `recalibrate` and "float" use the latent
 weights. Only epochs of the last stage count as best (of stage 2 if pull is 0).
@@ -42,9 +47,9 @@ linear decay to 0 (here: cosine), 250 epochs on CIFAR, weight decay 0. Its Image
 that selects the stage, so as released it stays in stage 1 with a = 1. Reconstructed: bit-widths other than 2 (the code
 has a hard-coded 2-bit grid), and stages as fractions of training.
 
-Deviations: weights only, first and last layers included (theirs: learned activation thresholds, first and last layer
-float); labels unless `teacher` is set; s_le is trained as soon as a reaches its final value (theirs: one epoch later)
-and is kept at 1e-5 or more; no weight decay on s_le; a weight shared by layers is pulled once, a frozen one not at all.
+Deviations: first and last layers included (theirs: float); labels unless `teacher` is set; s_le is trained as soon as a
+reaches its final value (theirs: one epoch later) and is kept at 1e-5 or more; no weight decay on s_le; a weight shared
+by layers is pulled once, a frozen one not at all.
 """
 
 import math
@@ -57,20 +62,25 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.methods._inputs import quantize_in_training
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
 from harness.quantization import DecoupledQuantizer
 from harness.quantization.deploy import round_to_nearest
 from harness.quantization.layers import QuantLayer, attach
+from harness.quantization.learned_thresholds import LearnedThresholdQuantizer
 from harness.quantization.slots import Slotted
 
 #: Tolerance for the start of a stage, which is a product of floats.
 SLACK = 1e-9
+#: The ends of the names of parameters of activation quantizers.
+_OF_INPUTS = ("_quantizer.gaps", "_quantizer.scale_in", "_quantizer.scale_out")
 
 
 class AllowingOscillation(Method):
     """Trains through decoupled thresholds and levels: a shrinking grid, then learned levels, then a pull to bins."""
 
     kind, acts_on = "QAT", "weights"
+    activations = "learned thresholds"
 
     class Config(MethodConfig):
         name: Literal["aoq"] = "aoq"
@@ -125,11 +135,14 @@ class AllowingOscillation(Method):
                 layer.effective_weight()
             ),
         )
+        self._inputs = quantize_in_training(
+            model, self.context, calibration, lambda bits, seen, site: LearnedThresholdQuantizer(bits).fit(seen)
+        )
 
     def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
         if name.endswith("weight_quantizer.level_step"):
             return {"lr": self.config.step_learning_rate, "weight_decay": 0.0}
-        return {}
+        return {"weight_decay": 0.0} if name.endswith(_OF_INPUTS) else {}
 
     def on_step_start(self, step: Step) -> None:
         shrink = self.shrink_at(step.index, step.total)
@@ -164,7 +177,8 @@ class AllowingOscillation(Method):
         return 0.0
 
     def after_step(self, step: Step) -> None:
-        for quantizer in self._quantizers():
+        for quantizer in (*self._quantizers(), *self._inputs):
+            assert isinstance(quantizer, DecoupledQuantizer | LearnedThresholdQuantizer)
             quantizer.project()
 
     def metrics(self) -> dict[str, float]:

@@ -109,6 +109,8 @@ class Method:
     """A way of training or deploying a network. Subclasses nest a `Config` and override hooks.
 
     kind, acts_on: a word each for the list of methods (`python -m harness.methods`).
+    activations: what rounds activations if the target has bits for them: "calibrated" (the default quantizer, at
+    deployment alone), or a word for quantizers of the method's own; "" if it cannot have such a target.
     needs_target_bit: False if the method can be used without a target bit.
     needs_double_backward: True when `penalty` differentiates gradients; the forward pass then avoids fused attention.
     selection_start: the fraction of training before which no epoch counts as best (staged methods).
@@ -124,6 +126,7 @@ class Method:
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     kind: ClassVar[str] = ""
     acts_on: ClassVar[str] = ""
+    activations: ClassVar[str] = "calibrated"
     needs_target_bit: ClassVar[bool] = True
     replaces_layers: ClassVar[bool] = False
     needs_double_backward: bool = False

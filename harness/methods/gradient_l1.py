@@ -25,9 +25,11 @@ earlier epoch counts as best, nor for patience.
 Sources: the paper's text was not available. From secondary notes: the penalty only in the last 15 epochs or so, and
 strength 0.05 as the strong setting on ImageNet (tune in 1e-4 to 0.1). From memory: the formula.
 
-Deviations: activation_strength is 0 by default, since this harness rounds weights only (the notes suggest the same
-strength for both); the network's input is not among the A_l, since it has no gradient; the paper's gradient clipping
-at 5 is left to the run's settings.
+Activations are rounded from calibration at deployment, where a point has bits for them. Set activation_strength then:
+it prepares for that as strength does for weights.
+
+Deviations: activation_strength is 0 by default (the notes suggest the same strength for both); the network's input is
+not among the A_l, since it has no gradient; the paper's gradient clipping at 5 is left to the run's settings.
 """
 
 from collections.abc import Sequence

@@ -20,6 +20,11 @@ At 2 bits S = 1, and the curve has no effect: there is no theta, and the levels 
 
 With per-channel granularity (not in the paper) each channel has its own alpha and sigma; theta stays one per layer.
 
+Activations, with a target such as w4a4: the same quantizer with an alpha and a theta of its own for each input, without
+normalization; S = 2^b - 1 and no sign where calibration sees no negative value. alpha starts at the range of least
+squared error in calibration (`activation_alpha_start` sets it; the paper's 8, from memory, is for inputs of batch
+norm's scale).
+
 Stacks: regularizers and methods that fill weight_transform combine with it ([lcq, dampening], [lcq, kure],
 [satnl, lcq]); sigma is that of the effective weight. `freezing` needs integer codes times a step and is refused,
 except at 2 bits, since the levels are not multiples of a step. The tracker watches the indices of the levels; threshold
@@ -34,9 +39,9 @@ are from memory of the paper; nothing was found on the learning rates and decay 
 sigma divides by n (here) or n - 1. Without the normalization alpha starts at alpha_start times sigma, since weights
 much smaller than 1 would all be rounded to 0.
 
-Deviations: weights only, every layer at the target bit; the levels are not quantized again to 8 bits (theirs are,
-for a lookup table in hardware); alpha is kept at 1e-5 or more; slopes are kept at exp(-10) times the steepest or more;
-sigma is 1 where all weights are equal.
+Deviations: every layer's weights at the target bit; the levels are not quantized again to 8 bits (theirs are, for a
+lookup table in hardware); alpha is kept at 1e-5 or more; slopes are kept at exp(-10) times the steepest or more; sigma
+is 1 where all weights are equal.
 
 The re-implementation (DensoITLab/nuLSQ) has another gradient inside the range, on purpose: dQ/dx := 1 in place of the
 quotient, and with it dQ/dalpha = Q/alpha - x/alpha. Its gradient of theta follows the chain rule and equals autograd's.
@@ -50,9 +55,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from harness.core.config_base import IDENTITY_IF_CHANGED
+from harness.methods._inputs import quantize_in_training
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import CompandingQuantizer
 from harness.quantization.layers import attach
+from harness.quantization.shaped_activations import CompandingActivation
 from harness.quantization.slots import SlotTakenError
 
 
@@ -60,6 +68,7 @@ class LearnedCompanding(Method):
     """Trains the weights, one range alpha and one companding curve theta per layer, at the target bit."""
 
     kind, acts_on = "QAT", "weights"
+    activations = "learned companding"
 
     class Config(MethodConfig):
         name: Literal["lcq"] = "lcq"
@@ -73,6 +82,13 @@ class LearnedCompanding(Method):
             1.0, ge=0, le=100, description="learning rate of theta, as a multiple of the run's"
         )
         weight_decay: float = Field(0.0, ge=0, le=1, description="of alpha and theta, in place of the run's")
+        activation_alpha_start: float | None = Field(
+            None,
+            gt=0,
+            le=1e6,
+            description="initial alpha of activations (paper, from memory: 8); null: from calibration",
+            json_schema_extra=IDENTITY_IF_CHANGED,
+        )
 
     config: Config
 
@@ -88,6 +104,14 @@ class LearnedCompanding(Method):
         # Kept here, since a later method may wrap the quantizer in the slot.
         found = [layer.weight_quantizer for layer in self._layers.values()]
         self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]
+        self._inputs = quantize_in_training(
+            model,
+            self.context,
+            calibration,
+            lambda bits, seen, site: CompandingActivation(
+                bits, intervals=config.intervals, start=config.activation_alpha_start
+            ).fit(seen),
+        )
 
     def prepared(self, model: nn.Module) -> None:
         for (name, layer), own in zip(self._layers.items(), self._quantizers, strict=True):
@@ -100,14 +124,15 @@ class LearnedCompanding(Method):
                 )
 
     def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
-        if name.endswith("weight_quantizer.learned_range"):
+        if name.endswith("_quantizer.learned_range"):
             return {"lr": self.config.alpha_learning_rate, "weight_decay": self.config.weight_decay}
-        if name.endswith("weight_quantizer.log_slopes"):
+        if name.endswith("_quantizer.log_slopes"):
             return {"lr": self.config.theta_learning_rate, "weight_decay": self.config.weight_decay}
         return {}
 
     def after_step(self, step: Step) -> None:
-        for quantizer in self._quantizers:
+        for quantizer in (*self._quantizers, *self._inputs):
+            assert isinstance(quantizer, CompandingQuantizer | CompandingActivation)
             quantizer.project()
 
     def metrics(self) -> dict[str, float]:

@@ -6,8 +6,11 @@ Equations 1 to 3: `q(w) = s clip(round(w/s), -Q_N, Q_P)`, `dq/ds = -w/s + round(
 clipped code outside, `dq/dw = 1` inside and 0 outside. The gradient of s is multiplied by `1/sqrt(N Q_P)`, and
 `s0 = 2 mean|w| / sqrt(Q_P)` (section 2.2).
 
-Deviations: weights only, and every layer at the target bit, as in the study that this harness reproduces (the paper
-also quantizes activations, and keeps the first and last layer at 8 bits); the symmetric grid unless `levels: full`;
+Activations, with a target such as w4a4: one learned step for each input, unsigned where calibration sees no negative
+value, `s0 = 2 mean|x| / sqrt(Q_P)` from calibration, its gradient times `1/sqrt(N Q_P)` with N features of one sample.
+
+Deviations: every layer's weights at the target bit, as in the study that this harness reproduces (the paper keeps the
+first and last layer at 8 bits; their inputs follow `activations.first_last`); the symmetric grid unless `levels: full`;
 the step is kept at 1e-5 or more and has no weight decay; a weight less than `BOUND_SLACK` (1e-4, in steps) beyond an
 end of the range counts as inside it (`harness/quantization/autograd.py`).
 """
@@ -18,15 +21,18 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from harness.methods._inputs import quantize_in_training
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import LSQQuantizer
 from harness.quantization.layers import QuantLayer, attach
+from harness.quantization.learned_activations import LearnedStepQuantizer
 
 
 class LearnedStepSize(Method):
     """Trains the weights and one step per layer (or channel) at the target bit."""
 
     kind, acts_on = "QAT", "weights"
+    activations = "learned step"
 
     class Config(MethodConfig):
         name: Literal["lsq"] = "lsq"
@@ -45,14 +51,17 @@ class LearnedStepSize(Method):
             return quantizer.fit(layer.effective_weight())
 
         layers: dict[str, QuantLayer] = attach(model, self.context.exclude, weight_quantizer=learned)
-        self._quantizers = [layer.weight_quantizer for layer in layers.values()]
+        inputs = quantize_in_training(
+            model, self.context, calibration, lambda bits, seen, site: LearnedStepQuantizer(bits).fit(seen)
+        )
+        self._quantizers = [*(layer.weight_quantizer for layer in layers.values()), *inputs]
 
     def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
-        if name.endswith("weight_quantizer.learned_step"):
+        if name.endswith("_quantizer.learned_step"):
             return {"lr": self.config.step_learning_rate, "weight_decay": 0.0}
         return {}
 
     def after_step(self, step: Step) -> None:
         for quantizer in self._quantizers:
-            assert isinstance(quantizer, LSQQuantizer)
+            assert isinstance(quantizer, LSQQuantizer | LearnedStepQuantizer)
             quantizer.project()

@@ -22,30 +22,43 @@ keeps the bin width alpha / n, recalibrate rounds the latent weights with the de
 Settings: `granularity` is `channel` in the paper; `run` follows `quantizer.granularity`, for comparison with methods
 that have one step per tensor.
 
+Activations, with a target such as w4a4: `lsq(x + b1) + b2` for each input of a layer, with one learned step and learned
+biases b1, b2 per channel that start at 0; for the operands of attention one learned step each, unsigned where
+calibration sees no negative value (softmax). At points with other bits for activations, `deploy.scale` decides on the
+step; where activations are float, b1 + b2 stays.
+
 Source: formulas and gradient as in the authors' code (nbasyl/OFQ). It has linear layers only, so the treatment of
 convolutions is a reconstruction.
 
-Deviations: weights only, every layer at the target bit (the paper also learns steps of activations, with offsets on
-both sides, distils from a float teacher, and reparametrizes queries and keys). floor(w n / alpha) replaces the
-rounding: a weight on a threshold is always in the bin above it, and a negative one next to 0 stays in a negative bin
-(in the rounding, c n - 1/2 loses it in fp32, and halves go to even). A channel of zeros, where the released code
-divides 0 by 0, stays zero: the one exception to "no zero".
+Deviations: every layer at the target bit; one step per input (released code: one for each token or channel), and no
+biases around queries, keys and values; no distillation from a float teacher (queries and keys: see `qkr`). floor(w n /
+alpha) replaces the rounding: a weight on a threshold is always in the bin above it, and a negative one next to 0 stays
+in a negative bin (in the rounding, c n - 1/2 loses it in fp32, and halves go to even). A channel of zeros, where the
+released code divides 0 by 0, stays zero: the one exception to "no zero".
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 from torch import nn
 
-from harness.methods.base import Calibration, Method, MethodConfig
+from harness.methods._inputs import quantize_in_training
+from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import StatisticalQuantizer
+from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.layers import attach
+from harness.quantization.learned_activations import LearnedStepQuantizer
+from harness.quantization.observed import Observed
+from harness.quantization.observing import Site
+from harness.quantization.shaped_activations import BiasedStepQuantizer
 
 
 class StatisticalQuantization(Method):
     """Trains through a grid at the target bit whose range is twice the mean size of the weights."""
 
     kind, acts_on = "QAT", "weights"
+    activations = "learned step and biases"
 
     class Config(MethodConfig):
         name: Literal["statsq"] = "statsq"
@@ -63,3 +76,26 @@ class StatisticalQuantization(Method):
             self.context.exclude,
             weight_quantizer=lambda layer: StatisticalQuantizer(self.context.bits(), per_channel),
         )
+        self._inputs = quantize_in_training(model, self.context, calibration, _of_input)
+
+    def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
+        return {"weight_decay": 0.0} if name.endswith(_LEARNED) else {}
+
+    def after_step(self, step: Step) -> None:
+        for quantizer in self._inputs:
+            assert isinstance(quantizer, LearnedStepQuantizer)
+            quantizer.project()
+
+
+#: The ends of the names of parameters of activation quantizers.
+_LEARNED = tuple(
+    f"{slot}.{name}" for slot in ("input_quantizer", "other_quantizer") for name in ("learned_step", "before", "after")
+)
+
+
+def _of_input(bits: int, seen: Observed, site: Site) -> ActivationQuantizer:
+    if isinstance(site.owner, nn.Conv2d):
+        return BiasedStepQuantizer(bits, (site.owner.in_channels, 1, 1)).fit(seen)
+    if isinstance(site.owner, nn.Linear):
+        return BiasedStepQuantizer(bits, (site.owner.in_features,)).fit(seen)
+    return LearnedStepQuantizer(bits).fit(seen)

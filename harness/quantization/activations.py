@@ -39,6 +39,8 @@ class ActivationQuantizer(nn.Module):
     takes_values: ClassVar[bool] = True
     #: How far beyond the last level the gradient is still 1, in steps: what rounds to that level is inside.
     slack: ClassVar[float] = 0.5
+    #: Whether its range is a constant, which is kept at every bit-width whatever `deploy.scale` says.
+    keeps_range: ClassVar[bool] = False
     fitted: bool
 
     def __init__(self, bits: int, signed: bool = True) -> None:
@@ -97,6 +99,10 @@ class ActivationQuantizer(nn.Module):
     def in_float(self) -> nn.Module:
         """What takes its place at a point whose activations are float: by default nothing."""
         return Unfilled()
+
+    def recalibrated(self, default: "ActivationQuantizer") -> "ActivationQuantizer":
+        """What takes its place where the default quantizer rounds: by default that quantizer."""
+        return default
 
     def described(self) -> str:
         """The range in words, for `repr`."""

@@ -62,20 +62,20 @@ def fill_inputs(
     bits: int,
     config: ActivationsConfig,
     observed: Mapping[str, Observed],
-    build: Callable[[int, Observed], ActivationQuantizer],
+    build: Callable[[int, Observed, Site], ActivationQuantizer],
     exclude: str | Iterable[str] = (),
 ) -> dict[str, ActivationQuantizer]:
     """Fill the sites of a model, in place: for `Method.prepare` when the target has bits for activations.
 
-    build: gives the fitted quantizer of a site, from its bits and what calibration saw of it, for example
-    `lambda bits, seen: LearnedStepQuantizer(bits).fit(seen)`. First and last layer and attention are treated as at
+    build: gives the fitted quantizer of a site, from its bits, what calibration saw of it, and the site, such as
+    `lambda bits, seen, site: LearnedStepQuantizer(bits).fit(seen)`. First and last layer and attention count as at
     deployment. Returns the quantizers by site. Raises UserError as `site_bits` and `observe` do, and SlotTakenError.
     """
     if config.attention:
         expose(model, exclude)
     found = {}
     for name, (site, each) in site_bits(model, bits, config, observed, exclude).items():
-        quantizer = build(each, observed[name])
+        quantizer = build(each, observed[name], site)
         site.owner.fill(site.slot, quantizer.to(_device(model)))
         found[name] = quantizer
     return found
@@ -115,14 +115,15 @@ def _deployed(
     site: Site, bits: int, config: ActivationsConfig, seen: Observed | None, keep: KeepScale | None
 ) -> ActivationQuantizer:
     own = site.held
-    if isinstance(own, ActivationQuantizer) and (keep or bits == own.bits):
+    if isinstance(own, ActivationQuantizer) and (keep or bits == own.bits or own.keeps_range):
         return own.at_bits(bits, keep or "keep_range")
     if seen is None and config.granularity != "token":
         raise UserError(
             "calibration: the ranges of activations are taken from batches of inputs, and there are none; give some "
             "(calibration=...), or set activations.granularity: token and range: max"
         )
-    return make_activation_quantizer(config, bits, seen, site.rows)
+    default = make_activation_quantizer(config, bits, seen, site.rows)
+    return own.recalibrated(default) if isinstance(own, ActivationQuantizer) else default
 
 
 def _device(model: nn.Module) -> torch.device:

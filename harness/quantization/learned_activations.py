@@ -64,12 +64,16 @@ class LearnedStepQuantizer(ActivationQuantizer):
         """keep_range keeps the largest level, keep_step the step."""
         if bits == self.bits:
             return self
-        other = type(self)(bits, self.signed)
+        other = self.like(bits)
         factor = self.levels.high / other.levels.high if scale == "keep_range" else 1.0
         other.learned_step = nn.Parameter(self.learned_step.detach() * factor)
         other.features, other.fitted = self.features.clone(), self.fitted
         other.lowest = torch.full_like(self.lowest, other.levels.low)
         return other.train(self.training)
+
+    def like(self, bits: int) -> "LearnedStepQuantizer":
+        """One for another bit-width, with all that does not depend on it."""
+        return type(self)(bits, self.signed)
 
     def described(self) -> str:
         low, high = self.levels

@@ -197,6 +197,11 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
     for name in names:
         if find(name).needs_target_bit and config.target_bit is None:
             raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+        if not find(name).activations and config.target is not None and not config.target.weights_only:
+            raise UserError(
+                f"methods: {name!r} cannot prepare for activations (target_bit: {config.target}); "
+                f"set target_bit to {config.target.weights}"
+            )
     for earlier, later in pairwise(names):
         if find(later).replaces_layers and not find(earlier).replaces_layers:
             raise UserError(
