@@ -62,7 +62,7 @@ def test_measured_costs_are_a_column(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["--markdown", "--cost", measured(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("| source | cost of a step |")
-    assert {line.count(" | ") for line in lines if "---" not in line} == {6}
+    assert {line.count(" | ") for line in lines if "---" not in line} == {7}
     (lsq,) = (line for line in lines if line.startswith("| `lsq` |"))
     assert lsq.endswith("| 1.31x mlp5; 2.00x resnet18, width 16 |")
     (none,) = (line for line in lines if line.startswith("| `none` |"))
