@@ -39,7 +39,7 @@ Defaults: boundary 0.005 (released code; 0.003 to 0.01 was explored), start 300 
 
 Deviations: all quantized layers by default. The paper lists fc1, fc2, proj and v; here that is `layers: ["*.mlp.fc*",
 "*.attn.proj"]`, since v is part of a fused qkv. The released code also intends to hold the product of queries and
-keys, but the detach that it uses has no effect. Weights only, no distillation.
+keys, but the detach that it uses has no effect. No distillation.
 """
 
 from fnmatch import fnmatchcase

@@ -34,10 +34,13 @@ Biases: those of queries and keys are dropped. A key bias adds the same value to
 cancels. A query bias adds b_q . k_j to column j, so a network that had one, as published ones do, does not start as the
 same function (from scratch, biases start at 0). Apart from that, without quantizers the attention is unchanged.
 
+Activations, with a target such as w4a4: the other method of the stack rounds them ([qkr, statsq, cga]: learned steps):
+x as it enters W^_h and again as it meets W^_h x, then W^_h x, the output of softmax, and the values.
+
 Settings: none.
 
-Deviations: weights only. The paper also quantizes x, W^_h x (between two learned biases) and the output of softmax, and
-distils from the float network. Its quantizer, StatsQ, is a separate method here. The paper has no TinyViT.
+Deviations: no biases around W^_h x and the values, no distillation from the float network. The paper's quantizer,
+StatsQ, is a separate method here. The paper has no TinyViT.
 """
 
 from typing import Any, Literal
