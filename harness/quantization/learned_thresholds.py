@@ -13,36 +13,41 @@ from harness.quantization.shaped_activations import MagnitudeQuantizer, reach_of
 class LearnedThresholdQuantizer(MagnitudeQuantizer):
     """Evenly spaced levels with learned thresholds (Z. Liu et al., CVPR 2022, arXiv 2111.14826, N2UQ).
 
-    With m codes above 0, gaps a_1 ... a_m > 0 and ends T_k = a_1 + ... + a_k, the code of v = scale_in |x| is the
-    number of thresholds T_(k-1) + a_k / 2 below v, and the value `scale_out code / m`. The gradient is that of the line
-    through the points (T_k, k / m), 0 beyond them. It starts uniform over the range of least squared error.
+    With m codes above 0, gaps a_1 ... a_m > 0 and ends T_k = a_1 + ... + a_k, the code of v = scale_in m |x| / r is the
+    number of thresholds T_(k-1) + a_k / 2 below v, and the value `scale_out r code / m`. The gradient is that of the
+    line through the points (T_k, k), 0 beyond them. r, a buffer, is the range of least squared error; gaps and scales
+    start at 1, so that one learning rate suits every bit-width and range.
     """
 
-    MIN_GAP = 1e-6
+    MIN_GAP = 1e-3
+    reach: Tensor
 
     def __init__(self, bits: int, signed: bool = True) -> None:
         super().__init__(bits, signed)
         self.scale_in, self.scale_out = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+        self.register_buffer("reach", torch.ones(()))
         self.resize()
 
     def resize(self) -> None:
-        self.gaps = nn.Parameter(self.scale_in.detach().new_full((self.high,), 1 / self.high))
+        self.gaps = nn.Parameter(self.scale_in.detach().new_ones(self.high))
 
     def start_from(self, observed: Observed) -> None:
         super().start_from(observed)
-        reach = reach_of(observed, self.bits)
-        self.scale_in.fill_(1 / reach)
-        self.scale_out.fill_(reach)
+        self.reach.fill_(reach_of(observed, self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
         self.require_fitted()
         sign = self.sign(x)
-        value = self.scale_in * (sign * x)
-        line = self._line(value)
-        return sign * (self.scale_out * straight_through(self._codes(value) / self.high, line))
+        value = self._scaled(sign * x)
+        codes = straight_through(self._codes(value), self._line(value))
+        return sign * (self.scale_out * self.reach / self.high * codes)
+
+    def _scaled(self, magnitude: Tensor) -> Tensor:
+        """v, in units of codes."""
+        return self.scale_in * (self.high / self.reach) * magnitude
 
     def _line(self, value: Tensor) -> Tensor:
-        """The piecewise linear function through (T_k, k / m), with its gradient to value and gaps."""
+        """The piecewise linear function through (T_k, k), with its gradient to value and gaps."""
         gaps = self.gaps.clamp(min=self.MIN_GAP)
         # Not cumsum, for which CUDA has no deterministic kernel.
         sums = (gaps * gaps.new_ones(self.high, self.high).tril()).sum(1)
@@ -52,8 +57,8 @@ class LearnedThresholdQuantizer(MagnitudeQuantizer):
             inside = (value > 0) & (value <= ends[-1])
         flat = piece.reshape(-1)
         start, gap = (each.index_select(0, flat).view(value.shape) for each in (ends[:-1], gaps))
-        line = (piece + (value - start) / gap) / self.high
-        return torch.where(inside, line, (value.detach() > 0).to(line.dtype))
+        line = piece + (value - start) / gap
+        return torch.where(inside, line, self.high * (value.detach() > 0).to(line.dtype))
 
     @torch.no_grad()
     def _codes(self, value: Tensor) -> Tensor:
@@ -64,7 +69,7 @@ class LearnedThresholdQuantizer(MagnitudeQuantizer):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         sign = self.sign(x)
-        return (sign * self._codes(self.scale_in * (sign * x))).to(torch.int16)
+        return (sign * self._codes(self._scaled(sign * x))).to(torch.int16)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -82,11 +87,11 @@ class LearnedThresholdQuantizer(MagnitudeQuantizer):
         piece = places.floor().long().clamp_(max=self.high - 1)
         resampled = (ends[piece] + (places - piece) * (ends[piece + 1] - ends[piece])).diff()
         factor = 1.0 if scale == "keep_range" else other.high / self.high
-        other.gaps = nn.Parameter(resampled)
-        other.scale_in = nn.Parameter(self.scale_in.detach() / factor)
-        other.scale_out = nn.Parameter(self.scale_out.detach() * factor)
-        other.fitted = self.fitted
+        other.gaps = nn.Parameter(resampled * (other.high / self.high))
+        other.scale_in = nn.Parameter(self.scale_in.detach().clone())
+        other.scale_out = nn.Parameter(self.scale_out.detach().clone())
+        other.reach, other.fitted = self.reach * factor, self.fitted
         return other.train(self.training)
 
     def described(self) -> str:
-        return f"range={shown(self.scale_out)}, {self.high} learned thresholds"
+        return f"range={shown(self.scale_out * self.reach)}, {self.high} learned thresholds"

@@ -74,7 +74,7 @@ def test_a_uniform_curve_and_uniform_thresholds_are_one_quantizer() -> None:
 
 
 def test_the_gradient_of_learned_thresholds_is_that_of_the_line() -> None:
-    """Of the piecewise linear function through (T_k, k / m), by finite differences in double precision."""
+    """Of the piecewise linear function through (T_k, k), by finite differences in double precision."""
     quantizer = moved(LearnedThresholdQuantizer(3).fit(inputs(True))).double()
     assert isinstance(quantizer, LearnedThresholdQuantizer)
     x = inputs(True, seed=2).double()[:4]
@@ -83,11 +83,12 @@ def test_the_gradient_of_learned_thresholds_is_that_of_the_line() -> None:
         ends = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
         found = torch.zeros_like(value)
         for k in range(len(gaps)):
-            found = found + ((value - ends[k]) / gaps[k]).clamp(0, 1) / len(gaps)
+            found = found + ((value - ends[k]) / gaps[k]).clamp(0, 1)
         return found
 
     def smooth(x: Tensor, gaps: Tensor, scale_in: Tensor) -> Tensor:
-        return x.sign() * quantizer.scale_out.detach() * line(scale_in * x.abs(), gaps)
+        unit = quantizer.reach / len(gaps)
+        return x.sign() * quantizer.scale_out.detach() * unit * line(scale_in * x.abs() / unit, gaps)
 
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     ends = (x.clone().requires_grad_(), quantizer.gaps, quantizer.scale_in)
