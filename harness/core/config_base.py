@@ -101,7 +101,9 @@ def section(value: Section | Mapping[str, Any] | None, kind: type[Section], name
         return value or kind()
     if not isinstance(value, Mapping):
         legal = ", ".join(kind.model_fields)
-        raise UserError(f"{name}: {value!r} is neither a {kind.__name__} nor a mapping of its settings ({legal})")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        what = f"neither {article} {kind.__name__} nor a mapping of its settings"
+        raise UserError(f"{name}: {value!r} is {what} ({legal})")
     try:
         return kind.model_validate(dict(value))
     except ValidationError as error:

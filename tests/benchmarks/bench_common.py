@@ -46,7 +46,7 @@ def configure(
     method: str = "none",
     batch: int = BATCH,
     augment: bool = True,
-    bits: tuple[int, ...] = (2, 3, 4, 8),
+    bits: tuple[int | str, ...] = (2, 3, 4, 8),
     device: str = "cpu",
     epochs: int = 100,
     compiled: str = "auto",

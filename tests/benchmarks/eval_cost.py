@@ -1,4 +1,7 @@
-"""What five bit-widths cost: one evaluation of a validation split at 2, 3, 4, 8 bits and float over five float passes.
+"""What deployment points cost: one evaluation of a validation split at several of them over as many float passes.
+
+Five bit-widths (2, 3, 4, 8 and float), and six points with activations, whose ranges are observed first on calibration
+batches: a fifth as many images as are evaluated (CIFAR-10: 8 batches of 128, and 5,000 images).
 
 python tests/benchmarks/eval_cost.py [--device cuda] [--tiny]
 """
@@ -19,41 +22,46 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "mlp5": ("mlp5", {}, 5_000, 10),
 }
 BITS = (2, 3, 4, 8)
-GOAL = 1.05
+POINTS = ("w2a2", "w3a3", "w4a4", "w4a8", "w8a4", "w8a8")
+GOAL, GOAL_WITH_ACTIVATIONS = 1.05, 1.6
 
 
-def five_bit_widths(session: Session) -> None:
-    """As the product validates at the end of an epoch."""
-    session.evaluator.rows(session.model, session.config.phase, "val")
+def at_all_points(session: Session) -> None:
+    """As the product evaluates: at the end of an epoch, and for the record."""
+    points = [point for point in session.config.evaluated_points if not point.weights_only] or session.evaluator.points
+    session.evaluator.rows(session.model, session.config.phase, "val", [("rtn", point) for point in points])
 
 
-def five_float_passes(session: Session) -> None:
-    """The plain evaluation, once for each bit-width, of the network as it is."""
+def float_passes(session: Session, count: int) -> None:
+    """The plain evaluation, once for each point, of the network as it is."""
     session.model.eval()
     size, precision = session.config.runtime.eval_batch_size, session.evaluator.precision
-    for _ in (*BITS, "float"):
+    for _ in range(count):
         evaluate_all([session.model], session.dataset, session.dataset.val, size, precision)
     session.model.train()
 
 
-def case(name: str, device: str, tiny: bool) -> Row:
+def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> Row:
     """The row of one network."""
     clock = Clock()
     model, options, images, rounds = CASES[name]
-    config = configure(models(tiny)[model] | ({} if tiny else options), bits=BITS, device=device)
-    session = make_session(config, train=256, val=32 if tiny else images)
-    works = {"all": lambda: five_bit_widths(session), "float": lambda: five_float_passes(session)}
+    images, activations = 32 if tiny else images, points is POINTS
+    config = configure(models(tiny)[model] | ({} if tiny else options), bits=points, device=device)
+    session = make_session(config, train=images // 5 if activations else 256, val=images)
+    count, what = (6, "six points with activations") if activations else (5, "five bit-widths")
+    works = {"all": lambda: at_all_points(session), "float": lambda: float_passes(session, count)}
     times = in_turn(works, 1 if tiny else rounds, warmup=1, device=device)
     found = compared(times, "all", "float")
     measured = found.pop("ratio")
-    what = f"five bit-widths over a validation split, {name}"
     details = {"images": len(session.dataset.val), **found, **settings(session)}
-    return figure(what, "five float passes", measured, goal=GOAL, seconds=clock.lap(), **details)
+    passes, goal = ("six", GOAL_WITH_ACTIVATIONS) if activations else ("five", GOAL)
+    what = f"{what} over a validation split, {name}"
+    return figure(what, f"{passes} float passes", measured, goal=goal, seconds=clock.lap(), **details)
 
 
 def measure(device: str = "cpu", tiny: bool = False) -> list[Row]:
     """Rows of all networks."""
-    return [case(name, device, tiny) for name in CASES]
+    return [case(name, points, device, tiny) for points in (BITS, POINTS) for name in CASES]
 
 
 if __name__ == "__main__":
