@@ -12,13 +12,15 @@ import pytest
 from matplotlib import mathtext
 from synthetic_sweep import SweepWriter, only_group
 
-from analysis import ranking, tables
+from analysis import claims, ranking, render, report, tables
 from analysis.escape import in_figure, in_latex, in_latex_comment, in_markdown
 from analysis.figures import find_figures, parameter_importance, strength_sensitivity
+from analysis.output import Output
 from analysis.series import Group
 from harness.records.schema import LAYER_PREFIX
 
 #: Two dollars about what is no mathematics, about what is, and what other languages take for something else.
+MARKUP = ("$x_1$ <script>a</script> 5 % & #1 ~{b} `c` | \\end _d_", "5 {} % &\nnext line")
 HOSTILE = ("$\\nosuch{$", "$x_1$", "50 % & #1_a^b ~{c} **d** <b>e [f](g) `h` | \\end")
 
 
@@ -92,6 +94,55 @@ def test_tables(group: Group) -> None:
         assert r"\*\*d\*\* &lt;b&gt;e \[f\](g) \`h\`" in markdown
         lines = [line for line in markdown.splitlines() if line.startswith("|")]
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, "as many cells in each row"
+
+
+@pytest.fixture
+def claimed(tmp_path: Path) -> Group:
+    """A group whose claims have texts of these characters: in its title, in labels, and in a way to deploy."""
+    sweep = SweepWriter(tmp_path, seeds=(0, 1))
+    sweep.add("none", None)
+    for target in (2, 3):
+        sweep.add("ste", target)
+    sweep.add("oscillation", 2)
+    for number, text in enumerate(MARKUP):
+        sweep.add("oscillation", 3, grid={"target_bit": 3, "note": text}, tag=str(number))
+    for seed in sweep.seeds:
+        for row in sweep.run_of("oscillation-target_bit=2", seed)["rows"]:
+            row["deploy"] = MARKUP[0]
+    sweep.write()
+    return replace(only_group(tmp_path), settings={"label": MARKUP[1]}, model=MARKUP[0], sweep=HOSTILE[0])
+
+
+def test_claims_in_markdown(claimed: Group) -> None:
+    text = claims.to_markdown(claims.make_claims(claimed))
+    assert r"\$x_1\$ &lt;script&gt;a&lt;/script&gt; 5 % &amp; #1 \~{b}" in text.splitlines()[0], "in the title"
+    assert r"(note=\$x_1\$ &lt;script&gt;a&lt;/script&gt; 5 % &amp; #1 \~{b} \`c\` \| \\end \_d\_)" in text, (
+        "in a label"
+    )
+    assert r"deployed by rtn, oscillation@2 by \$x_1\$ &lt;script" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}, "as many cells in each row"
+    assert not re.search(r"(?<!\\)[$`]|<script", text)
+
+
+def test_claims_in_latex(claimed: Group) -> None:
+    """User text is in comments alone; each ends with its line, and nothing of it is left outside."""
+    text = claims.to_latex(claims.make_claims(claimed))
+    assert text.startswith(f"% {HOSTILE[0]}: {MARKUP[0]} on digits (5 {{}} % & next line): the paper's claims\n")
+    assert r"\\ % several series are regularizer for 3 bits: oscillation@3 (note=$x_1$ <script>" in text
+    assert "by rtn, oscillation@2 by $x_1$" in text
+    body = re.sub(r"(?m)(?<!\\)%.*$", "", text)
+    assert not re.search(r"script|x_1|next line", body)
+    assert body.count("{") == body.count("}")
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body.splitlines() if "@" in line} == {6}
+
+
+def test_claims_in_html(claimed: Group, tmp_path: Path) -> None:
+    found = claims.make_claims(claimed)
+    section = render.Section(claimed.title, tables.make_table(claimed), found)
+    page = report.overview([section], "", Output(tmp_path))
+    assert "(note=$x_1$ &lt;script&gt;a&lt;/script&gt; 5 % &amp; #1" in page
+    assert "<script" not in page
 
 
 def test_each_language() -> None:
