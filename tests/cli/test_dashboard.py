@@ -179,6 +179,18 @@ def test_what_the_panels_show(sweep: Path, capsys: Output) -> None:
     assert {panel["groupArea"] for panel in (worst, spread, tests, *accuracies)} == {"minmax"}
 
 
+def test_points_with_activations(tmp_path: Path, capsys: Output) -> None:
+    """In order; each epoch is evaluated at the target and at the points of weights alone."""
+    base = SWEEP["base"] | {"deploy": {"bits": ["w8a8", 2], "scale": "recalibrate"}}
+    cells = [{"methods": "oscillation", "grid": {"target_bit": [3, "w3a4"]}}]
+    path = written(tmp_path, SWEEP | {"base": base, "cells": cells, "tune": {"trials": 0}})
+    *accuracies, tests = sections(printed(capsys, path))["Accuracy at each bit-width"]
+    assert [panel["metrics"] for panel in accuracies] == [[f"val/acc_{at}"] for at in ("w2", "w3a4", "w3", "float")]
+    titles = [panel["chartTitle"].rpartition(": ")[2] for panel in accuracies]
+    assert titles == ["2", "w3a4", "3", "float"]
+    assert tests["metrics"] == [f"test/acc_{at}" for at in ("w2", "w3a4", "w3", "w8a8", "float")]
+
+
 def test_everything_is_open_and_on_one_page(sweep: Path, capsys: Output) -> None:
     for section in printed(capsys, sweep)["spec"]["section"]["panelBankConfig"]["sections"]:
         layout = section["flowConfig"]
