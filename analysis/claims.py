@@ -3,12 +3,12 @@
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from analysis import paired
+from analysis import deployment, paired
 from analysis.escape import in_latex, in_markdown
 from analysis.paired import QAT, REGULARIZER, Lacking, Sides
 from analysis.series import Group
@@ -60,6 +60,8 @@ class Claim:
     #: The sweep and group that were tested.
     title: str = ""
     tests: tuple[ClaimTest, ...] = ()
+    #: What of the group takes no part, as a sentence after another; nothing where all does.
+    left_out: str = ""
 
     @property
     def verdict(self) -> str:
@@ -139,12 +141,20 @@ def make_claims(group: Group) -> list[Claim]:
     for (claim, test), p_holm in zip(drafts, adjusted):
         judged.setdefault(claim.key, []).append(_judged(test, claim.margin, p_holm, count))
     title = f"{group.sweep}: {group.title}"
-    return [replace(claim, title=title, tests=tuple(judged[claim.key])) for claim in CLAIMS]
+    left_out = _left_out(group)
+    return [replace(claim, title=title, tests=tuple(judged[claim.key]), left_out=left_out) for claim in CLAIMS]
+
+
+def _left_out(group: Group) -> str:
+    """The paper rounds weights alone: what a group has beyond that is no test of its claims."""
+    if all(map(deployment.weights_only, (*group.points(), *group.targets()))):
+        return ""
+    return " Points with activations, and networks trained for one, take no part."
 
 
 def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
     """The tests of a claim before their verdict; one that cannot be made has no effect but a reason."""
-    found = sorted({one.target for one in group.series if one.method in paired.WORDS and one.target is not None})
+    found = sorted({one.target for one in group.series if one.method in paired.WORDS and isinstance(one.target, int)})
     targets = claim.targets(found)
     for bits in targets:
         for method in claim.methods:
@@ -157,7 +167,8 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
             yield replace(test, result=compare(first, second, claim.margin), reason=remark)
     if not targets:
         only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
-        which = only if found else f"no {'finished ' if group.missing else ''}ste and no oscillation"
+        none = f"no {'finished ' if group.missing else ''}ste and no oscillation"
+        which = only if found else f"{none} for weights alone" if _left_out(group) else none
         yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
 
 
@@ -185,8 +196,9 @@ def to_frame(claims: Iterable[Claim]) -> pd.DataFrame:
     return frame
 
 
-def _legend(claims: Iterable[Claim]) -> str:
-    return LEGEND.format(count=sum(not math.isnan(test.p_holm) for claim in claims for test in claim.tests))
+def _legend(claims: Sequence[Claim]) -> str:
+    told = LEGEND.format(count=sum(not math.isnan(test.p_holm) for claim in claims for test in claim.tests))
+    return told + claims[0].left_out
 
 
 def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:

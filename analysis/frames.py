@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import deployment
 from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, method_of
-from harness.core.bits import FLOAT
+from harness.core.bits import FLOAT, PlainPoint
 from harness.records import schema
 from harness.sweep import objective
 
@@ -20,45 +21,49 @@ PARAMETER = "param."
 
 
 def rows_frame(sweep: SweepResults) -> pd.DataFrame:
-    """Every result row of the sweep's finals and trials: one line for a run, split, way of deployment and bit-width.
+    """Every result row of the sweep's finals and trials: one line for a run, split, way of deployment and point.
 
-    accuracy in [0, 1], loss in nats, n images; `trial` is that of the cell's tuning, empty for finals.
+    accuracy in [0, 1], loss in nats, n images; `trial` is that of the cell's tuning, empty for finals. bits: of the
+    weights. Columns `activations` and `kv` (their bits, empty for float) are there where a row of the sweep has them.
     """
-    lines: list[dict[str, Any]] = []
-    for final in sweep.finals:
-        lines += _rows(final, sweep.name, None)
-    for trial in sweep.trials:
-        lines += _rows(trial, sweep.name, trial.number)
-    frame = pd.DataFrame(lines)
-    return frame.astype({"target_bit": "Int64", "trial": "Int64"})
+    runs: list[Final | Trial] = [*sweep.finals, *sweep.trials]
+    further = [
+        name for name in schema.ROW_WHERE_QUANTIZED if any(name in r for run in runs for r in run.record["rows"])
+    ]
+    lines = [line for run in runs for line in _rows(run, sweep.name, further)]
+    frame = pd.DataFrame(lines).astype(dict.fromkeys(("trial", *further), "Int64"))
+    return frame.assign(target_bit=deployment.tidy(frame["target_bit"]))
 
 
-def _rows(run: Final | Trial, sweep: str, trial: int | None) -> Iterable[dict[str, Any]]:
+def _rows(run: Final | Trial, sweep: str, further: list[str]) -> Iterable[dict[str, Any]]:
+    trial = run.number if isinstance(run, Trial) else None
+    fields = [field for name in schema.ROW for field in (name, *(further if name == "bits" else ()))]
     shared = {
         "sweep": sweep, "cell": run.cell.id, "run_id": run.run_id, "trial": trial, "model": run.config["model"]["name"],
         "data": run.config["data"]["name"], "method": method_of(run.config),
         "target_bit": run.config.get("target_bit"), "seed": run.config["seed"],
     }  # fmt: skip
     for row in run.record["rows"]:
-        yield {**shared, **{name: row[name] for name in schema.ROW}}
+        yield {**shared, **{name: row.get(name) for name in fields}}
 
 
 def trials_frame(group: Group) -> pd.DataFrame:
-    """One line for each finished tuning trial of a group; see `TRIAL_COLUMNS`, then `param.<name>` for each parameter.
+    """One line for each finished tuning trial of a group; see `TRIAL_COLUMNS`, then `w4`, `w4a8` and so on for each
+    point, and `param.<name>` for each parameter.
 
     Float training has no target: `at_target` is its accuracy in float.
     """
     names = {one.cell.id: one.method + one.suffix for one in group.series}
     lines = [_trial(trial, names) for trial in group.trials]
     frame = pd.DataFrame(lines, columns=None if lines else list(TRIAL_COLUMNS))
-    return frame.astype({"target_bit": "Int64"})
+    return frame.assign(target_bit=deployment.tidy(frame["target_bit"]))
 
 
 def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
     accuracies = val_accuracies(trial)
     target = trial.config.get("target_bit")
-    widths = {bits: value for bits, value in accuracies.items() if bits != FLOAT}
-    others = [value for bits, value in widths.items() if bits != target]
+    quantized = {point: value for point, value in accuracies.items() if point != FLOAT}
+    others = [accuracies[point] for point in deployment.others(accuracies, target)]
     return {
         "cell": trial.cell.id,
         "method": names.get(trial.cell.id) or method_of(trial.config),
@@ -67,10 +72,10 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
         "run_id": trial.run_id,
         "chosen": trial.chosen,
         "at_target": accuracies.get(target or FLOAT),
-        "worst": min(widths.values(), default=None),
+        "worst": min(quantized.values(), default=None),
         "mean_of_others": fmean(others) if others else None,
         "float": accuracies.get(FLOAT),
-        **{f"w{bits}": value for bits, value in widths.items()},
+        **{deployment.key(point): value for point, value in quantized.items()},
         **{PARAMETER + name: value for name, value in trial.params.items()},
     }
 
@@ -83,8 +88,8 @@ def objective_value(trial: Trial, name: str) -> float:
     return objective.value(name, metrics, points, trial.config.get("target_bit") or FLOAT)
 
 
-def val_accuracies(run: Trial) -> dict[int | str, float]:
-    """Validation accuracy in % at each bit-width, under the first way of deployment."""
+def val_accuracies(run: Trial) -> dict[PlainPoint, float]:
+    """Validation accuracy in % at each point, under the first way of deployment."""
     rows = run.rows("val")
     first = [row for row in rows if (row["deploy"], row["scale"]) == (rows[0]["deploy"], rows[0]["scale"])]
-    return {row["bits"]: 100 * row["accuracy"] for row in first}
+    return {deployment.of_row(row): 100 * row["accuracy"] for row in first}

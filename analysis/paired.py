@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from analysis.results import Final
 from analysis.series import Group, Series
-from harness.core.bits import FLOAT
+from harness.core.bits import FLOAT, PlainPoint
 from harness.records.schema import FREQUENCY
 
 QAT, REGULARIZER = "ste", "oscillation"
@@ -109,7 +109,7 @@ def _only(found: Sequence[Series], what: str, group: Group) -> Series:
     return found[0]
 
 
-def _at(one: Series, bits: int | str) -> dict[int, float]:
+def _at(one: Series, bits: PlainPoint) -> dict[int, float]:
     """Seed -> test accuracy in points, of the seeds tested at `bits`."""
     values = {seed: found[bits] for seed, found in one.percent_by_seed().items() if bits in found}
     if not values:
@@ -118,7 +118,7 @@ def _at(one: Series, bits: int | str) -> dict[int, float]:
 
 
 def _shared_bits(*series: Series) -> list[int]:
-    """The integer bit-widths at which every run of the series was tested: means over others would not compare."""
+    """The bit-widths of weights alone at which every run was tested: means over others would not compare."""
     found = [set(bits) for one in series for bits in one.percent_by_seed().values()]
     return sorted(b for b in set.intersection(*found) if isinstance(b, int))
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import deployment
 from analysis.series import Group
 from harness.core.bits import FLOAT
 
@@ -55,11 +56,11 @@ def collect(groups: Sequence[Group]) -> Benchmark:
     tasks: dict[str, None] = {}
     for group, name, whole in zip(groups, _names(groups), float_accuracy):
         divisor = whole if relative and whole else 0.01
-        for bits in (int(bits) for bits in group.bits() if bits != FLOAT):
-            task = f"{name}, {bits} bits"
+        for point in (point for point in group.points() if point != FLOAT):
+            task = f"{name}, {deployment.title(point)}"
             tasks[task] = None
             for one in group.trained:
-                if values := one.accuracies(bits):
+                if values := one.accuracies(point):
                     scores.setdefault(one.training_label, {})[task] = np.array(values) / divisor
     complete = {method: own for method, own in scores.items() if len(own) == len(tasks)}
     notes += [_left_out(method, own, list(tasks)) for method, own in scores.items() if method not in complete]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from analysis import deployment
 from analysis.results import Cell, Final
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
@@ -30,6 +31,12 @@ def refuse_mixed_protocols(title: str, finals: Sequence[Final], cells: Sequence[
     for cell_id in dict.fromkeys(final.cell.id for final in finals):
         own = [final for final in finals if final.cell.id == cell_id]
         _refuse(f"{title}, cell {cell_id}", own, _within_cell)
+    further = [
+        final
+        for final in finals
+        if any(not deployment.weights_only(deployment.of_row(row)) for row in final.rows("test"))
+    ]
+    _refuse(title, further, lambda final: _how_activations_are_rounded(final, searched))
 
 
 def searched_keys(cells: Sequence[Cell]) -> set[str]:
@@ -71,12 +78,20 @@ def _within_cell(final: Final) -> dict[str, Any]:
     return {key: value for key, value in settings if not _is_parent(value)}
 
 
+def _how_activations_are_rounded(final: Final, searched: set[str]) -> dict[str, Any]:
+    """Of finals that have such rows alone: others, of earlier versions too, need not have the settings."""
+    settings = flatten({"activations": final.config.get("activations") or {}})
+    return {key: value for key, value in settings if key not in searched}
+
+
 def _is_parent(value: Any) -> bool:
     """`run:<id>`, the run to start from, is another one for every seed by its nature."""
     return isinstance(value, str) and value.startswith("run:")
 
 
 def _refuse(title: str, finals: Sequence[Final], traits_of: Any) -> None:
+    if not finals:
+        return
     first = finals[0]
     reference = traits_of(first)
     different: dict[str, str] = {}

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
+from analysis import deployment
 from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best, t_interval
 from analysis.paired import Lacking, frequencies
 from analysis.series import Group, Series
 from analysis.table_text import LATEX, MARKDOWN, latex, latex_row, latex_table, latex_title, markdown, ruled
 from analysis.tables import interval_text
-from harness.core.bits import FLOAT
+from harness.core.bits import FLOAT, PlainPoint
 
 NAME = "ranking"
-LEGEND = (
+_LEGEND = (
     "Test accuracy (%). At target: at the bit-width that a network was trained for, and the mean over these, by which "
-    "methods are ranked; other bits: mean over the integer bit-widths but the target, then over targets; both with "
-    "the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
+    "methods are ranked; other bits: mean over the integer bit-widths but the target{further}, then over targets; both "
+    "with the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
     "training has no target and counts at each. Oscillation: frequency of the codes of each method's own "
     "quantizer (1/step), mean over epochs, seeds and targets. Cost: time of a training step, without the counting of "
     "oscillations, over that of float training, medians of these very runs."
@@ -32,7 +33,7 @@ class Standing:
 
     method: str
     seeds: str
-    at: Mapping[int, float]
+    at: Mapping[PlainPoint, float]
     at_target: Interval
     others: Interval
     frequency: float
@@ -47,7 +48,7 @@ class Ranking:
     """The standings of a group, the best first; those without a value at every target come last, unranked."""
 
     title: str
-    targets: tuple[int, ...]
+    targets: tuple[PlainPoint, ...]
     standings: tuple[Standing, ...] = field(default=())
 
     def frame(self) -> pd.DataFrame:
@@ -57,7 +58,7 @@ class Ranking:
             lines.append(
                 {
                     "group": self.title, "rank": one.rank, "method": one.method, "seeds": one.seeds,
-                    **{f"at_w{bits}": one.at.get(bits, math.nan) for bits in self.targets},
+                    **{f"at_{deployment.key(target)}": one.at.get(target, math.nan) for target in self.targets},
                     "at_target": one.at_target.mean, "at_target_half_width": one.at_target.half_width,
                     "other_bits": one.others.mean, "other_bits_half_width": one.others.half_width,
                     "n": one.at_target.n, "frequency": one.frequency, "cost": one.cost,
@@ -86,7 +87,7 @@ def make_ranking(group: Group) -> Ranking | None:
     return Ranking(f"{group.sweep}: {group.title}", targets, (*placed, *(one for one in found if not one.at_target.n)))
 
 
-def _standing(method: str, series: Sequence[Series], targets: Sequence[int], reference: float) -> Standing:
+def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: float) -> Standing:
     """A method from its series: one for each target, or one without a target for all of them."""
     by_target = {bits: one for one in series for bits in ([one.target] if one.target else targets)}
     at = {bits: _by_seed(one, bits, own=True) for bits, one in by_target.items()}
@@ -106,13 +107,13 @@ def _standing(method: str, series: Sequence[Series], targets: Sequence[int], ref
     )
 
 
-def _by_seed(one: Series, target: int, own: bool) -> dict[int, float]:
-    """Seed -> accuracy (%) at the target, or the mean over the other integer bit-widths."""
+def _by_seed(one: Series, target: PlainPoint, own: bool) -> dict[int, float]:
+    """Seed -> accuracy (%) at the target, or the mean over the other points that round what the target rounds."""
     values = {}
     for seed, found in one.percent_by_seed().items():
-        wanted = [value for bits, value in found.items() if bits != FLOAT and (bits == target) == own]
+        wanted = {target} & found.keys() if own else deployment.others(found, target)
         if wanted:
-            values[seed] = statistics.mean(wanted)
+            values[seed] = statistics.mean(found[point] for point in wanted)
     return values
 
 
@@ -122,11 +123,11 @@ def _means(columns: Sequence[dict[int, float]]) -> list[float]:
     return [statistics.mean(column[seed] for column in columns) for seed in common]
 
 
-def _frequency(by_target: Mapping[int, Series]) -> float:
-    """Mean frequency over targets and seeds; nan where one was not watched at a target."""
+def _frequency(by_target: Mapping[PlainPoint, Series]) -> float:
+    """Mean frequency over targets and seeds; nan where one was not watched at the weights' bits of a target."""
     means = []
-    for bits, one in by_target.items():
-        if bits not in one.watched:
+    for target, one in by_target.items():
+        if (bits := deployment.weights(target)) is None or bits not in one.watched:
             return math.nan
         try:
             means.append(statistics.mean(frequencies(one, bits)[0].values()))
@@ -146,7 +147,7 @@ def header(ranking: Ranking) -> list[str]:
     """The columns of a ranking as text."""
     return [
         *("rank", "method", "seeds"),
-        *(f"{bits} bits" for bits in ranking.targets),
+        *map(deployment.title, ranking.targets),
         *("at target", "other bits", "oscillation", "cost"),
     ]
 
@@ -163,6 +164,13 @@ def cells(ranking: Ranking, one: Standing) -> list[str]:
         "—" if math.isnan(one.frequency) else f"{one.frequency:.5f}",
         "—" if math.isnan(one.cost) else f"{one.cost:.2f}x",
     ]
+
+
+def legend(rankings: Sequence[Ranking]) -> str:
+    """How to read the columns; of targets with activations only where there is one."""
+    mixed = [target for one in rankings for target in one.targets if not deployment.weights_only(target)]
+    further = f" (for targets such as {mixed[0]}: over the other points with activations)" if mixed else ""
+    return _LEGEND.format(best="bold", further=further)
 
 
 def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> list[str]:
@@ -189,7 +197,7 @@ def to_markdown(rankings: Sequence[Ranking]) -> str:
     for ranking in rankings:
         rows = _rows(ranking, MARKDOWN.best, in_markdown)
         lines += [f"**{in_markdown(ranking.title)}**", "", *markdown(rows, _columns(ranking)), ""]
-    return "\n".join([*lines, LEGEND.format(best="bold"), ""])
+    return "\n".join([*lines, legend(rankings), ""])
 
 
 def to_latex(rankings: Sequence[Ranking]) -> str:
@@ -199,12 +207,14 @@ def to_latex(rankings: Sequence[Ranking]) -> str:
     for number, ranking in enumerate(rankings):
         lines += [r"\midrule"] * bool(number)
         lines += [latex_title(in_latex(ranking.title), len(columns)), r"\midrule"]
-        lines += [latex_row(text.capitalize() for text in header(ranking)), r"\midrule"]
+        own = set(map(deployment.title, ranking.targets))
+        head = [text if text in own else text.capitalize() for text in header(ranking)]
+        lines += [latex_row(head), r"\midrule"]
         for one in ranking.standings:
             rank, method, *texts, cost = cells(ranking, one)
             texts = [latex(rank), in_latex(method), *map(latex, texts), latex(cost).replace("x", r"$\times$")]
             lines.append(latex_row(_marked(ranking, one, texts, LATEX.best)))
-    return latex_table(columns, [LEGEND.format(best="bold")], lines)
+    return latex_table(columns, [legend(rankings)], lines)
 
 
 def _columns(ranking: Ranking) -> str:

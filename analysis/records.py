@@ -5,8 +5,9 @@ import math
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from harness.core.bits import FLOAT
-from harness.records.schema import ROW
+from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS, BitWidths
+from harness.core.errors import UserError
+from harness.records.schema import ROW, ROW_WHERE_QUANTIZED, row_key
 
 _RECORD = {"run_id": str, "phase": str, "config": dict, "provenance": dict, "rows": list}
 _CONFIG = {"seed": int, "methods": list, "model": dict, "data": dict, "train": dict, "deploy": dict}
@@ -41,6 +42,10 @@ def problem_of(record: Any, run_id: str, phase: str, seed: int | None = None) ->
         return "config.model or config.data has no name"
     if not all(isinstance(method, dict) and "name" in method for method in config["methods"]):
         return "config.methods holds an entry without a name"
+    try:
+        _ = config.get("target_bit") is None or BitWidths.of(config["target_bit"])
+    except UserError as error:
+        return f"config.target_bit: {error}"
     return _rows_problem(record["rows"], "test" if phase == "final" else "val")
 
 
@@ -52,10 +57,26 @@ def _rows_problem(rows: list[Any], split: str) -> str:
         value = row["accuracy"]
         if not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
             return f"accuracy {value!r} is not in [0, 1]"
-        if row["bits"] != FLOAT and not isinstance(row["bits"], int):
-            return f"bits {row['bits']!r} is neither an integer nor {FLOAT!r}"
-        key = tuple(str(row[name]) for name in ("split", "deploy", "scale", "bits"))
-        if key in seen:
-            return f"two rows for {' '.join(key)}"
+        if problem := _point_problem(row):
+            return problem
+        if (key := row_key(row)) in seen:
+            return f"two rows for {' '.join(map(str, key))}"
         seen.add(key)
     return "" if any(row["split"] == split for row in rows) else f"no row of the {split} split"
+
+
+def _point_problem(row: dict[str, Any]) -> str:
+    """What is wrong with the bits of a row: of its weights, and of what else it says that it rounds."""
+    legal = f"a whole number from {MIN_BITS} to {MAX_BITS}"
+    if row["bits"] != FLOAT and not _is_width(row["bits"]):
+        return f"bits {row['bits']!r} is neither {legal} nor {FLOAT!r}"
+    for name in ROW_WHERE_QUANTIZED:
+        if name in row and not _is_width(row[name]):
+            return f"{name} {row[name]!r} is not {legal}"
+        if name in row and row["bits"] == FLOAT:
+            return f"{name} {row[name]!r} in a row whose bits are {FLOAT!r}"
+    return ""
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and MIN_BITS <= value <= MAX_BITS

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import deployment
 from analysis.intervals import t_interval
 from analysis.results import Cell, Final, Missing, Trial
-from harness.core.bits import FLOAT
+from harness.core.bits import FLOAT, PlainPoint
 from harness.records.schema import watched_at
 
 
@@ -19,7 +20,7 @@ class Series:
     """The finals of a cell under one way of deployment."""
 
     method: str
-    target: int | None
+    target: PlainPoint | None
     cell: Cell
     finals: tuple[Final, ...]
     deploy: str
@@ -31,9 +32,9 @@ class Series:
 
     @property
     def watched(self) -> tuple[int, ...]:
-        """The bit-widths at which its oscillations were counted, the run's own first."""
+        """The bit-widths of weights at which its oscillations were counted, the run's own first."""
         config = self.finals[0].config
-        own = config.get("watch_bit") or self.target
+        own = config.get("watch_bit") or (None if self.target is None else deployment.weights(self.target))
         return () if own is None else (own, *(config.get("also_watch") or ()))
 
     def metric(self, name: str, bits: int) -> str:
@@ -42,7 +43,7 @@ class Series:
 
     @property
     def training_label(self) -> str:
-        """`oscillation@2`, `float`: what was trained."""
+        """`oscillation@2`, `lsq@w4a4`, `float`: what was trained."""
         at = "" if self.target is None else f"@{self.target}"
         return f"{self.method}{at}{self.suffix}"
 
@@ -56,14 +57,17 @@ class Series:
         """The label less the target, for a panel that names the target itself."""
         return self.method + self.suffix + self.deploy_suffix
 
-    def accuracies(self, bits: int | str) -> list[float]:
-        """Test accuracies in [0, 1] at a bit-width, one for each seed that has it."""
+    def accuracies(self, point: PlainPoint) -> list[float]:
+        """Test accuracies in [0, 1] at a deployment point, one for each seed that has it."""
         rows = [row for final in self.finals for row in self._rows(final)]
-        return [row["accuracy"] for row in rows if str(row["bits"]) == str(bits)]
+        return [row["accuracy"] for row in rows if deployment.of_row(row) == point]
 
-    def percent_by_seed(self) -> dict[int, dict[int | str, float]]:
-        """Seed -> bit-width -> test accuracy in %."""
-        return {final.seed: {row["bits"]: 100 * row["accuracy"] for row in self._rows(final)} for final in self.finals}
+    def percent_by_seed(self) -> dict[int, dict[PlainPoint, float]]:
+        """Seed -> deployment point -> test accuracy in %."""
+        return {
+            final.seed: {deployment.of_row(row): 100 * row["accuracy"] for row in self._rows(final)}
+            for final in self.finals
+        }
 
     def _rows(self, final: Final) -> list[dict[str, Any]]:
         return [row for row in final.rows("test") if (row["deploy"], row["scale"]) == (self.deploy, self.scale)]
@@ -103,13 +107,13 @@ class Group:
     def finals(self) -> list[Final]:
         return list({final.run_id: final for one in self.series for final in one.finals}.values())
 
-    def bits(self) -> list[str]:
-        """Deployment bit-widths in order, float last."""
-        found = {str(row["bits"]) for final in self.finals for row in final.rows("test")}
-        return sorted(found, key=lambda bits: (bits == FLOAT, bits.zfill(2)))
+    def points(self) -> list[PlainPoint]:
+        """Deployment points in order, float last."""
+        return deployment.in_order(deployment.of_row(row) for final in self.finals for row in final.rows("test"))
 
-    def targets(self) -> list[int]:
-        return sorted({one.target for one in self.series if one.target is not None})
+    def targets(self) -> list[PlainPoint]:
+        """The points that networks were trained for, in order."""
+        return deployment.in_order(one.target for one in self.series if one.target is not None)
 
 
 def method_of(config: dict[str, Any]) -> str:
@@ -119,18 +123,18 @@ def method_of(config: dict[str, Any]) -> str:
 
 
 def summarize(group: Group) -> pd.DataFrame:
-    """Mean test accuracy in % over seeds of each series at each bit-width; `n` 0 where there is none.
+    """Mean test accuracy in % over seeds of each series at each point; `n` 0 where there is none.
 
     An interval may reach past what is possible; `low` and `high`, which are drawn, stop at 0 and 100.
     """
     lines = []
     for one in group.series:
-        for bits in group.bits():
-            values = [100 * value for value in one.accuracies(bits)]
+        for point in group.points():
+            values = [100 * value for value in one.accuracies(point)]
             interval = t_interval(values)
             lines.append(
                 {
-                    "series": one.label, "method": one.name, "target_bit": one.target, "bits": bits,
+                    "series": one.label, "method": one.name, "target_bit": one.target, "bits": str(point),
                     "n": interval.n, "n_planned": len(one.cell.seeds), "mean": interval.mean,
                     "half_width": interval.half_width,
                     "low": max(interval.low, 0.0), "high": min(interval.high, 100.0),
@@ -139,7 +143,7 @@ def summarize(group: Group) -> pd.DataFrame:
             )  # fmt: skip
     frame = pd.DataFrame(lines)
     frame[["low", "high"]] = frame[["low", "high"]].where(frame["n"] > 1)
-    frame["target_bit"] = frame["target_bit"].astype("Int64")
+    frame["target_bit"] = deployment.tidy(frame["target_bit"])
     return frame
 
 

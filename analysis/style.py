@@ -18,11 +18,17 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, Locator, NullLocator
 from tueplots import figsizes
 
+from analysis import deployment
 from analysis.escape import in_figure
+from analysis.marks import Mark
 from harness.core.errors import unknown
 
 #: Inches; narrower panels have no room for four bit-widths and a label.
 _NARROWEST_PANEL = 1.55
+#: Of the label at the left of a panel, and of a character of a tick's label with its share of a gap.
+_Y_LABEL, _CHARACTER = 0.35, 0.08
+#: Of a character of the label below a figure.
+_X_CHARACTER = 0.065
 DEFAULT_VENUE = "tmlr2023"
 
 #: Of a point with its interval.
@@ -141,6 +147,25 @@ def label_left(blocks: Sequence[Sequence[Axes]], *labels: str) -> None:
     for block in blocks[:: panel_columns(len(blocks))]:
         for axes, label in zip(block, labels):
             axes.set_ylabel(label)
+
+
+def hollow(mark: Mark) -> dict[str, Any]:
+    """The look of a mark at a point with activations: with a white face, in the line of such points alone."""
+    return {**mark._asdict(), **BARS, "markerfacecolor": "white", "markeredgecolor": mark.color, "markeredgewidth": 0.8}
+
+
+def label_points(figure: Figure, blocks: Sequence[Sequence[Axes]], places: Sequence[str]) -> None:
+    """Say below the figure what the ticks of its panels are, deployment points; turned where they would touch."""
+    if not any(map(deployment.is_further, places)):
+        figure.supxlabel("Deployment bit-width", fontsize=8)
+        return
+    text = deployment.EXPLAINED
+    fits = len(text) * _X_CHARACTER < figure.get_figwidth()
+    figure.supxlabel(text.replace("\n", " ") if fits else text, fontsize=8)
+    room = figure.get_figwidth() / panel_columns(len(blocks)) - _Y_LABEL
+    if len(places) * max(map(len, places)) * _CHARACTER > room:
+        for axes, *_ in blocks:
+            axes.tick_params(axis="x", rotation=90)
 
 
 def plain_ticks(axis: Axis, places: Locator) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis import deployment
 from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best
 from analysis.series import Group, summarize
 from analysis.table_text import LATEX, MARKDOWN, Marks, latex, latex_row, latex_table, markdown, ruled
-from harness.core.bits import FLOAT
+from harness.core.bits import PlainPoint
 
 NAME = "cross_bit_table"
 _WHAT = "test accuracy (%), mean ± half-width of the 95% t interval over seeds"
@@ -34,37 +35,39 @@ class Table:
     """Rows of entries in the order of the sweep, with the numbers they were made from."""
 
     title: str
-    bits: tuple[str, ...]
+    points: tuple[PlainPoint, ...]
     rows: tuple[tuple[str, str, tuple[Entry, ...]], ...]
     frame: pd.DataFrame
 
     def legend(self, target: str, best: str) -> str:
         """How to read the marks, which a target and a best have, and what is not to be known from a label."""
-        aimed = any(label.startswith("none@") for label, _, _ in self.rows)
-        control = "; none@b is float training whose best epoch (and setting) is chosen at b bits" if aimed else ""
+        aimed = [label for label, _, _ in self.rows if label.startswith("none@")]
+        bits = "b" if any(label.startswith("none@w") for label in aimed) else "b bits"
+        control = f"; none@b is float training whose best epoch (and setting) is chosen at {bits}" if aimed else ""
         return _LEGEND.format(target=target, best=best) + control
 
 
 def make_table(group: Group) -> Table:
     """The table of a group; rows by target, then in the order of the sweep file."""
     frame = summarize(group)
-    bits = tuple(group.bits())
-    order = sorted(group.series, key=lambda one: (one.target is None, one.target or 0))
+    columns = tuple(group.points())
+    targets = group.targets()
+    order = sorted(group.series, key=lambda one: len(targets) if one.target is None else targets.index(one.target))
     keys = zip(frame["series"], frame["bits"])
     intervals = dict(zip(keys, map(Interval, frame["mean"], frame["half_width"], frame["n"])))
     best = {}
-    for column in bits:
-        place = separate_best([intervals[one.label, column] for one in order])
-        best[column] = None if place is None else order[place].label
+    for point in columns:
+        place = separate_best([intervals[one.label, str(point)] for one in order])
+        best[point] = None if place is None else order[place].label
     rows = tuple(
         (
             one.label,
-            _seeds([intervals[one.label, b].n for b in bits], len(one.cell.seeds)),
-            tuple(Entry(intervals[one.label, b], best[b] == one.label, b == str(one.target)) for b in bits),
+            _seeds([intervals[one.label, str(point)].n for point in columns], len(one.cell.seeds)),
+            tuple(Entry(intervals[one.label, str(p)], best[p] == one.label, p == one.target) for p in columns),
         )
         for one in order
     )
-    return Table(f"{group.sweep}: {group.title}", bits, rows, frame)
+    return Table(f"{group.sweep}: {group.title}", columns, rows, frame)
 
 
 def _seeds(counts: Sequence[int], planned: int) -> str:
@@ -81,10 +84,6 @@ def interval_text(interval: Interval) -> str:
     if math.isnan(interval.half_width):
         return f"{interval.mean:.1f} ±—"
     return f"{interval.mean:.1f} ± {interval.half_width:.1f}"
-
-
-def header(bits: str) -> str:
-    return bits if bits == FLOAT else f"{bits} bits"
 
 
 def to_text(table: Table) -> str:
@@ -119,11 +118,11 @@ def to_latex(table: Table) -> str:
 
 
 def _header(table: Table, method: str = "", seeds: str = "seeds") -> list[str]:
-    return [method, seeds, *map(header, table.bits)]
+    return [method, seeds, *map(deployment.title, table.points)]
 
 
 def _columns(table: Table) -> str:
-    return "lr" + "r" * len(table.bits)
+    return "lr" + "r" * len(table.points)
 
 
 def _marked(entry: Entry, text: str, marks: Marks) -> str:

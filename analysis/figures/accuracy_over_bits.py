@@ -1,14 +1,17 @@
 """Test accuracy at every deployment bit-width: one panel for each target, one line for each method."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from analysis import style
+from analysis import deployment, style
 from analysis.figures import Drawing, Scope
 from analysis.marks import Mark, marks_of
 from analysis.series import Group, reading_order, summarize
+from harness.core.bits import PlainPoint
 
 NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
@@ -25,15 +28,16 @@ _TICKS = (0, 25, 50, 75, 90, 95, 98, 100)
 # From this many lines in a panel on, it is drawn higher and its marks smaller; from so many on, without intervals,
 # which would hide them all.
 _MANY, _CROWD = 6, 10
+_JOINED = "lines join points that round the same: weights alone, or activations as well (hollow marks)"
 
 
 def draw(group: Group) -> Drawing:
     """Mean over seeds with its 95% Student-t interval; no line crosses a bit-width that was not measured."""
     style.use_style()
     frame, two = style.spread(summarize(group))
-    bits = group.bits()
+    bits = list(map(str, group.points()))
     methods = reading_order(group, frame["method"])
-    targets: list[int | None] = [*group.targets()] or [None]
+    targets: list[PlainPoint | None] = [*group.targets()] or [None]
     marks = marks_of(one.name for one in group.series)
     bars = len(methods) < _CROWD
     height = 2.0 if len(methods) < _MANY else 2.6 if bars else 3.2
@@ -46,17 +50,18 @@ def draw(group: Group) -> Drawing:
         for i, method in enumerate(present):
             shift = (i - (len(present) - 1) / 2) * min(0.09, 0.7 / len(present))
             points = panel[panel["method"] == method].set_index("bits").reindex(bits)
-            handles[method] = _line(axes, points, shift, marks[method], len(present), bars)
+            handles[method] = _lines(axes, points, shift, marks[method], len(present), bars)
         _dress(axes, bits, target)
     drawn = frame[frame["n"] > 0].reset_index(drop=True)
     shown = drawn if bars else drawn.assign(low=drawn["mean"], high=drawn["mean"])
     label, note = _scale_y([axes for (axes,) in blocks], shown)
     style.label_left(blocks, label)
-    figure.supxlabel("Deployment bit-width", fontsize=8)
+    style.label_points(figure, blocks, bits)
     labels = _labels(frame, methods)
     style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars, two)
     cut = "bars reach from one seed to the other" if two else "intervals are cut at 0 and 100 %"
-    return Drawing(figure, drawn, (note, cut if bars else "intervals, too many to be read, are in the table only"))
+    told = (note, cut if bars else "intervals, too many to be read, are in the table only")
+    return Drawing(figure, drawn, told + (_JOINED,) * any(map(deployment.is_further, bits)))
 
 
 def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
@@ -68,12 +73,24 @@ def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
     return [f"{method} ({texts[method]})" for method in methods]
 
 
-def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, count: int, bars: bool) -> object:
-    """Points in order of the bit-widths; nan breaks the line at one not measured."""
+def _lines(axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, count: int, bars: bool) -> object:
+    """A line through the points of weights alone, and one with hollow marks through those with activations."""
+    further = np.array([deployment.is_further(bits) for bits in points.index])
+    places = pd.Series(np.arange(len(points)) + shift, index=points.index)
+    drawn = _line(axes, places[~further], points[~further], {**mark._asdict(), **style.BARS}, count, bars)
+    if further.any():
+        _line(axes, places[further], points[further], style.hollow(mark), count, bars)
+    return drawn
+
+
+def _line(
+    axes: Axes, places: "pd.Series[float]", points: pd.DataFrame, look: dict[str, Any], count: int, bars: bool
+) -> object:
+    """Points in order; nan breaks the line at one not measured."""
     mean = points["mean"].to_numpy(float)
     spread = np.vstack([mean - points["low"].to_numpy(float), points["high"].to_numpy(float) - mean])
     container = axes.errorbar(
-        np.arange(len(points)) + shift, mean, yerr=spread if bars else None, **mark._asdict(), **style.BARS,
+        places.to_numpy(), mean, yerr=spread if bars else None, **look,
         markersize=4.5 if count < _MANY else 4, linewidth=1.2 if count < _MANY else 0.9,
     )  # fmt: skip
     for caps, possible in zip(container[1], (points["low"] > 0, points["high"] < 100)):
@@ -81,12 +98,13 @@ def _line(axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, count: int
     return container[0]  # in the legend the marker alone, without a bar over it
 
 
-def _dress(axes: Axes, bits: list[str], target: int | None) -> None:
+def _dress(axes: Axes, bits: list[str], target: PlainPoint | None) -> None:
     axes.set_xticks(range(len(bits)), bits)
     axes.set_xlim(-0.5, len(bits) - 0.5)
-    axes.set_title("Float training" if target is None else f"Target: {target} bits")
+    title = "Float training" if target is None else f"Target: {deployment.title(target)}"
+    axes.set_title(title)
     if str(target) in bits:
-        axes.set_title(f"Target: {target} bits (shaded)")
+        axes.set_title(f"{title} (shaded)")
         place = bits.index(str(target))
         axes.axvspan(place - 0.45, place + 0.45, color="0.94", zorder=0, linewidth=0)
 

@@ -1,13 +1,13 @@
 """What one network for every bit-width costs, against a network trained for each: accuracy at each, and the worst."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import style
+from analysis import deployment, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
@@ -16,6 +16,7 @@ from analysis.paired import QAT, WORDS
 from analysis.protocol import refuse_mixed_protocols
 from analysis.series import Group, Series
 from analysis.t_tests import compare
+from harness.core.bits import FLOAT, BitWidths, PlainPoint
 from harness.core.errors import UserError
 
 NAME, ORDER, SCOPE = "one_checkpoint", 95, Scope.SWEEPS
@@ -27,6 +28,8 @@ CAPTION = (
     "bit-width of each seed: of one network, or of several that were trained apart. The points as csv hold the "
     "differences, paired by seed."
 )
+#: Lines up to which the legend of one panel needs no more room.
+_FEW = 4
 PER_BIT, WORST = f"{QAT}, a network each", "worst"
 
 
@@ -54,18 +57,25 @@ def draw(groups: Sequence[Group]) -> Drawing:
     style.use_style()
     names = [_panel_name(group, [other for other, _ in pairs]) for group, _ in pairs]
     frame = pd.concat([_points(name, found) for name, (_, found) in zip(names, pairs, strict=True)], ignore_index=True)
-    methods = list(dict.fromkeys(line.label.partition("@")[0] for _, found in pairs for line in found[1:]))
-    marks = {PER_BIT: Mark("0.0", "*", "-"), **marks_of(methods)}
-    figure, blocks = style.panels(len(pairs), 1, 2.3, len(methods) + 1, shared=False)
+    marks = {PER_BIT: Mark("0.0", "*", "-"), **_marks([line.label for _, found in pairs for line in found[1:]])}
+    rows = 4 if len(marks) > _FEW and len(pairs) == 1 else 1  # in one column of text the legend is a list
+    figure, blocks = style.panels(len(pairs), 1, 2.3, rows * len(marks), shared=False)
     handles: dict[str, object] = {}
     for name, (_, found), (axes,) in zip(names, pairs, blocks, strict=True):
         _panel(axes, frame[frame["group"] == name], found, marks, handles)
         axes.set_title(in_figure(name))
         axes.set_ylabel("Test accuracy (%)")
-    figure.supxlabel("Deployment bit-width", fontsize=8)
+    style.label_points(figure, blocks, list(dict.fromkeys(frame["bits"])))
     title = "one network rounded to every bit-width"
     style.legend_above(figure, list(handles.values()), list(handles), title, frame["n"])
     return Drawing(figure, frame, ("y axis: linear", *reasons))
+
+
+def _marks(labels: Sequence[str]) -> dict[str, Mark]:
+    """A mark for each line but the first: its method's; lighter for further targets of one method."""
+    names = {label: label.replace("@", ", ", 1) for label in labels}
+    marks = marks_of(names.values())
+    return {label: marks[name] for label, name in names.items()}
 
 
 _COUNTERPART = f"one tuned for each target (objective: target) with {QAT}, of one model on one data set"
@@ -96,22 +106,31 @@ def _counterpart(single: Group, groups: Sequence[Group]) -> list[Series]:
 
 
 def lines(single: Group, each: Sequence[Series]) -> list[Line]:
-    """The networks per bit-width first, then the others; at the bit-widths that all were deployed at.
+    """The networks per point first, then the others; at the points that all were deployed at.
 
-    Where no network was trained for a bit-width, that for the next lower one is taken, or the lowest.
+    Where no network was trained for a point, that for the next lower one is taken, or the lowest, of those that round
+    what the point rounds; where none does, of all.
     """
     tested = [set(found) for one in (*single.trained, *each) for found in one.percent_by_seed().values()]
-    bits = sorted(b for b in set.intersection(*tested) if isinstance(b, int))
+    bits = deployment.in_order(set.intersection(*tested) - {FLOAT})
     by_target = {one.target: one for one in each if one.target in bits}
     if not by_target:
         raise NothingToDraw(f"no network of {QAT} was trained for a bit-width that all were deployed at")
-    lowest = min(by_target)
-    chosen = {b: by_target[max((t for t in by_target if t <= b), default=lowest)] for b in bits}
+    chosen = {point: by_target[_nearest(point, by_target)] for point in bits}
     found = [Line(PER_BIT, *_values(chosen))]
     return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one))) for one in single.trained)]
 
 
-def _values(networks: Mapping[int, Series]) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
+def _nearest(point: PlainPoint, targets: Collection[PlainPoint]) -> PlainPoint:
+    """The target itself or the next lower one, of the same kind where there is one."""
+    alike = [target for target in targets if deployment.alike(target, point)]
+    ordered = deployment.in_order(alike or targets)
+    highest = BitWidths.of(point) if alike else BitWidths(deployment.weights(point))
+    lower = [target for target in ordered if BitWidths.of(target) <= highest]
+    return lower[-1] if lower else ordered[0]
+
+
+def _values(networks: Mapping[PlainPoint, Series]) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
     """Accuracies by bit-width and seed, of the seeds that have all; then the networks' names."""
     columns = {
         bits: {seed: found[bits] for seed, found in one.percent_by_seed().items()} for bits, one in networks.items()
@@ -145,17 +164,20 @@ def _panel(
 ) -> None:
     places = list(found[0].values)
     for i, line in enumerate(found):
-        method = line.label if line.label == PER_BIT else line.label.partition("@")[0]
-        mark, points = marks[method], frame[frame["series"] == line.label].set_index("bits").reindex(places)
+        mark, points = marks[line.label], frame[frame["series"] == line.label].set_index("bits").reindex(places)
         x = np.arange(len(places)) + (i - (len(found) - 1) / 2) * min(0.09, 0.6 / len(found))
         mean = points["mean"].to_numpy(float)
         spread = np.nan_to_num(np.vstack([mean - points["low"], points["high"] - mean]))
-        for part in (slice(0, -1), slice(-1, None)):  # the worst is no bit-width: no line leads there
-            drawn = axes.errorbar(
-                x[part], mean[part], yerr=spread[:, part], **mark._asdict(), **style.BARS,
-                markersize=6 if mark.marker == "*" else 4.5,
-            )  # fmt: skip
-            handles.setdefault(line.label, drawn[0])
+        further = [deployment.is_further(place) for place in places]
+        plain = np.flatnonzero(~np.array(further))
+        look = {**mark._asdict(), **style.BARS}
+        # The worst is no bit-width: no line leads there. Points with activations have a line of their own.
+        for part, shown in ((plain[:-1], look), (plain[-1:], look), (np.flatnonzero(further), style.hollow(mark))):
+            if len(part):
+                drawn = axes.errorbar(
+                    x[part], mean[part], yerr=spread[:, part], **shown, markersize=6 if mark.marker == "*" else 4.5
+                )
+                handles.setdefault(line.label, drawn[0])
     axes.axvline(len(places) - 1.5, color="0.7", linewidth=0.6)
     axes.set_xticks(range(len(places)), places)
     axes.set_xlim(-0.5, len(places) - 0.5)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis import style
+from analysis import style, watched
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
 from analysis.marks import Mark, marks_of
@@ -40,24 +40,24 @@ def draw(group: Group) -> Drawing:
     if frame.empty:
         why = "; ".join(notes) or "none of the finals reports any"
         raise NothingToDraw(f"no oscillation metrics: {why}")
-    watched = sorted(frame["bits"].unique())
+    panels = watched.panels(group, frame)
     marks = marks_of(one.name for one in group.series)
     methods = reading_order(group, frame["method"])
-    figure, blocks = style.panels(len(watched), len(_METRICS), 1.45, len(methods))
+    figure, blocks = style.panels(len(panels), len(_METRICS), 1.45, len(methods))
     handles: dict[str, Any] = {}
-    for bits, block in zip(watched, blocks):
-        block[0].set_title(f"Watched at {bits} bits")
+    for (title, points), block in zip(panels, blocks):
+        block[0].set_title(title)
         for metric, axes in zip(_METRICS, block):
-            panel = frame[(frame["bits"] == bits) & (frame["metric"] == metric)]
-            for i, method in enumerate(name for name in methods if name in set(panel["method"])):
-                handles[method] = _line(axes, panel[panel["method"] == method], marks[method], i)
+            own = points[points["metric"] == metric]
+            for i, method in enumerate(name for name in methods if name in set(own["method"])):
+                handles[method] = _line(axes, own[own["method"] == method], marks[method], i)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     notes += _scale_y(blocks, frame)
     style.label_left(blocks, *_METRICS.values())
     figure.supxlabel("Epoch", fontsize=8)
     seeds = f"mean and range over seeds ({style.seeds_text(frame['n'])})"
     style.legend_of(figure, [handles[method] for method in methods], methods, f"{group.title}\n{seeds}")
-    return Drawing(figure, frame, tuple(notes))
+    return Drawing(figure, frame, (*notes, *watched.notes(group)))
 
 
 def _points(group: Group) -> tuple[pd.DataFrame, list[str]]:

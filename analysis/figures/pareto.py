@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis import style
+from analysis import deployment, style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import trials_frame
 from analysis.marks import Mark, marks_of
@@ -32,7 +32,7 @@ def draw(group: Group) -> Drawing:
     """A panel for each target; float training, which has none, is in all of them."""
     style.use_style()
     frame = _points(group)
-    targets = sorted(frame["panel"].unique())
+    targets = deployment.in_order(frame["panel"].tolist())
     methods = reading_order(group, frame["method"])
     marks = marks_of([one.name for one in group.series] + methods)
     figure, blocks = style.panels(len(targets), 1, 1.95, len(methods) + 1, shared=False)
@@ -41,7 +41,7 @@ def draw(group: Group) -> Drawing:
         for method in methods:
             _scatter(axes, panel[panel["method"] == method], marks[method])
         _front(axes, panel[panel["on_front"]])
-        axes.set_title(f"Target: {target} bits")
+        axes.set_title(f"Target: {deployment.title(target)}")
         axes.axline((50, 50), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
         _limits(axes, panel)
     style.label_left(blocks, "Worst over bit-widths,\nvalidation accuracy (%)")
@@ -59,13 +59,13 @@ def draw(group: Group) -> Drawing:
 
 def _points(group: Group) -> pd.DataFrame:
     trials = trials_frame(group)
-    targets = sorted(trials["target_bit"].dropna().unique())
+    targets = deployment.in_order(trials["target_bit"].dropna().tolist())
     parts = []
     for target in targets:
-        width = f"w{target}"
+        width = deployment.key(target)
         own = trials[(trials["target_bit"] == target) | trials["target_bit"].isna()]
         if width in own:
-            parts.append(own.assign(panel=int(target), at_target=own[width]))
+            parts.append(own.assign(panel=target, at_target=own[width]))
     kept = ["panel", "method", "target_bit", "trial", "run_id", "chosen", "at_target", "worst"]
     frame = pd.concat(parts, ignore_index=True)[kept].dropna(subset=["at_target", "worst"]) if parts else pd.DataFrame()
     if frame.empty:

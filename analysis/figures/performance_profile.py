@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from analysis import profiles, style
+from analysis import deployment, profiles, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.marks import marks_of
@@ -150,7 +150,7 @@ def _points(groups: Sequence[Group], benchmark: Benchmark, axis: _Axis) -> pd.Da
     table = pd.DataFrame(means)
     order = sorted(table.index, key=lambda i: (table["method"][i].startswith(FLOAT), -table["value"][i]))
     frame = pd.concat([table.loc[order], *(curves[i] for i in order)], ignore_index=True)
-    frame["target_bit"] = frame["target_bit"].astype("Int64")
+    frame["target_bit"] = deployment.tidy(frame["target_bit"])
     return frame
 
 
@@ -166,12 +166,13 @@ def _looks(groups: Sequence[Group], methods: Sequence[str]) -> dict[str, dict[st
     """Colour, marker and dash by method, as in the other figures; marker's face and line's width by target."""
     marks = marks_of(one.name for group in groups for one in group.series)
     by_label = _by_label(groups)
+    ordered = deployment.in_order(target for group in groups for target in group.targets())
     looks = {}
     for label in methods:
         one = by_label[label]
         mark = marks[one.name]
-        targets = sorted(by_label[other].target or 0 for other in methods if by_label[other].name == one.name)
-        i = targets.index(one.target or 0)
+        targets = [by_label[other].target for other in methods if by_label[other].name == one.name]
+        i = sorted(targets, key=lambda target: -1 if target is None else ordered.index(target)).index(one.target)
         face = _FACES[i % len(_FACES)]
         looks[label] = {
             **mark._asdict(), "markersize": 4.5,

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis import style
+from analysis import deployment, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import PARAMETER, trials_frame
@@ -59,7 +59,11 @@ def draw(group: Group) -> Drawing:
     ]
     title = f"{group.title}: {len(frame)} tuning trials, one seed each"
     style.legend_of(figure, handles, [*_CURVES.values(), "chosen trial"], title)
-    return Drawing(figure, frame, ())
+    further = [target for _, _, target in keys if isinstance(target, str)]
+    told = (
+        f"the other bit-widths of a target such as {further[0]}: the other points with activations" if further else ""
+    )
+    return Drawing(figure, frame, tuple(filter(None, [told])))
 
 
 def _points(group: Group) -> pd.DataFrame:
@@ -79,9 +83,11 @@ def _points(group: Group) -> pd.DataFrame:
         parts.append(own.assign(parameter=parameter, value=values)[["parameter", "value", *kept]])
     if not parts:
         raise NothingToDraw(f"no cell searched a setting of its method in {_LEAST_TRIALS} trials or more")
-    return pd.concat(parts, ignore_index=True).sort_values(
-        ["parameter", "method", "target_bit", "value"], ignore_index=True, kind="stable"
-    )
+    frame = pd.concat(parts, ignore_index=True)
+    targets = deployment.in_order(frame["target_bit"].dropna().tolist())
+    places = frame["target_bit"].map({target: place for place, target in enumerate(targets)})
+    by = ["parameter", "method", "place", "value"]
+    return frame.assign(place=places).sort_values(by, ignore_index=True, kind="stable").drop(columns="place")
 
 
 def _look(mark: Mark, filled: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from analysis import style
+from analysis import style, watched
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
 from analysis.marks import Mark, marks_of
@@ -36,13 +36,12 @@ def draw(group: Group) -> Drawing:
     if not points:
         raise NothingToDraw("the records hold no histogram of threshold distances (runs of an older version)")
     frame, two = style.spread(pd.concat(points, ignore_index=True))
-    watched = sorted(frame["bits"].unique())
+    panels = watched.panels(group, frame)
     methods = reading_order(group, frame["method"])
     marks = marks_of(one.name for one in group.series)
-    figure, blocks = style.panels(len(watched), 1, 1.7, len(methods) + 1)
+    figure, blocks = style.panels(len(panels), 1, 1.7, len(methods) + 1)
     handles: dict[str, Any] = {}
-    for bits, (axes,) in zip(watched, blocks):
-        panel = frame[frame["bits"] == bits]
+    for (title, panel), (axes,) in zip(panels, blocks):
         for before in _beginnings(panel):
             handles["before training"] = axes.stairs(
                 before, _EDGES, baseline=None, color="0.6", linewidth=2.2, zorder=1
@@ -50,7 +49,7 @@ def draw(group: Group) -> Drawing:
         for method in (name for name in methods if name in set(panel["method"])):
             after = panel[(panel["method"] == method) & (panel["when"] == "after")]
             handles[method] = _curve(axes, after, marks[method])
-        axes.set_title(f"Watched at {bits} bits")
+        axes.set_title(title)
         axes.set_xlim(0, 0.5)
     _scale_y(blocks[0][0], frame)
     log = blocks[0][0].get_yscale() == "log"
@@ -58,7 +57,7 @@ def draw(group: Group) -> Drawing:
     figure.supxlabel("Distance to the nearest decision threshold (steps)", fontsize=8)
     labels = ["before training", *methods]
     style.legend_above(figure, [handles[label] for label in labels], labels, group.title, frame["n"], two=two)
-    return Drawing(figure, frame, tuple(notes))
+    return Drawing(figure, frame, (*notes, *watched.notes(group)))
 
 
 def _scale_y(axes: Axes, frame: pd.DataFrame) -> None:

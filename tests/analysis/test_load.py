@@ -21,7 +21,7 @@ def test_labels_targets_and_means(tmp_path: Path) -> None:
     group = only_group(tmp_path)
     labels = [one.label for one in group.series]
     assert labels == ["float", "ste@2", "oscillation@2", "ste@3", "oscillation@3", "none@3"]
-    assert group.bits() == ["2", "3", "4", "8", "float"]
+    assert group.points() == [2, 3, 4, 8, "float"]
     frame = summarize(group).set_index(["series", "bits"])
     runs = [sweep.run_of("ste-target_bit=2", seed) for seed in (0, 1, 2)]
     values = [row["accuracy"] for run in runs for row in run["rows"] if (row["split"], row["bits"]) == ("test", 3)]

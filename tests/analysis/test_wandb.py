@@ -28,7 +28,7 @@ SWEEP: dict[str, Any] = {
         "data": {"name": "digits", "train_fraction": 0.1},
         "model": {"name": "mlp5", "width": 8},
         "train": {"epochs": 2, "batch_size": 40},
-        "deploy": {"bits": [2, 3], "scale": "recalibrate"},
+        "deploy": {"bits": [2, 3, "w3a8"], "scale": "recalibrate"},
         "runtime": {"device": "cpu", "wandb": "online"},
     },
     "cells": [
@@ -75,9 +75,11 @@ def test_the_same_rows_and_trials(sweeps: tuple[SweepResults, SweepResults]) -> 
     rows, trials = [], []
     for sweep in sweeps:
         (group,) = make_groups(sweep)
-        rows.append(in_order(rows_frame(sweep), "run_id", "split", "bits"))
+        rows.append(in_order(rows_frame(sweep), "run_id", "split", "bits", "activations"))
         trials.append(in_order(trials_frame(group), "cell", "trial"))
-    assert len(rows[0]) == 2 * (3 * 3 + 2 * 6)
+    assert len(rows[0]) == 2 * (3 * 4 + 2 * 8)
+    assert rows[0]["activations"].value_counts().to_dict() == {8: 2 * (3 + 2 * 2)}
+    assert "w3a8" in trials[0]
     pd.testing.assert_frame_equal(*rows)
     pd.testing.assert_frame_equal(*trials)
 

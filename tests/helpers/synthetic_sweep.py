@@ -10,6 +10,8 @@ from typing import Any
 from analysis.grouping import make_groups
 from analysis.load import load_results
 from analysis.series import Group
+from harness.core.bits import FLOAT, BitWidths
+from harness.records import schema
 
 BITS = (2, 3, 4, 8, "float")
 #: (method, target) -> mean and sd of test accuracy in % at 2, 3, 4, 8 and float bits.
@@ -23,22 +25,33 @@ MEASURED: dict[tuple[str, int | None], tuple[tuple[float, float], ...]] = {
 _FREQUENCY = {"none": 2e-5, "ste": 8e-3, "oscillation": 2e-3}
 
 
+def make_row(point: Any, split: str, accuracy: float, **fields: Any) -> dict[str, Any]:
+    """A row of a final; accuracy in %."""
+    widths = BitWidths.of(point)
+    return {
+        "phase": "final", "split": split, "deploy": "rtn", "scale": "recalibrate", "bits": widths.weights or FLOAT,
+        "accuracy": min(1.0, max(0.0, accuracy / 100)), "loss": 0.1, "n": 397, **schema.fields_of(widths), **fields,
+    }  # fmt: skip
+
+
 def make_run(
-    method: str, target: int | None, seed: int, accuracies: Iterable[float], tag: str = "", **config: Any
+    method: str,
+    target: Any,
+    seed: int,
+    accuracies: Sequence[float],
+    tag: str = "",
+    points: Sequence[Any] = BITS,
+    **config: Any,
 ) -> dict[str, Any]:
-    """The record of a final; accuracies in % for BITS. `tag` tells runs apart that have all else in common."""
-    rows = [
-        {"phase": "final", "split": split, "deploy": "rtn", "scale": "recalibrate", "bits": bits,
-         "accuracy": min(1.0, max(0.0, value / 100)), "loss": 0.1, "n": 397}
-        for split in ("val", "test")
-        for bits, value in zip(BITS, accuracies)
-    ]  # fmt: skip
+    """The record of a final; accuracies in % for `points`. `tag` tells runs apart that have all else in common."""
+    rows = [make_row(at, split, value) for split in ("val", "test") for at, value in zip(points, accuracies)]
+    watched = 2 if target is None else BitWidths.of(target).weights
     model = config.get("model", {"name": "mlp5", "width": 256})
     run_id = f"{method}-{target}-{seed}-{model['name']}{tag}".replace("+", "_")
     return {
         "run_id": run_id, "phase": "final", "epochs": 40, "best_epoch": 31, "monitor": 0.95, "rows": rows,
         "config": {
-            "seed": seed, "target_bit": target, "watch_bit": target or 2, "methods": [{"name": method}],
+            "seed": seed, "target_bit": target, "watch_bit": watched, "methods": [{"name": method}],
             "model": model, "data": {"name": "digits"}, "train": {"epochs": 40, "learning_rate": 1e-3},
             "deploy": {"bits": [2, 3, 4, 8], "scale": "recalibrate"}, **config,
         },
@@ -73,8 +86,10 @@ class SweepWriter:
         self.records: dict[str, dict[str, Any]] = {}
         self.metrics: dict[str, list[dict[str, Any]]] = {}
         self.objective = ["target"]
+        #: Deployment points, in the order of the numbers.
+        self.points: Sequence[Any] = BITS
 
-    def add(self, method: str, target: int | None, numbers: Any = None, grid: Any = None, **config: Any) -> str:
+    def add(self, method: str, target: Any, numbers: Any = None, grid: Any = None, **config: Any) -> str:
         """A finished cell; returns its id."""
         numbers = numbers or MEASURED.get((method, target), MEASURED["oscillation", 2])
         grid = {"target_bit": target} if grid is None else grid
@@ -83,7 +98,7 @@ class SweepWriter:
         finals = {}
         for seed in self.seeds:
             accuracies = [draw.gauss(mean, deviation) for mean, deviation in numbers]
-            record = make_run(method, target, seed, accuracies, **config)
+            record = make_run(method, target, seed, accuracies, points=self.points, **config)
             self.records[record["run_id"]] = record
             self.metrics[record["run_id"]] = make_metrics(method, seed, 40 - 3 * seed)
             finals[str(seed)] = record["run_id"]
@@ -144,16 +159,16 @@ WOBBLE = (0.1, -0.1, 0.0, 0.2, -0.2, 0.0)
 def add_exactly(
     sweep: SweepWriter,
     method: str,
-    target: int | None,
+    target: Any,
     numbers: Mapping[int, Sequence[float]],
     frequency: float = 1e-3,
     **options: Any,
 ) -> None:
-    """A cell with these test accuracies (%, for BITS) by seed, and `frequency` times 1 + seed / 50 in the mean.
+    """A cell with these test accuracies (%, for the sweep's points) by seed.
 
-    The last epoch's frequency is not known.
+    `frequency` times 1 + seed / 50 in the mean. The last epoch's frequency is not known.
     """
-    cell = sweep.add(method, target, [(0, 0)] * len(BITS), **options)
+    cell = sweep.add(method, target, [(0, 0)] * len(sweep.points), **options)
     for seed in sweep.seeds:
         run = sweep.run_of(cell, seed)
         rows = [row for row in run["rows"] if row["split"] == "test"]

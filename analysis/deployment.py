@@ -1,0 +1,70 @@
+"""Deployment points as the analysis has them: plain values as in configurations, 4 or "w4a8" or "float"."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple
+from typing import Any
+
+import pandas as pd
+
+from harness.core.bits import BitWidths, PlainPoint
+from harness.records import schema
+
+#: What a figure's axis says below ticks such as w4a8, in lines where there is no room for one.
+EXPLAINED = "Deployment point (a number: weights alone;\nw: weights, a: activations, hollow marks)"
+
+
+def of_row(row: Mapping[str, Any]) -> PlainPoint:
+    """The point of a record's row. A row without activations, keys and values has it as it is."""
+    if row.keys().isdisjoint(schema.ROW_WHERE_QUANTIZED):
+        return row["bits"]
+    return schema.point(row).plain
+
+
+def in_order(found: Iterable[PlainPoint]) -> list[PlainPoint]:
+    """Each once: by weights, then by activations, then by keys and values, float last in each."""
+    return sorted(set(found), key=BitWidths.of)
+
+
+def title(point: PlainPoint) -> str:
+    """`4 bits`, `w4a8`, `float`: for the head of a column or panel."""
+    return f"{point} bits" if isinstance(point, int) else point
+
+
+def key(point: PlainPoint) -> str:
+    """`w4`, `w4a8`, `float`: for the name of a column of a csv file."""
+    return BitWidths.of(point).key
+
+
+def weights(point: PlainPoint) -> int | None:
+    """The bits of the weights, which trackers watch; None for float."""
+    return BitWidths.of(point).weights
+
+
+def weights_only(point: PlainPoint) -> bool:
+    """Whether activations, keys and values stay float."""
+    return BitWidths.of(point).weights_only
+
+
+def is_further(text: str) -> bool:
+    """Whether a point as text (`4`, `w4a8`, `float`) is more than weights."""
+    return text[:1] == "w" and text[1:2].isdigit()
+
+
+def others(found: Iterable[PlainPoint], target: PlainPoint | None) -> list[PlainPoint]:
+    """The quantized points but the target that round the same parts as the target does: weights alone, or more.
+
+    A mean over 3 and w4a4 bits would say little of either. Without a target: all quantized points.
+    """
+    quantized = [point for point in in_order(found) if not BitWidths.of(point).is_float]
+    return [point for point in quantized if target is None or (point != target and alike(point, target))]
+
+
+def alike(one: PlainPoint, other: PlainPoint) -> bool:
+    """Whether both round the same parts: weights alone, or activations as well."""
+    first, second = ([bits is None for bits in astuple(BitWidths.of(point))] for point in (one, other))
+    return first == second
+
+
+def tidy(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A frame's column of targets: whole numbers, empty for none; plain points where one is more than its weights."""
+    return column if any(isinstance(value, str) for value in column) else column.astype("Int64")
