@@ -90,6 +90,16 @@ class QuantizerConfig(StrictConfig):
     range: Literal["max", "mse"] = Field(
         "max", description="max: up to max|w|; mse: clipped where the squared error is least"
     )
+    norms: Literal["float", "quantized"] = Field(
+        "float",
+        description="weights of norm layers; quantized: one step each, as the paper's released code has them",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
+
+    @property
+    def quantizes_norms(self) -> bool:
+        """Whether the weights of norm layers are quantized, too."""
+        return self.norms == "quantized"
 
 
 Section = TypeVar("Section", bound=StrictConfig)

@@ -26,7 +26,8 @@ they stay as they are. Inputs with negative values, which the released networks 
 
 Norm layers: batch, layer and group norms. Those of the target bit keep the names and initial values of the float
 network's. Those of the other bit-widths start as copies and are stored inside them
-(`norm1.other_widths.w2.weight`). Norms that `exclude` matches are shared by all bit-widths.
+(`norm1.other_widths.w2.weight`). Norms that `exclude` matches are shared by all bit-widths. The weights of all stay
+float, so `quantizer.norms: quantized` is refused.
 
 Deployment: w_b at each bit-width from 2 to 8. `deploy.scale` has no effect, since there is no learned step or range to
 keep. The norms are those of the same bit-width, or of the nearest trained one (on a tie, the higher). "float" deploys
@@ -160,6 +161,7 @@ class AnyPrecision(Method):
     activations = "clamped to [0, 1]"
     requires: ClassVar[tuple[str, ...]] = ("norms",)
     changes_activations = True  # norms are those of the point
+    refuses_norms = "has norm layers of its own, in float, for each bit-width"
 
     class Config(MethodConfig):
         name: Literal["any_precision"] = "any_precision"

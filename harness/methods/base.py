@@ -121,6 +121,8 @@ class Method:
     another model is refused.
     changes_activations: True if `deploy` changes what layers get as inputs (statistics of norms, weights fitted to a
     point); ranges of activations are then observed anew after it.
+    refuses_norms: why it does not go with `quantizer.norms: quantized`, in words that follow "which"; "" if it does.
+    Norm layers are then among the layers that `attach` gives, with weights of shape (C,) and one step each.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -133,6 +135,7 @@ class Method:
     selection_start: float = 0.0
     requires: ClassVar[tuple[str, ...]] = ()
     changes_activations: bool = False
+    refuses_norms: ClassVar[str] = "acts on the weights of linear and convolution layers alone"
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config, self.context = config, context
@@ -188,7 +191,7 @@ class Method:
 
 def default_quantizer(layer: QuantLayer, context: Context) -> WeightQuantizer:
     """The run's default quantizer at its target bit, fitted to a layer's effective weight; fills nothing."""
-    quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused)
+    quantizer = make_quantizer(context.quantizer, context.bits(), fused=context.fused, layer=layer)
     with torch.no_grad():
         return quantizer.to(layer.weight.device).fit(layer.effective_weight())
 

@@ -41,6 +41,7 @@ class BatchNormReestimation(Method):
     """Statistics of batch norm for the network as it is deployed."""
 
     kind, acts_on = "deployment", "batch norm statistics"
+    refuses_norms = ""
 
     class Config(MethodConfig):
         name: Literal["bn_reestimation"] = "bn_reestimation"

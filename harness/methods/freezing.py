@@ -51,6 +51,7 @@ class Freezing(Method):
     """Freezes each weight that oscillates too often at the code that it had most of the time."""
 
     kind, acts_on = "QAT", "weights"
+    refuses_norms = ""
 
     class Config(MethodConfig):
         name: Literal["freezing"] = "freezing"

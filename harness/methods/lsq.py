@@ -26,6 +26,7 @@ from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import LSQQuantizer
 from harness.quantization.layers import QuantLayer, attach
 from harness.quantization.learned_activations import LearnedStepQuantizer
+from harness.quantization.norms import per_channel
 
 
 class LearnedStepSize(Method):
@@ -33,6 +34,7 @@ class LearnedStepSize(Method):
 
     kind, acts_on = "QAT", "weights"
     activations = "learned step"
+    refuses_norms = ""
 
     class Config(MethodConfig):
         name: Literal["lsq"] = "lsq"
@@ -45,8 +47,8 @@ class LearnedStepSize(Method):
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         def learned(layer: QuantLayer) -> LSQQuantizer:
-            per_channel = self.context.quantizer.granularity == "channel"
-            quantizer = LSQQuantizer(self.context.bits(), per_channel, self.config.levels)
+            channel = per_channel(self.context.quantizer, layer)
+            quantizer = LSQQuantizer(self.context.bits(), channel, self.config.levels)
             quantizer.fused = self.context.fused
             return quantizer.fit(layer.effective_weight())
 

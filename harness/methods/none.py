@@ -11,5 +11,6 @@ class FloatTraining(Method):
     """Adds nothing to the loop; deployed by rounding to nearest."""
 
     kind, acts_on = "float training", "nothing"
+    refuses_norms = ""
 
     needs_target_bit = False

@@ -22,8 +22,8 @@ the penalty is still R. It runs by plain operations.
 Settings: strength is the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
 Signs come from the method's own seed and the number of the step, so a resumed run draws the same.
 
-Deviations: norm layers stay float and without penalty. The paper's released code takes every module that has a weight,
-so it also regularizes the weights of norm layers, and rounds them after training.
+Deviations: norm layers stay float and without penalty unless `quantizer.norms: quantized`. The paper's released code
+takes every module that has a weight, so it also regularizes the weights of norm layers, and rounds them after training.
 """
 
 from typing import Literal
@@ -44,6 +44,7 @@ class Oscillation(Method):
     """Float training with the regularizer at the target bit; deployed by rounding to nearest."""
 
     kind, acts_on = "regularizer", "weights"
+    refuses_norms = ""
 
     class Config(MethodConfig):
         name: Literal["oscillation"] = "oscillation"

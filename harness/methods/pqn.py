@@ -84,6 +84,7 @@ class PseudoQuantizationNoise(Method):
     """Training with noise on the weights in place of rounding; deployed by rounding to nearest."""
 
     kind, acts_on = "noise", "weights"
+    refuses_norms = ""
 
     class Config(MethodConfig):
         name: Literal["pqn"] = "pqn"

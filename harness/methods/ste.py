@@ -9,8 +9,8 @@ batch's extremes, and the same straight-through gradient inside them (`MovingRan
 
 Settings: `scale_gradient: graph`, the default, does not detach the scale s, as in the paper's released code.
 
-Deviations: norm layers stay float. The released code takes every module that has a weight, so it also rounds the
-weights of norm layers (20 of the 41 modules of its ResNet-18).
+Deviations: norm layers stay float unless `quantizer.norms: quantized`. The released code takes every module that has a
+weight, so it also rounds the weights of norm layers (20 of the 41 modules of its ResNet-18).
 """
 
 from typing import Literal
@@ -31,6 +31,7 @@ class StraightThrough(Method):
 
     kind, acts_on = "QAT", "weights"
     activations = "moving range"
+    refuses_norms = ""
 
     class Config(MethodConfig):
         name: Literal["ste"] = "ste"
@@ -52,7 +53,7 @@ class StraightThrough(Method):
             model,
             self.context.exclude,
             weight_quantizer=lambda layer: make_quantizer(
-                self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused
+                self.context.quantizer, self.context.bits(), self.config.scale_gradient, self.context.fused, layer
             ).fit(layer.effective_weight()),
         )
         momentum = self.config.activation_momentum

@@ -5,17 +5,20 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from harness.quantization.layers import glob_patterns, weight_layers
+from harness.quantization.layers import WeightLayer, glob_patterns, weight_layers
 from harness.quantization.refusals import check_weight
 
 
 class ModelLayers:
-    """A model's weight layers by name (`layers`), without those that `exclude` matches, as of the last `refresh`."""
+    """A model's weight layers by name (`layers`), without those that `exclude` matches, as of the last `refresh`.
 
-    def __init__(self, model: nn.Module, exclude: str | Iterable[str]) -> None:
-        self._model, self._exclude = model, glob_patterns(exclude)
+    norms: whether norm layers count; those that have slots always do.
+    """
+
+    def __init__(self, model: nn.Module, exclude: str | Iterable[str], norms: bool) -> None:
+        self._model, self._exclude, self._norms = model, glob_patterns(exclude), norms
         self._modules = _modules(model)
-        self.layers = weight_layers(model, self._exclude)
+        self.layers = weight_layers(model, self._exclude, norms)
 
     def refresh(self, consequence: str) -> None:
         """Find layers that were added since the last call, and warn about each. consequence: the end of the warning.
@@ -26,13 +29,13 @@ class ModelLayers:
         if modules == self._modules:  # compared by identity, one by one
             return
         self._modules, before = modules, {id(layer) for layer in self.layers.values()}
-        self.layers = weight_layers(self._model, self._exclude)
+        self.layers = weight_layers(self._model, self._exclude, self._norms)
         for name, layer in self.layers.items():
             if id(layer) not in before:
                 warnings.warn(f"layer {name!r} was put into the model later: {consequence}", stacklevel=4)
 
-    def trained_weights(self) -> list[nn.Parameter]:
-        """The trained weights of the layers now; a weight that layers share appears once.
+    def trained(self) -> list[WeightLayer]:
+        """The layers whose weights are trained now; of layers that share a weight the last.
 
         Raises UserError for a weight that is no longer a parameter of its layer.
         """
@@ -42,7 +45,7 @@ class ModelLayers:
             if weight is None:
                 check_weight(name, layer)
             elif weight.requires_grad:
-                found[id(weight)] = weight
+                found[id(weight)] = layer
         return list(found.values())
 
 

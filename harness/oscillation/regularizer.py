@@ -17,6 +17,7 @@ from harness.oscillation.model_layers import ModelLayers
 from harness.quantization import ClippedQuantizer, MaxAbsQuantizer, make_quantizer
 from harness.quantization.autograd import inside
 from harness.quantization.grid import safe_step
+from harness.quantization.layers import WeightLayer
 
 
 @torch.no_grad()
@@ -57,7 +58,8 @@ class OscillationRegularizer:
     """The regularizer for your own training loop: call `add_gradient()` between backward and the optimizer step.
 
     model: any module; its linear and convolution layers are regularized, except those that `exclude` globs match.
-    Weights may be replaced later (`load_state_dict(assign=True)`, a new head).
+    Weights may be replaced later (`load_state_dict(assign=True)`, a new head). With `quantizer={"norms": "quantized"}`
+    norm layers are regularized, too, as are those to which `attach` gave slots.
     bits: the target bit-width, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations; otherwise
     a fused pass over all weights where there is one (harness/kernels). Raises UserError for any other bits or strength.
     """
@@ -80,22 +82,23 @@ class OscillationRegularizer:
             bits,
             scale_gradient,
         )
-        self._fused, self._present = fused, ModelLayers(model, exclude)
+        self._fused, self._present = fused, ModelLayers(model, exclude, self._config.quantizes_norms)
         self._quantizers: dict[int, tuple[Tensor, MaxAbsQuantizer]] = {}
-        self._read(self._present.trained_weights())
+        self._read(self._present.trained())
 
-    def _read(self, weights: Sequence[Tensor]) -> None:
-        """Take these weights for those of the model. A quantizer is fitted to each one that is new."""
-        if not weights:
+    def _read(self, layers: Sequence[WeightLayer]) -> None:
+        """Take these layers for those of the model. A quantizer is fitted to each weight that is new."""
+        if not layers:
             raise UserError("the oscillation regularizer finds no trainable linear or convolution layer in this model")
         known, self._quantizers = self._quantizers, {}
-        for weight in weights:
-            self._quantizers[id(weight)] = known.get(id(weight)) or (weight, self._quantizer(weight))
+        weights = [layer.weight for layer in layers]
+        for weight, layer in zip(weights, layers, strict=True):
+            self._quantizers[id(weight)] = known.get(id(weight)) or (weight, self._quantizer(layer))
         self._pass = regularizer_pass(weights, self._config.granularity == "channel", self._fused)
 
-    def _quantizer(self, weight: Tensor) -> MaxAbsQuantizer:
-        made = make_quantizer(self._config, self._bits, self._scale_gradient).to(weight.device)
-        made.fit(weight)
+    def _quantizer(self, layer: WeightLayer) -> MaxAbsQuantizer:
+        made = make_quantizer(self._config, self._bits, self._scale_gradient, layer=layer).to(layer.weight.device)
+        made.fit(layer.weight)
         return made
 
     @torch.no_grad()
@@ -107,9 +110,9 @@ class OscillationRegularizer:
         The weights are those that the layers have now. Warns of a layer that was put into the model later.
         """
         self._present.refresh("it is regularized from now on")
-        weights = self._present.trained_weights()
-        if list(map(id, weights)) != list(self._quantizers):
-            self._read(weights)
+        trained = self._present.trained()
+        if [id(layer.weight) for layer in trained] != list(self._quantizers):
+            self._read(trained)
         layers = []
         for weight, quantizer in self._quantizers.values():
             if weight.grad is None:  # the task loss does not depend on it

@@ -16,7 +16,7 @@ from harness.core.errors import UserError
 from harness.oscillation.fused import tracker_pass
 from harness.oscillation.model_layers import ModelLayers
 from harness.quantization import WeightQuantizer, make_quantizer
-from harness.quantization.layers import QuantLayer
+from harness.quantization.layers import QuantLayer, WeightLayer
 from harness.records import schema
 
 #: Frequencies are stored divided by a common decay, which is multiplied by 1 - momentum at each step, so that a step
@@ -27,6 +27,8 @@ SMALLEST_DECAY = 2.0**-8
 
 class OscillationTracker:
     """Counts code changes and oscillations of every weight of a model's linear and convolution layers.
+
+    With `quantizer={"norms": "quantized"}` norm layers count, too, as do those to which `attach` gave slots.
 
     A layer with a filled `weight_quantizer` slot is watched by the codes of that quantizer, any other layer by the
     codes of the default quantizer at `bits`. Call `update()` after each optimizer step.
@@ -51,9 +53,9 @@ class OscillationTracker:
             raise UserError(f"momentum: {momentum!r} is not between 0 and 1")
         config = section(quantizer, QuantizerConfig, "quantizer")
         self.threshold, self._momentum, self._decay = threshold, momentum, 1.0
-        self._present = ModelLayers(model, exclude)
+        self._present = ModelLayers(model, exclude, config.quantizes_norms)
         self._watches = {
-            name: _Watch(layer, make_quantizer(config, bits).fit(_effective(layer)))
+            name: _Watch(layer, make_quantizer(config, bits, layer=layer).fit(_effective(layer)))
             for name, layer in self._present.layers.items()
         }
         if not self._watches:
@@ -148,7 +150,7 @@ def metrics_of(trackers: Mapping[int, OscillationTracker]) -> dict[str, Any]:
     return metrics
 
 
-def _effective(layer: nn.Linear | nn.Conv2d) -> Tensor:
+def _effective(layer: WeightLayer) -> Tensor:
     """The weight that gets quantized."""
     return layer.effective_weight() if isinstance(layer, QuantLayer) else layer.weight
 
@@ -158,7 +160,7 @@ class _Watch:
 
     STATE: ClassVar[tuple[str, ...]] = ("code", "direction", "frequency", "flips", "oscillations")
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, default: WeightQuantizer) -> None:
+    def __init__(self, layer: WeightLayer, default: WeightQuantizer) -> None:
         self.layer = layer
         # Kept outside the model: watching a layer must not change its state dict.
         self.default = default.to(layer.weight.device)

@@ -20,7 +20,7 @@ from harness.core.errors import UserError
 from harness.quantization.layers import QuantLayer, attach, glob_patterns, weight_layers
 from harness.quantization.watching import Seen, tensors, watch
 
-#: Categories of parameters. Float by rule: only added, scaled or looked up (biases, norms, embeddings).
+#: Categories of parameters. Float by rule: only added, scaled or looked up (biases, embeddings, norms by default).
 QUANTIZED, FLOAT, EXCLUDED, UNUSED = "quantized", "float by rule", "excluded", "unused"
 PAST, OWN, BARE = "read past its layer", "multiplied outside of a quantized layer", "without slots"
 #: Categories for which a run is refused, and why.
@@ -66,25 +66,25 @@ class Audit:
         return "\n".join([*lines, ", ".join(f"{count} {what}" for what, count in counts.items())])
 
 
-def audit(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = ()) -> Audit:
+def audit(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = (), norms: bool = False) -> Audit:
     """Print the category of each parameter of a network that is quantized; return the audit.
 
     inputs: a batch of two or more, as the model takes it; a tuple is several arguments, a dict named ones.
-    exclude: as for `attach`. The model and the random state stay as they are. Raises UserError as `attach` does;
+    exclude, norms: as for `attach`. The model and the random state stay as they are. Raises UserError as `attach` does;
     `check()` of the result raises it for layers that the table shows to be wrong.
     """
-    found = probe(model, inputs, exclude)
+    found = probe(model, inputs, exclude, norms)
     print(found)
     return found
 
 
-def probe(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = ()) -> Audit:
+def probe(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = (), norms: bool = False) -> Audit:
     """`audit` without printing. Costs two forward and backward passes of a copy in fp32."""
     patterns = glob_patterns(exclude)
-    slots = {name: isinstance(layer, QuantLayer) for name, layer in weight_layers(model, patterns).items()}
+    slots = {name: isinstance(layer, QuantLayer) for name, layer in weight_layers(model, patterns, norms).items()}
     with _numbers_kept(model):
         copied = _copy(model)
-        layers = attach(copied, patterns)
+        layers = attach(copied, patterns, norms)
         for layer in layers.values():
             layer.weight.requires_grad_()
         seen = watch(copied, layers, _as_fp32(inputs))

@@ -48,7 +48,7 @@ def round_to_nearest(
     alone), "w4a8", or "float" (the latent weights themselves): all layers. Or a mapping of layer names and globs to any
     of these: a name counts before a glob, an earlier glob before a later one, and a layer that none matches is
     "trained". Layers that `attach` left out stay as they are, unless a mapping has their very name, as do those of
-    `exclude`.
+    `exclude`. Norm layers count where they have slots or `quantizer` has `norms: quantized`.
 
     A layer with a quantizer of its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its
     range, or recalibrate, that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers
@@ -65,7 +65,7 @@ def round_to_nearest(
     """
     weights = section(quantizer, QuantizerConfig, "quantizer")
     settings = section(activations, ActivationsConfig, "activations")
-    layers, wanted = _checked_layers(model, bits, exclude)
+    layers, wanted = _checked_layers(model, bits, exclude, weights.quantizes_norms)
     slotted = _with_slots(model, layers, wanted)
     observed = _observed(model, wanted.values(), settings, calibration, exclude)
     if settings.attention and any(point and point.activations for point in wanted.values()):
@@ -80,16 +80,18 @@ def round_weights(
     model: nn.Module, point: WantedBits, scale: ScalePolicy, quantizer: QuantizerConfig, exclude: Iterable[str] = ()
 ) -> nn.Module:
     """The part of `round_to_nearest` that is about weights, for `Method.deploy`; activations stay as they are."""
-    layers, wanted = _checked_layers(model, point, exclude)
+    layers, wanted = _checked_layers(model, point, exclude, quantizer.quantizes_norms)
     _round(_with_slots(model, layers, wanted), wanted, scale, quantizer)
     return model
 
 
-def _checked_layers(model: nn.Module, bits: Any, exclude: str | Iterable[str]) -> tuple[dict[str, Any], Wanted]:
+def _checked_layers(
+    model: nn.Module, bits: Any, exclude: str | Iterable[str], norms: bool
+) -> tuple[dict[str, Any], Wanted]:
     """The layers by name, and what is asked of each. Raises UserError."""
     names = set(bits) if isinstance(bits, Mapping) else set()
     left = [escape(name) for name in excluded_by_attach(model) if name not in names]
-    layers = weight_layers(model, (*glob_patterns(exclude), *left))
+    layers = weight_layers(model, (*glob_patterns(exclude), *left), norms)
     wanted = {name: _checked(value) for name, value in _by_layer(bits, layers).items()}
     _check_trained(layers, wanted)
     return dict(layers), wanted
@@ -204,4 +206,4 @@ def _deploy_quantizer(
     own = layer.weight_quantizer
     if isinstance(own, WeightQuantizer) and (scale != "recalibrate" or bits == own.bits):
         return own.at_bits(bits, "keep_range" if scale == "keep_range" else "keep_step")
-    return make_quantizer(quantizer, bits).to(weight.device).fit(weight)
+    return make_quantizer(quantizer, bits, layer=layer).to(weight.device).fit(weight)

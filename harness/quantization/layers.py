@@ -19,42 +19,14 @@ from torch.nn import functional
 
 from harness.core.errors import UserError, unknown
 from harness.quantization.gradients import product
+from harness.quantization.norms import QuantNorm, is_norm, quantized_norm
 from harness.quantization.refusals import check_forward, check_type, check_weight
-from harness.quantization.slots import Slotted, autocast_off, quantized
+from harness.quantization.slots import GRADIENT_SLOTS, SLOTS, QuantLayer, Slotted, quantized
 
-GRADIENT_SLOTS = ("grad_input_quantizer", "grad_weight_quantizer")
-SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", *GRADIENT_SLOTS)
+__all__ = ["GRADIENT_SLOTS", "SLOTS", "QuantConv2d", "QuantLayer", "QuantLinear", "QuantMatMul", "attach"]
 
-
-class QuantLayer(Slotted):
-    """What QuantLinear and QuantConv2d share: five slots, and quantizer arithmetic outside autocast."""
-
-    SLOTS: ClassVar[tuple[str, ...]] = SLOTS
-    GRADIENT_SLOTS: ClassVar[tuple[str, ...]] = GRADIENT_SLOTS
-    weight: Tensor
-    weight_transform: nn.Module
-    weight_quantizer: nn.Module
-    input_quantizer: nn.Module
-    grad_input_quantizer: nn.Module
-    grad_weight_quantizer: nn.Module
-    #: Set once the weight is what the network is deployed with.
-    deployed: bool = False
-
-    def fill(self, slot: str, module: nn.Module) -> None:
-        """As `Slotted.fill`; a weight quantizer that is not fitted yet is fitted to the effective weight."""
-        super().fill(slot, module)
-        if slot == "weight_quantizer" and not getattr(module, "fitted", True):
-            with torch.no_grad(), autocast_off(self.weight):
-                module.fit(self.effective_weight())  # type: ignore[operator]
-
-    def effective_weight(self) -> Tensor:
-        """The weight that gets quantized: the trained one after the layer's weight_transform."""
-        return self.weight_transform(self.weight)
-
-    def quantized_weight(self) -> Tensor:
-        """The weight as the layer uses it, fp32, in the shape of the effective one."""
-        with autocast_off(self.weight):
-            return self.weight_quantizer(self.effective_weight())
+#: A layer whose weight is quantized; norms only where it is asked for.
+WeightLayer = nn.Linear | nn.Conv2d | nn.LayerNorm
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -116,8 +88,8 @@ class QuantMatMul(Slotted):
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
 
-def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
-    """The class that gives a layer slots; None for a layer without weights to quantize."""
+def _quantized_type(name: str, layer: nn.Module, norms: bool) -> type[QuantLayer] | None:
+    """The class that gives a layer slots; None for a layer without weights to quantize. norms: whether theirs count."""
     for plain, with_slots in _QUANTIZED.items():
         if isinstance(layer, plain):
             check_weight(name, layer)
@@ -125,7 +97,13 @@ def _quantized_type(name: str, layer: nn.Module) -> type[QuantLayer] | None:
                 return type(layer)
             check_forward(name, layer, plain)
             return with_slots
-    return None
+    if isinstance(layer, QuantNorm):
+        return type(layer)
+    if not (norms and is_norm(layer)):
+        return None
+    check_weight(name, layer)
+    check_forward(name, layer, type(layer))
+    return quantized_norm(type(layer))  # type: ignore[arg-type]
 
 
 def glob_patterns(exclude: str | Iterable[str]) -> tuple[str, ...]:
@@ -137,15 +115,15 @@ def glob_patterns(exclude: str | Iterable[str]) -> tuple[str, ...]:
     return listed
 
 
-def weight_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+def weight_layers(model: nn.Module, exclude: str | Iterable[str] = (), norms: bool = False) -> dict[str, WeightLayer]:
     """The layers whose weights are quantized, by name: linear and convolution layers not excluded.
 
     exclude: a glob pattern of layer names ("head", "stages.0.*"), or of parameters of other modules, or several. First
-    and last layers count, as in the paper. Raises UserError for a pattern that matches none and for layers that cannot
-    be quantized.
+    and last layers count, as in the paper. norms: whether norm layers count; those that have slots always do.
+    Raises UserError for a pattern that matches none and for layers that cannot be quantized.
     """
     patterns = glob_patterns(exclude)
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    found: dict[str, WeightLayer] = {}
     matched: set[str] = set()
     for name, layer in model.named_modules():
         hits = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
@@ -153,7 +131,7 @@ def weight_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> dict[s
         if hits:
             continue
         check_type(name, layer)
-        if _quantized_type(name, layer) is not None:
+        if _quantized_type(name, layer, norms) is not None:
             found[name] = layer
     for pattern in patterns:
         if pattern not in matched and not any(fnmatchcase(name, pattern) for name in _parameters_beside(model, found)):
@@ -166,7 +144,7 @@ def _parameters_beside(model: nn.Module, layers: Iterable[str]) -> list[str]:
     return [name for name, _ in model.named_parameters() if name.rpartition(".")[0] not in layers]
 
 
-def trainable_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> dict[str, nn.Linear | nn.Conv2d]:
+def trainable_layers(model: nn.Module, exclude: str | Iterable[str] = ()) -> dict[str, WeightLayer]:
     """Those of `weight_layers` whose weights are trained, one for each weight: layers that share one count once."""
     found = {id(layer.weight): (name, layer) for name, layer in weight_layers(model, exclude).items()}
     return {name: layer for name, layer in found.values() if layer.weight.requires_grad}
@@ -194,7 +172,7 @@ def give_slots(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Q
     found: dict[str, QuantLayer] = {}
     for name, layer in layers.items():
         if name in new:
-            layer.__class__ = _quantized_type(name, layer)  # type: ignore[assignment]
+            layer.__class__ = _quantized_type(name, layer, norms=True)  # type: ignore[assignment]
             assert isinstance(layer, QuantLayer)
             layer.add_slots()
             layer.__dict__.pop(_LEFT_OUT, None)
@@ -205,9 +183,12 @@ def give_slots(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Q
 
 
 def attach(
-    model: nn.Module, exclude: str | Iterable[str] = (), **slots: Callable[[QuantLayer], nn.Module]
+    model: nn.Module, exclude: str | Iterable[str] = (), norms: bool = False, **slots: Callable[[QuantLayer], nn.Module]
 ) -> dict[str, QuantLayer]:
     """Give every weight layer its slots, in place, and fill the named ones: one new module per layer.
+
+    norms: whether norm layers get slots, too; those that have them count from then on. They have slots for the weight
+    alone, and others are not filled there.
 
     slots: slot name to a function of the layer, for example
     `attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))`. Transforms are filled first, so that a quantizer
@@ -223,12 +204,14 @@ def attach(
                 f"{slot}: {type(build).__name__} is not a function; every layer needs a module of its own, so write "
                 f"{slot}=lambda layer: ..."
             )
-    layers = give_slots(model, weight_layers(model, patterns))
+        if slot not in SLOTS:
+            raise unknown("slot", slot, SLOTS)
+    layers = give_slots(model, weight_layers(model, patterns, norms))
     for name, module in model.named_modules():
         if not isinstance(module, QuantLayer) and any(fnmatchcase(name, pattern) for pattern in patterns):
             setattr(module, _LEFT_OUT, True)
-    for slot, build in sorted(slots.items(), key=lambda item: SLOTS.index(item[0]) if item[0] in SLOTS else -1):
-        for layer in layers.values():
+    for slot, build in sorted(slots.items(), key=lambda item: SLOTS.index(item[0])):
+        for layer in (each for each in layers.values() if slot in each.SLOTS):
             module = build(layer)
             if not isinstance(module, nn.Module):
                 raise UserError(f"{slot}: the function gave {type(module).__name__} for a layer, not a module")

@@ -70,7 +70,7 @@ def input_sites(model: nn.Module, exclude: str | Iterable[str] = (), attention: 
     for name, module in model.named_modules():
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             continue
-        if isinstance(module, QuantLayer):
+        if isinstance(module, QuantLayer) and "input_quantizer" in module.SLOTS:
             rows: Rows = "sample" if isinstance(module, QuantConv2d) else "last"
             found[f"{name}.input_quantizer".removeprefix(".")] = Site(module, "input_quantizer", rows)
         elif isinstance(module, QuantMatMul) and attention:

@@ -14,6 +14,7 @@ from harness.core.errors import UserError
 from harness.kernels import dispatch
 from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
 from harness.quantization.grid import Levels, LevelsKind, clip_ratio, levels, max_abs, round_to_codes, safe_step
+from harness.quantization.norms import per_channel
 
 #: Whether a step computed from the weights takes part in the gradient.
 ScaleGradient = Literal["graph", "detached"]
@@ -243,10 +244,14 @@ def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
 
 
 def make_quantizer(
-    config: QuantizerConfig, bits: int, scale_gradient: ScaleGradient = "graph", fused: bool = True
+    config: QuantizerConfig,
+    bits: int,
+    scale_gradient: ScaleGradient = "graph",
+    fused: bool = True,
+    layer: nn.Module | None = None,
 ) -> MaxAbsQuantizer:
-    """The run's default quantizer at a bit-width: max-abs or clipped, per tensor or per channel."""
+    """The run's default quantizer at a bit-width: max-abs or clipped, per tensor or channel (never of a norm layer)."""
     kind = ClippedQuantizer if config.range == "mse" else MaxAbsQuantizer
-    quantizer = kind(bits, config.granularity == "channel", scale_gradient)
+    quantizer = kind(bits, per_channel(config, layer), scale_gradient)
     quantizer.fused = fused
     return quantizer

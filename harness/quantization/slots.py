@@ -69,3 +69,38 @@ def autocast_off(x: Tensor) -> AbstractContextManager[object]:
     if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
+
+
+GRADIENT_SLOTS = ("grad_input_quantizer", "grad_weight_quantizer")
+SLOTS = ("weight_transform", "weight_quantizer", "input_quantizer", *GRADIENT_SLOTS)
+
+
+class QuantLayer(Slotted):
+    """What layers with a quantized weight share: five slots, and quantizer arithmetic outside autocast."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = SLOTS
+    GRADIENT_SLOTS: ClassVar[tuple[str, ...]] = GRADIENT_SLOTS
+    weight: Tensor
+    weight_transform: nn.Module
+    weight_quantizer: nn.Module
+    input_quantizer: nn.Module
+    grad_input_quantizer: nn.Module
+    grad_weight_quantizer: nn.Module
+    #: Set once the weight is what the network is deployed with.
+    deployed: bool = False
+
+    def fill(self, slot: str, module: nn.Module) -> None:
+        """As `Slotted.fill`; a weight quantizer that is not fitted yet is fitted to the effective weight."""
+        super().fill(slot, module)
+        if slot == "weight_quantizer" and not getattr(module, "fitted", True):
+            with torch.no_grad(), autocast_off(self.weight):
+                module.fit(self.effective_weight())  # type: ignore[operator]
+
+    def effective_weight(self) -> Tensor:
+        """The weight that gets quantized: the trained one after the layer's weight_transform."""
+        return self.weight_transform(self.weight)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer uses it, fp32, in the shape of the effective one."""
+        with autocast_off(self.weight):
+            return self.weight_quantizer(self.effective_weight())

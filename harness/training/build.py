@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 from harness.data import load_dataset
 from harness.data.base import Dataset, order
@@ -18,6 +19,7 @@ from harness.oscillation.tracker import OscillationTracker
 from harness.quantization.audit import UNUSED, Audit, listed, probe
 from harness.quantization.inputs import quantize_inputs
 from harness.quantization.layers import attach
+from harness.quantization.norms import QuantNorm
 from harness.quantization.observing import observe
 from harness.training import compilation
 from harness.training.config import RunConfig, component
@@ -73,7 +75,12 @@ def _network(config: RunConfig, dataset: Dataset, weights: Path | None, device: 
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
     used = dict.fromkeys([*(entry["name"] for entry in config.methods), config.monitor.name])
     check_requirements(model, settings.name, {name: find(name).requires for name in used if name != "rtn"})
-    attach(model, config.exclude)
+    layers = attach(model, config.exclude, config.quantizer.quantizes_norms)
+    if config.quantizer.quantizes_norms and not any(isinstance(layer, QuantNorm) for layer in layers.values()):
+        raise UserError(
+            f"quantizer.norms: 'quantized' has no effect: model {settings.name!r} has no norm layer with a weight that "
+            "exclude leaves in (legal here: float)"
+        )
     return model
 
 

@@ -189,7 +189,7 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
     Raises UserError naming field, value and what is legal. Imports torch, once all that needs none is checked.
     """
     config = complete_but_methods(raw)
-    from harness.methods import find
+    from harness.methods import check_norms, find
 
     monitor = _complete_monitor(config)
     entries = tuple(component("method", entry).model_dump(mode="json") for entry in config.methods)
@@ -207,6 +207,8 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
             raise UserError(
                 f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
             )
+    deploys = {*config.deploy.methods, config.monitor.name} - {"rtn"}
+    check_norms([*names, *sorted(deploys)], config.quantizer)
     return config.model_copy(update={"methods": entries, "monitor": monitor})
 
 

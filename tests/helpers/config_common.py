@@ -52,7 +52,7 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "label_smoothing": 0.1,
         "precision": "bf16",
     },
-    QuantizerConfig: {"granularity": "channel", "range": "mse"},
+    QuantizerConfig: {"granularity": "channel", "range": "mse", "norms": "quantized"},
     ActivationsConfig: {
         "granularity": "token",
         "range": "max",

@@ -33,6 +33,7 @@ def test_the_golden_run_id() -> None:
         {"monitor": {"deploy": "rtn"}},
         {"monitor__deploy": {"name": "rtn"}},
         {"quantizer": {}},
+        {"quantizer__norms": "float"},
         # the same numbers in other words
         {"train__label_smoothing": 0, "train__clip_norm": None},
     ],
