@@ -11,7 +11,8 @@ from toy_model import NO_DATA
 
 from harness.core.bits import Bits
 from harness.core.config_base import QuantizerConfig
-from harness.methods.any_precision import AnyPrecision, SwitchedNorm
+from harness.methods._switching import SwitchedNorm
+from harness.methods.any_precision import AnyPrecision
 from harness.methods.base import Context, Step
 from harness.training.build import build
 from harness.training.session import Session
