@@ -25,6 +25,6 @@ def quantize_in_training(
     point, config = context.point, context.activations
     if point is None or point.activations is None:
         return []
-    batches = (inputs for inputs, _ in calibration.batches(config.calibration_batches))
+    batches = calibration.inputs(config.calibration_batches)
     seen = observe(model, batches, context.exclude, config.attention)
     return list(fill_inputs(model, point.activations, config, seen, build, context.exclude).values())
