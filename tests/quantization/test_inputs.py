@@ -23,7 +23,7 @@ from harness.quantization import (
     observe,
 )
 from harness.quantization.inputs import fill_inputs, site_bits
-from harness.quantization.observing import expose, input_sites
+from harness.quantization.observing import Site, expose, input_sites
 from harness.training.config import component
 
 TOKEN = {"granularity": "token", "range": "max"}
@@ -117,7 +117,7 @@ def trained(kind: Callable[..., ActivationQuantizer], bits: int = 4) -> nn.Modul
     """A network whose inputs all have quantizers that were trained at 4 bits, the first and the last at 8."""
     model = network()
     attach(model, weight_quantizer=lambda layer: MaxAbsQuantizer(bits))
-    build: Callable[[int, Observed], ActivationQuantizer] = lambda width, seen: kind(width).fit(seen)  # noqa: E731
+    build: Callable[[int, Observed, Site], ActivationQuantizer] = lambda width, seen, site: kind(width).fit(seen)  # noqa: E731
     found = fill_inputs(model, bits, ActivationsConfig(), observe(model, [images()]), build)
     assert [each.bits for each in found.values()] == [8, 4, 8]
     with torch.no_grad():
@@ -296,11 +296,13 @@ def test_filled_slots_clash_as_others_do() -> None:
     model = trained(LearnedStepQuantizer)
     seen = observe(model, [images()])
     with pytest.raises(UserError, match="slot input_quantizer already holds LearnedStepQuantizer"):
-        fill_inputs(model, 4, ActivationsConfig(), seen, lambda bits, found: StaticQuantizer(bits).fit(found))
+        fill_inputs(model, 4, ActivationsConfig(), seen, lambda bits, found, site: StaticQuantizer(bits).fit(found))
     exposed = small_vit()
     attach(exposed)
     expose(exposed)
     seen = observe(exposed, [pixels()])
-    quantizers = fill_inputs(exposed, 3, ActivationsConfig(), seen, lambda bits, x: MovingRangeQuantizer(bits).fit(x))
+    quantizers = fill_inputs(
+        exposed, 3, ActivationsConfig(), seen, lambda bits, found, site: MovingRangeQuantizer(bits).fit(found)
+    )
     assert len(quantizers) == 10
     assert quantizers["blocks.0.attn.av_matmul.input_quantizer"].signed is False
