@@ -117,7 +117,7 @@ def test_json_there_and_back(changes: dict[str, Any]) -> None:
 
 def test_complete_fills_in_every_default() -> None:
     config = complete(RAW)
-    assert config.methods == ({"name": "ste", "scale_gradient": "graph"},)
+    assert config.methods == ({"name": "ste", "scale_gradient": "graph", "activation_momentum": 0.1},)
     assert config.model["width"] == 256
     assert config.data["normalize"] == "unit"
     assert config.train == TrainConfig()
