@@ -24,6 +24,7 @@ from harness.methods.bn_reestimation import BatchNormReestimation
 from harness.methods.oscillation import Oscillation
 from harness.methods.ste import StraightThrough
 from harness.models import build_model
+from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.layers import weight_layers
 from harness.quantization.norms import QuantNorm, is_norm
 from harness.records import schema
@@ -243,6 +244,18 @@ def test_methods_that_follow_train_and_deploy(methods: tuple[str, ...], model: A
             weight = deployed.get_parameter(f"{name}.weight")
             assert bits == "float" or len(weight.unique()) <= 2**bits, name  # type: ignore[operator]
     assert torch.equal(deployed.get_parameter(f"{name}.weight"), session.model.get_parameter(f"{name}.weight"))
+
+
+def test_points_with_activations_leave_the_inputs_of_norms_in_float() -> None:
+    few = {"calibration_batches": 1}
+    session = build(complete(run_of("lsq", target_bit="w3a4", activations=few, deploy={"scale": "keep_step"})))
+    deployed = session.evaluator.deployed(session.model, complete(run_of("none", target_bit="w3a4")).target)
+    for model in (session.model, deployed):
+        norms = [layer for layer in model.modules() if isinstance(layer, QuantNorm)]
+        assert len(norms) == 3
+        assert not any("input_quantizer" in dict(norm.named_children()) for norm in norms)
+        assert sum(isinstance(each, ActivationQuantizer) for each in model.modules()) > 4
+    assert all(len(norm.weight.unique()) <= 7 for norm in norms)
 
 
 @pytest.mark.parametrize("method", ["freezing", pytest.param("lsq", marks=pytest.mark.slow)])
