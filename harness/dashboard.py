@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.bits import BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError
+from harness.core.layer_points import AnyPoint
 from harness.records import schema
 from harness.records.sweep_directory import SweepDirectory
 from harness.records.wandb_names import check_project, tag_of
@@ -94,8 +94,8 @@ class Facts:
 
     name: str
     project: str
-    points: tuple[BitWidths, ...]
-    epochs: tuple[BitWidths, ...]
+    points: tuple[AnyPoint, ...]
+    epochs: tuple[AnyPoint, ...]
     parameters: "Mapping[str, Choices | Range]"
     runs: int
 
@@ -105,8 +105,10 @@ def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
     from harness.training.config import parse
 
     configs = [cell.config(point, spec.tune.seed, "tune", parse) for cell in cells for point in corners(cell.search)]
-    points = sorted({point for config in configs for point in config.evaluated_points})
-    epochs = sorted({point for config in configs for point in config.epoch_points})
+    points, epochs = (
+        list({point.key: point for point in sorted({point for each in found for point in each})}.values())
+        for found in ([config.evaluated_points for config in configs], [config.epoch_points for config in configs])
+    )
     runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
     searched = {name: space for cell in cells for name, space in cell.search.items()}
     numeric = {name: space for name, space in searched.items() if {*map(type, space.points())} <= {int, float}}

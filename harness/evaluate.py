@@ -13,10 +13,11 @@ from typing import Any
 
 from filelock import Timeout
 
-from harness.core import registry
-from harness.core.bits import LEGAL_POINTS, BitWidths, PlainPoint, in_words
+from harness.core import registry, yaml_file
+from harness.core.bits import LEGAL_POINTS, BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError, unknown
+from harness.core.layer_points import AnyPoint, Written, in_words, point_of
 from harness.records import schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
@@ -50,11 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _points(text: str) -> tuple[BitWidths, ...]:
+def _points(text: str) -> tuple[AnyPoint, ...]:
     try:
-        return tuple(sorted({BitWidths.of(int(part) if part.isdecimal() else part) for part in text.split(",")}))
+        return tuple(sorted({point_of(part) for part in yaml_file.parse(f"[{text}]")}))
     except UserError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of points, as 2,3,w4a8 ({LEGAL_POINTS})") from error
+        why = f": {error}" if "{" in text else f", as 2,3,w4a8 ({LEGAL_POINTS})"
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of points{why}") from error
 
 
 def finished_runs(where: Path) -> list[Path]:
@@ -67,9 +69,7 @@ def finished_runs(where: Path) -> list[Path]:
     return found
 
 
-def add_rows(
-    folder: Path, points: Sequence[BitWidths | PlainPoint] | None, deploys: Sequence[str], device: str | None = None
-) -> int:
+def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[str], device: str | None = None) -> int:
     """Add the missing rows of a run at `points` (None: its own), by round-to-nearest and by `deploys`.
 
     Returns how many. Raises UserError for weights, data or code that do not reproduce the record.
@@ -92,25 +92,28 @@ def add_rows(
         raise UserError("a process works on this run; try again later") from None
 
 
-_Key = tuple[str, str, BitWidths]  #: Split, deploy method and point of a row.
+_Key = tuple[str, str, AnyPoint]  #: Split, deploy method and point of a row.
 
 
 def _key(row: Mapping[str, Any]) -> _Key:
     return row["split"], row["deploy"], schema.point(row)
 
 
-def _missing(
-    record: Mapping[str, Any], points: Sequence[BitWidths | PlainPoint] | None, deploys: Sequence[str]
-) -> set[_Key]:
+def _missing(record: Mapping[str, Any], points: Sequence[Written] | None, deploys: Sequence[str]) -> set[_Key]:
     there = set(map(_key, record["rows"]))
     splits, own = {split for split, _, _ in there}, {point for _, _, point in there}
-    asked = {*(own if points is None else map(BitWidths.of, points)), BitWidths()}
+    asked = {*(own if points is None else map(point_of, points)), BitWidths()}
+    named = {point.key: point for point in own}
+    for point in asked:
+        if named.get(point.key, point) != point:
+            raise UserError(f"{point}: its record has a point of that name with other layers; choose another name")
     return {(split, deploy, point) for split in splits for deploy in ("rtn", *deploys) for point in asked} - there
 
 
 def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None) -> list[dict[str, Any]]:
     from safetensors.torch import load_file
 
+    from harness.quantization.by_layer import check_layer_points
     from harness.training.build import build
 
     raw = dict(record["config"])
@@ -124,6 +127,8 @@ def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, devi
     if session.dataset.digest != record["provenance"]["data_digest"]:
         raise UserError("the data are not those that it was trained on (their digests differ)")
     session.model.load_state_dict(load_file(weights))
+    points_asked = [point for _, _, point in wanted]
+    check_layer_points(session.model, points_asked, config.exclude, config.quantizer.quantizes_norms)
     rows = []
     for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
         keys = {key for key in wanted if key[0] == split}

@@ -135,7 +135,7 @@ def _workers(workers: list[dict[str, Any]], wide: bool) -> Table:
 def _table(columns: tuple[str, ...]) -> Table:
     table = Table()
     for heading in columns:
-        left = heading in ("cell", "worker", "state", "host", "job", "slot", "GPU", "run")
+        left = heading in ("cell", "after", "worker", "state", "host", "job", "slot", "GPU", "run")
         # A number or an id that is broken in two cannot be read, or copied.
         table.add_column(heading, justify="left" if left else "right", overflow="fold", no_wrap=heading != "cell")
     return table

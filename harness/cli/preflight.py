@@ -6,6 +6,7 @@ from typing import Any
 
 from harness import data
 from harness.core.errors import UserError
+from harness.core.layer_points import LayerPoints
 from harness.records.wandb_names import check_project
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
@@ -56,9 +57,12 @@ def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
         for config in at_corners(spec, cell):
             name = json.dumps(config.data)
             images = of_data[name] = of_data[name] if name in of_data else _images(config.data)
-            activations = [point.activations for point in config.evaluated_points if point.activations is not None]
+            points = config.evaluated_points
+            activations = any(point.has_activations for point in points)
             deployed = [config.activations.model_dump(), config.target_bit] if activations else None
-            key = json.dumps([config.model, images, config.exclude, without_numbers(config.methods), deployed])
+            by_layer = [point.plain for point in points if isinstance(point, LayerPoints)]
+            methods = without_numbers(config.methods)
+            key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer])
             if key not in tried:
                 tried.add(key)
                 notes += _check_build(cell.id, config, images)

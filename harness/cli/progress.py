@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness.core.bits import BitWidths
+from harness.core.layer_points import AnyPoint
 from harness.records import schema
 from harness.records.files import read_json
 from harness.sweep import objective, plan
@@ -87,7 +87,8 @@ def summary(sweep: OpenSweep) -> int:
     cells = sweep.files.cell_entries()
     read = {cell["id"]: [read_json(sweep.files.run(r).record) for r in cell["finals"].values()] for cell in cells}
     records = {cell: [record for record in found if record] for cell, found in read.items()}
-    points = sorted({schema.point(row) for found in records.values() for row in _test_rows(found)})
+    found = sorted({schema.point(row) for read in records.values() for row in _test_rows(read)})
+    points = list({point.key: point for point in found}.values())  # networks have layers of their own
     for point in points:
         heading = f"{point} bit" if isinstance(point.plain, int) else str(point)
         table.add_column(heading, justify="right", no_wrap=True)
@@ -111,7 +112,7 @@ def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cells_of(
-    cell: dict[str, Any], records: list[dict[str, Any]], points: list[BitWidths], after: list[str]
+    cell: dict[str, Any], records: list[dict[str, Any]], points: list[AnyPoint], after: list[str]
 ) -> list[str]:
     chosen = cell["chosen"] or {"value": None, "params": {}}
     value = chosen["value"]
@@ -120,7 +121,7 @@ def _cells_of(
     line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-"]
     line += [*after, params or "-", f"{len(records)}/{len(cell['seeds'])}"]
     for point in points:
-        accuracies = [row["accuracy"] for row in _test_rows(records) if schema.point(row) == point]
+        accuracies = [row["accuracy"] for row in _test_rows(records) if schema.point(row).key == point.key]
         line.append(f"{100 * sum(accuracies) / len(accuracies):.1f}" if accuracies else "-")
     return line
 

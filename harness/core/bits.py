@@ -74,6 +74,16 @@ class BitWidths:
         return f"w{self.weights}" if self.weights is not None and self.weights_only else str(self)
 
     @property
+    def in_row(self) -> Bits:
+        """As in the field `bits` of a row, which is of the weights."""
+        return "float" if self.weights is None else self.weights
+
+    @property
+    def parts(self) -> "tuple[BitWidths, ...]":
+        """The points of the layers: one for all."""
+        return (self,)
+
+    @property
     def is_float(self) -> bool:
         """Whether nothing is quantized."""
         return self.weights is None
@@ -82,6 +92,11 @@ class BitWidths:
     def weights_only(self) -> bool:
         """Whether activations, keys and values stay float."""
         return self.activations is None and self.kv is None
+
+    @property
+    def has_activations(self) -> bool:
+        """Whether activations are quantized."""
+        return self.activations is not None
 
     def __str__(self) -> str:
         """The shortest form: `4`, `w4a8`, `float`."""
@@ -99,11 +114,3 @@ class BitWidths:
 
     def _place(self) -> tuple[int, ...]:
         return tuple(MAX_BITS + 1 if bits is None else bits for bits in astuple(self))
-
-
-def in_words(point: object) -> str:
-    """`at 4 bits`, `at w4a8`, `in float`."""
-    given = BitWidths.of(point)
-    if given.is_float:
-        return "in float"
-    return f"at {given} bits" if given.weights_only else f"at {given}"

@@ -16,6 +16,7 @@ from pydantic import (
 
 from harness.core.bits import MAX_BITS, MIN_BITS, BitWidths, PlainPoint
 from harness.core.errors import UserError
+from harness.core.layer_points import point_of
 from harness.core.validation import explain
 
 #: `Field(json_schema_extra=NOT_IDENTITY)`: the field never changes a run's identity (paths, devices).
@@ -138,6 +139,14 @@ def _point(value: Any) -> Any:
 
 #: A deployment point in its plain form: 4, "w4a8" or "float".
 Point = Annotated[PlainPoint, BeforeValidator(_point)]
+
+
+def _deployed_point(value: Any) -> Any:
+    return point_of(value).plain if isinstance(value, Mapping) else _point(value)
+
+
+#: The same, or points by layer in theirs (`LayerPoints.plain`).
+DeployedPoint = Annotated[PlainPoint | dict[str, Any], BeforeValidator(_deployed_point)]
 
 
 class ActivationsConfig(StrictConfig):

@@ -59,6 +59,7 @@ from torch.nn import functional
 
 from harness.core.bits import MAX_BITS, MIN_BITS, Bits, BitWidths
 from harness.core.errors import UserError
+from harness.core.layer_points import AnyPoint
 from harness.methods._inputs import quantize_in_training
 from harness.methods._requirements import norm_layers
 from harness.methods._switching import Switch, SwitchedClamp, SwitchedDoReFa, SwitchedNorm, collapse, switch_norms
@@ -79,6 +80,7 @@ class AnyPrecision(Method):
     kind, acts_on = "QAT", "weights, norms"
     activations = "clamped to [0, 1]"
     requires: ClassVar[tuple[str, ...]] = ("norms",)
+    takes_layer_points: ClassVar[bool] = False
     changes_activations = True  # norms are those of the point
     refuses_norms = "has norm layers of its own, in float, for each bit-width"
 
@@ -166,8 +168,10 @@ class AnyPrecision(Method):
         integers = [width for width in self.widths if isinstance(width, int)]
         return min(integers, key=lambda own: (abs(own - bits), -own))
 
-    def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
-        bits: Bits = "float" if point.weights is None else point.weights
+    def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
+        if not isinstance(point, BitWidths):
+            raise UserError(f"{point}: 'any_precision' deploys a network at one point for all its layers")
+        bits = point.in_row
         norms = [layer for layer in model.modules() if isinstance(layer, SwitchedNorm)]
         layers = attach(model, self.context.exclude).values()
         if norms and any(layer.deployed for layer in layers):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from harness.core.bits import BitWidths, PlainPoint, ScalePolicy
 from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictConfig
+from harness.core.layer_points import AnyPoint
 from harness.quantization import Observed, WeightQuantizer, make_quantizer, observe
 from harness.quantization.layers import QuantLayer
 
@@ -123,6 +124,7 @@ class Method:
     point); ranges of activations are then observed anew after it.
     refuses_norms: why it does not go with `quantizer.norms: quantized`, in words that follow "which"; "" if it does.
     Norm layers are then among the layers that `attach` gives, with weights of shape (C,) and one step each.
+    takes_layer_points: False if `deploy` needs one point for the whole network; a run with points by layer is refused.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -136,6 +138,7 @@ class Method:
     requires: ClassVar[tuple[str, ...]] = ()
     changes_activations: bool = False
     refuses_norms: ClassVar[str] = "acts on the weights of linear and convolution layers alone"
+    takes_layer_points: ClassVar[bool] = True
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config, self.context = config, context
@@ -169,13 +172,18 @@ class Method:
     def after_step(self, step: Step) -> None:
         """Restore or project weights that the optimizer moved."""
 
-    def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
-        """Turn `model`, a copy, into the network deployed at a point; `point.weights` is None for float.
+    def deploy(
+        self, model: nn.Module, point: AnyPoint, calibration: Calibration
+    ) -> Mapping[str, BitWidths | PlainPoint] | None:
+        """Turn `model`, a copy, into the network deployed at a point, which may be one by layer (LayerPoints).
 
         Layers that it leaves alone are rounded to nearest afterwards, and activations are quantized after all weights
-        are (`round_to_nearest`). One that rounds weights itself calls `round_weights`. Quantizers of activations that
-        were trained are in their slots meanwhile, except at points whose activations are float.
+        are (`round_to_nearest`): at the point or, for a method that chooses bits for each layer, at the points that it
+        returns, by layer name or glob. Methods later in the stack get these in place of the point, and the record's
+        rows hold them (`allocated`). A method that rounds weights itself calls `round_weights`. Quantizers of
+        activations that were trained are in their slots meanwhile, except at points whose activations are float.
         """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs and the model's state dict lacks; tensors and plain values only."""

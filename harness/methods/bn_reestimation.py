@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.core.bits import BitWidths
+from harness.core.layer_points import AnyPoint
 from harness.methods.base import Calibration, Method, MethodConfig
 from harness.quantization.deploy import round_weights
 
@@ -55,7 +55,7 @@ class BatchNormReestimation(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(batches=2)
 
-    def deploy(self, model: nn.Module, point: BitWidths, calibration: Calibration) -> None:
+    def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
         norms = batch_norms(model)
         if norms:
             context = self.context

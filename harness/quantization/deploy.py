@@ -1,7 +1,6 @@
 """Post-training quantization: rounding every weight of a model to nearest, and activations at points that say so."""
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from glob import escape
 from itertools import islice
 from typing import Any
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 
 from harness.core.bits import FLOAT, LEGAL_POINTS, BitWidths, PlainPoint, ScalePolicy
 from harness.core.config_base import ActivationsConfig, QuantizerConfig, section
-from harness.core.errors import UserError, nearest, unknown
+from harness.core.errors import UserError, nearest
+from harness.core.layer_points import LayerPoints
 from harness.quantization.activations import ActivationQuantizer
+from harness.quantization.by_layer import check_keys, deciding
 from harness.quantization.inputs import BitsOf, quantize_inputs
 from harness.quantization.layers import (
     QuantLayer,
@@ -35,7 +36,7 @@ Wanted = dict[str, BitWidths | None]
 
 def round_to_nearest(
     model: nn.Module,
-    bits: WantedBits | Mapping[str, WantedBits] = None,
+    bits: WantedBits | LayerPoints | Mapping[str, WantedBits] = None,
     scale: ScalePolicy = "recalibrate",
     quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
     exclude: str | Iterable[str] = (),
@@ -46,7 +47,7 @@ def round_to_nearest(
 
     bits: None or "trained": each layer at the bits of its own quantizers, a layer without one as it is. 2 to 8 (weights
     alone), "w4a8", or "float" (the latent weights themselves): all layers. Or a mapping of layer names and globs to any
-    of these: a name counts before a glob, an earlier glob before a later one, and a layer that none matches is
+    of these: a name counts before a glob, an earlier glob before a later one, "*" last; a layer that none matches is
     "trained". Layers that `attach` left out stay as they are, unless a mapping has their very name, as do those of
     `exclude`. Norm layers count where they have slots or `quantizer` has `norms: quantized`.
 
@@ -63,6 +64,7 @@ def round_to_nearest(
     no layer, for "trained" where no layer has a quantizer, for calibration data that are missing or have NaN, for
     attention whose products cannot be reached, and for `first_last` where one layer is both.
     """
+    bits = bits.mapping if isinstance(bits, LayerPoints) else bits
     weights = section(quantizer, QuantizerConfig, "quantizer")
     settings = section(activations, ActivationsConfig, "activations")
     layers, wanted = _checked_layers(model, bits, exclude, weights.quantizes_norms)
@@ -77,10 +79,15 @@ def round_to_nearest(
 
 
 def round_weights(
-    model: nn.Module, point: WantedBits, scale: ScalePolicy, quantizer: QuantizerConfig, exclude: Iterable[str] = ()
+    model: nn.Module,
+    point: WantedBits | LayerPoints,
+    scale: ScalePolicy,
+    quantizer: QuantizerConfig,
+    exclude: Iterable[str] = (),
 ) -> nn.Module:
     """The part of `round_to_nearest` that is about weights, for `Method.deploy`; activations stay as they are."""
-    layers, wanted = _checked_layers(model, point, exclude, quantizer.quantizes_norms)
+    bits = point.mapping if isinstance(point, LayerPoints) else point
+    layers, wanted = _checked_layers(model, bits, exclude, quantizer.quantizes_norms)
     _round(_with_slots(model, layers, wanted), wanted, scale, quantizer)
     return model
 
@@ -126,9 +133,8 @@ def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
 
 def _by_layer(bits: Any, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
     """What is asked for each layer, not checked yet."""
-    for key in bits if isinstance(bits, Mapping) else ():
-        if not any(name == key or fnmatchcase(name, str(key)) for name in layers):
-            raise unknown("layer in bits", key, layers)
+    if isinstance(bits, Mapping):
+        check_keys(bits, layers)
     return {name: _asked(bits, name) for name in layers}
 
 
@@ -136,9 +142,8 @@ def _asked(bits: Any, name: str) -> Any:
     """What is asked for a layer, or for a product of attention, not checked yet."""
     if not isinstance(bits, Mapping):
         return bits
-    if name in bits:
-        return bits[name]
-    return next((value for key, value in bits.items() if fnmatchcase(name, key)), TRAINED)
+    key = deciding(bits, name)
+    return TRAINED if key is None else bits[key]
 
 
 def _activation_bits(bits: Any, wanted: Wanted) -> int | BitsOf | None:

@@ -7,7 +7,9 @@ from torch import nn
 
 from harness.core.config_base import ActivationsConfig
 from harness.core.errors import UserError
+from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.quantization.activations import ActivationQuantizer, make_activation_quantizer
+from harness.quantization.by_layer import deciding
 from harness.quantization.observed import Observed
 from harness.quantization.observing import Site, expose, input_sites
 from harness.quantization.quantizer import KeepScale
@@ -109,6 +111,15 @@ def quantize_inputs(
         elif isinstance(site.held, ActivationQuantizer):
             site.put(site.held.in_float())
     return model
+
+
+def float_inputs(model: nn.Module, point: AnyPoint, exclude: str | Iterable[str] = ()) -> None:
+    """Take quantizers out of the sites of a copy that is being deployed, where the point has activations in float."""
+    layers = point.mapping if isinstance(point, LayerPoints) else {"*": point}
+    for name, site in input_sites(model, exclude).items():
+        key = deciding(layers, name.rpartition(".")[0])
+        if key is not None and layers[key].activations is None and isinstance(site.held, ActivationQuantizer):
+            site.put(site.held.in_float())
 
 
 def _deployed(

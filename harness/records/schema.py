@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.core.bits import BitWidths, PlainPoint
+from harness.core.bits import BitWidths
+from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
 
 #: x-axis of every curve; never W&B's own step.
 EPOCH = "epoch"
@@ -27,20 +28,27 @@ LAYER_PREFIX = "osc_layers/"
 LAYER_PROFILE = "osc/layer_profile"
 #: In W&B's summary of a finished run: its record.json without the configuration, and its labels, as JSON text.
 RECORD = "record"
-#: The fields of a row of record.json, in order. bits: of the weights.
+#: The fields of a row of record.json, in order. bits: of the weights; the name of points by layer.
 ROW = ("phase", "split", "deploy", "scale", "bits", "accuracy", "loss", "n")
 #: Further fields, of rows in which these are quantized: their bits.
 ROW_WHERE_QUANTIZED = ("activations", "kv")
+#: Of rows at points by layer: layer name or glob -> point. Of rows of a deploy method that chooses points for layers:
+#: those that it chose, in the same form.
+LAYERS, ALLOCATED = "layers", "allocated"
 
 
-def point(row: Mapping[str, Any]) -> BitWidths:
+def point(row: Mapping[str, Any]) -> AnyPoint:
     """The deployment point of a row."""
+    if LAYERS in row:
+        return LayerPoints.of({"name": row["bits"], LAYERS: row[LAYERS]})
     weights = BitWidths.of(row["bits"]).weights
     return BitWidths(weights, *(row.get(name) for name in ROW_WHERE_QUANTIZED))
 
 
-def fields_of(point: BitWidths) -> dict[str, int]:
+def fields_of(point: AnyPoint) -> dict[str, Any]:
     """What a row has beside ROW."""
+    if isinstance(point, LayerPoints):
+        return {LAYERS: point.plain[LAYERS]}
     found = {name: getattr(point, name) for name in ROW_WHERE_QUANTIZED}
     return {name: bits for name, bits in found.items() if bits is not None}
 
@@ -50,14 +58,14 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["split"], row["deploy"], row["scale"], point(row)
 
 
-def accuracy(split: str, point: BitWidths | PlainPoint) -> str:
+def accuracy(split: str, point: Written) -> str:
     """`val/acc_w3`, `val/acc_w4a8`, `test/acc_float`: accuracy in [0, 1] on a split at a deployment point."""
-    return f"{split}/acc_{BitWidths.of(point).key}"
+    return f"{split}/acc_{point_of(point).key}"
 
 
-def loss(split: str, point: BitWidths | PlainPoint) -> str:
+def loss(split: str, point: Written) -> str:
     """`val/loss_w3`: mean cross-entropy in nats on a split at a deployment point."""
-    return f"{split}/loss_{BitWidths.of(point).key}"
+    return f"{split}/loss_{point_of(point).key}"
 
 
 def after(metric: str, deploy: str) -> str:

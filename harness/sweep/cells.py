@@ -11,6 +11,7 @@ from typing import Any
 from harness.core.bits import BitWidths
 from harness.core.config_base import by_name
 from harness.core.errors import UserError, unknown
+from harness.core.layer_points import AnyPoint, point_of
 from harness.records import schema
 from harness.sweep import objective
 from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
@@ -100,6 +101,9 @@ def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
             with suppress(UserError):  # what is illegal is refused when the cell is checked
                 value = BitWidths.of(value).plain  # one name for the cell, however it is written
         assign(raw, key, deepcopy(value))
+        if key == "deploy.bits":
+            with suppress(UserError, TypeError):
+                value = [str(point_of(each)) for each in value]
         parts.append(f"{key}={_label(value)}")
     return Cell(",".join(parts), raw, point, dict(config.set), dict(config.search))
 
@@ -149,7 +153,7 @@ def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
             raise UserError(f"{error}{why}, so set pruner to none or choose another objective") from None
 
 
-def _zeros(points: Sequence[BitWidths], deploy: str = "rtn") -> dict[str, float]:
+def _zeros(points: Sequence[AnyPoint], deploy: str = "rtn") -> dict[str, float]:
     """What an evaluation at these points gives, by metric."""
     names = [name("val", point) for point in points for name in (schema.accuracy, schema.loss)]
     return {schema.after(name, deploy): 0.0 for name in names}

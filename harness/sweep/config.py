@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from harness.core import registry, yaml_file
 from harness.core.config_base import StrictConfig, by_name, listed
 from harness.core.dotted import set_dotted
 from harness.core.errors import UserError, masked, unknown
+from harness.core.layer_points import LayerPoints
 from harness.core.validation import explain
 from harness.sweep import objective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
@@ -20,6 +22,7 @@ from harness.training.config import MethodStack, RunConfig
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
 DATABASES = ("postgresql", "mysql", "sqlite")
 PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
+_DEPLOYED_AT = "deploy.bits"
 #: Settings of a run that a sweep decides elsewhere: tune.seed, final.seeds, cells.methods.
 NOT_SET = ("seed", "phase", "methods")
 
@@ -119,7 +122,7 @@ class SweepConfig(StrictConfig):
             if algorithm.name not in legal:
                 raise unknown(kind, algorithm.name, legal)
         for name in self.objective:
-            objective.check(name)
+            objective.check(name, self._points_by_layer())
         _check_storage(self.storage)
         if len(set(self.final.seeds)) < len(self.final.seeds):
             raise ValueError(f"final.seeds: {list(self.final.seeds)} names a seed twice")
@@ -132,6 +135,19 @@ class SweepConfig(StrictConfig):
         if self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
             raise ValueError(f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}")
         return self
+
+    def _points_by_layer(self) -> list[LayerPoints]:
+        """Those of deploy.bits, wherever the file has it; what is not legal is refused with its cell."""
+        deploy = self.base.get("deploy")
+        lists = [deploy.get("bits")] if isinstance(deploy, dict) else []
+        for grid in (self.grid, *(cell.grid for cell in self.cells)):
+            lists += grid.get(_DEPLOYED_AT, ())
+        lists += [cell.set.get(_DEPLOYED_AT) for cell in self.cells]
+        points = []
+        for written in (each for bits in lists if isinstance(bits, list | tuple) for each in bits):
+            with suppress(UserError):
+                points.append(LayerPoints.of(written))
+        return points
 
 
 def _check_storage(where: str) -> None:

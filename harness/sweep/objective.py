@@ -1,31 +1,32 @@
 """Objectives of a study: values of the validation split, computed from the results at each deployment point."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.bits import BitWidths, PlainPoint
+from harness.core.bits import BitWidths
 from harness.core.errors import UserError, nearest
+from harness.core.layer_points import LayerPoints, Written
 from harness.records import schema
 
 if TYPE_CHECKING:
     from harness.training.config import RunConfig
 
-AnyPoint = BitWidths | PlainPoint
-
 _AGGREGATES = ("target", "mean", "worst")
 _METRIC = re.compile(r"^val/(?:acc|loss)_(.+)$")
 
 
-def check(name: str) -> str:
-    """`name` itself, or a UserError that lists the legal objectives."""
-    if name in _AGGREGATES or _is_metric(name):
+def check(name: str, by_layer: Iterable[LayerPoints] = ()) -> str:
+    """`name` itself, or a UserError that lists the legal objectives. by_layer: the sweep's points by layer."""
+    named = sorted({key("val", point) for point in by_layer for key in (schema.accuracy, schema.loss)})
+    if name in _AGGREGATES or _is_metric(name) or name in named:
         return name
-    examples = (*_AGGREGATES, "val/acc_w2", "val/acc_float", "val/loss_w2")
+    examples = (*_AGGREGATES, "val/acc_w2", "val/acc_float", "val/loss_w2", *named)
+    further = f"; {', '.join(named)}" if named else ""
     raise UserError(
-        f"objective {name!r} is unknown{nearest(name, examples)} (legal: {', '.join(_AGGREGATES)}, "
-        "val/acc_w2 to val/acc_w8, val/acc_w4a8 and such, val/acc_float; val/loss_w2 to val/loss_w8, val/loss_float)"
+        f"objective {name!r} is unknown{nearest(name, examples)} (legal: {', '.join(_AGGREGATES)}, val/acc_w2 to "
+        f"val/acc_w8, val/acc_w4a8 and such, val/acc_float; val/loss_w2 to val/loss_w8, val/loss_float{further})"
     )
 
 
@@ -42,7 +43,7 @@ def direction(name: str) -> Literal["minimize", "maximize"]:
     return "minimize" if name.startswith("val/loss") else "maximize"
 
 
-def value(name: str, metrics: Mapping[str, float], points: Sequence[AnyPoint], target: AnyPoint) -> float:
+def value(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written) -> float:
     """The objective from validation metrics (`val/acc_w3`: accuracy in [0, 1]).
 
     target: accuracy at the target (float accuracy for float training); mean and worst: over the deployment `points`.
@@ -75,7 +76,7 @@ def deploy_of(config: Mapping[str, Any]) -> str:
     return str(config.get("monitor", {}).get("deploy", {}).get("name", "rtn"))
 
 
-def loss_at(name: str, metrics: Mapping[str, float], points: Sequence[AnyPoint], target: AnyPoint) -> float:
+def loss_at(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written) -> float:
     """The validation loss (nats) at the point that an objective is about, for trials whose objective is equal.
 
     mean: over the deployment points. worst: where accuracy is lowest; of equally low ones, the highest loss.
@@ -87,7 +88,7 @@ def loss_at(name: str, metrics: Mapping[str, float], points: Sequence[AnyPoint],
     return max(losses) if name == "worst" else fmean(losses)
 
 
-def _keys(name: str, metrics: Mapping[str, float], points: Sequence[AnyPoint], target: AnyPoint) -> list[str]:
+def _keys(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written) -> list[str]:
     """The metrics that an objective is made of. Raises UserError for one that was not evaluated."""
     if name == "target":
         name = schema.accuracy("val", target)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
+from harness.core.layer_points import LayerPoints
 from harness.core.seeding import sub_seed
 from harness.data import load_dataset
 from harness.data.base import Dataset, order
@@ -17,6 +18,8 @@ from harness.methods.base import Calibration, Context, Method
 from harness.models import build_model, load_checkpoint
 from harness.oscillation.tracker import OscillationTracker
 from harness.quantization.audit import UNUSED, Audit, listed, probe
+from harness.quantization.by_layer import check_layer_points
+from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import quantize_inputs
 from harness.quantization.layers import attach
 from harness.quantization.norms import QuantNorm
@@ -46,6 +49,7 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | No
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
     context, calibration = _context(config, steps, how != "off" and not twice), _calibration(config, dataset)
     methods = _prepared(config, context, model, calibration)
+    check_layer_points(model, config.deploy.points, config.exclude, config.quantizer.quantizes_norms)
     _check_activations(config, model, dataset.input_shape, device)
     session = Session(
         config=config,
@@ -120,12 +124,16 @@ def _two_images(shape: tuple[int, int, int], device: torch.device) -> Tensor:
 
 def _check_activations(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
     """Raise UserError, before training, for a network whose activations cannot be quantized as a point says."""
-    points = {point.activations for point in config.evaluated_points if point.activations is not None}
+    points = [point for point in config.evaluated_points if point.has_activations]
     if points:
         copy, images = deepcopy(model), [_two_images(shape, device)]
         observed = observe(copy, images, config.exclude, config.activations.attention)
-        for bits in points:
-            quantize_inputs(copy, bits, config.activations, observed, "keep_range", config.exclude)
+        for point in points:
+            if isinstance(point, LayerPoints):
+                how = (config.quantizer, config.exclude, config.activations, observed)
+                round_to_nearest(deepcopy(model), point, "keep_range", *how)
+            else:
+                quantize_inputs(copy, point.activations, config.activations, observed, "keep_range", config.exclude)
 
 
 def _evaluator(

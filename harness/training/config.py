@@ -8,7 +8,6 @@ defaults; `complete` those of the methods, and torch with them.
 import hashlib
 import json
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,6 +27,7 @@ from harness.core.config_base import (
     listed,
 )
 from harness.core.errors import UserError
+from harness.core.layer_points import AnyPoint
 from harness.core.validation import explain
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
@@ -113,7 +113,7 @@ class RunConfig(StrictConfig):
     def _no_keys_and_values(self) -> Self:
         for field, points in (("target_bit", [self.target]), ("deploy.bits", self.deploy.points)):
             for point in points:
-                if point is not None and point.kv is not None:
+                if point is not None and any(part.kv is not None for part in point.parts):
                     raise ValueError(f"{field}: {point}: no model keeps a cache of keys and values (kv)")
         return self
 
@@ -123,7 +123,7 @@ class RunConfig(StrictConfig):
         return None if self.target_bit is None else BitWidths.of(self.target_bit)
 
     @property
-    def evaluated_points(self) -> tuple[BitWidths, ...]:
+    def evaluated_points(self) -> tuple[AnyPoint, ...]:
         """The deployment points with the target among them, ascending, then float."""
         target = self.target
         return (*sorted({*self.deploy.points, *([target] if target else [])}), BitWidths())
@@ -139,7 +139,7 @@ class RunConfig(StrictConfig):
         return tuple(dict.fromkeys(("rtn", *self.deploy.methods, self.monitor.name)))
 
     @property
-    def epoch_points(self) -> tuple[BitWidths, ...]:
+    def epoch_points(self) -> tuple[AnyPoint, ...]:
         """Those of `evaluated_points` at which each epoch is evaluated: weights only, and the monitored one."""
         return tuple(each for each in self.evaluated_points if each.weights_only or each == self.monitored_point)
 
@@ -189,42 +189,21 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
     Raises UserError naming field, value and what is legal. Imports torch, once all that needs none is checked.
     """
     config = complete_but_methods(raw)
-    from harness.methods import check_norms, find
+    from harness.training.method_checks import check_methods
 
-    monitor = _complete_monitor(config)
     entries = tuple(component("method", entry).model_dump(mode="json") for entry in config.methods)
-    names = [entry["name"] for entry in entries]
-    for name in names:
-        if find(name).needs_target_bit and config.target_bit is None:
-            raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
-        if not find(name).activations and config.target is not None and not config.target.weights_only:
-            raise UserError(
-                f"methods: {name!r} cannot prepare for activations (target_bit: {config.target}); "
-                f"set target_bit to {config.target.weights}"
-            )
-    for earlier, later in pairwise(names):
-        if find(later).replaces_layers and not find(earlier).replaces_layers:
-            raise UserError(
-                f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
-            )
-    deploys = {*config.deploy.methods, config.monitor.name} - {"rtn"}
-    check_norms([*names, *sorted(deploys)], config.quantizer)
+    monitor = _complete_monitor(config.monitor)
+    check_methods(config, [entry["name"] for entry in entries])
     return config.model_copy(update={"methods": entries, "monitor": monitor})
 
 
-def _complete_monitor(config: RunConfig) -> MonitorConfig:
-    from harness.methods import find
-
-    name = config.monitor.name
-    if name == "rtn":
-        return config.monitor
-    if find(name).needs_target_bit and config.target_bit is None:
-        raise UserError(f"monitor.deploy: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+def _complete_monitor(monitor: MonitorConfig) -> MonitorConfig:
+    if monitor.name == "rtn":
+        return monitor
     try:
-        settings = component("method", config.monitor.deploy)
+        return MonitorConfig(deploy=component("method", monitor.deploy).model_dump(mode="json"))
     except UserError as error:
         raise UserError(f"monitor.deploy: {error}") from None
-    return MonitorConfig(deploy=settings.model_dump(mode="json"))
 
 
 def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:

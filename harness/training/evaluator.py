@@ -10,17 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.core.bits import FLOAT, BitWidths, PlainPoint
+from harness.core.bits import BitWidths
+from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
 from harness.data.base import Dataset, Split
 from harness.methods import build_stack
 from harness.methods.base import Calibration, Context, Method, observed_inputs
 from harness.quantization import Observed
 from harness.quantization.deploy import round_to_nearest
-from harness.quantization.inputs import quantize_inputs
+from harness.quantization.inputs import float_inputs
 from harness.records import schema
 
 #: What one row is of: a deploy method and a point.
-Case = tuple[str, BitWidths]
+Case = tuple[str, AnyPoint]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Evaluator:
     methods: Sequence[Method]
     context: Context
     calibration: Calibration
-    points: tuple[BitWidths, ...]
+    points: tuple[AnyPoint, ...]
     deploys: tuple[str, ...]
     batch_size: int
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -49,45 +50,52 @@ class Evaluator:
         """
         cases = [(each, point) for each in self.deploys for point in self.points] if cases is None else list(cases)
         observed = cache(partial(self.observed, model))  # once, for all cases that need it
-        models = [self.deployed(model, point, deploy, observed) for deploy, point in cases]
+        copies = [self._deploy(model, point, deploy, observed) for deploy, point in cases]
+        models = [copy for copy, _ in copies]
         found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
-        for (deploy, point), (accuracy, loss, n) in zip(cases, found, strict=True):
-            weights = point.weights or FLOAT
-            values = (phase, split, deploy, self.context.scale, weights, accuracy, loss, n)
-            rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point))
+        for (deploy, point), (_, allocated), (accuracy, loss, n) in zip(cases, copies, found, strict=True):
+            values = (phase, split, deploy, self.context.scale, point.in_row, accuracy, loss, n)
+            further = {schema.ALLOCATED: allocated.plain["layers"]} if allocated else {}
+            rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point) | further)
         return rows
 
     def observed(self, model: nn.Module) -> dict[str, Observed]:
         """What comes to its layers on the calibration batches, in float."""
         return observed_inputs(model, self.calibration, self.context)
 
-    def deployed(
+    def deployed(self, model: nn.Module, at: Written, deploy: str = "rtn") -> nn.Module:
+        """A copy of the model as deployed at a point: in evaluation mode, weights and activations on the grid."""
+        return self._deploy(model, point_of(at), deploy)[0]
+
+    def _deploy(
         self,
         model: nn.Module,
-        at: BitWidths | PlainPoint,
-        deploy: str = "rtn",
+        point: AnyPoint,
+        deploy: str,
         observed: Callable[[], Mapping[str, Observed]] | None = None,
-    ) -> nn.Module:
-        """A copy of the model as deployed at a point: in evaluation mode, weights and activations on the grid.
+    ) -> tuple[nn.Module, LayerPoints | None]:
+        """The copy, and the points that a method chose for its layers.
 
         observed: gives what `self.observed(model)` does, if it has been asked for already.
         """
-        point, context = BitWidths.of(at), self.context
-        copy = deepcopy(model).eval()
-        if point.activations is None:  # before methods deploy, which may run the network
-            quantize_inputs(copy, None, context.activations, exclude=context.exclude)
+        copy, chosen = deepcopy(model).eval(), None
+        context = self.context
+        float_inputs(copy, point, context.exclude)  # before methods deploy, which may run the network
         entry = self.settings.get(deploy, {"name": deploy})
-        extra = [] if deploy == "rtn" else build_stack([dict(entry)], self.context)
+        extra = [] if deploy == "rtn" else build_stack([dict(entry)], context)
         stack = (*self.methods, *extra)
         for method in stack:
-            method.deploy(copy, point, self.calibration)
+            layers = method.deploy(copy, chosen or point, self.calibration)
+            if layers is not None:
+                chosen = LayerPoints(point.key, tuple((glob, BitWidths.of(each)) for glob, each in layers.items()))
         seen: Mapping[str, Observed] = {}
-        if point.activations is not None:
+        if (chosen or point).has_activations:
             changed = any(method.changes_activations for method in stack)
             seen = self.observed(copy) if changed or observed is None else observed()
         how = (context.scale, context.quantizer, context.exclude, context.activations)
-        return round_to_nearest(copy, point, *how, calibration=seen)
+        round_to_nearest(copy, chosen or point, *how, calibration=seen)
+        return copy, chosen
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from harness.core.bits import in_words
 from harness.core.errors import Stopped
+from harness.core.layer_points import in_words
 from harness.core.seeding import sub_seed
 from harness.data.base import order
 from harness.methods.base import Method, Step

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.bits import in_words
 from harness.core.errors import Pruned, Stopped, UserError
+from harness.core.layer_points import in_words
 from harness.records import schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from harness.core import registry
-from harness.core.bits import FLOAT, BitWidths, PlainPoint
-from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, Point, StrictConfig, by_name
+from harness.core.bits import FLOAT, PlainPoint
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, DeployedPoint, StrictConfig, by_name
 from harness.core.errors import nearest, unknown
+from harness.core.layer_points import AnyPoint, point_of
 
 
 class TrainConfig(StrictConfig):
@@ -36,10 +37,11 @@ class TrainConfig(StrictConfig):
 class DeployConfig(StrictConfig):
     """How a trained network is rounded. `scale` has no default: it is a scientific choice."""
 
-    bits: tuple[Point, ...] = Field(
+    bits: tuple[DeployedPoint, ...] = Field(
         (2, 3, 4, 8),
         min_length=1,
-        description="points to evaluate at: 2 to 8, or w4a8 with activations; target_bit and float are added",
+        description="points to evaluate at: 2 to 8, w4a8 with activations, or layers with a point each: {'*': w4, "
+        "head: w8}, {name: head8, layers: {...}}; target_bit and float are added",
         json_schema_extra=NOT_IDENTITY,
     )
     scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
@@ -57,18 +59,19 @@ class DeployConfig(StrictConfig):
 
     @field_validator("bits")
     @classmethod
-    def _each_once(cls, bits: tuple[PlainPoint, ...]) -> tuple[PlainPoint, ...]:
-        twice = [str(each) for each, times in Counter(bits).items() if times > 1]
-        if twice:
+    def _each_once(cls, bits: tuple[PlainPoint | dict[str, Any], ...]) -> tuple[PlainPoint | dict[str, Any], ...]:
+        points = [point_of(each) for each in bits]
+        times = Counter(point.key for point in points)
+        if twice := dict.fromkeys(str(point) for point in points if times[point.key] > 1):
             raise ValueError(f"names {', '.join(twice)} more than once")
-        if set(bits) == {FLOAT}:
+        if all(point.is_float for point in points):
             raise ValueError("float is evaluated anyway; name a point to round to")
         return tuple(each for each in bits if each != FLOAT)
 
     @property
-    def points(self) -> tuple[BitWidths, ...]:
+    def points(self) -> tuple[AnyPoint, ...]:
         """`bits` as points, in the order of the file."""
-        return tuple(map(BitWidths.of, self.bits))
+        return tuple(map(point_of, self.bits))
 
     @model_validator(mode="after")
     def _known(self) -> Self:

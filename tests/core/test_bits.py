@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from harness.core.bits import BitWidths, in_words
+from harness.core.bits import BitWidths
 from harness.core.errors import UserError
+from harness.core.layer_points import in_words
 
 FORMS = [
     (4, 4, "w4", BitWidths(4)),

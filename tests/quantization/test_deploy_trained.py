@@ -99,6 +99,14 @@ def test_names_come_before_globs_and_the_rest_is_trained() -> None:
     assert type(plain[0]) is nn.Conv2d
 
 
+@pytest.mark.parametrize("bits", [{"*": 2, "[45]*": 6}, {"[45]*": 6, "*": 2}, {"4": 6, "*": 2, "5*": 6}], ids=str)
+def test_the_glob_of_all_counts_last_wherever_it_is_written(bits: dict[str, int]) -> None:
+    model, latent = mixed()
+    round_to_nearest(model, bits)
+    for name, wanted in {"0": 2, "4": 6, "5.1": 6}.items():
+        assert torch.equal(weight_of(model, name), MaxAbsQuantizer(wanted)(latent[f"{name}.weight"])), name
+
+
 @pytest.mark.parametrize(
     ("bits", "message"),
     [

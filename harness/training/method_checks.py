@@ -1,0 +1,36 @@
+"""Whether the methods of a run fit its target, its deployment points and each other. Imports torch."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from harness.core.errors import UserError
+from harness.core.layer_points import LayerPoints
+from harness.methods import check_norms, find
+
+if TYPE_CHECKING:
+    from harness.training.config import RunConfig
+
+
+def check_methods(config: "RunConfig", names: Sequence[str]) -> None:
+    """Check the stack, methods by name in order, and the deploy methods. Raises UserError."""
+    for name in names:
+        if find(name).needs_target_bit and config.target_bit is None:
+            raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+        if not find(name).activations and config.target is not None and not config.target.weights_only:
+            raise UserError(
+                f"methods: {name!r} cannot prepare for activations (target_bit: {config.target}); "
+                f"set target_bit to {config.target.weights}"
+            )
+    for earlier, later in pairwise(names):
+        if find(later).replaces_layers and not find(earlier).replaces_layers:
+            raise UserError(
+                f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
+            )
+    check_norms([*names, *sorted({*config.deploys} - {"rtn"})], config.quantizer)
+    if config.monitor.name != "rtn" and find(config.monitor.name).needs_target_bit and config.target_bit is None:
+        raise UserError(f"monitor.deploy: {config.monitor.name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    by_layer = [str(point) for point in config.deploy.points if isinstance(point, LayerPoints)]
+    for name in (*names, *config.deploys):
+        if by_layer and name != "rtn" and not find(name).takes_layer_points:
+            raise UserError(f"deploy.bits: {by_layer[0]}: {name!r} deploys a network at one point for all its layers")
