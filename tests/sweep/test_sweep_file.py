@@ -75,7 +75,8 @@ def test_cells_share_nothing() -> None:
 def test_the_configuration_of_a_run() -> None:
     config = expand(spec())[3].config({"oscillation.strength": 2.5, "train.learning_rate": 0.5}, 7, "final")
     assert (config.seed, config.phase, config.target_bit) == (7, "final", 4)
-    assert config.methods[1] == {"name": "oscillation", "strength": 2.5, "scale_gradient": "graph", "direction": "graph"}
+    defaults = {"scale_gradient": "graph", "direction": "graph"}
+    assert config.methods[1] == {"name": "oscillation", "strength": 2.5, **defaults}
     assert config.train.learning_rate == 0.5
 
 

@@ -238,6 +238,7 @@ def test_what_wandb_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (told["id"], told["resume"], told["mode"], told["project"]) == (config.run_id(), "allow", "online", "p")
     assert (told["group"], told["name"], told["job_type"]) == ("mlp5/ste/w2", "mlp5/ste/w2/s3", "final")
     assert told["tags"] == ["sweep", "final"]
-    own = {"method": "ste", "knobs": {"ste": {"scale_gradient": "graph", "activation_momentum": 0.1}}, "sweep": "mine", "cell": "ste"}
+    settings = {"scale_gradient": "graph", "activation_momentum": 0.1}
+    own = {"method": "ste", "knobs": {"ste": settings}, "sweep": "mine", "cell": "ste"}
     assert told["config"] == {**config.model_dump(mode="json"), **own}
     assert told["settings"].console == "off"  # nothing that a program prints is sent anywhere
