@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from harness.methods.base import Calibration, Context
+from harness.methods.base import Calibration, Context, observed_inputs
 from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.inputs import fill_inputs
 from harness.quantization.observed import Observed
-from harness.quantization.observing import Site, observe
+from harness.quantization.observing import Site
 
 #: Gives the fitted quantizer of an input, from its bits, what calibration saw of it, and its slot.
 Build = Callable[[int, Observed, Site], ActivationQuantizer]
@@ -25,6 +25,5 @@ def quantize_in_training(
     point, config = context.point, context.activations
     if point is None or point.activations is None:
         return []
-    batches = calibration.inputs(config.calibration_batches)
-    seen = observe(model, batches, context.exclude, config.attention)
+    seen = observed_inputs(model, calibration, context)
     return list(fill_inputs(model, point.activations, config, seen, build, context.exclude).values())

@@ -62,7 +62,9 @@ class Evaluator:
 
     def observed(self, model: nn.Module) -> dict[str, Observed]:
         """What comes to its layers on the calibration batches, in float."""
-        return observed_inputs(model, self.calibration, self.context)
+        # With ranges per token it says in which order layers are called, and no more.
+        count = 1 if self.context.activations.granularity == "token" else None
+        return observed_inputs(model, self.calibration, self.context, count)
 
     def deployed(self, model: nn.Module, at: Written, deploy: str = "rtn") -> nn.Module:
         """A copy of the model as deployed at a point: in evaluation mode, weights and activations on the grid."""
