@@ -147,9 +147,11 @@ def make_claims(group: Group) -> list[Claim]:
 
 def _left_out(group: Group) -> str:
     """The paper rounds weights alone: what a group has beyond that is no test of its claims."""
-    if all(map(deployment.weights_only, (*group.points(), *group.targets()))):
-        return ""
-    return " Points with activations, and networks trained for one, take no part."
+    beyond = [point for point in (*group.points(), *group.targets()) if not deployment.weights_only(point)]
+    by_layer = [point for point in beyond if deployment.is_by_layer(point)]
+    told = ["Points with activations, and networks trained for one, take no part."] if beyond != by_layer else []
+    told += ["Points by layer take no part."] if by_layer else []
+    return "".join(f" {sentence}" for sentence in told)
 
 
 def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:

@@ -1,4 +1,4 @@
-"""Deployment points as the analysis has them: plain values as in configurations, 4 or "w4a8" or "float"."""
+"""Deployment points as the analysis has them: 4, "w4a8", "float" as in configurations; points by layer by name."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.bits import BitWidths, PlainPoint
+from harness.core.bits import FLOAT, BitWidths, PlainPoint
+from harness.core.errors import UserError
+from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.records import schema
 
 #: What a figure's axis says below ticks such as w4a8, in lines where there is no room for one.
@@ -17,12 +19,24 @@ def of_row(row: Mapping[str, Any]) -> PlainPoint:
     """The point of a record's row. A row without activations, keys and values has it as it is."""
     if row.keys().isdisjoint(schema.ROW_WHERE_QUANTIZED):
         return row["bits"]
-    return schema.point(row).plain
+    return str(schema.point(row))
+
+
+def _point(point: PlainPoint) -> AnyPoint:
+    try:
+        return BitWidths.of(point)
+    except UserError:
+        return LayerPoints(str(point), ())  # by its name alone
+
+
+def is_by_layer(point: PlainPoint) -> bool:
+    """Whether it is the name of points by layer."""
+    return isinstance(_point(point), LayerPoints)
 
 
 def in_order(found: Iterable[PlainPoint]) -> list[PlainPoint]:
-    """Each once: by weights, then by activations, then by keys and values, float last in each."""
-    return sorted(set(found), key=BitWidths.of)
+    """Each once: by weights, then activations, then keys and values, float last in each. By layer: before float."""
+    return sorted(set(found), key=_point)
 
 
 def title(point: PlainPoint) -> str:
@@ -32,7 +46,7 @@ def title(point: PlainPoint) -> str:
 
 def key(point: PlainPoint) -> str:
     """`w4`, `w4a8`, `float`: for the name of a column of a csv file."""
-    return BitWidths.of(point).key
+    return _point(point).key
 
 
 def weights(point: PlainPoint) -> int | None:
@@ -41,21 +55,21 @@ def weights(point: PlainPoint) -> int | None:
 
 
 def weights_only(point: PlainPoint) -> bool:
-    """Whether activations, keys and values stay float."""
-    return BitWidths.of(point).weights_only
+    """Whether all layers have weights of as many bits, and activations, keys and values stay float."""
+    return not is_by_layer(point) and BitWidths.of(point).weights_only
 
 
 def is_further(text: str) -> bool:
-    """Whether a point as text (`4`, `w4a8`, `float`) is more than weights."""
-    return text[:1] == "w" and text[1:2].isdigit()
+    """Whether a point as text (`4`, `w4a8`, `head8`, `float`) is more than weights of as many bits in all layers."""
+    return text != FLOAT and not text.isdigit()
 
 
 def others(found: Iterable[PlainPoint], target: PlainPoint | None) -> list[PlainPoint]:
     """The quantized points but the target that round the same parts as the target does: weights alone, or more.
 
-    A mean over 3 and w4a4 bits would say little of either. Without a target: all quantized points.
+    A mean over 3 and w4a4 bits would say little of either. Without a target: all quantized points, but none by layer.
     """
-    quantized = [point for point in in_order(found) if not BitWidths.of(point).is_float]
+    quantized = [point for point in in_order(found) if not is_by_layer(point) and not BitWidths.of(point).is_float]
     return [point for point in quantized if target is None or (point != target and alike(point, target))]
 
 

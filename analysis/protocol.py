@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from analysis import deployment
 from analysis.results import Cell, Final
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
+from harness.records.schema import LAYERS, point
 
 _SHOWN = 5
 
@@ -31,12 +31,11 @@ def refuse_mixed_protocols(title: str, finals: Sequence[Final], cells: Sequence[
     for cell_id in dict.fromkeys(final.cell.id for final in finals):
         own = [final for final in finals if final.cell.id == cell_id]
         _refuse(f"{title}, cell {cell_id}", own, _within_cell)
-    further = [
-        final
-        for final in finals
-        if any(not deployment.weights_only(deployment.of_row(row)) for row in final.rows("test"))
-    ]
+    further = [final for final in finals if any(not point(row).weights_only for row in final.rows("test"))]
     _refuse(title, further, lambda final: _how_activations_are_rounded(final, searched))
+    for name in dict.fromkeys(row["bits"] for final in finals for row in final.rows("test") if LAYERS in row):
+        having = [final for final in finals if _layers(final, name)]
+        _refuse(title, having, lambda final, name=name: {f"point {name}": _layers(final, name)})
 
 
 def searched_keys(cells: Sequence[Cell]) -> set[str]:
@@ -82,6 +81,11 @@ def _how_activations_are_rounded(final: Final, searched: set[str]) -> dict[str, 
     """Of finals that have such rows alone: others, of earlier versions too, need not have the settings."""
     settings = flatten({"activations": final.config.get("activations") or {}})
     return {key: value for key, value in settings if key not in searched}
+
+
+def _layers(final: Final, name: str) -> Any:
+    """The points by layer that a final has under a name; None for none."""
+    return next((row[LAYERS] for row in final.rows("test") if LAYERS in row and row["bits"] == name), None)
 
 
 def _is_parent(value: Any) -> bool:

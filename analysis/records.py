@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS, BitWidths
 from harness.core.errors import UserError
-from harness.records.schema import ROW, ROW_WHERE_QUANTIZED, row_key
+from harness.records.schema import LAYERS, ROW, ROW_WHERE_QUANTIZED, point, row_key
 
 _RECORD = {"run_id": str, "phase": str, "config": dict, "provenance": dict, "rows": list}
 _CONFIG = {"seed": int, "methods": list, "model": dict, "data": dict, "train": dict, "deploy": dict}
@@ -67,6 +67,12 @@ def _rows_problem(rows: list[Any], split: str) -> str:
 
 def _point_problem(row: dict[str, Any]) -> str:
     """What is wrong with the bits of a row: of its weights, and of what else it says that it rounds."""
+    if LAYERS in row:
+        try:
+            point(row)
+        except UserError as error:
+            return f"bits {row['bits']!r}, {LAYERS}: {error}"
+        return ""
     legal = f"a whole number from {MIN_BITS} to {MAX_BITS}"
     if row["bits"] != FLOAT and not _is_width(row["bits"]):
         return f"bits {row['bits']!r} is neither {legal} nor {FLOAT!r}"
