@@ -22,6 +22,7 @@ _LIBRARY = {
     "OscillationTracker": "harness.oscillation.tracker",
     "MaxAbsQuantizer": "harness.quantization",
     "LSQQuantizer": "harness.quantization",
+    "observe": "harness.quantization",
     "round_to_nearest": "harness.quantization.deploy",
 }
 __all__ = ["NUMERICS_VERSION", "__version__", *_LIBRARY]  # noqa: PLE0604  (names served by __getattr__)

@@ -32,6 +32,26 @@ REFUSED = {
         {"base/model": {"name": "timm:test_nfnet", "image_side": 32}},
         "ScaledStdConv2d computes its own forward or weight",
     ),
+    "activations of one layer": (
+        {"base/exclude": ["layer[1-4]"], "base/deploy/bits": [2, "w4a4"]},
+        "activations.first_last: 8: 'layer5' is the only quantized layer, both the first and the last; set "
+        "activations.first_last: same",
+    ),
+    "activations of one layer in a later cell": (
+        {
+            "cells/1": {
+                **BASE["cells"][0],
+                "methods": "lsq",
+                "grid": {"target_bit": ["w3a3"]},
+                "set": {"exclude": ["layer[1-4]"]},
+            }
+        },
+        "activations.first_last: 8: 'layer5' is the only quantized layer",
+    ),
+    "activations of attention out of reach": (
+        {"base/model": {"name": "timm:pvt_v2_b0", "image_side": 32}, "base/deploy/bits": ["w8a8"]},
+        "module 'stages.0.blocks.0.attn': the products inside timm.models.pvt_v2.Attention cannot be quantized",
+    ),
     "patches": ({"base/model": {"name": "vit_tiny", "patch": 3}}, "patch"),
     "patches searched": (
         {"base/model": {"name": "vit_tiny", "width": 8, "heads": 1, "depth": 1}, SEARCH: {"model.patch": [2, 4, 3]}},
@@ -50,6 +70,17 @@ def test_what_only_building_can_find_is_refused_before_anything_is_queued(cli: C
 
 def test_a_network_of_timm_with_plain_subclasses_of_layers_is_accepted(cli: Cli) -> None:
     cli.accepted(cli.file(edited({"base/model": {"name": "timm:mobilenetv3_small_050", "image_side": 32}})))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"base/exclude": ["layer[1-4]"], "base/activations": {"first_last": "same"}},
+        {"base/model": {"name": "timm:pvt_v2_b0", "image_side": 32}, "base/activations": {"attention": False}},
+    ],
+)
+def test_points_with_activations_are_accepted_with_the_settings_that_errors_name(cli: Cli, settings: Edits) -> None:
+    cli.accepted(cli.file(edited({**settings, "base/deploy/bits": ["w4a4"]})))
 
 
 def test_a_launch_refuses_it_as_well(cli: Cli) -> None:
