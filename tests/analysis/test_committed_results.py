@@ -99,6 +99,27 @@ def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
     }
 
 
+def test_the_table_of_weights_and_activations_holds_what_was_computed() -> None:
+    """Accuracy at the target and at none other, and its difference from float training at the same point."""
+    frame = pd.read_csv(RESULTS / "w4a4_digits/figures/rows.csv").query("split == 'test' and model == 'vit_tiny'")
+    frame = frame[frame["trial"].isna()]
+    points = [f"w{row.bits}a{row.activations:.0f}" for row in frame.itertuples()]
+    means = (100 * frame["accuracy"]).groupby([frame["method"], frame["target_bit"].fillna(""), points]).mean()
+    lines = (RESULTS / "weights_and_activations.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    assert len(rows) == 7
+    for label, *cells in rows:
+        method = "+".join(re.findall(r"\w+", label))
+        for at, (value, difference) in {"w3a3": cells[:2], "w4a4": cells[2:]}.items():
+            mean, rounded = means[method, at, at], means["float", "", at]
+            assert value == f"{mean:.1f}", (label, at)
+            assert difference.startswith(f"{mean - rounded:+.1f} ["), (label, at)
+    assert (
+        f"| float training, rounded | {means['float', '', 'w3a3']:.1f} | | {means['float', '', 'w4a4']:.1f} | |"
+        in lines
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # all figures of all committed sweeps, a minute and a half on 2 idle cores
 def test_the_committed_records_give_the_committed_figures_to_the_last_byte(tmp_path: Path) -> None:
