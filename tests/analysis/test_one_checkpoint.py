@@ -110,6 +110,7 @@ def test_no_network_for_a_bit_width_that_all_were_deployed_at(tmp_path: Path) ->
         one_checkpoint.draw(groups_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_it_is_drawn_for_a_root_and_for_no_single_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path)
     assert main(["--root", str(tmp_path)]) == 0

@@ -150,6 +150,7 @@ def test_zero_oscillation_everywhere_can_be_drawn_and_none_at_all_is_said(tmp_pa
         draw("oscillation_over_training", only_group(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = quickstart(tmp_path / "runs")
     del sweep.cells["ste-target_bit=2"]["finals"]["1"]

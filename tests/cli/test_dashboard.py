@@ -322,6 +322,7 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_the_command_saves_a_view(server: WandbServer, sweep: Path) -> None:
     ended = command(sweep, **server.environment())
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -330,6 +331,7 @@ def test_the_command_saves_a_view(server: WandbServer, sweep: Path) -> None:
     assert sorted(path.name for path in sweep.parent.iterdir()) == ["home", sweep.name]
 
 
+@pytest.mark.slow
 def test_the_command_waits_for_nobody(server: WandbServer, sweep: Path) -> None:
     server.pause()
     ended = command(sweep, **server.environment())

@@ -28,6 +28,7 @@ def run(folder: Path, *extra: str, epochs: int = 1, fraction: float = 0.2, **rep
     return {cell["methods"][0]: cell for cell in cells}
 
 
+@pytest.mark.slow
 def test_a_pruner_ends_hopeless_trials_early(tmp_path: Path) -> None:
     # Rates from useless to good: whatever is below the median of the finished trials at an epoch is given up there.
     pruner = "{name: median, n_startup_trials: 1, n_warmup_steps: 0}"

@@ -96,6 +96,7 @@ def test_whether_a_method_deploys_is_read_off_its_file(name: str) -> None:
     assert registry.has_deploy(name) == (find(name).deploy is not Method.deploy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deploy", registry.deploy_methods()[1:])
 def test_a_resume_where_epochs_are_measured_after_a_deploy_method(deploy: str, tmp_path: Path) -> None:
     """And what is measured changes no weight."""

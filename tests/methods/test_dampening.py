@@ -43,7 +43,9 @@ def run_config(methods: list[Any], model: dict[str, Any] | None = None, **more: 
     return complete(raw | more)
 
 
-@pytest.mark.parametrize("rate", [0.003, 0.01, 0.03])
+@pytest.mark.parametrize(
+    "rate", [pytest.param(0.003, marks=pytest.mark.slow), 0.01, pytest.param(0.03, marks=pytest.mark.slow)]
+)
 def test_without_it_a_weight_oscillates_in_2d_of_all_steps(rate: float) -> None:
     distances = [0.1, 0.2, 0.3, 0.4]
     codes = Toy(distances, start=0.45).train([], 3000, rate)
@@ -51,7 +53,7 @@ def test_without_it_a_weight_oscillates_in_2d_of_all_steps(rate: float) -> None:
     torch.testing.assert_close(codes[1000:].mean(0), torch.tensor(distances), atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("d", [0.2, 0.4])
+@pytest.mark.parametrize("d", [0.2, pytest.param(0.4, marks=pytest.mark.slow)])
 def test_oscillation_stops_if_and_only_if_the_strength_exceeds_d(d: float) -> None:
     for factor in (0.95, 1.05):
         toy, strength = Toy([d, 3 + d, -d], start=0.0), factor * d

@@ -39,6 +39,7 @@ def half_frozen(quantizer: WeightQuantizer, bits: int = 3, channel: bool = False
     return model, own, mask
 
 
+@pytest.mark.slow
 def test_a_weight_that_oscillates_freezes_where_it_is_most_of_the_time() -> None:
     distances = [0.1, 0.2, 0.3, 0.4, -0.4, -0.2]
     targets = [3 * (i % 2) + d for i, d in enumerate(distances)]

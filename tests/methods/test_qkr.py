@@ -234,6 +234,7 @@ def test_trackers_watch_the_products() -> None:
     assert int(state["flips"]) == int(codes.count_nonzero()) > 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_rebuilt_from_its_weights(tmp_path: Path) -> None:
     short = {"epochs": 1, "batch_size": 64}
     for name, bits in (("later", [2]), ("at once", [2, 3])):

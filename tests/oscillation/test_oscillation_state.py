@@ -103,7 +103,7 @@ def test_impossible_bits_are_refused() -> None:
         OscillationTracker(mlp(), 1)
 
 
-@pytest.mark.parametrize("learning_rate", [0.003, 0.03, 0.3])
+@pytest.mark.parametrize("learning_rate", [pytest.param(0.003, marks=pytest.mark.slow), 0.03, 0.3])
 def test_toy_model_of_nagel_et_al(learning_rate: float) -> None:
     """L = (q(w) - w*)^2 / 2, straight-through SGD, s = 1: the rate of oscillation is 2 d, d = |w* - q(w*)|."""
     targets = torch.tensor([[0.1], [0.23], [0.4], [0.45], [-0.3], [1.2], [2.35], [0.7], [2.0]], dtype=torch.float64)

@@ -47,6 +47,7 @@ def test_the_same_rows_as_a_run_told_so_from_the_first(methods: Any, tmp_path: P
     assert {key: after[key] for key in before} == before
 
 
+@pytest.mark.slow
 def test_deploy_methods_cross_with_training_methods(tmp_path: Path) -> None:
     record = finished(tmp_path / "later", model=RESNET)
     deploy = {"bits": [2, 8], "scale": "keep_range", "methods": ["rtn", "bn_reestimation"]}

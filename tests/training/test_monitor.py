@@ -94,7 +94,7 @@ def test_patience_and_the_best_epoch_go_by_it() -> None:
     [
         (AFTER, ["rtn"], ["rtn", "bn_reestimation"]),
         (AFTER, ["bn_reestimation"], ["rtn", "bn_reestimation"]),
-        ("rtn", ["bn_reestimation"], ["rtn", "bn_reestimation"]),
+        pytest.param("rtn", ["bn_reestimation"], ["rtn", "bn_reestimation"], marks=pytest.mark.slow),
     ],
 )
 def test_the_record_has_rows_of_it(deploy: Any, listed: list[str], deploys: list[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import run_here
 
 CONFIG = """
@@ -30,6 +31,7 @@ def command(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_service(tmp_path: Path) -> None:
     done = command(tmp_path, CONFIG)
     assert done.returncode == 0, done.stderr
