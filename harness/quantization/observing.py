@@ -24,7 +24,7 @@ from harness.quantization.layers import (
 )
 from harness.quantization.observed import Observed, Recorder
 from harness.quantization.slots import Slotted, Unfilled
-from harness.quantization.watching import call, tensors
+from harness.quantization.watching import call, products, tensors
 
 
 class NotANumberError(UserError):
@@ -116,10 +116,30 @@ def observe(
             samples = next((len(each) for each in tensors(inputs) if each.dim()), 1)
             for watch in watches:
                 watch.batch, watch.samples = number, samples
-            call(copied, inputs)
+            if number > 1 or not attention:
+                call(copied, inputs)
+                continue
+            with products(copied, filter(_has_slots, copied.modules()), inputs) as found:
+                call(copied, inputs)
+            _refuse_products(found, left)
     if not number:
         raise UserError("calibration: there is no batch of inputs to observe")
     return {name: recorder.observed() for name, recorder in recorders.items()}
+
+
+def _refuse_products(found: set[str], exclude: Iterable[str]) -> None:
+    """Raise UserError for modules that multiply two activations by themselves, unless they are excluded."""
+    names = sorted(name for name in found if not any(fnmatchcase(name, pattern) for pattern in exclude))
+    if names:
+        what = f"module {names[0]!r}" if names[0] else "the network itself"
+        raise UserError(
+            f"{what} multiplies two activations, as attention does, where no quantizer can be put "
+            "(activations.attention: false leaves all of these products in float)"
+        )
+
+
+def _has_slots(module: nn.Module) -> bool:
+    return isinstance(module, QuantLayer | QuantMatMul)
 
 
 class _Watch(nn.Module):

@@ -38,18 +38,22 @@ def fake_quantize(x: Tensor, grid: Grid, slack: float) -> Tensor:
 
     The step gets its gradient, that of `step * clip(round(x / step))`, where it requires one.
     """
-    passes = _Passes(slack, grid.step.requires_grad)
-    codes = [torch.as_tensor(each, dtype=x.dtype, device=x.device) for each in (grid.low, grid.high)]
     if not dispatch.eager(x) or not x.is_cpu:
-        return passes.plain(x, grid.step, *codes)
+        return _plain(x, *grid, slack)
     order = list(range(x.dim())) if grid.step.numel() > 1 else _order(x)
     dense = x.permute(order)
     if not _rows_are_dense(dense, grid.step):
         dense = dense.contiguous()
     if not dispatch.serves(dense):
-        return passes.plain(x, grid.step, *codes)
-    result = by_passes(passes, dense, grid.step, *codes)
+        return _plain(x, *grid, slack)
+    codes = [torch.as_tensor(each, dtype=torch.float32) for each in (grid.low, grid.high)]
+    result = by_passes(_Passes(slack, grid.step.requires_grad), dense, grid.step, *codes)
     return result.permute([order.index(place) for place in range(x.dim())])
+
+
+def _plain(x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, slack: float) -> Tensor:
+    """The same by differentiable operations."""
+    return step * round_ste(clip(x / safe_step(step), low, high, slack))
 
 
 def _order(x: Tensor) -> list[int]:
@@ -82,7 +86,7 @@ class _Passes:
         return of_x, pulls.view(step.shape) if self.learned else None, None, None
 
     def plain(self, x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return step * round_ste(clip(x / safe_step(step), low, high, self.slack))
+        return _plain(x, step, low, high, self.slack)
 
     @staticmethod
     def _rows(step: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:

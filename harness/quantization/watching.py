@@ -1,6 +1,7 @@
 """Runs a network and watches which layers it calls, and which parameters reach products and its output."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, partial
 from typing import Any
@@ -84,6 +85,37 @@ def _enter(
     return result
 
 
+@contextmanager
+def products(model: nn.Module, layers: Iterable[nn.Module], inputs: Any) -> Iterator[set[str]]:
+    """Within it, a forward pass fills a set with the names of modules that multiply two activations.
+
+    That is, in a matrix product, convolution or attention outside of the given layers, two tensors that depend on the
+    inputs.
+    """
+    where: list[str] = []
+    seen = Seen(set(), set(), set())
+    operations = _Operations(model.parameters(), inputs, seen.multiplied, where)
+    hooks = [
+        hook
+        for name, module in model.named_modules()
+        for hook in (
+            module.register_forward_pre_hook(lambda *args, name=name: where.append(name)),
+            module.register_forward_hook(lambda *args: (where.pop(), None)[1], always_call=True),
+        )
+    ]
+    wrapped = list(layers)
+    for layer in wrapped:
+        layer.forward = partial(_enter, layer.forward, "", seen, operations)
+    try:
+        with operations:
+            yield operations.products
+    finally:
+        for layer in wrapped:
+            del layer.forward
+        for hook in hooks:
+            hook.remove()
+
+
 class _Operations(TorchDispatchMode):
     """Follows parameters through operations, by the storage of tensors, which views share.
 
@@ -96,9 +128,13 @@ class _Operations(TorchDispatchMode):
         """torch would else import its compiler at the first operation: a second of every launch and dry run."""
         return False
 
-    def __init__(self, parameters: Iterable[nn.Parameter], inputs: Any, multiplied: set[int]) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], inputs: Any, multiplied: set[int], where: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.inside = 0  # the number of quantized layers being called
+        self.products: set[str] = set()  # the modules, last in `where`, that multiply two activations
+        self._where = where
         self._multiplied = multiplied
         self._origins: dict[int, frozenset[int] | None] = {}
         self._held: list[Any] = []  # keeps the storages, whose addresses would be used again
@@ -119,6 +155,8 @@ class _Operations(TorchDispatchMode):
         operands = [self._origin(args[place]) for place in _operands(func) if isinstance(args[place], Tensor)]
         if not self.inside and None in operands:
             self._multiplied.update(*(origin for origin in operands if origin))
+            if operands.count(None) > 1 and self._where:
+                self.products.add(self._where[-1])
         known = [origin for origin in origins if origin is not None]
         self.mark(tensors(result), None if len(known) < len(origins) else frozenset().union(*known))
         return result

@@ -313,3 +313,28 @@ def test_passes_equal_plain_operations_in_any_layout(
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_and_transformed_networks_get_plain_operations(kind: Callable[[int], ActivationQuantizer]) -> None:
+    quantizer = kind(4)
+    quantizer = (quantizer.fit(INPUTS["signed"]) if quantizer.takes_values else quantizer).eval()
+    x = drawn(3, 5, 6)
+    exported = torch.export.export(quantizer, (x,)).module()
+    assert torch.equal(exported(x), quantizer(x))
+    assert torch.equal(torch.func.vmap(quantizer)(x), quantizer(x))
+
+
+@pytest.mark.parametrize("kind", [LearnedStepQuantizer, MovingRangeQuantizer])
+def test_compiled_training_is_the_same(kind: Callable[[int], ActivationQuantizer]) -> None:
+    plain = kind(4).fit(INPUTS["signed"])
+    compiled = torch.compile(copied := copy.deepcopy(plain), backend="aot_eager", fullgraph=True)
+    for scale in (1.0, 2.0):
+        ends = [(scale * INPUTS["signed"]).requires_grad_() for _ in range(2)]
+        outputs = [each(end) for each, end in zip((plain, compiled), ends, strict=True)]
+        assert torch.equal(*outputs)
+        for output in outputs:
+            (output * drawn(16, 40, seed=1)).sum().backward()
+        torch.testing.assert_close(ends[0].grad, ends[1].grad, rtol=1e-6, atol=0)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, copied.state_dict()[name]), name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from layers_common import images, network
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.core.errors import UserError
 from harness.models import build_model
@@ -178,6 +179,26 @@ class Closed(nn.Module):
         return self.layer(x)  # type: ignore[no-any-return]
 
 
+class OwnProduct(nn.Module):
+    """Attention without a name that says so."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.first, self.second = where, nn.Linear(3, 3), nn.Linear(3, 3)
+        self.mixing = Mixing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x), self.second(x)
+        if self.where == "layer":
+            return functional.linear(a, self.first.weight.detach() * 2) + b
+        return self.mixing(a, b) if self.where == "module" else a @ b.T
+
+
+class Mixing(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("bi,bi->b", a, b)
+
+
 def with_nan(model: nn.Module) -> None:
     with torch.no_grad():
         next(iter(model.parameters()))[0] = math.nan
@@ -189,6 +210,8 @@ def with_nan(model: nn.Module) -> None:
         (network, [], "calibration: there is no batch"),
         (network, [images(), images() * math.nan], r"what comes to 0\.input_quantizer in batch 2 has NaN in it"),
         (lambda: (model := network(), with_nan(model))[0], [images()], r"what comes to 4\.input_quantizer in batch 1"),
+        (lambda: OwnProduct("module"), [drawn(2, 3)], "module 'mixing' multiplies two activations, .*attention: false"),
+        (lambda: OwnProduct("root"), [drawn(2, 3)], "the network itself multiplies two activations"),
         (Closed, [drawn(2, 3)], "module 'attention': the products inside .*activations.attention: false"),
     ],
 )
@@ -197,6 +220,16 @@ def test_what_cannot_be_observed_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         observe(model(), batches)
+
+
+def test_products_of_activations_are_let_through_where_they_are_to_stay_in_float() -> None:
+    for model, options in ((OwnProduct("module"), {"exclude": "mixing"}), (OwnProduct("root"), {"attention": False})):
+        assert list(observe(model, [drawn(2, 3)], **options)) == ["first.input_quantizer", "second.input_quantizer"]  # type: ignore[arg-type]
+    assert list(observe(OwnProduct("layer"), [drawn(2, 3)]))
+    model = OwnProduct("module")
+    with pytest.raises(UserError, match="mixing"):
+        observe(model, [drawn(2, 3)])
+    assert torch.isfinite(model(drawn(2, 3))).all()
 
 
 def test_observation_takes_models_with_several_arguments_and_quantized_ones() -> None:
