@@ -204,12 +204,7 @@ def default_quantizer(layer: QuantLayer, context: Context) -> WeightQuantizer:
         return quantizer.to(layer.weight.device).fit(layer.effective_weight())
 
 
-def observed_inputs(
-    model: nn.Module, calibration: Calibration, context: Context, batches: int | None = None
-) -> dict[str, Observed]:
-    """What the inputs of layers and the operands of attention are on calibration batches, in float.
-
-    batches: how many; by default those of the configuration.
-    """
+def observed_inputs(model: nn.Module, calibration: Calibration, context: Context) -> dict[str, Observed]:
+    """What the inputs of layers and the operands of attention are on the run's calibration batches, in float."""
     config = context.activations
-    return observe(model, calibration.inputs(batches or config.calibration_batches), context.exclude, config.attention)
+    return observe(model, calibration.inputs(config.calibration_batches), context.exclude, config.attention)

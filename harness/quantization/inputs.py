@@ -101,10 +101,7 @@ def quantize_inputs(
     if isinstance(bits, int) and config.attention:
         expose(model, exclude)
     wanted = {} if bits is None else site_bits(model, bits, config, observed, exclude)
-    new = {
-        name: _deployed(site, each, config, observed.get(name) if observed else None, keep)
-        for name, (site, each) in wanted.items()
-    }
+    new = {name: _deployed(name, site, each, config, observed, keep) for name, (site, each) in wanted.items()}
     for name, site in input_sites(model, exclude).items():
         if name in new:
             site.put(new[name].to(_device(model)).train(site.owner.training))
@@ -123,16 +120,23 @@ def float_inputs(model: nn.Module, point: AnyPoint, exclude: str | Iterable[str]
 
 
 def _deployed(
-    site: Site, bits: int, config: ActivationsConfig, seen: Observed | None, keep: KeepScale | None
+    name: str,
+    site: Site,
+    bits: int,
+    config: ActivationsConfig,
+    observed: Mapping[str, Observed] | None,
+    keep: KeepScale | None,
 ) -> ActivationQuantizer:
     own = site.held
     if isinstance(own, ActivationQuantizer) and (keep or bits == own.bits or own.keeps_range):
         return own.at_bits(bits, keep or "keep_range")
-    if seen is None and config.granularity != "token":
+    needed = config.granularity != "token"
+    if observed is None and needed:
         raise UserError(
             "calibration: the ranges of activations are taken from batches of inputs, and there are none; give some "
             "(calibration=...), or set activations.granularity: token and range: max"
         )
+    seen = observed[name] if observed is not None and needed else None  # asked only now: it may still have to be seen
     default = make_activation_quantizer(config, bits, seen, site.rows)
     return own.recalibrated(default) if isinstance(own, ActivationQuantizer) else default
 

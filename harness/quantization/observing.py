@@ -1,9 +1,10 @@
 """What reaches the slots for activations, seen by running a copy of a network in float on calibration batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from fnmatch import fnmatchcase
+from functools import cache
 from glob import escape
 from typing import Any, NamedTuple
 
@@ -140,6 +141,22 @@ def _refuse_products(found: set[str], exclude: Iterable[str]) -> None:
 
 def _has_slots(module: nn.Module) -> bool:
     return isinstance(module, QuantLayer | QuantMatMul)
+
+
+class LazyObservations(Mapping[str, Observed]):
+    """What `observe` gives, in an order that is known already: `look` is called when a value is first asked for."""
+
+    def __init__(self, order: Iterable[str], look: Callable[[], Mapping[str, Observed]]) -> None:
+        self._order, self._look = tuple(order), cache(look)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, name: str) -> Observed:
+        return self._look()[name]
 
 
 class _Watch(nn.Module):

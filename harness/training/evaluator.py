@@ -15,9 +15,10 @@ from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
 from harness.data.base import Dataset, Split
 from harness.methods import build_stack
 from harness.methods.base import Calibration, Context, Method, observed_inputs
-from harness.quantization import Observed
+from harness.quantization import ActivationQuantizer, Observed, observe
 from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import float_inputs
+from harness.quantization.observing import LazyObservations, input_sites
 from harness.records import schema
 
 #: What one row is of: a deploy method and a point.
@@ -60,11 +61,19 @@ class Evaluator:
             rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point) | further)
         return rows
 
-    def observed(self, model: nn.Module) -> dict[str, Observed]:
-        """What comes to its layers on the calibration batches, in float."""
-        # With ranges per token it says in which order layers are called, and no more.
-        count = 1 if self.context.activations.granularity == "token" else None
-        return observed_inputs(model, self.calibration, self.context, count)
+    def observed(self, model: nn.Module) -> Mapping[str, Observed]:
+        """What comes to its layers on the calibration batches, in float.
+
+        Two images give their order, which is enough where ranges are per token, or were trained for the point. The rest
+        is looked at when it is asked for.
+        """
+        config, exclude = self.context.activations, self.context.exclude
+        look = partial(observed_inputs, model, self.calibration, self.context)
+        trained = any(isinstance(site.held, ActivationQuantizer) for site in input_sites(model).values())
+        if not trained and config.granularity != "token":
+            return look()
+        two = [inputs[:2] for inputs in self.calibration.inputs(1)]
+        return LazyObservations(observe(model, two, exclude, config.attention), look)
 
     def deployed(self, model: nn.Module, at: Written, deploy: str = "rtn") -> nn.Module:
         """A copy of the model as deployed at a point: in evaluation mode, weights and activations on the grid."""

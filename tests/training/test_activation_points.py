@@ -55,10 +55,9 @@ def observations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = evaluating.observed_inputs
 
-    def counted(model: Any, calibration: Any, context: Any, batches: Any = None) -> Any:
-        wanted = batches or context.activations.calibration_batches
-        counts.append(len(list(calibration.inputs(wanted))))
-        return original(model, calibration, context, batches)
+    def counted(model: Any, calibration: Any, context: Any) -> Any:
+        counts.append(len(list(calibration.inputs(context.activations.calibration_batches))))
+        return original(model, calibration, context)
 
     monkeypatch.setattr(evaluating, "observed_inputs", counted)
     return counts
@@ -70,11 +69,14 @@ def observations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ({}, [ALL]),
         ({"activations": {"calibration_batches": 3}}, [3]),
         ({"activations": {"calibration_batches": 99}}, [ALL]),
-        ({"activations": {"granularity": "token", "range": "max"}}, [1]),
+        ({"activations": {"granularity": "token", "range": "max"}}, []),
+        ({"methods": "lsq", "target_bit": "w4a4", "deploy": {"bits": [4, "w3a4"], "scale": "recalibrate"}}, []),
+        ({"methods": "lsq", "target_bit": "w4a4", "deploy": {"bits": ["w4a8", "w4a3"], "scale": "recalibrate"}}, [ALL]),
+        ({"methods": "lsq", "target_bit": "w4a4", "deploy": {"bits": ["w4a8", "w4a3"], "scale": "keep_range"}}, []),
         ({"deploy": {"bits": [2, 3], "scale": "recalibrate"}}, []),
     ],
 )
-def test_a_model_is_observed_once_for_all_points(
+def test_a_model_is_observed_once_for_all_points_or_not_at_all(
     changes: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = build(config(**changes))
