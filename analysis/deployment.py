@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -11,8 +11,16 @@ from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.records import schema
 
-#: What a figure's axis says below ticks such as w4a8, in lines where there is no room for one.
-EXPLAINED = "Deployment point (a number: weights alone;\nw: weights, a: activations, hollow marks)"
+#: What a point rounds: the weights of all layers to as many bits, or nothing; activations as well; by layer.
+Kind = Literal["weights", "activations", "by layer"]
+#: What a figure says of them.
+EXPLAINED: dict[Kind, str] = {
+    "weights": "a number: weights alone",
+    "activations": "w: weights, a: activations, hollow marks",
+    "by layer": "a name: by layer, not joined",
+}
+#: Characters of a name that a tick has room for.
+_SHORT = 14
 
 
 def of_row(row: Mapping[str, Any]) -> PlainPoint:
@@ -44,9 +52,14 @@ def title(point: PlainPoint) -> str:
     return f"{point} bits" if isinstance(point, int) else point
 
 
+def short(text: str) -> str:
+    """A point as text, for a tick: long names of points by layer are cut."""
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
+
+
 def key(point: PlainPoint) -> str:
-    """`w4`, `w4a8`, `float`: for the name of a column of a csv file."""
-    return _point(point).key
+    """`w4`, `w4a8`, `float`, `layers.head8`: for the name of a column of a csv file."""
+    return f"layers.{point}" if is_by_layer(point) else BitWidths.of(point).key
 
 
 def weights(point: PlainPoint) -> int | None:
@@ -59,9 +72,11 @@ def weights_only(point: PlainPoint) -> bool:
     return not is_by_layer(point) and BitWidths.of(point).weights_only
 
 
-def is_further(text: str) -> bool:
-    """Whether a point as text (`4`, `w4a8`, `head8`, `float`) is more than weights of as many bits in all layers."""
-    return text != FLOAT and not text.isdigit()
+def kind(text: str) -> Kind:
+    """Of a point as text: `4`, `float`; `w4a8`; `head8`."""
+    if text == FLOAT or text.isdigit():
+        return "weights"
+    return "by layer" if is_by_layer(text) else "activations"
 
 
 def others(found: Iterable[PlainPoint], target: PlainPoint | None) -> list[PlainPoint]:

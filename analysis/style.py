@@ -1,5 +1,6 @@
 """One look for all figures: the venue's widths, fonts legible in print, marks told apart without colour."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,8 +28,8 @@ from harness.core.errors import unknown
 _NARROWEST_PANEL = 1.55
 #: Of the label at the left of a panel, and of a character of a tick's label with its share of a gap.
 _Y_LABEL, _CHARACTER = 0.35, 0.08
-#: Of a character of the label below a figure.
-_X_CHARACTER = 0.065
+#: Of a character of the label below a figure, and of a line of it.
+_X_CHARACTER, _LINE = 0.065, 0.13
 DEFAULT_VENUE = "tmlr2023"
 
 #: Of a point with its interval.
@@ -154,18 +155,30 @@ def hollow(mark: Mark) -> dict[str, Any]:
     return {**mark._asdict(), **BARS, "markerfacecolor": "white", "markeredgecolor": mark.color, "markeredgewidth": 0.8}
 
 
-def label_points(figure: Figure, blocks: Sequence[Sequence[Axes]], places: Sequence[str]) -> None:
-    """Say below the figure what the ticks of its panels are, deployment points; turned where they would touch."""
-    if not any(map(deployment.is_further, places)):
+def label_points(
+    figure: Figure, blocks: Sequence[Sequence[Axes]], points: Sequence[str], further: Sequence[str] = ()
+) -> None:
+    """Say below the figure what the ticks of its panels are, deployment points; turned where they would touch.
+
+    further: what other ticks there are.
+    """
+    kinds = set(map(deployment.kind, points))
+    if kinds == {"weights"}:
         figure.supxlabel("Deployment bit-width", fontsize=8)
         return
-    text = deployment.EXPLAINED
-    fits = len(text) * _X_CHARACTER < figure.get_figwidth()
-    figure.supxlabel(text.replace("\n", " ") if fits else text, fontsize=8)
-    room = figure.get_figwidth() / panel_columns(len(blocks)) - _Y_LABEL
-    if len(places) * max(map(len, places)) * _CHARACTER > room:
+    parts = [text.replace(" ", "\N{NO-BREAK SPACE}") for kind, text in deployment.EXPLAINED.items() if kind in kinds]
+    told = f"Deployment point ({'; '.join(parts)})"
+    lines = textwrap.wrap(told, int(figure.get_figwidth() / _X_CHARACTER))
+    figure.supxlabel("\n".join(lines), fontsize=8)
+    height = _LINE * (len(lines) - 1)
+    columns = panel_columns(len(blocks))
+    ticks = [*map(deployment.short, points), *further]
+    longest = max(map(len, ticks))
+    if len(ticks) * longest * _CHARACTER > figure.get_figwidth() / columns - _Y_LABEL:
         for axes, *_ in blocks:
             axes.tick_params(axis="x", rotation=90)
+        height += (longest * _X_CHARACTER - _LINE) * -(-len(blocks) // columns)
+    figure.set_figheight(figure.get_figheight() + height)
 
 
 def plain_ticks(axis: Axis, places: Locator) -> None:

@@ -103,13 +103,13 @@ def to_markdown(table: Table) -> str:
     rows = [[in_markdown(label), seeds, *(_marked(entry, entry.text(), MARKDOWN) for entry in entries)]
             for label, seeds, entries in table.rows]  # fmt: skip
     legend, title = table.legend("underlined", "bold"), in_markdown(table.title)
-    lines = markdown([_header(table), *rows], _columns(table))
+    lines = markdown([list(map(in_markdown, _header(table))), *rows], _columns(table))
     return "\n".join([f"**{title}**: {_WHAT}", "", *lines, "", f"{legend[0].upper()}{legend[1:]}.", ""])
 
 
 def to_latex(table: Table) -> str:
     """A booktabs `tabular`."""
-    lines = [latex_row(_header(table, "Method", "Seeds")), r"\midrule"]
+    lines = [latex_row(map(in_latex, _header(table, "Method", "Seeds"))), r"\midrule"]
     for label, seeds, entries in table.rows:
         texts = [_marked(entry, latex(entry.text()), LATEX) for entry in entries]
         lines.append(latex_row([in_latex(label), seeds.replace("-", "--"), *texts]))

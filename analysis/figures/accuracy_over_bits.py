@@ -28,7 +28,7 @@ _TICKS = (0, 25, 50, 75, 90, 95, 98, 100)
 # From this many lines in a panel on, it is drawn higher and its marks smaller; from so many on, without intervals,
 # which would hide them all.
 _MANY, _CROWD = 6, 10
-_JOINED = "lines join points that round the same: weights alone, or activations as well (hollow marks)"
+_JOINED = "lines join points that round the same: weights alone, or activations as well (hollow marks); by layer none"
 
 
 def draw(group: Group) -> Drawing:
@@ -61,7 +61,7 @@ def draw(group: Group) -> Drawing:
     style.legend_above(figure, [handles[method] for method in methods], labels, group.title, frame["n"], bars, two)
     cut = "bars reach from one seed to the other" if two else "intervals are cut at 0 and 100 %"
     told = (note, cut if bars else "intervals, too many to be read, are in the table only")
-    return Drawing(figure, drawn, told + (_JOINED,) * any(map(deployment.is_further, bits)))
+    return Drawing(figure, drawn, told + (_JOINED,) * (set(map(deployment.kind, bits)) != {"weights"}))
 
 
 def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
@@ -74,13 +74,18 @@ def _labels(frame: pd.DataFrame, methods: list[str]) -> list[str]:
 
 
 def _lines(axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, count: int, bars: bool) -> object:
-    """A line through the points of weights alone, and one with hollow marks through those with activations."""
-    further = np.array([deployment.is_further(bits) for bits in points.index])
+    """A line through the points of weights alone, one with hollow marks through those with activations, and marks."""
     places = pd.Series(np.arange(len(points)) + shift, index=points.index)
-    drawn = _line(axes, places[~further], points[~further], {**mark._asdict(), **style.BARS}, count, bars)
-    if further.any():
-        _line(axes, places[further], points[further], style.hollow(mark), count, bars)
-    return drawn
+    look = {**mark._asdict(), **style.BARS}
+    looks: dict[deployment.Kind, dict[str, Any]] = {
+        "weights": look, "activations": style.hollow(mark), "by layer": {**look, "linestyle": "none"},
+    }  # fmt: skip
+    drawn = {}
+    for kind, own in looks.items():
+        chosen = [deployment.kind(bits) == kind for bits in points.index]
+        if any(chosen):
+            drawn[kind] = _line(axes, places[chosen], points[chosen], own, count, bars)
+    return drawn["weights"]  # float is always among them
 
 
 def _line(
@@ -99,7 +104,7 @@ def _line(
 
 
 def _dress(axes: Axes, bits: list[str], target: PlainPoint | None) -> None:
-    axes.set_xticks(range(len(bits)), bits)
+    axes.set_xticks(range(len(bits)), list(map(deployment.short, bits)))
     axes.set_xlim(-0.5, len(bits) - 0.5)
     title = "Float training" if target is None else f"Target: {deployment.title(target)}"
     axes.set_title(title)

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import deployment, style
+from analysis.deployment import is_by_layer
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
@@ -65,7 +66,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
         _panel(axes, frame[frame["group"] == name], found, marks, handles)
         axes.set_title(in_figure(name))
         axes.set_ylabel("Test accuracy (%)")
-    style.label_points(figure, blocks, list(dict.fromkeys(frame["bits"])))
+    style.label_points(figure, blocks, [point for point in dict.fromkeys(frame["bits"]) if point != WORST], [WORST])
     title = "one network rounded to every bit-width"
     style.legend_above(figure, list(handles.values()), list(handles), title, frame["n"])
     return Drawing(figure, frame, ("y axis: linear", *reasons))
@@ -106,13 +107,13 @@ def _counterpart(single: Group, groups: Sequence[Group]) -> list[Series]:
 
 
 def lines(single: Group, each: Sequence[Series]) -> list[Line]:
-    """The networks per point first, then the others; at the points that all were deployed at.
+    """The networks per point first, then the others; at the points (none by layer) that all were deployed at.
 
     Where no network was trained for a point, that for the next lower one is taken, or the lowest, of those that round
     what the point rounds; where none does, of all.
     """
     tested = [set(found) for one in (*single.trained, *each) for found in one.percent_by_seed().values()]
-    bits = deployment.in_order(set.intersection(*tested) - {FLOAT})
+    bits = [point for point in deployment.in_order(set.intersection(*tested) - {FLOAT}) if not is_by_layer(point)]
     by_target = {one.target: one for one in each if one.target in bits}
     if not by_target:
         raise NothingToDraw(f"no network of {QAT} was trained for a bit-width that all were deployed at")
@@ -168,7 +169,7 @@ def _panel(
         x = np.arange(len(places)) + (i - (len(found) - 1) / 2) * min(0.09, 0.6 / len(found))
         mean = points["mean"].to_numpy(float)
         spread = np.nan_to_num(np.vstack([mean - points["low"], points["high"] - mean]))
-        further = [deployment.is_further(place) for place in places]
+        further = [place != WORST and deployment.kind(place) == "activations" for place in places]
         plain = np.flatnonzero(~np.array(further))
         look = {**mark._asdict(), **style.BARS}
         # The worst is no bit-width: no line leads there. Points with activations have a line of their own.

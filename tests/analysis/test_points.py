@@ -257,7 +257,7 @@ def test_points_with_activations_have_a_line_of_their_own(root: Path) -> None:
     lines = [container[0] for container in axes.containers]
     assert [len(line.get_xdata()) for line in lines] == [5, 4] * 4
     assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True] * 4
-    assert "hollow marks" in drawing.figure.get_supxlabel()
+    assert "hollow\N{NO-BREAK SPACE}marks" in drawing.figure.get_supxlabel()
     assert any("hollow marks" in note for note in drawing.notes)
 
 
