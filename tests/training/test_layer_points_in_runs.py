@@ -133,9 +133,11 @@ class Noting(Spy):
     def __init__(self) -> None:
         super().__init__()
         self.got: list[AnyPoint] = []
+        self.inputs: list[dict[str, int | None]] = []
 
     def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
         self.got.append(point)
+        self.inputs.append(input_bits(model))
 
 
 def test_a_method_may_choose_points_for_layers() -> None:
@@ -198,6 +200,20 @@ def test_layers_that_none_matches_keep_their_activations() -> None:
     deployed = session.evaluator.deployed(session.model, {"layer5": 8, "layer4": "w8a8"})
     assert input_bits(deployed) == trained | {"layer5": None, "layer4": 8}
     assert list(trained.values()) == [8, 3, 3, 3, 8], "first and last at 8"
+
+
+def test_methods_deploy_with_float_inputs_where_the_point_has_them_in_float() -> None:
+    """A method that runs the network then measures what is deployed; other quantizers are still those of training."""
+    session, method = build(with_points(MIXED, target_bit="w3a3", methods="lsq")), Noting()
+    evaluator = replace(session.evaluator, methods=[*session.methods, method])
+    for point in (MIXED, 4, {"layer2": 8}):
+        evaluator.deployed(session.model, point)
+    trained = {"layer1": 8, "layer2": 3, "layer3": 3, "layer4": 3, "layer5": 8}
+    assert method.inputs == [
+        trained | {"layer2": None, "layer5": None},
+        dict.fromkeys(trained),
+        trained | {"layer2": None},
+    ]
 
 
 def test_points_with_activations_wait_for_the_record() -> None:
