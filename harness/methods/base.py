@@ -105,6 +105,16 @@ class Calibration:
         """The inputs of the first `count` batches, or of all there are: none comes twice."""
         return (inputs for inputs, _ in self.batches(min(count, self.different or count)))
 
+    def images(self, count: int) -> Tensor:
+        """The first `count` inputs, or all there are, (N, C, H, W)."""
+        found, missing = [], count
+        for inputs in self.inputs(count):
+            found.append(inputs[:missing])
+            missing -= len(found[-1])
+            if not missing:
+                break
+        return torch.cat(found)
+
 
 class Method:
     """A way of training or deploying a network. Subclasses nest a `Config` and override hooks.

@@ -14,7 +14,6 @@ from harness.kernels import dispatch
 from harness.kernels.cpu_layers import Layer, Table
 from harness.quantization import MaxAbsQuantizer, WeightQuantizer
 from harness.quantization.autograd import BOUND_SLACK
-from harness.quantization.quantizer import steps_of
 
 if TYPE_CHECKING:
     from harness.kernels.triton_layers import Layers
@@ -112,7 +111,7 @@ class _RegularizerInTriton(RegularizerPass):
         if not all(dispatch.serves_on_gpu(w, grad, per_channel=q.per_channel) for w, grad, q in layers):
             return [], layers
         one, peaks = quantizers[0], self._table.peaks(weights)
-        steps, graph = steps_of(quantizers, peaks), one.scale_gradient == "graph"
+        steps, graph = _steps_of(quantizers, peaks), one.scale_gradient == "graph"
         slack = BOUND_SLACK if one.clipped_at > 0 else float("inf")
         return [self._table.regularize(weights, gradients, (peaks, steps), one.levels.high, slack, graph, strength)], []
 
@@ -198,10 +197,18 @@ def _triton_layers(weights: Sequence[Tensor]) -> "Layers":
     return Layers(weights)
 
 
+def _steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
+    """The steps of per-tensor quantizers, (N,), from max|w| of each one's weight, (N,)."""
+    first = quantizers[0]
+    if all(type(each) is MaxAbsQuantizer and each.levels == first.levels for each in quantizers):
+        return first.step_of(peaks)
+    return torch.stack([each.step_of(peak).reshape(()) for each, peak in zip(quantizers, peaks, strict=True)])
+
+
 def _steps(table: "Layers", quantizers: Sequence[WeightQuantizer], weights: Sequence[Tensor]) -> Tensor:
     """The steps of the layers, fp32 (layers,)."""
     if all(isinstance(quantizer, MaxAbsQuantizer) for quantizer in quantizers):
-        return steps_of([q for q in quantizers if isinstance(q, MaxAbsQuantizer)], table.peaks(weights))
+        return _steps_of([q for q in quantizers if isinstance(q, MaxAbsQuantizer)], table.peaks(weights))
     pairs = zip(quantizers, weights, strict=True)
     return torch.stack([quantizer.step(weight).reshape(()) for quantizer, weight in pairs]).float()
 

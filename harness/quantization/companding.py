@@ -172,6 +172,11 @@ class CompandingQuantizer(WeightQuantizer):
         return (_sign(weight) * position.round_()).to(torch.int8)
 
     @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        positive = expand(torch.arange(self.levels.high + 1).to(weight), self.compressor(weight.dtype))
+        return self.step(weight).reshape(-1, 1) * torch.cat([-positive[1:].flip(0), positive])
+
+    @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:
         """How far each weight is from the nearest decision threshold, on the compressor's scale, same shape.
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from harness.quantization.grid import middles
 from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
 
 
@@ -48,6 +49,10 @@ class DecoupledQuantizer(WeightQuantizer):
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
         return self._floor(weight).to(torch.int8)
+
+    @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        return (self.shrink * self.level_step).reshape(-1, 1) * middles(self.levels).to(weight)
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.by_layer import check_keys, deciding
 from harness.quantization.inputs import BitsOf, quantize_inputs
 from harness.quantization.layers import (
+    QuantConv2d,
     QuantLayer,
+    QuantLinear,
     excluded_by_attach,
     give_slots,
     glob_patterns,
@@ -114,13 +116,35 @@ def _round(layers: Mapping[str, QuantLayer], wanted: Wanted, scale: ScalePolicy,
     for name, layer in layers.items():
         if layer.deployed:
             continue
-        point = wanted[name]
-        layer_bits = _own_bits(layer) if point is None else point.weights
+        layer_bits = _bits_of(layer, wanted[name])
         with torch.no_grad():
             weight = layer.effective_weight()
             if layer_bits is not None:
                 weight = _deploy_quantizer(layer, weight, layer_bits, scale, config)(weight)
             set_deployed(layer, weight)
+
+
+def choices(
+    model: nn.Module,
+    point: WantedBits | LayerPoints,
+    scale: ScalePolicy,
+    quantizer: QuantizerConfig,
+    exclude: Iterable[str] = (),
+) -> dict[str, tuple[QuantLayer, Tensor]]:
+    """The linear and convolution layers that `round_weights` would round, and the values among which it would choose.
+
+    By name: the layer, with slots, and the values for its effective weight, ascending, (1, L) or (O, L).
+    """
+    bits = point.mapping if isinstance(point, LayerPoints) else point
+    layers, wanted = _checked_layers(model, bits, exclude, quantizer.quantizes_norms)
+    found: dict[str, tuple[QuantLayer, Tensor]] = {}
+    for name, layer in _with_slots(model, layers, wanted).items():
+        layer_bits = _bits_of(layer, wanted[name])
+        if layer_bits is not None and not layer.deployed and isinstance(layer, QuantLinear | QuantConv2d):
+            with torch.no_grad():
+                weight = layer.effective_weight()
+                found[name] = layer, _deploy_quantizer(layer, weight, layer_bits, scale, quantizer).values(weight)
+    return found
 
 
 def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
@@ -186,9 +210,12 @@ def _checked(bits: Any) -> BitWidths | None:
         raise UserError(f"bits: {bits!r} is no bit-width{hint} ({LEGAL_POINTS}, {TRAINED})") from None
 
 
-def _own_bits(layer: QuantLayer) -> int | None:
+def _bits_of(layer: QuantLayer, point: BitWidths | None) -> int | None:
+    """The bits of a layer's weight at its point, or of its own quantizer without one; None: float."""
     own = layer.weight_quantizer
-    return own.bits if isinstance(own, WeightQuantizer) else None
+    if point is None:
+        return own.bits if isinstance(own, WeightQuantizer) else None
+    return point.weights
 
 
 def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, BitWidths | None]) -> None:

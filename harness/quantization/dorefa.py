@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.quantization.autograd import straight_through
-from harness.quantization.grid import max_abs, safe_step, shared_dims
+from harness.quantization.grid import max_abs, middles, safe_step, shared_dims
 from harness.quantization.quantizer import WeightQuantizer
 
 
@@ -59,6 +59,10 @@ class DoReFaQuantizer(WeightQuantizer):
     @torch.no_grad()
     def codes(self, weight: Tensor) -> Tensor:
         return _codes(weight, self._spacing(weight)).clamp_(*self.levels).to(torch.int8)
+
+    @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        return self._spacing(weight).reshape(-1, 1) * middles(self.levels).to(weight)
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ def levels(bits: int, kind: LevelsKind = "symmetric") -> Levels:
     return Levels(-half if kind == "full" else -(half - 1), half - 1)
 
 
+def middles(grid: Levels) -> Tensor:
+    """The middles of the bins of a grid without a zero, in steps: code + 1/2, ascending, (L,)."""
+    return torch.arange(grid.low, grid.high + 1) + 0.5
+
+
 def max_abs(weight: Tensor, per_channel: bool) -> Tensor:
     """max|w|: shape () per tensor, (O, 1, ...) per output channel (dimension 0).
 

@@ -3,7 +3,6 @@
 Shapes: a weight is (O, I) or (O, I, kh, kw); a step is () per tensor or (O, 1, ...) per output channel.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
@@ -82,6 +81,11 @@ class WeightQuantizer(nn.Module):
     def codes(self, weight: Tensor) -> Tensor:
         """Integer codes, int8, same shape as `weight`."""
         return round_to_codes(weight, self.step(weight), self.levels).to(torch.int8)
+
+    @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        """The values of the grid for this weight, ascending, (1, L), or (O, L) per output channel."""
+        return self.step(weight).reshape(-1, 1) * torch.arange(self.levels.low, self.levels.high + 1).to(weight)
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:
@@ -233,14 +237,6 @@ def shown(values: Tensor) -> str:
         return "?"
     low, high = (f"{value:.3g}" for value in torch.stack(values.detach().aminmax()).tolist())
     return low if values.numel() == 1 else f"{low}...{high}"
-
-
-def steps_of(quantizers: Sequence[MaxAbsQuantizer], peaks: Tensor) -> Tensor:
-    """The steps of per-tensor quantizers, (N,), from max|w| of each one's weight, (N,)."""
-    first = quantizers[0]
-    if all(type(each) is MaxAbsQuantizer and each.levels == first.levels for each in quantizers):
-        return first.step_of(peaks)
-    return torch.stack([each.step_of(peak).reshape(()) for each, peak in zip(quantizers, peaks, strict=True)])
 
 
 def make_quantizer(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from harness.quantization.autograd import straight_through
-from harness.quantization.grid import safe_step, shared_dims
+from harness.quantization.grid import middles, safe_step, shared_dims
 from harness.quantization.quantizer import KeepScale, WeightQuantizer
 
 
@@ -41,6 +41,10 @@ class StatisticalQuantizer(WeightQuantizer):
     def codes(self, weight: Tensor) -> Tensor:
         """The bins' numbers from -n to n - 1, int8, same shape as `weight`."""
         return self._bins(weight, self.width(weight)).to(torch.int8)
+
+    @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        return self.width(weight).reshape(-1, 1) * middles(self.levels).to(weight)
 
     @torch.no_grad()
     def threshold_distance(self, weight: Tensor) -> Tensor:
