@@ -136,9 +136,9 @@ def test_a_misspelt_deploy_method_is_refused_with_the_nearest(cli: Cli) -> None:
 MONITORED = {
     "misspelt": (
         "bn_restimation",
-        "unknown deploy method 'bn_restimation'; did you mean 'bn_reestimation'? (legal: any_",
+        "unknown deploy method 'bn_restimation'; did you mean 'bn_reestimation'? (legal: adaround, any_",
     ),
-    "without a deployment": ("lsq", "method 'lsq' has no deployment of its own (legal: rtn, any_precision, bn_reest"),
+    "without a deployment": ("lsq", "method 'lsq' has no deployment of its own (legal: rtn, adaround, any_precision"),
     "setting": ({"name": "bn_reestimation", "batch": 3}, "batch: unknown key; did you mean 'batches'? (legal: batches"),
 }
 

@@ -34,7 +34,7 @@ from harness.training.loop import train
 from harness.training.run import RunContext, run
 
 QUANTIZED = {"norms": "quantized"}
-FOLLOWING = ["bn_reestimation", "freezing", "lsq", "none", "oscillation", "pqn", "ste"]
+FOLLOWING = ["adaround", "bn_reestimation", "freezing", "gptq", "lsq", "none", "oscillation", "pqn", "ste"]
 CALIBRATION = Calibration(lambda index: batch())
 
 

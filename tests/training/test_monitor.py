@@ -125,7 +125,7 @@ def test_an_estimate_counts_it() -> None:
 
 REFUSED = {
     "misspelt": ("bn_restimation", r"unknown deploy method 'bn_restimation'; did you mean 'bn_reestimation'\?"),
-    "no deployment": ("lsq", r"method 'lsq' has no deployment of its own \(legal: rtn, any_precision, bn_reestimation"),
+    "no deployment": ("lsq", r"method 'lsq' has no deployment of its own \(legal: rtn, adaround, any_precision"),
     "setting": ({**AFTER, "batchs": 3}, r"batchs: unknown key; did you mean 'batches'\? \(legal: batches, name\)"),
     "value": ({**AFTER, "batches": 0}, r"batches: 0: Input should be greater than or equal to 1"),
     "setting of rtn": ({"name": "rtn", "batches": 3}, r"rtn \(round-to-nearest\) has no settings, got batches"),
