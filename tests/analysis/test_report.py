@@ -127,6 +127,7 @@ def test_the_same_records_give_the_same_page(root: Path, tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
 
+@pytest.mark.slow
 def test_a_figure_that_fails_leaves_the_last_set_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quickstart(tmp_path).write()
     draw_one_figure_only(monkeypatch)
@@ -172,6 +173,7 @@ def test_one_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "claims" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_sweeps_by_name_are_both_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [module for module in find_figures() if module.scope in render.OVERALL or module.name == "univariate_model"]
     monkeypatch.setattr(render, "find_figures", lambda: kept)
@@ -187,6 +189,7 @@ def test_two_sweeps_by_name_are_both_drawn(tmp_path: Path, monkeypatch: pytest.M
     assert links == ["../two/figures/report.html", "../one/figures/report.html"]
 
 
+@pytest.mark.slow
 def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [module for module in find_figures() if module.scope in render.OVERALL or module.name == "univariate_model"]
     monkeypatch.setattr(render, "find_figures", lambda: kept)  # test_the_report_says_everything draws the others

@@ -160,6 +160,7 @@ def test_a_run_that_fails_is_retried_named_and_does_not_stop_the_others(tmp_path
     assert all(status["failures"] == 2 and "Traceback" in status["traceback"] for status in failed)
 
 
+@pytest.mark.slow
 def test_figures_come_out_of_a_finished_sweep(
     finished: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,7 @@ def test_learning_from_a_trained_network(tmp_path: Path) -> None:
     assert lines[-1]["val/acc_w3"] > 0.7
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_across_stages_with_a_teacher(tmp_path: Path) -> None:
     """Three steps of stage 1, six of 2, six of 3, interrupted within and between them."""
     vit = {"name": "vit_tiny", "width": 8, "depth": 1, "heads": 2, "drop_path": 0.4}

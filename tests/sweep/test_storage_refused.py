@@ -57,6 +57,7 @@ def test_a_database_that_is_not_there_is_named(server: PostgresServer, tmp_path:
     assert 'database "absent" does not exist' in refused(tmp_path, server.url("absent"), password=server.password)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "driver"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, scheme: str, driver: str) -> None:
     pytest.importorskip(driver)

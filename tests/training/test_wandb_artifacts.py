@@ -32,6 +32,7 @@ def assert_delivered(server: WandbServer, wanted: RunConfig, directory: Path) ->
     assert artifact.committed
 
 
+@pytest.mark.slow
 def test_an_online_run_delivers_its_weights(server: WandbServer, tmp_path: Path) -> None:
     wanted = config(wandb_artifact=True)
     run(wanted, tmp_path, context=KEEPS)
