@@ -146,8 +146,17 @@ def _metrics(epoch: int, level: float, means: tuple[float, ...], layers: int, dr
     }  # fmt: skip
 
 
-def measure(root: Path) -> tuple[float, float, str]:
-    """Seconds, largest memory in GiB, and the output of one run of make_figures.py."""
+class Cost(NamedTuple):
+    """What one run of make_figures.py took: wall and processor time in seconds, largest memory, what it printed."""
+
+    seconds: float
+    cpu_seconds: float
+    gibibytes: float
+    output: str
+
+
+def measure(root: Path) -> Cost:
+    """Run make_figures.py once on the sweeps of `root`."""
     command = [sys.executable, str(REPOSITORY / "analysis/make_figures.py"), "--root", str(root)]
     begun = time.monotonic()
     with open(root / "output.txt", "w+") as output:
@@ -157,7 +166,7 @@ def measure(root: Path) -> tuple[float, float, str]:
         output.seek(0)
         text = output.read()
     assert status == 0, text
-    return seconds, usage.ru_maxrss / 2**20, text
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, text)
 
 
 def main() -> None:
@@ -171,9 +180,10 @@ def main() -> None:
     shape = Shape(each - each // 5, each // 5, options.epochs, options.layers)
     with tempfile.TemporaryDirectory() as folder:
         records = write_sweep(Path(folder), shape)
-        seconds, gibibytes, _ = measure(Path(folder))
+        cost = measure(Path(folder))
     print(f"{records} records, {options.epochs} epochs, {options.layers} layers:")
-    print(f"  {seconds:.1f} s (goal {LIMIT_S:.0f} s), {gibibytes:.2f} GiB (goal {LIMIT_GIB:.0f} GiB)")
+    print(f"  {cost.seconds:.1f} s (goal {LIMIT_S:.0f} s), of the processor {cost.cpu_seconds:.1f} s")
+    print(f"  {cost.gibibytes:.2f} GiB (goal {LIMIT_GIB:.0f} GiB)")
 
 
 if __name__ == "__main__":
