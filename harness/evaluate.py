@@ -7,7 +7,6 @@ its record. Rows that are there stay as they are. The mirror on W&B is not chang
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="default: each run's runtime.device")
     options = parser.parse_args(arguments)
     for name in options.deploy:
-        if name not in registry.names("method"):
-            raise unknown("method", name, registry.names("method"))
+        if name not in registry.deploy_methods():
+            raise unknown("deploy method", name, registry.deploy_methods())
     failed = 0
     for folder in finished_runs(options.where):
         try:
@@ -82,9 +81,10 @@ def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[s
                 raise UserError(f"{files.record} cannot be read")
             rows = _missing(record, points, deploys)
             if rows:
-                found = _evaluated(record, rows, files.best, device)
+                found, costs = _evaluated(record, rows, files.best, device)
                 note = {"rows": len(found), "deploy": sorted({r["deploy"] for r in found}), "git": code_version()}
                 record["rows"] += found
+                record["deployments"] = [*record.get("deployments", ()), *costs]
                 record["provenance"]["rows_added"] = [*record["provenance"].get("rows_added", ()), note]
                 write_json(files.record, record)
             return len(rows)
@@ -107,10 +107,20 @@ def _missing(record: Mapping[str, Any], points: Sequence[Written] | None, deploy
     for point in asked:
         if named.get(point.key, point) != point:
             raise UserError(f"{point}: its record has a point of that name with other layers; choose another name")
-    return {(split, deploy, point) for split in splits for deploy in ("rtn", *deploys) for point in asked} - there
+    cases = [(deploy, point) for deploy in ("rtn", *deploys) for point in asked if _serves(deploy, point)]
+    return {(split, *case) for split in splits for case in cases} - there
 
 
-def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None) -> list[dict[str, Any]]:
+def _serves(deploy: str, point: AnyPoint) -> bool:
+    from harness.methods import find
+
+    return deploy == "rtn" or find(deploy).serves(point)
+
+
+def _evaluated(
+    record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows, and what the deployments took that the record does not know yet."""
     from safetensors.torch import load_file
 
     from harness.quantization.by_layer import check_layer_points
@@ -129,17 +139,22 @@ def _evaluated(record: Mapping[str, Any], wanted: set[_Key], weights: Path, devi
     session.model.load_state_dict(load_file(weights))
     points_asked = [point for _, _, point in wanted]
     check_layer_points(session.model, points_asked, config.exclude, config.quantizer.quantizes_norms)
-    rows = []
+    # Float is always included: every record has it, and it shows whether weights and data are those of the record.
+    cases = {(deploy, point) for _, deploy, point in wanted} | {("rtn", BitWidths())}
+    deployments = session.evaluator.deployments(session.model, sorted(cases, key=_place), measure=True)
+    rows: list[dict[str, Any]] = []
     for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
-        keys = {key for key in wanted if key[0] == split}
-        # Float is always included: every record has it, and it shows whether weights and data are those of the record.
-        points = tuple(sorted({*(point for _, _, point in keys), BitWidths()}))
-        deploys = ("rtn", *sorted({deploy for _, deploy, _ in keys} - {"rtn"}))
-        evaluator = replace(session.evaluator, points=points, deploys=deploys)
-        found = evaluator.rows(session.model, record["phase"], split)  # type: ignore[arg-type]
+        found = session.evaluator.rows_of(deployments, record["phase"], split)  # type: ignore[arg-type]
         _compare(record, found)
-        rows += [row for row in found if _key(row) in keys]
-    return rows
+        rows += [row for row in found if _key(row) in wanted]
+    known = {(each["deploy"], schema.point(each)) for each in record.get("deployments", ())}
+    return rows, [each.cost for each in deployments if (each.deploy, each.point) not in known]
+
+
+def _place(case: tuple[str, AnyPoint]) -> tuple[bool, str, AnyPoint]:
+    """Round-to-nearest first, then by name and point."""
+    deploy, point = case
+    return deploy != "rtn", deploy, point
 
 
 def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:

@@ -103,6 +103,10 @@ class AdaRound(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(images=20, iterations=5)
 
+    @classmethod
+    def serves(cls, point: AnyPoint) -> bool:
+        return not point.is_float
+
     def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
         context = self.context
         found = choices(model, point, context.scale, context.quantizer, context.exclude)

@@ -158,6 +158,11 @@ class Method:
         """Settings with which four steps show the method's effect; used by the conformance tests."""
         return cls.Config(name=cls.__module__.rpartition(".")[2])
 
+    @classmethod
+    def serves(cls, point: AnyPoint) -> bool:
+        """Whether `deploy` does something at a point. Named in `deploy.methods`, it gives no rows at others."""
+        return True
+
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         """Fill slots, replace layers, set initial scales. Runs once, before the optimizer exists."""
 

@@ -78,6 +78,10 @@ class Gptq(Method):
     def tiny_config(cls) -> MethodConfig:
         return cls.Config(images=20)
 
+    @classmethod
+    def serves(cls, point: AnyPoint) -> bool:
+        return not point.is_float
+
     def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
         context = self.context
         found = choices(model, point, context.scale, context.quantizer, context.exclude)

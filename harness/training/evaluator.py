@@ -1,6 +1,7 @@
 """Accuracy and loss of a network at each deployment point. Works on copies of the model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -13,16 +14,34 @@ from torch.nn import functional
 from harness.core.bits import BitWidths
 from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
 from harness.data.base import Dataset, Split
-from harness.methods import build_stack
+from harness.methods import build_stack, find
 from harness.methods.base import Calibration, Context, Method, observed_inputs
 from harness.quantization import ActivationQuantizer, Observed, observe
 from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import float_inputs
 from harness.quantization.observing import LazyObservations, input_sites
 from harness.records import schema
+from harness.training.effort import Effort, effort
 
 #: What one row is of: a deploy method and a point.
 Case = tuple[str, AnyPoint]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A network as a method deployed it at a point. allocated: points that the method chose for its layers."""
+
+    deploy: str
+    point: AnyPoint
+    model: nn.Module
+    allocated: LayerPoints | None
+    effort: Effort
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What it took, as in the record: an entry for each deploy method and point."""
+        place = {"deploy": self.deploy, "bits": self.point.in_row, **schema.fields_of(self.point)}
+        return {**place, "deploy_s": round(self.effort.seconds, 4), "deploy_peak_bytes": self.effort.peak_bytes}
 
 
 @dataclass(frozen=True)
@@ -45,21 +64,47 @@ class Evaluator:
     def rows(
         self, model: nn.Module, phase: str, split: Literal["val", "test"], cases: Iterable[Case] | None = None
     ) -> list[dict[str, Any]]:
-        """One row per case, a deploy method and a point: see schema.ROW. Accuracy in [0, 1], loss in nats.
+        """`rows_of` the model, deployed for each case."""
+        return self.rows_of(self.deployments(model, cases), phase, split)
 
-        cases: all deploy methods at all points by default.
-        """
-        cases = [(each, point) for each in self.deploys for point in self.points] if cases is None else list(cases)
-        observed = cache(partial(self.observed, model))  # once, for all cases that need it
-        copies = [self._deploy(model, point, deploy, observed) for deploy, point in cases]
-        models = [copy for copy, _ in copies]
+    def rows_of(
+        self, deployments: Sequence[Deployment], phase: str, split: Literal["val", "test"]
+    ) -> list[dict[str, Any]]:
+        """One row per deployed network: see schema.ROW. Accuracy in [0, 1], loss in nats."""
+        models = [each.model for each in deployments]
         found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
         rows = []
-        for (deploy, point), (_, allocated), (accuracy, loss, n) in zip(cases, copies, found, strict=True):
-            values = (phase, split, deploy, self.context.scale, point.in_row, accuracy, loss, n)
-            further = {schema.ALLOCATED: allocated.plain["layers"]} if allocated else {}
-            rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(point) | further)
+        for one, (accuracy, loss, n) in zip(deployments, found, strict=True):
+            values = (phase, split, one.deploy, self.context.scale, one.point.in_row, accuracy, loss, n)
+            further = {schema.ALLOCATED: one.allocated.plain["layers"]} if one.allocated else {}
+            rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(one.point) | further)
         return rows
+
+    def deployments(
+        self, model: nn.Module, cases: Iterable[Case] | None = None, measure: bool = False
+    ) -> list[Deployment]:
+        """The model as deployed for each case whose method serves the point; by default all methods at all points.
+
+        measure: fill in what each would take alone; observing inputs, done once, counts for all that make use of it.
+        """
+        every = [(deploy, point) for deploy in self.deploys for point in self.points] if cases is None else cases
+        chosen = [(deploy, point) for deploy, point in every if deploy == "rtn" or find(deploy).serves(point)]
+        observed, shared, device = cache(partial(self.observed, model)), Effort(), self.dataset.device
+        if measure and any(self._observes(*case) for case in chosen):
+            with effort(device) as shared:
+                observed()
+        found = []
+        for deploy, point in chosen:
+            with effort(device) if measure else nullcontext(Effort()) as own:
+                copy, allocated = self._deploy(model, point, deploy, observed)
+            took = own.with_part(shared) if self._observes(deploy, point) else own
+            found.append(Deployment(deploy, point, copy, allocated, took))
+        return found
+
+    def _observes(self, deploy: str, point: AnyPoint) -> bool:
+        """Whether a case makes use of what `observed` gives for the model itself."""
+        changed = any(method.changes_activations for method in self.methods)
+        return point.has_activations and not changed and (deploy == "rtn" or not find(deploy).changes_activations)
 
     def observed(self, model: nn.Module) -> Mapping[str, Observed]:
         """What comes to its layers on the calibration batches, in float.

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from harness.core.errors import UserError
-from harness.core.layer_points import LayerPoints
+from harness.core.layer_points import LayerPoints, in_words
 from harness.methods import check_norms, find
 
 if TYPE_CHECKING:
@@ -28,9 +28,17 @@ def check_methods(config: "RunConfig", names: Sequence[str]) -> None:
                 f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
             )
     check_norms([*names, *sorted({*config.deploys} - {"rtn"})], config.quantizer)
-    if config.monitor.name != "rtn" and find(config.monitor.name).needs_target_bit and config.target_bit is None:
-        raise UserError(f"monitor.deploy: {config.monitor.name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    if config.monitor.name != "rtn":
+        _check_monitor(config)
     by_layer = [str(point) for point in config.deploy.points if isinstance(point, LayerPoints)]
     for name in (*names, *config.deploys):
         if by_layer and name != "rtn" and not find(name).takes_layer_points:
             raise UserError(f"deploy.bits: {by_layer[0]}: {name!r} deploys a network at one point for all its layers")
+
+
+def _check_monitor(config: "RunConfig") -> None:
+    name, point = config.monitor.name, config.monitored_point
+    if find(name).needs_target_bit and config.target_bit is None:
+        raise UserError(f"monitor.deploy: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
+    if not find(name).serves(point):
+        raise UserError(f"monitor.deploy: {name!r} does nothing {in_words(point)}; set target_bit to 2 to 8")

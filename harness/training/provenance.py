@@ -1,9 +1,7 @@
 """The provenance in a record: code, packages, machine, data, time and memory. Nothing secret."""
 
 import platform
-import resource
 import statistics
-import sys
 import time
 from contextlib import suppress
 from functools import cache
@@ -15,6 +13,7 @@ import torch
 
 from harness import NUMERICS_VERSION
 from harness.records.code_version import code_version
+from harness.training.effort import process_peak_bytes
 from harness.training.session import Session
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "optuna", "submitit", "wandb")
@@ -23,7 +22,6 @@ _PACKAGES = ("torch", "torchvision", "timm", "numpy", "optuna", "submitit", "wan
 def describe(session: Session, started: float) -> dict[str, Any]:
     """The provenance of a run that began at `started` (seconds since the epoch)."""
     cuda = session.device.type == "cuda"
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
     return {
         "git": code_version(),
         "numerics_version": NUMERICS_VERSION,
@@ -35,7 +33,7 @@ def describe(session: Session, started: float) -> dict[str, Any]:
         "wall_time_s": round(time.time() - started, 3),
         # Without the trackers, whose number differs between runs.
         "step_ms": round(1e3 * statistics.median(steps), 4) if (steps := session.stopwatch.means) else None,
-        "peak_memory_bytes": peak_kib * 1024,
+        "peak_memory_bytes": process_peak_bytes(),
         "peak_device_memory_bytes": torch.cuda.max_memory_allocated(session.device) if cuda else 0,
     }
 

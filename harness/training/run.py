@@ -170,9 +170,10 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
     """The content of record.json. The test split is read here, once, and for final runs only."""
     config, progress = session.config, session.progress
     session.model.load_state_dict(progress.best_state)
-    rows = session.evaluator.rows(session.model, config.phase, "val")
+    deployments = session.evaluator.deployments(session.model, measure=True)
+    rows = session.evaluator.rows_of(deployments, config.phase, "val")
     if config.phase == "final":
-        rows += session.evaluator.rows(session.model, config.phase, "test")
+        rows += session.evaluator.rows_of(deployments, config.phase, "test")
     return {
         "run_id": run_id,
         "phase": config.phase,
@@ -184,6 +185,7 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
         "best_epoch": progress.best_epoch,
         "monitor": progress.best_value,
         "rows": rows,
+        "deployments": [each.cost for each in deployments],
         "threshold_histograms": {  # after: of the weights that are deployed
             str(bits): {"before": progress.first_histograms.get(bits), "after": tracker.threshold_histogram()}
             for bits, tracker in session.trackers.items()

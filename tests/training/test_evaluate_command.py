@@ -64,7 +64,7 @@ def test_epochs_do_not_pay_for_further_deploy_methods(tmp_path: Path, monkeypatc
     monkeypatch.setattr(bn_reestimation, "reestimate", lambda *arguments: calls.append(arguments))
     deploy = {"bits": [2, 8], "scale": "keep_range", "methods": ["rtn", "bn_reestimation"]}
     finished(tmp_path, model=RESNET, deploy=deploy, train={"epochs": 2, "batch_size": 32})
-    assert len(calls) == 2 * 4  # only the record's rows: 2, 3, 8 and float, validation and test images
+    assert len(calls) == 4  # only the record's rows: 2, 3, 8 and float, once for validation and test images
 
 
 def test_a_second_time_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_a_run_that_somebody_works_on_is_left_alone(tmp_path: Path, capsys: pyte
 
 
 def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="unknown method 'bn_reestimate'; did you mean 'bn_reestimation'"):
+    with pytest.raises(UserError, match="unknown deploy method 'bn_reestimate'; did you mean 'bn_reestimation'"):
         evaluate.main([str(tmp_path), "--deploy", "bn_reestimate"])
     with pytest.raises(UserError, match="no finished run there has kept its weights"):
         evaluate.main([str(tmp_path), "--bits", "5"])
