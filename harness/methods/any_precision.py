@@ -52,7 +52,6 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,8 +64,8 @@ from harness.methods._requirements import norm_layers
 from harness.methods._switching import Switch, SwitchedClamp, SwitchedDoReFa, SwitchedNorm, collapse, switch_norms
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import DoReFaQuantizer, DoReFaTransform
-from harness.quantization.deploy import set_deployed
 from harness.quantization.layers import attach
+from harness.quantization.slots import Unfilled
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -178,11 +177,8 @@ class AnyPrecision(Method):
             raise UserError("methods: 'any_precision' comes before methods that deploy, since it chooses the norms")
         for layer in layers:
             own = layer.weight_quantizer
-            if isinstance(own, SwitchedDoReFa):
-                with torch.no_grad():
-                    weight = layer.effective_weight()
-                    if isinstance(bits, int):
-                        weight = DoReFaQuantizer(bits, own.per_channel)(weight)
-                    set_deployed(layer, weight)
+            if isinstance(own, SwitchedDoReFa):  # rounding itself is left to what deploys next
+                rounding = DoReFaQuantizer(bits, own.per_channel) if isinstance(bits, int) else Unfilled()
+                layer.weight_quantizer = rounding
         for norm in norms:
             collapse(norm, self.trained_width(bits))
