@@ -105,22 +105,26 @@ def test_an_observation_that_is_shared_counts_for_all_that_use_it(monkeypatch: p
     assert {case for case, seconds in costs.items() if seconds > 0.3} == {
         *(("rtn", "w4a8"), ("gptq", "w4a8"), ("bn_reestimation", "w4a8"))
     }
+    assert costs["bn_reestimation", "w4a8"] < 0.6, "its own observation alone"
     assert len(times) == 2, "once for both, and anew after the statistics have changed"
     assert all(each.effort == Effort() for each in evaluator.deployments(session.model)), "not measured each epoch"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells how much memory a process has")
 def test_memory_beyond_what_was_in_use() -> None:
-    ballast = torch.ones(40 * 2**18)
+    torch.ones(60 * 2**18)
     highest = process_peak_bytes()
+    kept = [torch.ones(2**14) for _ in range(480)]
+    kept.clear()  # memory that the process may keep for itself
     for mebibytes in (30, 5):
         with effort(CPU) as found:
             time.sleep(0.01)
-            torch.ones(mebibytes * 2**18)
+            kept += [torch.ones(2**14) for _ in range(16 * mebibytes)]
+            kept.clear()
         assert found.peak_bytes is not None
         assert abs(found.peak_bytes / 2**20 - mebibytes) < 5
         assert found.seconds >= 0.01
-    assert process_peak_bytes() >= highest >= ballast.nbytes, "the peak of the whole process is not forgotten"
+    assert process_peak_bytes() >= highest, "the peak of the whole process is not forgotten"
 
 
 def test_where_memory_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
