@@ -59,7 +59,7 @@ from harness.core.config_base import IDENTITY_IF_CHANGED
 from harness.methods._inputs import quantize_in_training
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import CompandingQuantizer
-from harness.quantization.layers import attach
+from harness.quantization.layers import QuantLayer, attach
 from harness.quantization.shaped_activations import CompandingActivation
 from harness.quantization.slots import SlotTakenError
 
@@ -94,13 +94,15 @@ class LearnedCompanding(Method):
 
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         per_channel, config = self.context.quantizer.granularity == "channel", self.config
-        self._layers = attach(
-            model,
-            self.context.exclude,
-            weight_quantizer=lambda layer: CompandingQuantizer(
+
+        def quantizer_of(layer: QuantLayer) -> CompandingQuantizer:
+            made = CompandingQuantizer(
                 self.context.bits(), per_channel, config.intervals, config.normalize, config.alpha_start
-            ).fit(layer.effective_weight()),
-        )
+            )
+            made.fused = self.context.fused
+            return made.fit(layer.effective_weight())
+
+        self._layers = attach(model, self.context.exclude, weight_quantizer=quantizer_of)
         # Kept here, since a later method may wrap the quantizer in the slot.
         found = [layer.weight_quantizer for layer in self._layers.values()]
         self._quantizers = [each for each in found if isinstance(each, CompandingQuantizer)]

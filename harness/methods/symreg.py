@@ -28,6 +28,8 @@ Deviations known: the paper trains with ASAM, which is not provided: it needs a 
 step, which the training loop does not have.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -37,7 +39,7 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from harness.kernels import cpu, dispatch
 from harness.methods.base import Calibration, Method, MethodConfig, Step
-from harness.quantization.autograd import ClosedForm, by_passes
+from harness.quantization.autograd import by_passes
 from harness.quantization.layers import attach
 
 Pairing = Literal["one", "two"]
@@ -48,31 +50,52 @@ def asymmetry(weight: Tensor, pairing: Pairing = "one", fused: bool = False) -> 
 
     fused: whether a pass in C (harness/kernels/csrc/symmetry.c) may compute it, where it can.
     """
-    found = _by_a_pass_in_c(weight, pairing) if fused and dispatch.serves(weight) else None
-    return _by_plain_operations(weight, pairing) if found is None else found
+    return total_asymmetry([weight], pairing, fused)
 
 
-def _by_plain_operations(weight: Tensor, pairing: Pairing) -> Tensor:
-    ordered = weight.flatten().sort().values
-    pairs = ordered.numel() // 2
-    sums = ordered[:pairs] + ordered[ordered.numel() - pairs :].flip(0)
-    if pairing == "two":
-        sums = sums[: pairs - pairs % 2].view(-1, 2).sum(dim=1)
-    return sums.abs().sum() / max(1, sums.numel())
+def total_asymmetry(weights: Sequence[Tensor], pairing: Pairing, fused: bool) -> Tensor:
+    """The sum over weights, shape ()."""
+    if fused and all(dispatch.serves(weight) for weight in weights):
+        passes = _Passes(pairing)
+        if passes.prepare(weights):
+            return by_passes(passes, *weights)
+    return _by_plain_operations(*weights, pairing=pairing)
 
 
-def _by_a_pass_in_c(weight: Tensor, pairing: Pairing) -> Tensor | None:
-    """The same in closed form: of each weight the gradient is its sum's sign. None where a weight is not finite."""
-    found = cpu.symmetry(weight.detach(), fours=pairing == "two")
-    if found is None:
-        return None
-    (total, signs), sums = found, max(1, weight.numel() // (4 if pairing == "two" else 2))
-    passes = ClosedForm(
-        torch.tensor(total / sums),
-        lambda w, factor: signs * (factor / sums),
-        lambda w: _by_plain_operations(w, pairing),
-    )
-    return by_passes(passes, weight)
+def _by_plain_operations(*weights: Tensor, pairing: Pairing) -> Tensor:
+    total = weights[0].new_zeros(())
+    for weight in weights:
+        ordered = weight.flatten().sort().values
+        pairs = ordered.numel() // 2
+        sums = ordered[:pairs] + ordered[ordered.numel() - pairs :].flip(0)
+        if pairing == "two":
+            sums = sums[: pairs - pairs % 2].view(-1, 2).sum(dim=1)
+        total = total + sums.abs().sum() / max(1, sums.numel())
+    return total
+
+
+class _Passes:
+    """The same in closed form: of each weight the gradient is its sum's sign."""
+
+    def __init__(self, pairing: Pairing) -> None:
+        self.pairing, self.plain = pairing, partial(_by_plain_operations, pairing=pairing)
+
+    def prepare(self, weights: Sequence[Tensor]) -> bool:
+        """Find values and signs; False where a weight is not finite."""
+        fours, self.parts = self.pairing == "two", list[tuple[float, Tensor, int]]()
+        for weight in weights:
+            found = cpu.symmetry(weight.detach(), fours)
+            if found is None:
+                return False
+            self.parts.append((*found, max(1, weight.numel() // (4 if fours else 2))))
+        return True
+
+    def forward(self, *weights: Tensor) -> Tensor:
+        return torch.tensor(sum(value / count for value, _, count in self.parts), dtype=weights[0].dtype)
+
+    def backward(self, gradient: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        factor = float(gradient)
+        return tuple(cpu.signed_factor(signs, factor / count) for _, signs, count in self.parts)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -105,9 +128,8 @@ class SymmetryRegularizer(Method):
         if self.config.strength == 0:
             return 0.0
 
-        pairing, fused = self.config.pairing, self.context.fused
-        losses = [asymmetry(layer.effective_weight(), pairing, fused) for layer in self._layers]
-        return self.config.strength * torch.stack(losses).sum()
+        weights = [layer.effective_weight() for layer in self._layers]
+        return self.config.strength * total_asymmetry(weights, self.config.pairing, self.context.fused)
 
     def metrics(self) -> dict[str, float]:
         """The mean of the layers' L_sym."""

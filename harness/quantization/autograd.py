@@ -124,14 +124,13 @@ class FusedPass(Protocol):
 
 
 class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(passes: FusedPass, *inputs: Tensor) -> Tensor:
-        return passes.forward(*inputs)
+    """Not with `setup_context`, for which torch inspects the signature of `forward` in each call: a tenth of a pass."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.passes, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, passes: FusedPass, *inputs: Tensor) -> Tensor:
+        ctx.passes = passes
+        ctx.save_for_backward(*inputs)
+        return passes.forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from native_penalties_common import MEMORY, SHAPES, by_native_passes, normal, value_and_gradient
+from native_penalties_common import MEMORY, SHAPES, normal, value_and_gradient
+from passes_common import pass_of
 from torch import Tensor, nn
 from toy_model import NO_DATA
 
@@ -32,7 +33,7 @@ def agree(weight: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
 
     def loss(w: Tensor) -> Tensor:
         found = asymmetry(w, pairing, fused=True)
-        assert by_native_passes(found)
+        assert pass_of(found) == "_Passes"
         return found
 
     value, gradient = value_and_gradient(loss, weight, -2.5)
@@ -81,13 +82,30 @@ def test_equal_weights_and_zeros(pairing: Pairing) -> None:
         assert not gradient.any()
 
 
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+def test_more_equal_weights_than_a_counter_holds(kinds: int) -> None:
+    weight = (torch.arange(300_001) % kinds - 0.8) * 0.5
+    weight[7] = 0.3  # so that there is something that is not paired with its own kind
+    gradient, by_sorting = agree(weight, "one")
+    torch.testing.assert_close(by_value(weight, gradient), by_value(weight, by_sorting), rtol=1e-4, atol=1e-4)
+
+
+def test_which_weights_set_the_scale_changes_nothing() -> None:
+    """Buckets are made for about a thousand of the weights: zeros, or much smaller or larger than the others."""
+    for small in (0.0, 1e-12, 1e12):
+        weight = normal((4097 * 7,))
+        weight[:: 4097 * 7 // 1024 + 1] *= small
+        gradient, by_sorting = agree(weight, "one")
+        torch.testing.assert_close(by_value(weight, gradient), by_value(weight, by_sorting), rtol=1e-6, atol=1e-8)
+
+
 def test_weights_that_are_not_finite_are_left_to_plain_operations() -> None:
     for bad in (torch.nan, torch.inf, -torch.inf):
         weight = normal((40, 30))
         weight[3, 4] = bad
-        assert not by_native_passes(asymmetry(weight.requires_grad_(), fused=True))
+        assert pass_of(asymmetry(weight.requires_grad_(), fused=True)) != "_Passes"
     for other in (normal((40, 30)).t(), normal((40, 30)).double(), normal((40, 30))[:, ::2]):
-        assert not by_native_passes(asymmetry(other.requires_grad_(), fused=True))
+        assert pass_of(asymmetry(other.requires_grad_(), fused=True)) != "_Passes"
 
 
 def test_threads_change_nothing() -> None:

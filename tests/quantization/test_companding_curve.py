@@ -8,7 +8,7 @@ import torch
 from companding_common import logs, naive_compress, naive_expand, naive_knots, shaped
 from quantizers_common import BITS, normal
 
-from harness.quantization.companding import Curve, compress, curve, expand, expand_codes
+from harness.quantization.curve import Curve, compress, curve, expand, expand_codes
 
 
 @pytest.mark.parametrize("count", [2, 5, 16])

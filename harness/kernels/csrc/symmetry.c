@@ -1,235 +1,254 @@
-/* The pass of harness/methods/symreg.py: the sign of the pair that each weight belongs to, without sorting all weights.
+/* The pass of harness/methods/symreg.py: the sign of the pair of ranks that each weight belongs to, without sorting all.
  *
- * Weights fall into buckets in ascending order, symmetric about 0: a bucket and its mirror image hold the same sizes. Of
- * a pair whose weights fall into buckets of different size the larger one decides the sign, whatever the values. Only
- * buckets where signs differ, few unless weights are nearly symmetric already, are sorted.
+ * Go through the weights by size |w|, the largest first, and count how many more positive ones there were than negative
+ * ones. Of each pair the larger weight is on the side that leads, so its sum has the sign of this balance. Buckets of
+ * sizes do wherever the balance cannot change its sign within one; the weights of the others, few unless weights are nearly
+ * symmetric already, are sorted.
  */
-#include <stdlib.h>
-
 #include "common.h"
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
-#define PARTS 4 /* of the weights, counted apart from each other */
+#define MOST_BUCKETS 65536
 #define CHUNK 512
-#define MIXED 2 /* a bucket's sign, beside -1, 0 and 1: that of each weight is its own */
+#define SHARES 4 /* of the weights, counted apart from each other */
+#define MIXED 2  /* a bucket's sign, beside -1 and 1: that of each weight is its own */
+#define DIGITS 2048
 
-typedef struct { float w; int32_t index; } Member;
-/* Of 2 * half buckets: where each one's ranks begin, where its members are, and the sign of them all. */
+/* A bucket whose members are sorted: how many positive and negative weights are larger, where its members are, and what they
+ * add to the value. */
+typedef struct { int32_t above, below, from, count; double value; } Mixed;
+
 typedef struct {
-    int64_t half, count, pairs;
+    int32_t half, middle; /* middle: the rank of the weight without a partner, or 0 */
     float scale;
-    int32_t *start, *place;
-    int8_t *sign;
-    Member *members;
+    int32_t *positive, *negative, *sign;
+    Mixed *mixed;
 } Buckets;
 
-/* Never decreasing in w, and symmetric: w and -w are in buckets that mirror each other (a zero apart). */
+_Static_assert(sizeof(Mixed) == 24, "room, in harness/kernels/cpu.py");
+
 ALWAYS int32_t bucket_of(float w, float scale, int32_t half) {
-    int32_t size = (int32_t)(fabsf(w) * scale);
-    size = size < half ? size : half - 1;
-    return half + (size ^ -(int32_t)(w < 0)); /* half - 1 - size of negative ones, without a branch */
+    float at = fabsf(w) * scale, last = (float)(half - 1);
+    return (int32_t)(at < last ? at : last);
 }
 
-/* By itself, so that it is made of vectors. */
-static void find_buckets(const float *restrict w, int32_t *restrict out, int64_t n, float scale, int32_t half) {
-    for (int64_t i = 0; i < n; i++) out[i] = bucket_of(w[i], scale, half);
+ALWAYS uint32_t bits_of(float w) {
+    uint32_t bits;
+    memcpy(&bits, &w, 4);
+    return bits;
 }
 
-static void count_weights(const float *w, Buckets *all, int32_t *counts) {
-    int64_t share = (all->count + PARTS - 1) / PARTS;
-    float scale = all->scale;
-    int32_t half = (int32_t)all->half;
-#pragma omp parallel for schedule(static) if (all->count >= FEW * BLOCK)
-    for (int64_t part = 0; part < PARTS; part++) {
-        int32_t *own = counts + part * 2 * half;
-        int64_t end = (part + 1) * share < all->count ? (part + 1) * share : all->count;
+/* Counts by bucket, those of negative weights in the second half. Returns the largest bits of |w|. */
+static uint32_t count_some(const float *restrict w, int64_t n, float scale, int32_t half, uint16_t *restrict counts) {
+    int32_t found[CHUNK];
+    uint32_t most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t size = bits_of(w[i]) & 0x7fffffff;
+        most = size > most ? size : most;
+    }
+    for (int64_t i = 0; i < n; i++) found[i] = bucket_of(w[i], scale, half) + (w[i] < 0 ? half : 0);
+    for (int64_t i = 0; i < n; i++) counts[found[i]]++;
+    return most;
+}
+
+/* Adds the counts of some weights to those of all; returns the largest bits of |w|. In 16 bits for a bucket, of which fewer
+ * have to be fetched; where that was too few for one, the total is wrong, and the weights are counted in pieces. */
+static uint32_t count_range(const float *w, int64_t n, Buckets *all) {
+    uint16_t own[2 * MOST_BUCKETS];
+    int32_t half = all->half;
+    uint32_t most = 0;
+    for (int64_t from = 0, piece = n, some; from < n;) {
+        some = n - from < piece ? n - from : piece;
         memset(own, 0, 2 * half * sizeof *own);
-        for (int64_t i = part * share; i < end; i += CHUNK) {
-            int64_t n = end - i < CHUNK ? end - i : CHUNK;
-            int32_t found[CHUNK];
-            find_buckets(w + i, found, n, scale, half);
-            for (int64_t j = 0; j < n; j++) own[found[j]]++;
+        for (int64_t i = from; i < from + some; i += CHUNK) {
+            int64_t end = i + CHUNK < from + some ? i + CHUNK : from + some;
+            uint32_t size = count_some(w + i, end - i, all->scale, half, own);
+            most = size > most ? size : most;
         }
+        int64_t total = 0;
+        for (int32_t b = 0; b < 2 * half; b++) total += own[b];
+        if (total != some) {
+            piece = 0xffff;
+            continue;
+        }
+#pragma omp critical(symmetry)
+        for (int32_t b = 0; b < half; b++) all->positive[b] += own[b], all->negative[b] += own[half + b];
+        from += some;
     }
-    all->start[0] = 0;
-    for (int64_t a = 0; a < 2 * half; a++) {
-        int32_t sum = 0;
-        for (int64_t part = 0; part < PARTS; part++) sum += counts[part * 2 * half + a];
-        all->start[a + 1] = all->start[a] + sum;
-    }
+    return most;
 }
 
-/* A run of pairs first <= j < end: the lower weight, of rank j, in bucket `low`, the upper one in `high`. */
-typedef struct { int64_t first, end, low, high; } Run;
-
-static int next_run(const Buckets *all, Run *run) {
-    run->first = run->end;
-    if (run->first >= all->pairs) return 0;
-    while (all->start[run->low + 1] <= run->first) run->low++;
-    while (all->start[run->high] > all->count - 1 - run->first) run->high--;
-    int64_t lower = all->start[run->low + 1], upper = all->count - all->start[run->high];
-    run->end = lower < upper ? lower : upper;
-    run->end = run->end < all->pairs ? run->end : all->pairs;
-    return 1;
+/* Whether all weights are finite; counts those of each sign in each bucket. */
+static int count_weights(const float *w, int64_t count, Buckets *all) {
+    int64_t share = (count + SHARES - 1) / SHARES;
+    int32_t infinite = 0;
+    memset(all->positive, 0, all->half * sizeof(int32_t));
+    memset(all->negative, 0, all->half * sizeof(int32_t));
+#pragma omp parallel for schedule(static) reduction(| : infinite) if (count >= FEW * BLOCK)
+    for (int64_t from = 0; from < count; from += share)
+        infinite |= count_range(w + from, count - from < share ? count - from : share, all) >= 0x7f800000u;
+    return !infinite;
 }
 
-ALWAYS Run before_all(const Buckets *all) { return (Run){0, 0, 0, 2 * all->half - 1}; }
-
-/* The sign of all sums of a run; MIXED where values decide it, as they do where both may be 0. */
-ALWAYS int8_t sign_of(const Buckets *all, const Run *run) {
-    if (run->low == all->half && run->high == all->half) return MIXED;
-    int64_t balance = run->low + run->high - (2 * all->half - 1);
-    return balance > 0 ? 1 : balance < 0 ? -1 : MIXED;
-}
-
-ALWAYS void touch(int8_t *sign, int8_t by) { *sign = *sign == 0 || *sign == by ? by : MIXED; }
-
-/* fours: sums of two pairs, so that a run's last pair may go with the first one of the next. */
-static void find_signs(Buckets *all, int fours) {
-    memset(all->sign, 0, 2 * all->half);
-    Run run = before_all(all), last = run;
-    for (int8_t sign, previous = 0; next_run(all, &run); last = run, previous = sign) {
-        sign = sign_of(all, &run);
-        touch(all->sign + run.low, sign), touch(all->sign + run.high, sign);
-        if (fours && previous && previous != sign)
-            all->sign[run.low] = all->sign[run.high] = all->sign[last.low] = all->sign[last.high] = MIXED;
+/* The signs of all buckets; returns how many are mixed. */
+static int32_t find_signs(Buckets *all) {
+    int32_t middle = all->middle, above = 0, below = 0, found = 0, place = 0;
+    for (int32_t b = all->half - 1; b >= 0; b--) {
+        int32_t p = all->positive[b], n = all->negative[b], balance = above - below;
+        int alone = (above < middle && above + p >= middle) || (below < middle && below + n >= middle);
+        all->sign[b] = b == 0 || alone ? MIXED : balance >= n ? 1 : -balance >= p ? -1 : MIXED;
+        if (all->sign[b] == MIXED && p + n) {
+            all->mixed[found++] = (Mixed){above, below, place, p + n, 0};
+            place += p + n;
+        }
+        above += p, below += n;
     }
-    for (int64_t rank = all->pairs, a = 0; rank < all->count - all->pairs; rank++) { /* without a partner */
-        while (all->start[a + 1] <= rank) a++;
-        all->sign[a] = MIXED;
-    }
+    return found;
 }
 
-/* The signs of a block; returns what those that are known add to the value. */
-static double give_block(const float *restrict w, const Buckets *all, int8_t *restrict signs, int64_t n) {
-    double lane[LANES] = {0}, sum = 0;
-    int32_t found[BLOCK];
-    const int8_t *restrict sign = all->sign;
-    find_buckets(w, found, n, all->scale, (int32_t)all->half);
-    for (int64_t i = 0; i < n; i++) signs[i] = sign[found[i]];
-    IN_LANES(n, float s = signs[i + j]; lane[j] += (s == MIXED ? 0.0f : s) * w[i + j])
+/* What the weights of mixed buckets are sorted by, descending: size, sign, index. */
+ALWAYS uint64_t key_of(float w, int32_t index) {
+    uint32_t bits = bits_of(w);
+    return (uint64_t)(bits & 0x7fffffff) << 32 | (bits & 0x80000000u) | (uint32_t)index;
+}
+
+/* Where signs are mixed, in order; returns how many are. places: n and 16 more. */
+static int32_t find_mixed(const int32_t *restrict signs, int64_t n, int32_t *restrict places) {
+    int32_t few = 0, i = 0;
+#ifdef __AVX512F__
+    __m512i at = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (; i + 16 <= n; i += 16) {
+        __mmask16 mixed = _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(signs + i), _mm512_set1_epi32(MIXED));
+        __m512i here = _mm512_add_epi32(at, _mm512_set1_epi32(i));
+        _mm512_storeu_si512(places + few, _mm512_maskz_compress_epi32(mixed, here));
+        few += __builtin_popcount(mixed);
+    }
+#endif
+    for (; i < n; i++) {
+        places[few] = i;
+        few += signs[i] == MIXED;
+    }
+    return few;
+}
+
+/* The signs of a block; the keys of those that are mixed, as many as it sets `listed` to. Returns what the others add to
+ * the value. */
+static double give_block(const float *restrict w, const Buckets *restrict all, int8_t *restrict signs, int64_t n,
+                         int32_t first, uint64_t *restrict keys, int32_t *listed) {
+    float lane[LANES] = {0};
+    double sum = 0;
+    int32_t found[BLOCK], places[BLOCK + 16], few;
+    for (int64_t i = 0; i < n; i++) found[i] = bucket_of(w[i], all->scale, all->half);
+    for (int64_t i = 0; i < n; i++) found[i] = all->sign[found[i]];
+    for (int64_t i = 0; i < n; i++) signs[i] = (int8_t)found[i];
+    IN_LANES(n, float s = found[i + j]; lane[j] += (s == MIXED ? 0.0f : s) * w[i + j])
     for (int j = 0; j < LANES; j++) sum += lane[j];
+    few = find_mixed(found, n, places);
+    for (int32_t k = 0; k < few; k++) keys[k] = key_of(w[places[k]], first + places[k]);
+    *listed = few;
     return sum;
 }
 
-static void give_signs(const float *w, const Buckets *all, int8_t *signs, double *partial) {
-    int64_t each = blocks(all->count);
-    EACH_BLOCK(b, each) partial[b] = give_block(w + b * BLOCK, all, signs + b * BLOCK, length(all->count, b));
-}
-
-static int by_value(const void *one, const void *other) {
-    const Member *a = one, *b = other;
-    return a->w != b->w ? (a->w < b->w ? -1 : 1) : a->index < b->index ? -1 : 1;
-}
-
-static void sort_members(Member *members, int64_t count) {
-    if (count > 64) {
-        qsort(members, count, sizeof *members, by_value);
-        return;
-    }
-    for (int64_t i = 1; i < count; i++) {
-        Member each = members[i];
-        int64_t j = i;
-        for (; j > 0 && members[j - 1].w > each.w; j--) members[j] = members[j - 1];
-        members[j] = each;
-    }
-}
-
-/* Whether one of eight signs is MIXED: of all signs only that has bit 1 without bit 2. */
-ALWAYS int any_mixed(const int8_t *signs) {
-    uint64_t eight;
-    memcpy(&eight, signs, 8);
-    return (eight & ~(eight >> 1) & 0x0202020202020202u) != 0;
-}
-
-/* The members of mixed buckets, each bucket's in ascending order, equal ones by index. */
-static void sort_mixed(const float *w, Buckets *all, const int8_t *signs, int32_t *cursor) {
-    int32_t room = 0;
-    for (int64_t a = 0; a < 2 * all->half; a++) {
-        all->place[a] = cursor[a] = room;
-        if (all->sign[a] == MIXED) room += all->start[a + 1] - all->start[a];
-    }
-    for (int64_t from = 0; from < all->count; from += 8) {
-        int64_t end = from + 8 < all->count ? from + 8 : all->count;
-        if (end - from == 8 && !any_mixed(signs + from)) continue;
-        for (int64_t i = from; i < end; i++) {
-            if (signs[i] != MIXED) continue;
-            int32_t a = bucket_of(w[i], all->scale, (int32_t)all->half);
-            all->members[cursor[a]++] = (Member){w[i], (int32_t)i};
+/* Descending by size, in three passes; equal ones stay in order. Returns where they are: in keys or in room. */
+static uint64_t *sort_keys(uint64_t *keys, uint64_t *room, int64_t count) {
+    for (int shift = 32; shift < 64; shift += 11) {
+        int32_t start[DIGITS] = {0}, sum = 0;
+        for (int64_t i = 0; i < count; i++) start[keys[i] >> shift & (DIGITS - 1)]++;
+        for (int32_t d = DIGITS - 1; d >= 0; d--) {
+            int32_t here = start[d];
+            start[d] = sum, sum += here;
         }
+        for (int64_t i = 0; i < count; i++) room[start[keys[i] >> shift & (DIGITS - 1)]++] = keys[i];
+        uint64_t *other = keys;
+        keys = room, room = other;
     }
-#pragma omp parallel for schedule(dynamic, 256) if (room >= FEW * BLOCK)
-    for (int64_t a = 0; a < 2 * all->half; a++)
-        if (all->sign[a] == MIXED) sort_members(all->members + all->place[a], all->start[a + 1] - all->start[a]);
+    return keys;
 }
 
-/* The member of a rank; NULL where its bucket has one sign. */
-ALWAYS const Member *member(const Buckets *all, int64_t bucket, int64_t rank) {
-    return all->sign[bucket] == MIXED ? all->members + all->place[bucket] + (rank - all->start[bucket]) : NULL;
+ALWAYS int is_negative(uint64_t key) { return key >> 31 & 1; }
+ALWAYS int32_t index_of(uint64_t key) { return (int32_t)(key & 0x7fffffff); }
+
+/* The sign goes to a weight; returns what that adds to the value. */
+ALWAYS double give(uint64_t key, int32_t sign, int8_t *signs) {
+    uint32_t bits = (uint32_t)(key >> 32);
+    float size;
+    memcpy(&size, &bits, 4);
+    signs[index_of(key)] = (int8_t)sign;
+    return (double)(is_negative(key) ? -sign : sign) * size;
 }
 
-typedef struct { const Member *low, *high; int8_t known; } Pair;
-
-ALWAYS float sum_of(const Pair *pair) { return pair->low->w + pair->high->w; }
-
-/* The sign goes to what is mixed of `several` pairs; returns what it adds to the value. */
-static double settle_pairs(const Pair *pairs, int several, int8_t *signs) {
-    int values = 1;
-    float sum = 0;
-    double added = 0;
-    for (int k = 0; k < several; k++) values &= pairs[k].low && pairs[k].high;
-    for (int k = 0; values && k < several; k++) sum = k ? sum + sum_of(pairs + k) : sum_of(pairs + k);
-    int8_t sign = values ? (int8_t)((sum > 0) - (sum < 0)) : pairs[0].known;
-    for (int k = 0; k < several; k++) {
-        const Member *both[2] = {pairs[k].low, pairs[k].high};
-        for (int side = 0; side < 2; side++)
-            if (both[side]) signs[both[side]->index] = sign, added += (double)sign * both[side]->w;
-    }
-    return added;
-}
-
-/* From the pair `from` of a run up to `end`; pairs: the last ones, kept from run to run. */
-static double settle_run(const Buckets *all, const Run *run, int64_t from, int64_t end, Pair *pairs, int several,
-                         int8_t *signs) {
+/* Members of equal size, of which some cancel. Zeros are on neither side: what leads takes as many as it leads by. */
+static double settle_equal(const uint64_t *keys, int32_t count, int32_t above, int32_t below, int32_t middle, int8_t *signs) {
+    int32_t down = 0, up = 0, n = 0, balance = above - below;
     double value = 0;
-    int8_t known = sign_of(all, run);
-    for (int64_t j = from; j < end; j++) {
-        pairs[j % several] = (Pair){member(all, run->low, j), member(all, run->high, all->count - 1 - j), known};
-        if (j % several == several - 1) value += settle_pairs(pairs, several, signs);
+    for (int32_t i = 0; i < count; i++) n += is_negative(keys[i]);
+    int32_t p = count - n, zeros = keys[0] >> 32 == 0;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t sign;
+        if (zeros) up++, sign = up <= balance ? 1 : up <= -balance ? -1 : 0;
+        else if (is_negative(keys[i])) down++, sign = down <= balance ? 1 : down <= balance + p ? 0 : -1;
+        else up++, sign = up <= -balance ? -1 : up <= n - balance ? 0 : 1;
+        if (!zeros && middle && (is_negative(keys[i]) ? below + down : above + up) == middle) sign = 0;
+        value += give(keys[i], sign, signs);
     }
     return value;
 }
 
-static double settle_mixed(const Buckets *all, int fours, int8_t *signs) {
+/* The signs of a bucket's members, which are in order. */
+static double settle(const uint64_t *keys, const Mixed *of, int32_t middle, int8_t *signs) {
+    int32_t above = of->above, below = of->below, end;
     double value = 0;
-    Run run = before_all(all);
-    Pair pairs[2];
-    while (next_run(all, &run)) {
-        if (all->sign[run.low] == MIXED || all->sign[run.high] == MIXED) {
-            value += settle_run(all, &run, run.first, run.end, pairs, 1 + fours, signs);
-        } else if (fours) { /* only the ends, which may share a sum with a pair of a mixed run */
-            value += settle_run(all, &run, run.first, run.first + run.first % 2, pairs, 2, signs);
-            value += settle_run(all, &run, run.end - run.end % 2, run.end, pairs, 2, signs);
-        }
-    }
-    for (int64_t rank = all->pairs, a = 0; rank < all->count - all->pairs; rank++) {
-        while (all->start[a + 1] <= rank) a++;
-        signs[member(all, a, rank)->index] = 0;
+    for (int32_t from = 0; from < of->count; from = end) {
+        uint32_t size = (uint32_t)(keys[from] >> 32);
+        int32_t n = is_negative(keys[from]);
+        for (end = from + 1; end < of->count && (uint32_t)(keys[end] >> 32) == size; end++) n += is_negative(keys[end]);
+        int32_t p = end - from - n;
+        if (end == from + 1 && size && !middle) value += give(keys[from], 2 * (above - below + p > 0) - 1, signs);
+        else value += settle_equal(keys + from, end - from, above, below, middle, signs);
+        above += p, below += n;
     }
     return value;
 }
 
-/* signs: of the sum that each of `count` weights is in, times which the weights add up to `value`: 2 * half buckets,
- * half a power of two, `scale` times the largest |w| about half. fours: sums of two pairs. room: int32, (PARTS + 2) times
- * 2 * half + 1; sign: a byte for each bucket; members: 8 bytes for each weight; partial: a double for each block. */
-void symmetry(const float *w, int64_t count, int64_t half, float scale, int fours, int8_t *signs, double *value,
-              int32_t *room, int8_t *sign, void *members, double *partial) {
-    int64_t pairs = count / 2;
-    Buckets all = {half, count, fours ? pairs - pairs % 2 : pairs, scale, room, room + 2 * half + 1, sign, members};
-    int32_t *counts = room + 4 * half + 1;
-    count_weights(w, &all, counts);
-    find_signs(&all, fours);
-    give_signs(w, &all, signs, partial);
-    sort_mixed(w, &all, signs, counts);
-    *value = settle_mixed(&all, fours, signs);
-    for (int64_t b = 0; b < blocks(count); b++) *value += partial[b];
+/* Buckets to a unit of size: most of them within the largest of a thousand weights. */
+static float scale_for(const float *w, int64_t count, int32_t half) {
+    float most = 0;
+    for (int64_t stride = count / 1024 + 1; most == 0 && stride > 0; stride = stride > 1 ? 1 : 0)
+        for (int64_t i = 0; i < count; i += stride) most = fabsf(w[i]) > most ? fabsf(w[i]) : most;
+    float scale = (float)half / most;
+    return most > 0 && isfinite(scale) ? scale : 0; /* all in one bucket, and sorted */
+}
+
+/* signs: of the sum that each of `count` weights is in, times which the weights add up to `value`; that is NaN where a
+ * weight is not finite. half: the number of buckets. room: 36 bytes for each of them; keys: two for each weight; partial, listed: one for
+ * each block. */
+void symmetry(const float *w, int64_t count, int half, int8_t *signs, double *value, void *room, uint64_t *keys,
+              double *partial, int32_t *listed) {
+    int64_t each = blocks(count), members = 0;
+    int32_t middle = count % 2 ? (int32_t)(count / 2 + 1) : 0, *numbers = (int32_t *)((Mixed *)room + half);
+    Buckets all = {half, middle, scale_for(w, count, half), numbers, numbers + half, numbers + 2 * half, room};
+    *value = NAN;
+    if (!count_weights(w, count, &all)) return;
+    int32_t mixed = find_signs(&all);
+    EACH_BLOCK(b, each) {
+        int64_t at = b * BLOCK;
+        partial[b] = give_block(w + at, &all, signs + at, length(count, b), (int32_t)at, keys + at, listed + b);
+    }
+    for (int64_t b = 0; b < each; members += listed[b++])
+        memmove(keys + members, keys + b * BLOCK, listed[b] * sizeof *keys);
+    keys = sort_keys(keys, keys + count, members);
+#pragma omp parallel for schedule(dynamic, 64) if (members >= FEW * BLOCK)
+    for (int32_t m = 0; m < mixed; m++)
+        all.mixed[m].value = settle(keys + all.mixed[m].from, all.mixed + m, middle, signs);
+    *value = 0;
+    for (int64_t b = 0; b < each; b++) *value += partial[b];
+    for (int32_t m = 0; m < mixed; m++) *value += all.mixed[m].value;
+}
+
+/* out = factor times the signs. */
+void signed_factor(const int8_t *signs, float *out, int64_t count, float factor) {
+    EACH_BLOCK(b, blocks(count))
+        for (int64_t i = b * BLOCK; i < b * BLOCK + length(count, b); i++) out[i] = factor * signs[i];
 }
