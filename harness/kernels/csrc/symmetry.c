@@ -239,7 +239,7 @@ void symmetry(const float *w, int64_t count, int half, int8_t *signs, double *va
     for (int64_t b = 0; b < each; members += listed[b++])
         memmove(keys + members, keys + b * BLOCK, listed[b] * sizeof *keys);
     keys = sort_keys(keys, keys + count, members);
-#pragma omp parallel for schedule(dynamic, 64) if (members >= FEW * BLOCK)
+#pragma omp parallel for schedule(dynamic, 64) if (members >= 4096)
     for (int32_t m = 0; m < mixed; m++)
         all.mixed[m].value = settle(keys + all.mixed[m].from, all.mixed + m, middle, signs);
     *value = 0;
