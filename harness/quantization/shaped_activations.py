@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from harness.quantization.activations import ActivationQuantizer, Grid
 from harness.quantization.autograd import clip, round_ste
-from harness.quantization.companding import Curve, compress, curve, expand_codes
+from harness.quantization.curve import Curve, compress, curve, expand_codes
 from harness.quantization.grid import levels, safe_step
 from harness.quantization.learned_activations import LearnedStepQuantizer
 from harness.quantization.observed import Observed
