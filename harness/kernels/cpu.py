@@ -1,17 +1,11 @@
 """The passes over one weight, and over a batch of images, in C, for tensors on the CPU."""
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from harness.kernels import library
 
 BLOCK = 4096  # as in harness/kernels/csrc/common.h
-#: As in harness/kernels/csrc/companding.c; TABLES: bytes, at least what its tables take.
-MOST_INTERVALS, MOST_PLACES, PARTS, TABLES = 64, 194, 32, 8192
-SMALLEST = torch.finfo(torch.float32).tiny
 
 # A weight, fp32 (O, ...), is `groups` shares of equal size that have a step each: 1, or O. Tensors `peak` and `step`
 # are fp32 with `groups` elements; what else is given is like the weight. Callers have asked `serves`. high: the
@@ -130,94 +124,6 @@ def standardized_cubic(
     out = torch.empty_like(weight)
     library.call("standardized_cubic", weight, out, weight.numel(), mean, deviation, cubic, linear, constant)
     return out
-
-
-def symmetry(weight: Tensor, fours: bool) -> tuple[float, Tensor] | None:
-    """Of the weights paired by rank from both ends: the sum of |w + w'| over pairs, or, with `fours`, of |sum| over two
-    neighbouring pairs, and the sign of that sum for each weight, int8, like it; 0 for one without a partner.
-
-    None where a weight is not finite.
-    """
-    count = weight.numel()
-    if count >= 2**31:
-        return None
-    signs, value = torch.empty_like(weight, dtype=torch.int8), torch.empty((), dtype=torch.float64)
-    partial = torch.empty(-(-count // BLOCK), dtype=torch.float64)
-    if fours:
-        _by_buckets_of_both_signs(weight, signs, value, partial)
-    else:
-        half = 1 << min(16, max(4, (count // 16).bit_length()))
-        room = torch.empty(36 * half, dtype=torch.uint8), torch.empty(2 * count, dtype=torch.int64)
-        library.call("symmetry", weight, count, half, signs, value, *room, partial, torch.empty(partial.shape))
-    return (float(value), signs) if math.isfinite(value) else None
-
-
-def _by_buckets_of_both_signs(weight: Tensor, signs: Tensor, value: Tensor, partial: Tensor) -> None:
-    """Sums of two neighbouring pairs; NaN where a weight is not finite."""
-    count, largest = weight.numel(), float(peaks(weight, 1))
-    if not math.isfinite(largest):
-        value.fill_(math.nan)
-        return
-    half = 1 << min(15, max(4, (count // 32).bit_length()))
-    scale = half / largest if largest > half * SMALLEST else 0.0  # of zeros all are in one bucket
-    room, bucket_signs = torch.empty(12 * half + 1, dtype=torch.int32), torch.empty(2 * half, dtype=torch.int8)
-    members = torch.empty(count, dtype=torch.int64)
-    library.call("symmetry_fours", weight, count, half, scale, signs, value, room, bucket_signs, members, partial)
-
-
-def signed_factor(signs: Tensor, factor: float) -> Tensor:
-    """fp32, `factor` times int8 signs."""
-    out = torch.empty_like(signs, dtype=torch.float32)
-    library.call("signed_factor", signs, out, signs.numel(), factor)
-    return out
-
-
-@dataclass
-class Companding:
-    """Passes over a weight whose codes are indices of levels, with what they share: harness/kernels/csrc/companding.c.
-
-    reach: the ranges, fp32 (groups,); in deviations of the weight if `normalize`. log_slopes: of the curve, fp32 (K,),
-    K up to MOST_INTERVALS. high: the largest code; beyond: the largest size, in steps, that counts as inside.
-    """
-
-    reach: Tensor
-    log_slopes: Tensor
-    high: int
-    beyond: float
-    normalize: bool
-
-    def _prepare(self, weight: Tensor) -> None:
-        groups, self.scratch = self.reach.numel(), scratch_for(weight, self.reach.numel())
-        self.scales, self.tables = torch.empty(4 * groups), torch.empty(TABLES, dtype=torch.uint8)
-        sizes, curve = sizes_of(weight, groups), (self.log_slopes, self.log_slopes.numel(), self.high, self.beyond)
-        rest = self.normalize, self.scales, self.tables, self.scratch
-        library.call("compand_prepare", weight, *sizes, self.reach, *curve, *rest)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight at its levels."""
-        self._prepare(weight)
-        out, self.places = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8)
-        sizes = sizes_of(weight, self.reach.numel())
-        library.call("compand", weight, out, self.places, *sizes, self.scales, self.tables)
-        return out
-
-    def codes(self, weight: Tensor) -> Tensor:
-        """The codes, int8, like the weight."""
-        self._prepare(weight)
-        out = torch.empty_like(weight, dtype=torch.int8)
-        library.call("companded_codes", weight, out, *sizes_of(weight, self.reach.numel()), self.scales, self.tables)
-        return out
-
-    def backward(self, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """After `forward`: the gradients of the weight, of the ranges and of the logarithms of slopes."""
-        out, ranges, slopes = torch.empty_like(weight), torch.empty_like(self.reach), torch.empty_like(self.log_slopes)
-        sizes, given = sizes_of(weight, self.reach.numel()), (self.reach, self.normalize, self.scales, self.tables)
-        rest = ranges, slopes, self.scratch, torch.empty(2 * PARTS * MOST_PLACES, dtype=torch.float64)
-        library.call("compand_backward", weight, grad, out, self.places, *sizes, *given, *rest)
-        return out, ranges, slopes
-
-
-# Activations: an input fp32 of `groups` rows, each with its step and its lowest and highest code, all fp32 (groups,).
 
 
 def on_grid(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:

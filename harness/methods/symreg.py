@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.kernels import cpu, dispatch
+from harness.kernels import cpu_symmetry, dispatch
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization.autograd import by_passes
 from harness.quantization.layers import attach
@@ -84,7 +84,7 @@ class _Passes:
         """Find values and signs; False where a weight is not finite."""
         fours, self.parts = self.pairing == "two", list[tuple[float, Tensor, int]]()
         for weight in weights:
-            found = cpu.symmetry(weight.detach(), fours)
+            found = cpu_symmetry.symmetry(weight.detach(), fours)
             if found is None:
                 return False
             self.parts.append((*found, max(1, weight.numel() // (4 if fours else 2))))
@@ -95,7 +95,7 @@ class _Passes:
 
     def backward(self, gradient: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         factor = float(gradient)
-        return tuple(cpu.signed_factor(signs, factor / count) for _, signs, count in self.parts)
+        return tuple(cpu_symmetry.signed_factor(signs, factor / count) for _, signs, count in self.parts)
 
 
 def is_depthwise(layer: nn.Module) -> bool:

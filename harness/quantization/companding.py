@@ -6,9 +6,9 @@ Levels are dense where the compressor is steep.
 import torch
 from torch import Tensor, nn
 
-from harness.kernels import cpu, dispatch
+from harness.kernels import cpu_companding, dispatch
 from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
-from harness.quantization.curve import Curve, compress, curve, expand_codes
+from harness.quantization.curve import Curve, compress, curve, expand, expand_codes
 from harness.quantization.grid import safe_step
 from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
 
@@ -92,7 +92,7 @@ class CompandingQuantizer(WeightQuantizer):
 
     def _served(self, weight: Tensor) -> bool:
         """Whether passes in C may compute what a curve does to a weight."""
-        small, own = self.intervals <= cpu.MOST_INTERVALS, self.learned_range.dtype == torch.float32
+        small, own = self.intervals <= cpu_companding.MOST_INTERVALS, self.learned_range.dtype == torch.float32
         return self.fused and small and own and dispatch.serves(weight)
 
     def compressor(self, dtype: torch.dtype | None = None) -> Curve:
@@ -158,7 +158,7 @@ class _Companded:
 
     def __init__(self, quantizer: CompandingQuantizer, log_slopes: Tensor) -> None:
         self.plain, high, reach = quantizer.plain, quantizer.levels.high, quantizer.learned_range.detach()
-        self.passes = cpu.Companding(
+        self.passes = cpu_companding.Companding(
             reach.contiguous(), log_slopes.detach().contiguous(), high, high + BOUND_SLACK, quantizer.normalize
         )
 
