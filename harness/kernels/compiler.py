@@ -1,4 +1,4 @@
-"""Compiles kernels/csrc/ for this processor when it is first needed, and keeps the library: under a second, once.
+"""Compiles kernels/csrc/ for this processor when it is first needed, and keeps the library: a few seconds, once.
 
 A compiler for the whole graph would do, but takes up to half a minute a process, and its passes three times as long.
 Without a C compiler everything works by plain tensor operations.
@@ -39,7 +39,7 @@ def load_library(compiler: str) -> ctypes.CDLL:
         _compile(compiler, built)
         content = built.read_bytes()
         name = f"{prefix}-{_digest(content)}.so"
-        kept = keep(name, lambda path: path.write_bytes(content), "every process compiles the passes in C, in a second")
+        kept = keep(name, lambda path: path.write_bytes(content), "every process compiles the passes in C, for seconds")
         # A loaded library stays when its file is deleted.
         return (_try_load(kept) if kept else None) or ctypes.CDLL(str(built))
 

@@ -10,6 +10,7 @@ BLOCK = 4096  # as in harness/kernels/csrc/common.h
 # A weight, fp32 (O, ...), is `groups` shares of equal size that have a step each: 1, or O. Tensors `peak` and `step`
 # are fp32 with `groups` elements; what else is given is like the weight. Callers have asked `serves`. high: the
 # largest code of a clipped range, -1 without clipping; slack: how far beyond it, in steps, still counts as inside.
+# grad: fp32 or bf16.
 
 
 def peaks(weight: Tensor, groups: int) -> Tensor:
@@ -19,10 +20,10 @@ def peaks(weight: Tensor, groups: int) -> Tensor:
     return out
 
 
-def quantize(weight: Tensor, step: Tensor, high: float) -> Tensor:
-    """The weight on the grid, `step * code`."""
-    out = torch.empty_like(weight)
-    library.call("quantize", weight, out, *sizes_of(weight, step.numel()), step, high)
+def quantize(weight: Tensor, step: Tensor, high: float, bf16: bool = False) -> Tensor:
+    """The weight on the grid, `step * code`, in fp32 or rounded to bf16."""
+    out = torch.empty_like(weight, dtype=torch.bfloat16 if bf16 else torch.float32)
+    library.call("quantize", weight, out, *sizes_of(weight, step.numel()), step, high, bf16)
     return out
 
 
@@ -43,7 +44,8 @@ def quantize_backward(
     """
     out, groups = torch.empty_like(weight), step.numel()
     sizes, scratch = sizes_of(weight, groups), scratch_for(weight, groups)
-    library.call("quantize_backward", weight, grad, out, *sizes, peak, step, high, slack, graph, further, 0, scratch)
+    rest = peak, step, high, slack, graph, further, 0, scratch
+    library.call("quantize_backward", weight, grad, grad.dtype == torch.bfloat16, out, *sizes, *rest)
     return out
 
 
@@ -53,7 +55,8 @@ def learned_step_backward(
     """The gradients of the weight and of the steps, (groups,), from `grad`, that of the weight on the grid."""
     out, pulls, groups = torch.empty_like(weight), torch.empty(step.numel()), step.numel()
     sizes, scratch = sizes_of(weight, groups), scratch_for(weight, groups)
-    library.call("quantize_backward", weight, grad, out, *sizes, 0, step, high, slack, 0, 0, pulls, scratch)
+    rest = 0, step, high, slack, 0, 0, pulls, scratch
+    library.call("quantize_backward", weight, grad, grad.dtype == torch.bfloat16, out, *sizes, *rest)
     return out, pulls
 
 

@@ -33,12 +33,13 @@ class Companding:
         rest = self.normalize, self.scales, self.tables, self.scratch
         library.call("compand_prepare", weight, *sizes, self.reach, *curve, *rest)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight at its levels."""
+    def forward(self, weight: Tensor, bf16: bool = False) -> Tensor:
+        """The weight at its levels, in fp32 or rounded to bf16."""
         self._prepare(weight)
-        out, self.places = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.uint8)
+        out = torch.empty_like(weight, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self.places = torch.empty_like(weight, dtype=torch.uint8)
         sizes = sizes_of(weight, self.reach.numel())
-        library.call("compand", weight, out, self.places, *sizes, self.scales, self.tables)
+        library.call("compand", weight, out, bf16, self.places, *sizes, self.scales, self.tables)
         return out
 
     def codes(self, weight: Tensor) -> Tensor:
@@ -53,7 +54,9 @@ class Companding:
         out, ranges, slopes = torch.empty_like(weight), torch.empty_like(self.reach), torch.empty_like(self.log_slopes)
         sizes, given = sizes_of(weight, self.reach.numel()), (self.reach, self.normalize, self.scales, self.tables)
         rest = ranges, slopes, self.scratch, torch.empty(2 * PARTS * MOST_PLACES, dtype=torch.float64)
-        library.call("compand_backward", weight, grad, out, self.places, *sizes, *given, *rest)
+        library.call(
+            "compand_backward", weight, grad, grad.dtype == torch.bfloat16, out, self.places, *sizes, *given, *rest
+        )
         return out, ranges, slopes
 
 

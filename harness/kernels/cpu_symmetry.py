@@ -26,7 +26,7 @@ def symmetry(weight: Tensor, fours: bool) -> tuple[float, Tensor] | None:
         _by_buckets_of_both_signs(weight, signs, value, partial)
     else:
         half = 1 << min(16, max(4, (count // 16).bit_length()))
-        room = torch.empty(36 * half, dtype=torch.uint8), torch.empty(2 * count, dtype=torch.int64)
+        room = torch.empty(28 * half, dtype=torch.uint8), torch.empty(2 * count, dtype=torch.int64)
         library.call("symmetry", weight, count, half, signs, value, *room, partial, torch.empty(partial.shape))
     return (float(value), signs) if math.isfinite(value) else None
 

@@ -92,12 +92,20 @@ def alike_in_memory(first: Tensor, *others: Tensor) -> bool:
     return dense and all(_same_order(first, other) for other in others)
 
 
-def alike(gradient: Tensor, weight: Tensor) -> Tensor:
-    """A gradient as the passes take it: fp32, in the weight's order in memory."""
-    gradient = gradient.float()
+def alike(gradient: Tensor, weight: Tensor, bf16: bool = False) -> Tensor:
+    """A gradient as the passes take it: fp32, or bf16 where they take that, in the weight's order in memory."""
+    if not (bf16 and gradient.dtype == torch.bfloat16):
+        gradient = gradient.float()
     if alike_in_memory(weight, gradient):
         return gradient
-    return torch.empty_like(weight, dtype=torch.float32).copy_(gradient)
+    return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
+
+
+def multiplied_in_bf16(weight: Tensor) -> bool:
+    """Whether autocast would cast a weight on the CPU to bf16 where it is multiplied, and a pass may do so at once."""
+    if torch.compiler.is_compiling() or not isinstance(weight, Tensor) or weight.device.type != "cpu":
+        return False
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _same_order(first: Tensor, other: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.kernels import cpu_companding, dispatch
-from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
+from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, gives_bf16, round_ste
 from harness.quantization.curve import Curve, compress, curve, expand, expand_codes
 from harness.quantization.grid import safe_step
 from harness.quantization.quantizer import KeepScale, WeightQuantizer, shown
@@ -75,12 +75,13 @@ class CompandingQuantizer(WeightQuantizer):
         self.require_fitted()
         return (reach if deviation is None else reach * deviation) / self.levels.high
 
-    def forward(self, weight: Tensor) -> Tensor:
+    @gives_bf16
+    def forward(self, weight: Tensor, bf16: bool = False) -> Tensor:
         if self.log_slopes is None:
             return super().forward(weight)
         self.require_fitted()
         if self._served(weight):
-            return by_passes(_Companded(self, self.log_slopes), weight, self.learned_range, self.log_slopes)
+            return by_passes(_Companded(self, self.log_slopes, bf16), weight, self.learned_range, self.log_slopes)
         return self.plain(weight, self.learned_range, self.log_slopes)
 
     def plain(self, weight: Tensor, reach: Tensor, log_slopes: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class CompandingQuantizer(WeightQuantizer):
     def codes(self, weight: Tensor) -> Tensor:
         if self.log_slopes is not None and self._served(weight):
             self.require_fitted()
-            return _Companded(self, self.log_slopes).passes.codes(weight)
+            return _Companded(self, self.log_slopes, False).passes.codes(weight)
         position = self._position(weight).clamp_(max=self.levels.high)
         return (_sign(weight) * position.round_()).to(torch.int8)
 
@@ -156,14 +157,19 @@ def _sign(weight: Tensor) -> Tensor:
 class _Companded:
     """`quantizer.plain` and its gradients by passes in C."""
 
-    def __init__(self, quantizer: CompandingQuantizer, log_slopes: Tensor) -> None:
-        self.plain, high, reach = quantizer.plain, quantizer.levels.high, quantizer.learned_range.detach()
+    def __init__(self, quantizer: CompandingQuantizer, log_slopes: Tensor, bf16: bool) -> None:
+        self.bf16, self.plain, high, reach = (
+            bf16,
+            quantizer.plain,
+            quantizer.levels.high,
+            quantizer.learned_range.detach(),
+        )
         self.passes = cpu_companding.Companding(
             reach.contiguous(), log_slopes.detach().contiguous(), high, high + BOUND_SLACK, quantizer.normalize
         )
 
     def forward(self, weight: Tensor, reach: Tensor, log_slopes: Tensor) -> Tensor:
-        return self.passes.forward(weight)
+        return self.passes.forward(weight, self.bf16)
 
     def backward(self, gradient: Tensor, weight: Tensor, reach: Tensor, log_slopes: Tensor) -> tuple[Tensor, ...]:
-        return self.passes.backward(weight, dispatch.alike(gradient, weight))
+        return self.passes.backward(weight, dispatch.alike(gradient, weight, bf16=True))

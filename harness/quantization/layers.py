@@ -33,7 +33,7 @@ class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with slots: (..., I) to (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = quantized(self.input_quantizer, x), self.quantized_weight()
+        x, weight = quantized(self.input_quantizer, x), self.multiplied_weight()
         return product(self, functional.linear, x, weight, self.bias)
 
 
@@ -41,7 +41,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     """nn.Conv2d with slots: (N, I, H, W) to (N, O, H', W')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = quantized(self.input_quantizer, x), self.quantized_weight()
+        x, weight = quantized(self.input_quantizer, x), self.multiplied_weight()
         if self._picks_pixels(x):
             down, right = self.stride
             one_by_one = partial(functional.conv2d, groups=self.groups)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.kernels import cpu, dispatch
-from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste, scale_gradient
+from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, gives_bf16, round_ste, scale_gradient
 from harness.quantization.grid import LevelsKind, safe_step
 from harness.quantization.quantizer import ClippedQuantizer, KeepScale, MaxAbsQuantizer, WeightQuantizer, shown
 
@@ -43,9 +43,10 @@ class LSQQuantizer(WeightQuantizer):
         factor = 1.0 / math.sqrt(weights_a_step * self.levels.high)
         return scale_gradient(self.learned_step, factor)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    @gives_bf16
+    def forward(self, weight: Tensor, bf16: bool = False) -> Tensor:
         if self.fused and self.kind == "symmetric" and dispatch.serves(weight):
-            return by_passes(_LearnedStep(self.levels.high), weight, self.step(weight))
+            return by_passes(_LearnedStep(self.levels.high, bf16), weight, self.step(weight))
         return super().forward(weight)
 
     @torch.no_grad()
@@ -67,12 +68,13 @@ class _LearnedStep:
     """`step * round(clip(weight / step, -high, high))` and its gradients, each one pass over the weight."""
 
     high: int
+    bf16: bool
 
     def forward(self, weight: Tensor, step: Tensor) -> Tensor:
-        return cpu.quantize(weight, step.flatten(), self.high)
+        return cpu.quantize(weight, step.flatten(), self.high, self.bf16)
 
     def backward(self, gradient: Tensor, weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = dispatch.alike(gradient, weight)
+        gradient = dispatch.alike(gradient, weight, bf16=True)
         of_weight, pulls = cpu.learned_step_backward(weight, gradient, step.flatten(), self.high, BOUND_SLACK)
         return of_weight, pulls.view(step.shape)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
 from harness.kernels import dispatch
-from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, round_ste
+from harness.quantization.autograd import BOUND_SLACK, by_passes, clip, gives_bf16, round_ste
 from harness.quantization.grid import Levels, LevelsKind, clip_ratio, levels, max_abs, round_to_codes, safe_step
 from harness.quantization.norms import per_channel
 
@@ -157,9 +157,10 @@ class MaxAbsQuantizer(WeightQuantizer):
         """The largest code of a clipped range; -1 where every weight is inside."""
         return -1.0
 
-    def forward(self, weight: Tensor) -> Tensor:
+    @gives_bf16
+    def forward(self, weight: Tensor, bf16: bool = False) -> Tensor:
         if self.fused and dispatch.fake_quantization(weight, self.per_channel):
-            return by_passes(_FakeQuantize(self), weight)
+            return by_passes(_FakeQuantize(self, bf16 and weight.is_cpu), weight)
         return self.plain(weight)
 
     def plain(self, weight: Tensor) -> Tensor:
@@ -174,19 +175,19 @@ class MaxAbsQuantizer(WeightQuantizer):
 class _FakeQuantize:
     """A max-abs quantizer's forward and backward pass, each one fused pass over the weight."""
 
-    def __init__(self, quantizer: MaxAbsQuantizer) -> None:
-        self.quantizer, self.plain = quantizer, quantizer.plain
+    def __init__(self, quantizer: MaxAbsQuantizer, bf16: bool) -> None:
+        self.quantizer, self.plain, self.options = quantizer, quantizer.plain, (bf16,) if bf16 else ()
 
     def forward(self, weight: Tensor) -> Tensor:
-        step = self.quantizer.step_of(self.quantizer.peaks(weight)).flatten()
-        return dispatch.passes_on(weight.device).quantize(weight, step, self.quantizer.clipped_at)
+        peak = self.quantizer.peaks(weight)
+        self.both = peak.flatten(), self.quantizer.step_of(peak).flatten()
+        passes = dispatch.passes_on(weight.device)
+        return passes.quantize(weight, self.both[1], self.quantizer.clipped_at, *self.options)
 
     def backward(self, gradient: Tensor, weight: Tensor) -> tuple[Tensor]:
-        quantizer = self.quantizer
-        peak = quantizer.peaks(weight)
-        both, graph = (peak.flatten(), quantizer.step_of(peak).flatten()), quantizer.scale_gradient == "graph"
-        gradient, passes = dispatch.alike(gradient, weight), dispatch.passes_on(weight.device)
-        return (passes.quantize_backward(weight, gradient, *both, quantizer.clipped_at, BOUND_SLACK, graph),)
+        clipped_at, graph = self.quantizer.clipped_at, self.quantizer.scale_gradient == "graph"
+        gradient, passes = dispatch.alike(gradient, weight, weight.is_cpu), dispatch.passes_on(weight.device)
+        return (passes.quantize_backward(weight, gradient, *self.both, clipped_at, BOUND_SLACK, graph),)
 
 
 class ClippedQuantizer(MaxAbsQuantizer):

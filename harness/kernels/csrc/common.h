@@ -31,6 +31,27 @@ ALWAYS int64_t length(int64_t size, int64_t block) {
         for (int j = 0; j < n - i; j++) { __VA_ARGS__; } \
     }
 
+/* bf16 is the upper half of an fp32; rounded to even. */
+ALWAYS float from_bf16(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+ALWAYS uint16_t to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return value == value ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
+}
+
+/* Up to BLOCK values from a tensor of floats, or of bf16, which are made floats in `room`. */
+ALWAYS const float *floats(const void *from, int64_t at, int64_t n, int bf16, float *restrict room) {
+    if (!bf16) return (const float *)from + at;
+    const uint16_t *restrict halves = (const uint16_t *)from + at;
+    for (int64_t i = 0; i < n; i++) room[i] = from_bf16(halves[i]);
+    return room;
+}
+
 /* The code of v = w / step. high < 0: no clipping. */
 ALWAYS float code_of(float v, float high) {
     float k = rintf(v);

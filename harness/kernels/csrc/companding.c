@@ -90,14 +90,16 @@ void compand_prepare(const float *w, int64_t groups, int64_t size, const float *
         found.step[g] = (normalize ? reach[g] * found.deviation[g] : reach[g]) / (float)high;
 }
 
-/* out = sign(w) step level; places: of each weight. */
-void compand(const float *w, float *out, uint8_t *places, int64_t groups, int64_t size, const float *step, const Tables *by) {
+/* out = sign(w) step level, in fp32 or bf16; places: of each weight. */
+void compand(const float *w, void *out, int bf16, uint8_t *places, int64_t groups, int64_t size, const float *step,
+             const Tables *by) {
     int64_t per = blocks(size), all = groups * per;
     EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-        float s = step[b / per], values[MOST_PLACES] = {0};
+        float s = step[b / per], values[MOST_PLACES] = {0}, room[BLOCK];
         for (int32_t p = 0; p < by->places; p++) values[p] = s * by->level[by->code[p]];
-        place_block(w + at, out + at, places + at, n, s > 0 ? s : 1.0f, values, by);
+        place_block(w + at, bf16 ? room : (float *)out + at, places + at, n, s > 0 ? s : 1.0f, values, by);
+        for (int64_t i = 0; bf16 && i < n; i++) ((uint16_t *)out)[at + i] = to_bf16(room[i]);
     }
 }
 
@@ -205,7 +207,7 @@ static void hand_on_block(const float *restrict w, const float *restrict grad, f
 
 /* `grad` of what `compand` gave, handed on: to the weight as `out`, to each group's range and to the logarithms. partial:
  * two doubles for each block; parts: pairs of doubles, PARTS times MOST_PLACES. The rest as `compand_prepare` left it. */
-void compand_backward(const float *w, const float *grad, float *out, const uint8_t *places, int64_t groups, int64_t size,
+void compand_backward(const float *w, const void *grad, int bf16, float *out, const uint8_t *places, int64_t groups, int64_t size,
                       const float *reach, int normalize, float *scales, const Tables *by, float *to_reach, float *logs,
                       double *partial, Pair *parts) {
     int64_t per = blocks(size), all = groups * per, share = (all + PARTS - 1) / PARTS, used = (all + share - 1) / share;
@@ -217,7 +219,9 @@ void compand_backward(const float *w, const float *grad, float *out, const uint8
         int64_t end = (part + 1) * share < all ? (part + 1) * share : all;
         for (int64_t b = part * share; b < end; b++) {
             int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-            partial[b] = add_block(w + at, grad + at, places + at, n, given.step[b / per], by, parts + part * MOST_PLACES);
+            float room[BLOCK];
+            const float *up = floats(grad, at, n, bf16, room);
+            partial[b] = add_block(w + at, up, places + at, n, given.step[b / per], by, parts + part * MOST_PLACES);
         }
     }
     for (int64_t g = 0; g < groups; g++) {
@@ -229,9 +233,10 @@ void compand_backward(const float *w, const float *grad, float *out, const uint8
     }
     EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK, g = b / per;
-        float factor[MOST_PLACES];
+        float factor[MOST_PLACES], room[BLOCK];
+        const float *up = floats(grad, at, n, bf16, room);
         find_factors(by, given.step[g], factor);
-        hand_on_block(w + at, grad + at, out + at, places + at, n, factor, normalize ? given.mean[g] : 0, (float)shares[g], by);
+        hand_on_block(w + at, up, out + at, places + at, n, factor, normalize ? given.mean[g] : 0, (float)shares[g], by);
     }
     for (int64_t part = 1; part < used; part++)
         for (int32_t p = 0; p < by->places; p++) parts[p] += parts[part * MOST_PLACES + p];

@@ -15,19 +15,22 @@
 #define SHARES 4 /* of the weights, counted apart from each other */
 #define MIXED 2  /* a bucket's sign, beside -1 and 1: that of each weight is its own */
 #define DIGITS 2048
+#define CHUNKS 64  /* of mixed buckets, at most, that are sorted apart from each other */
+#define MEMBERS 4096 /* of a chunk, about */
 
-/* A bucket whose members are sorted: how many positive and negative weights are larger, where its members are, and what they
- * add to the value. */
-typedef struct { int32_t above, below, from, count; double value; } Mixed;
+/* A bucket whose members are sorted: how many positive and negative weights are larger, and its members. */
+typedef struct { int32_t bucket, above, below, count; } Mixed;
 
 typedef struct {
     int32_t half, middle; /* middle: the rank of the weight without a partner, or 0 */
     float scale;
-    int32_t *positive, *negative, *sign;
+    int32_t *positive, *negative, *sign; /* positive: later, of a mixed bucket, its chunk */
     Mixed *mixed;
 } Buckets;
+/* Mixed buckets first <= m < end, and the keys of their members. */
+typedef struct { int32_t first, end; int64_t from, count; double value; } Chunk;
 
-_Static_assert(sizeof(Mixed) == 24, "room, in harness/kernels/cpu.py");
+_Static_assert(sizeof(Mixed) == 16, "room, in harness/kernels/cpu.py");
 
 ALWAYS int32_t bucket_of(float w, float scale, int32_t half) {
     float at = fabsf(w) * scale, last = (float)(half - 1);
@@ -94,15 +97,12 @@ static int count_weights(const float *w, int64_t count, Buckets *all) {
 
 /* The signs of all buckets; returns how many are mixed. */
 static int32_t find_signs(Buckets *all) {
-    int32_t middle = all->middle, above = 0, below = 0, found = 0, place = 0;
+    int32_t middle = all->middle, above = 0, below = 0, found = 0;
     for (int32_t b = all->half - 1; b >= 0; b--) {
         int32_t p = all->positive[b], n = all->negative[b], balance = above - below;
         int alone = (above < middle && above + p >= middle) || (below < middle && below + n >= middle);
         all->sign[b] = b == 0 || alone ? MIXED : balance >= n ? 1 : -balance >= p ? -1 : MIXED;
-        if (all->sign[b] == MIXED && p + n) {
-            all->mixed[found++] = (Mixed){above, below, place, p + n, 0};
-            place += p + n;
-        }
+        if (all->sign[b] == MIXED && p + n) all->mixed[found++] = (Mixed){b, above, below, p + n};
         above += p, below += n;
     }
     return found;
@@ -167,16 +167,19 @@ static uint64_t *sort_keys(uint64_t *keys, uint64_t *room, int64_t count) {
     return keys;
 }
 
-ALWAYS int is_negative(uint64_t key) { return key >> 31 & 1; }
+ALWAYS int32_t is_negative(uint64_t key) { return key >> 31 & 1; }
+ALWAYS float size_of(uint64_t key) {
+    uint32_t bits = (uint32_t)(key >> 32);
+    float size;
+    memcpy(&size, &bits, 4);
+    return size;
+}
 ALWAYS int32_t index_of(uint64_t key) { return (int32_t)(key & 0x7fffffff); }
 
 /* The sign goes to a weight; returns what that adds to the value. */
 ALWAYS double give(uint64_t key, int32_t sign, int8_t *signs) {
-    uint32_t bits = (uint32_t)(key >> 32);
-    float size;
-    memcpy(&size, &bits, 4);
     signs[index_of(key)] = (int8_t)sign;
-    return (double)(is_negative(key) ? -sign : sign) * size;
+    return (double)(sign * (1 - 2 * is_negative(key))) * size_of(key);
 }
 
 /* Members of equal size, of which some cancel. Zeros are on neither side: what leads takes as many as it leads by. */
@@ -212,6 +215,50 @@ static double settle(const uint64_t *keys, const Mixed *of, int32_t middle, int8
     return value;
 }
 
+/* Cuts the mixed buckets into chunks of about as many members each; returns how many. */
+static int32_t find_chunks(Buckets *all, int32_t mixed, int64_t members, Chunk *chunks) {
+    int64_t most = members / CHUNKS + 1, count = 0;
+    int32_t last = 0;
+    most = most > MEMBERS ? most : MEMBERS;
+    chunks[0] = (Chunk){0, 0, 0, 0, 0};
+    for (int32_t m = 0; m < mixed; m++) {
+        if (count > 0 && count + all->mixed[m].count > most && last < CHUNKS - 1) {
+            chunks[last + 1] = (Chunk){m, m, chunks[last].from + count, 0, 0};
+            last++, count = 0;
+        }
+        count += all->mixed[m].count;
+        chunks[last].end = m + 1, chunks[last].count = count;
+        all->positive[all->mixed[m].bucket] = last;
+    }
+    return last + 1;
+}
+
+/* Moves the keys of each block to their chunks in `room`, in order: the blocks in SHARES parts, side by side. */
+static void divide_keys(const Buckets *all, const uint64_t *keys, const int32_t *listed, int64_t each, uint64_t *room,
+                        const Chunk *chunks, int32_t count) {
+    int64_t places[SHARES][CHUNKS] = {{0}}, share = (each + SHARES - 1) / SHARES;
+    for (int again = 0; again < 2; again++) {
+#pragma omp parallel for schedule(static) if (each >= FEW)
+        for (int64_t s = 0; s < SHARES; s++) {
+            int64_t end = (s + 1) * share < each ? (s + 1) * share : each, *own = places[s];
+            for (int64_t b = s * share; b < end; b++)
+                for (int32_t k = 0; k < listed[b]; k++) {
+                    uint64_t key = keys[b * BLOCK + k];
+                    int32_t chunk = all->positive[bucket_of(size_of(key), all->scale, all->half)];
+                    if (again) room[own[chunk]++] = key;
+                    else own[chunk]++;
+                }
+        }
+        for (int32_t c = 0; c < count && !again; c++) {
+            int64_t place = chunks[c].from;
+            for (int64_t s = 0; s < SHARES; s++) {
+                int64_t here = places[s][c];
+                places[s][c] = place, place += here;
+            }
+        }
+    }
+}
+
 /* Buckets to a unit of size: most of them within the largest of a thousand weights. */
 static float scale_for(const float *w, int64_t count, int32_t half) {
     float most = 0;
@@ -222,13 +269,14 @@ static float scale_for(const float *w, int64_t count, int32_t half) {
 }
 
 /* signs: of the sum that each of `count` weights is in, times which the weights add up to `value`; that is NaN where a
- * weight is not finite. half: the number of buckets. room: 36 bytes for each of them; keys: two for each weight; partial, listed: one for
- * each block. */
+ * weight is not finite. half: the number of buckets. room: 28 bytes for each of them; keys: two for each weight;
+ * partial, listed: one for each block. */
 void symmetry(const float *w, int64_t count, int half, int8_t *signs, double *value, void *room, uint64_t *keys,
               double *partial, int32_t *listed) {
     int64_t each = blocks(count), members = 0;
     int32_t middle = count % 2 ? (int32_t)(count / 2 + 1) : 0, *numbers = (int32_t *)((Mixed *)room + half);
     Buckets all = {half, middle, scale_for(w, count, half), numbers, numbers + half, numbers + 2 * half, room};
+    Chunk chunks[CHUNKS];
     *value = NAN;
     if (!count_weights(w, count, &all)) return;
     int32_t mixed = find_signs(&all);
@@ -236,15 +284,19 @@ void symmetry(const float *w, int64_t count, int half, int8_t *signs, double *va
         int64_t at = b * BLOCK;
         partial[b] = give_block(w + at, &all, signs + at, length(count, b), (int32_t)at, keys + at, listed + b);
     }
-    for (int64_t b = 0; b < each; members += listed[b++])
-        memmove(keys + members, keys + b * BLOCK, listed[b] * sizeof *keys);
-    keys = sort_keys(keys, keys + count, members);
-#pragma omp parallel for schedule(dynamic, 64) if (members >= 4096)
-    for (int32_t m = 0; m < mixed; m++)
-        all.mixed[m].value = settle(keys + all.mixed[m].from, all.mixed + m, middle, signs);
+    for (int64_t b = 0; b < each; b++) members += listed[b];
+    int32_t apart = find_chunks(&all, mixed, members, chunks);
+    divide_keys(&all, keys, listed, each, keys + count, chunks, apart);
+#pragma omp parallel for schedule(dynamic) if (apart > 1)
+    for (int32_t c = 0; c < apart; c++) {
+        Chunk *own = chunks + c;
+        uint64_t *sorted = sort_keys(keys + count + own->from, keys + own->from, own->count);
+        for (int32_t m = own->first; m < own->end; sorted += all.mixed[m++].count)
+            own->value += settle(sorted, all.mixed + m, middle, signs);
+    }
     *value = 0;
     for (int64_t b = 0; b < each; b++) *value += partial[b];
-    for (int32_t m = 0; m < mixed; m++) *value += all.mixed[m].value;
+    for (int32_t c = 0; c < apart; c++) *value += chunks[c].value;
 }
 
 /* out = factor times the signs. */

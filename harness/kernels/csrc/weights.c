@@ -129,13 +129,24 @@ void regularize(const Layer *layers, int64_t count, double strength, float slack
         if (layers[l].size) *value += regularize_layer(layers + l, strength, slack);
 }
 
-/* Fake quantization: out = step * code. */
-void quantize(const float *w, float *out, int64_t groups, int64_t size, const float *step, float high) {
+ALWAYS void quantize_block(const float *restrict w, float *restrict out, uint16_t *restrict halves, int64_t n, float step,
+                           float high, int bf16) {
+    float safe = step > 0 ? step : 1.0f;
+    for (int64_t i = 0; i < n; i++) {
+        float value = step * code_of(w[i] / safe, high);
+        if (bf16) halves[i] = to_bf16(value);
+        else out[i] = value;
+    }
+}
+
+/* Fake quantization: out = step * code, in fp32 or bf16. */
+void quantize(const float *w, void *out, int64_t groups, int64_t size, const float *step, float high, int bf16) {
     int64_t per = blocks(size), all = groups * per;
     EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-        float s = step[b / per], safe = s > 0 ? s : 1.0f;
-        for (int64_t i = at; i < at + n; i++) out[i] = s * code_of(w[i] / safe, high);
+        float s = step[b / per];
+        if (bf16) quantize_block(w + at, NULL, (uint16_t *)out + at, n, s, high, 1);
+        else quantize_block(w + at, (float *)out + at, NULL, n, s, high, 0);
     }
 }
 
@@ -155,19 +166,19 @@ ALWAYS Sums block_backward(const float *restrict w, const float *restrict grad, 
     return added(&sums);
 }
 
-/* The gradient `grad` of a fake-quantized weight, handed on to the weight itself. high < 0: no clipping.
+/* The gradient `grad` of a fake-quantized weight, in fp32 or bf16, handed on to the weight itself. high < 0: no clipping.
  *
  * graph: the step is a multiple of the peak, and its gradient goes to the weights that attain it. further: each step's
  * gradient from elsewhere, or NULL. pulls: room for each step's gradient, or NULL.
  */
-void quantize_backward(const float *w, const float *grad, float *out, int64_t groups, int64_t size, const float *peak,
-                       const float *step, float high, float slack, int graph, const double *further, float *pulls,
+void quantize_backward(const float *w, const void *grad, int bf16, float *out, int64_t groups, int64_t size,
+                       const float *peak, const float *step, float high, float slack, int graph, const double *further, float *pulls,
                        Sums *partial) {
     int64_t per = blocks(size), all = groups * per;
     EACH_BLOCK(b, all) {
         int64_t g = b / per, at = g * size + b % per * BLOCK;
         int64_t n = length(size, b % per);
-        float s = step[g];
+        float s = step[g], room[BLOCK];
         if (s == 0) { /* a constant 0, whatever the weights do next */
             memset(out + at, 0, n * sizeof *out);
             partial[b] = (Sums){0, 0, 0};
@@ -179,8 +190,9 @@ void quantize_backward(const float *w, const float *grad, float *out, int64_t gr
             continue;
         }
         float most = peak ? peak[g] : -1;
-        partial[b] = high < 0 ? block_backward(w + at, grad + at, out + at, n, s, most, -1, slack)
-                              : block_backward(w + at, grad + at, out + at, n, s, most, high, slack);
+        const float *up = floats(grad, at, n, bf16, room);
+        partial[b] = high < 0 ? block_backward(w + at, up, out + at, n, s, most, -1, slack)
+                              : block_backward(w + at, up, out + at, n, s, most, high, slack);
     }
     for (int64_t g = 0; g < groups; g++) {
         Sums sums = {0, further ? further[g] : 0, 0};
