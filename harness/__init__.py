@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 #: Stored in every record; goes up by one whenever a change moves a number that a run reports.
 #: 1: first version. 2: channels-last, native passes, averages over a common factor, precision: auto.
 #: 3: native passes of lsq, freezing, dampening and kure, which sum in another order; images of one channel are
-#: channels-last for the first convolution. 4: native passes of symreg and lcq; `train.precision: auto` is bf16 on more
-#: CPUs; attention of timm with a separate bias of `qkv` adds it after the layer.
-NUMERICS_VERSION = 4
+#: channels-last for the first convolution. 4: native pass of symreg; `train.precision: auto` is bf16 on more
+#: CPUs; attention of timm with a separate bias of `qkv` adds it after the layer. 5: native pass of lcq; symreg's pairs.
+NUMERICS_VERSION = 5
 
 _LIBRARY = {
     "attach": "harness.quantization.layers",

@@ -2,6 +2,7 @@
 
 import platform
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,22 @@ def test_the_environment_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(name, "1000000")
     keep_freed_memory.cache_clear()
     assert not keep_freed_memory()
+    keep_freed_memory.cache_clear()
+
+
+def test_an_older_glibc_takes_every_tensor_from_the_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def mallopt(option: int, value: int) -> int:
+        calls.append((option, value))
+        return int(option != -3)
+
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory.cache_clear()
+    assert keep_freed_memory()
+    assert calls[1:] == [(-4, 0), (-1, 1 << 30)]
     keep_freed_memory.cache_clear()
 
 
