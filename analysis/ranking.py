@@ -23,7 +23,10 @@ _LEGEND = (
     "with the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
     "training has no target and counts at each. Oscillation: frequency of the codes of each method's own "
     "quantizer (1/step), mean over epochs, seeds and targets. Cost: time of a training step, without the counting of "
-    "oscillations, over that of float training, medians of these very runs."
+    "oscillations, over that of float training, medians of these very runs.{deployed}"
+)
+_DEPLOYED = (
+    " Deployment: median time of rounding one network at the target, and the most memory beyond what was in use (MiB)."
 )
 
 
@@ -38,6 +41,8 @@ class Standing:
     others: Interval
     frequency: float
     cost: float
+    #: Of deploying a network at the target: seconds and MiB.
+    deployment: tuple[float, float] = (math.nan, math.nan)
     rank: int | None = None
     #: Whether an interval is separate from the second best's: at the targets, at the other bits.
     best: tuple[bool, bool] = (False, False)
@@ -50,6 +55,8 @@ class Ranking:
     title: str
     targets: tuple[PlainPoint, ...]
     standings: tuple[Standing, ...] = field(default=())
+    #: Whether networks were deployed in several ways, so that it matters what each took.
+    compares_deployments: bool = False
 
     def frame(self) -> pd.DataFrame:
         """One line per method."""
@@ -62,6 +69,7 @@ class Ranking:
                     "at_target": one.at_target.mean, "at_target_half_width": one.at_target.half_width,
                     "other_bits": one.others.mean, "other_bits_half_width": one.others.half_width,
                     "n": one.at_target.n, "frequency": one.frequency, "cost": one.cost,
+                    **(dict(zip(("deploy_s", "deploy_peak_mib"), one.deployment)) if self.compares_deployments else {}),
                 }
             )  # fmt: skip
         return pd.DataFrame(lines).astype({"rank": "Int64"})
@@ -84,7 +92,10 @@ def make_ranking(group: Group) -> Ranking | None:
         # Those that are equal share a rank; accuracies are fractions of a split, so equal is exact but for rounding.
         rank = 1 + sum(other.at_target.mean > standing.at_target.mean + 1e-9 for other in ranked)
         placed.append(replace(standing, rank=rank, best=(place == best[0], place == best[1])))
-    return Ranking(f"{group.sweep}: {group.title}", targets, (*placed, *(one for one in found if not one.at_target.n)))
+    every = (*placed, *(one for one in found if not one.at_target.n))
+    several = len({one.deploy for one in group.series}) > 1
+    known = any(not math.isnan(one.deployment[0]) for one in every)
+    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known)
 
 
 def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: float) -> Standing:
@@ -104,6 +115,7 @@ def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoin
         t_interval(_means(others) if complete else []),
         _frequency(by_target) if complete else math.nan,
         _step_ms(series) / reference,
+        _deployment(by_target),
     )
 
 
@@ -136,6 +148,16 @@ def _frequency(by_target: Mapping[PlainPoint, Series]) -> float:
     return statistics.mean(means)
 
 
+def _deployment(by_target: Mapping[PlainPoint, Series]) -> tuple[float, float]:
+    """Seconds, the median over targets, and the most MiB."""
+    costs = [one.deployment_cost([target]) for target, one in by_target.items()]
+    known = [cost for cost in costs if not math.isnan(cost[0])]
+    if not known:
+        return math.nan, math.nan
+    peaks = [mebibytes for _, mebibytes in known if not math.isnan(mebibytes)]
+    return statistics.median(seconds for seconds, _ in known), max(peaks, default=math.nan)
+
+
 def _step_ms(series: Sequence[Series]) -> float:
     """The median over runs of the milliseconds of a training step; nan where a record has none."""
     runs = {final.run_id: final.record["provenance"].get("step_ms") for one in series for final in one.finals}
@@ -149,6 +171,7 @@ def header(ranking: Ranking) -> list[str]:
         *("rank", "method", "seeds"),
         *map(deployment.title, ranking.targets),
         *("at target", "other bits", "oscillation", "cost"),
+        *(("deployment (s)", "MiB") if ranking.compares_deployments else ()),
     ]
 
 
@@ -163,14 +186,21 @@ def cells(ranking: Ranking, one: Standing) -> list[str]:
         interval_text(one.others),
         "—" if math.isnan(one.frequency) else f"{one.frequency:.5f}",
         "—" if math.isnan(one.cost) else f"{one.cost:.2f}x",
+        *(_deployment_texts(one) if ranking.compares_deployments else ()),
     ]
+
+
+def _deployment_texts(one: Standing) -> tuple[str, str]:
+    seconds, mebibytes = one.deployment
+    return ("—" if math.isnan(seconds) else f"{seconds:.2g}", "—" if math.isnan(mebibytes) else f"{mebibytes:.0f}")
 
 
 def legend(rankings: Sequence[Ranking]) -> str:
     """How to read the columns; of targets with activations only where there is one."""
     mixed = [target for one in rankings for target in one.targets if not deployment.weights_only(target)]
     further = f" (for targets such as {mixed[0]}: over the other points with activations)" if mixed else ""
-    return _LEGEND.format(best="bold", further=further)
+    deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
+    return _LEGEND.format(best="bold", further=further, deployed=deployed)
 
 
 def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> list[str]:
@@ -211,8 +241,10 @@ def to_latex(rankings: Sequence[Ranking]) -> str:
         head = [text if text in own else text.capitalize() for text in header(ranking)]
         lines += [latex_row(head), r"\midrule"]
         for one in ranking.standings:
-            rank, method, *texts, cost = cells(ranking, one)
-            texts = [latex(rank), in_latex(method), *map(latex, texts), latex(cost).replace("x", r"$\times$")]
+            rank, method, *texts = cells(ranking, one)
+            texts = [latex(rank), in_latex(method), *map(latex, texts)]
+            cost = header(ranking).index("cost")
+            texts[cost] = texts[cost].replace("x", r"$\times$")
             lines.append(latex_row(_marked(ranking, one, texts, LATEX.best)))
     return latex_table(columns, [legend(rankings)], lines)
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,20 @@ class Series:
             final.seed: {deployment.of_row(row): 100 * row["accuracy"] for row in self._rows(final)}
             for final in self.finals
         }
+
+    def deployment_cost(self, points: Iterable[PlainPoint]) -> tuple[float, float]:
+        """Of deploying one of its networks at one of these points: the median seconds, and the most MiB of memory
+        beyond what was in use; nan where no record says so."""
+        wanted = set(points)
+        found = [
+            entry
+            for final in self.finals
+            for entry in final.record.get("deployments", ())
+            if entry["deploy"] == self.deploy and deployment.of_row(entry) in wanted
+        ]
+        peaks = [entry["deploy_peak_bytes"] for entry in found if entry["deploy_peak_bytes"] is not None]
+        seconds = statistics.median(entry["deploy_s"] for entry in found) if found else math.nan
+        return seconds, max(peaks, default=math.nan) / 2**20
 
     def _rows(self, final: Final) -> list[dict[str, Any]]:
         return [row for row in final.rows("test") if (row["deploy"], row["scale"]) == (self.deploy, self.scale)]
