@@ -12,6 +12,7 @@ from analysis.series import Group, method_of
 from harness.core.bits import FLOAT, PlainPoint
 from harness.records import schema
 from harness.sweep import objective
+from harness.tasks.base import task_of
 
 #: Columns of `trials_frame` before those of the parameters; accuracies in % of the validation split.
 TRIAL_COLUMNS = (
@@ -84,8 +85,9 @@ def objective_value(trial: Trial, name: str) -> float:
     """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
     rows = trial.rows("val")
     points = [schema.point(row) for row in rows if not schema.point(row).is_float]
-    metrics = schema.as_metrics(rows, objective.deploy_of(trial.config))
-    return objective.value(name, metrics, points, trial.config.get("target_bit") or FLOAT)
+    metric = task_of(trial.config["data"]).metric
+    metrics = schema.as_metrics(rows, metric, objective.deploy_of(trial.config))
+    return objective.value(name, metrics, points, trial.config.get("target_bit") or FLOAT, metric)
 
 
 def val_accuracies(run: Trial) -> dict[PlainPoint, float]:

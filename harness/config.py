@@ -130,7 +130,7 @@ def find(name: str) -> tuple[str, type[BaseModel]]:
     """
     if name in SECTIONS:
         return SECTIONS[name]
-    kinds = {each: kind for kind in registry.KINDS for each in registry.names(kind)}
+    kinds = {each: kind for kind in registry.WITH_SETTINGS for each in registry.names(kind)}
     if name in kinds:
         return f"{kinds[name]} {name}", config_class(kinds[name], name)
     for kind, options in OPTIONS.items():

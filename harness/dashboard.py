@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint
+from harness.core.metric import Metric
 from harness.records import schema
 from harness.records.sweep_directory import SweepDirectory
 from harness.records.wandb_names import check_project, tag_of
@@ -28,9 +29,6 @@ if TYPE_CHECKING:  # imported on use: `--help` answers without them
 COLUMNS, MOST_RUNS = 3, 1000
 #: Limits of requests to W&B. Together they stay below wandb's own timeout (19 s), which would hide why they failed.
 TIMEOUT_S, RETRIES, WAIT_S = 8.0, 1, 1.0
-#: The summary key of a run's best validation accuracy at its target (float for `none`): wandb_mirror.py asks for the
-#: maximum. Other keys have no suffix: once a run has ended, they hold the values of its best epoch.
-AT_TARGET = f"{schema.MONITOR}.max"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,6 +96,16 @@ class Facts:
     epochs: tuple[AnyPoint, ...]
     parameters: "Mapping[str, Choices | Range]"
     runs: int
+    metric: Metric
+
+    @property
+    def at_target(self) -> str:
+        """The summary key of a run's best validation score at its target (float for `none`).
+
+        wandb_mirror.py asks for the maximum or minimum. Other keys have no suffix: once a run has ended, they hold the
+        values of its best epoch.
+        """
+        return f"{schema.MONITOR}.{'max' if self.metric.higher_is_better else 'min'}"
 
 
 def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
@@ -113,7 +121,9 @@ def _facts(spec: "SweepConfig", cells: "Sequence[Cell]") -> Facts:
     searched = {name: space for cell in cells for name, space in cell.search.items()}
     numeric = {name: space for name, space in searched.items() if {*map(type, space.points())} <= {int, float}}
     parameters = {name: space for name, space in numeric.items() if name.endswith(".strength")} or numeric
-    return Facts(spec.name, configs[0].runtime.wandb_project, tuple(points), tuple(epochs), parameters, runs)
+    return Facts(
+        spec.name, configs[0].runtime.wandb_project, tuple(points), tuple(epochs), parameters, runs, spec.metric
+    )
 
 
 def _workspace(facts: Facts, entity: str, project: str, phase: str | None) -> Any:
@@ -150,24 +160,26 @@ def _panels(facts: Facts, most: int) -> dict[str, list[Any]]:
     def curve(title: str, key: str) -> Any:
         return wr.LinePlot(title=title, x=schema.EPOCH, y=[key], **grouped)
 
-    tests: list[Any] = [schema.accuracy("test", point) for point in facts.points]
+    metric, name = facts.metric, facts.metric.name
+    tests: list[Any] = [schema.score(metric, "test", point) for point in facts.points]
+    worst = schema.worst(metric, "val")
     return {
         "Oscillations over training": [
             curve(key, key) for key in (schema.FREQUENCY, schema.OSCILLATING_FRACTION, schema.FLIPS_PER_WEIGHT)
         ],
         "Layers": _layers(grouped),
-        "Accuracy at each bit-width": [
-            *(curve(f"validation accuracy, deployed at: {at}", schema.accuracy("val", at)) for at in facts.epochs),
-            wr.BarPlot(title="test accuracy (final runs)", metrics=tests, max_bars_to_show=most, **grouped),
+        f"{name[0].upper()}{name[1:]} at each bit-width": [
+            *(curve(f"validation {name}, deployed at: {at}", schema.score(metric, "val", at)) for at in facts.epochs),
+            wr.BarPlot(title=f"test {name} (final runs)", metrics=tests, max_bars_to_show=most, **grouped),
         ],
-        "Strength and accuracy": _strengths(facts.parameters),
+        f"Strength and {name}": _strengths(facts),
         "Across bit-widths": [
-            curve("validation accuracy at the worst bit-width", schema.worst_accuracy("val")),
-            curve("validation accuracy, best less worst bit-width", schema.accuracy_spread("val")),
+            curve(f"validation {name} at the worst bit-width", worst),
+            curve(f"validation {name}, best less worst bit-width", schema.spread(metric, "val")),
             wr.ScatterPlot(
-                title="validation accuracy at the target and at the worst bit-width",
-                x=wr.SummaryMetric(AT_TARGET),
-                y=wr.SummaryMetric(schema.worst_accuracy("val")),
+                title=f"validation {name} at the target and at the worst bit-width",
+                x=wr.SummaryMetric(facts.at_target),
+                y=wr.SummaryMetric(worst),
             ),
         ],
     }
@@ -186,19 +198,19 @@ def _layers(grouped: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _strengths(parameters: "Mapping[str, Choices | Range]") -> list[Any]:
-    """Two scatter plots per parameter: accuracy at the target bit-width, and at the worst one."""
+def _strengths(facts: Facts) -> list[Any]:
+    """Two scatter plots per parameter: the metric at the target bit-width, and at the worst one."""
     import wandb_workspaces.reports.v2 as wr
 
     return [
         wr.ScatterPlot(
-            title=f"{parameter} and validation accuracy at the {at} bit-width",
+            title=f"{parameter} and validation {facts.metric.name} at the {at} bit-width",
             x=wr.Config(schema.config_key(parameter)),
             y=wr.SummaryMetric(key),
             log_x=getattr(space, "log", None),
         )
-        for parameter, space in parameters.items()
-        for at, key in (("target", AT_TARGET), ("worst", schema.worst_accuracy("val")))
+        for parameter, space in facts.parameters.items()
+        for at, key in (("target", facts.at_target), ("worst", schema.worst(facts.metric, "val")))
     ]
 
 

@@ -22,10 +22,8 @@ from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
+from harness.tasks.base import task_of
 from harness.training.config import complete
-
-#: Largest difference between a recorded accuracy and that of the same weights here: devices round differently.
-TOLERANCE = 0.005
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,13 +156,14 @@ def _place(case: tuple[str, AnyPoint]) -> tuple[bool, str, AnyPoint]:
 
 
 def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError for weights that do not reproduce the accuracies of the record."""
-    recorded = {_key(row): row["accuracy"] for row in record["rows"]}
+    """Raises UserError for weights that do not reproduce the scores of the record, but for how devices round."""
+    metric = task_of(record["config"]["data"]).metric
+    recorded = {_key(row): schema.score_of(row) for row in record["rows"]}
     for row in found:
-        before = recorded.get(_key(row))
-        if before is not None and abs(before - row["accuracy"]) > TOLERANCE:
-            where = f"{row['split']} accuracy {in_words(schema.point(row))} ({row['deploy']})"
-            raise UserError(f"{where} is {row['accuracy']:.4f} here and {before:.4f} in its record; nothing was added")
+        before, here = recorded.get(_key(row)), schema.score_of(row)
+        if before is not None and abs(before - here) > metric.tolerance:
+            where = f"{row['split']} {metric.name} {in_words(schema.point(row))} ({row['deploy']})"
+            raise UserError(f"{where} is {here:.4f} here and {before:.4f} in its record; nothing was added")
 
 
 if __name__ == "__main__":

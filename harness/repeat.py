@@ -23,6 +23,7 @@ from harness.records.archive import runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import RECORD, RunDirectory
 from harness.records.sweep_directory import sweeps_below
+from harness.tasks.base import task_of
 from harness.training.config import RunConfig, complete, component
 from harness.training.run import RunContext, print_epoch, run
 
@@ -107,6 +108,8 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """The differences between two records of one run, a line each: precision, rows, then those between the machines."""
     rows = {schema.row_key(row): row for row in again["rows"]}
+    metric = task_of(recorded["config"]["data"]).metric
+    beside = [each.key for each in metric.beside]
     lines = []
     was, now = (record.get("resolved", {}).get("precision") for record in (recorded, again))
     if was != now:
@@ -116,8 +119,10 @@ def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
         other = rows.get(case)
         if other is None:
             lines.append(f"{' '.join(map(str, case))}: not there any more")
-        elif (row["accuracy"], row["loss"]) != (other["accuracy"], other["loss"]):
-            was, now = (f"accuracy {100 * each['accuracy']:.2f} %, loss {each['loss']:.6f}" for each in (row, other))
+        elif any(row[name] != other.get(name) for name in (*schema.scored(metric, 0.0), "loss", *beside)):
+            was, now = (
+                f"{metric.name} {metric.shown(schema.score_of(each))}, loss {each['loss']:.6f}" for each in (row, other)
+            )
             lines.append(f"{' '.join(map(str, case))}: {was} in the record, {now} now")
     if lines:
         for name in _MATTERS:

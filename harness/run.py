@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.core import yaml_file
 from harness.core.command import run_command
 from harness.records.run_directory import RunDirectory
+from harness.records.schema import score_of
 from harness.records.wandb_names import check_project
 from harness.training.config import complete, component
 from harness.training.run import RunContext, print_epoch, run
@@ -28,8 +29,10 @@ def main() -> None:
         check_project(config.runtime.wandb_project)
     prepare(component("data set", config.data))
     record = run(config, arguments.dir, RunContext(partial(print_epoch, config)))
+    metric = config.task.metric
     for row in record["rows"]:
-        print(f"{row['split']:>5} {row['bits']:>5}  accuracy {100 * row['accuracy']:6.2f} %  loss {row['loss']:.4f}")
+        score = f"{metric.name} {metric.shown(score_of(row), width=6)}"
+        print(f"{row['split']:>5} {row['bits']:>5}  {score}  loss {row['loss']:.4f}")
     print(f"record: {RunDirectory(arguments.dir).record}")
 
 

@@ -13,7 +13,10 @@ import harness
 HARNESS = Path(harness.__file__).parent
 
 #: A module imports its own folder and folders to the left; folders in one group do not import each other.
-ORDER = "core | records kernels | quantization | data models | oscillation | methods | training | sweep | cluster | cli"
+ORDER = (
+    "core | records kernels | quantization | data models tasks | oscillation | methods"
+    " | training | sweep | cluster | cli"
+)
 #: The files beside the folders. They import any folder; nothing imports them, and they do not import each other.
 COMMANDS = [
     "__main__",
@@ -38,7 +41,7 @@ SERVICES = {
 }
 #: Where torch is never imported at the top, so that `--help`, `status` and a YAML mistake never pay for it.
 TORCH_FREE = (
-    *("core", "records", "sweep", "cluster", "cli", *COMMANDS),
+    *("core", "records", "tasks", "sweep", "cluster", "cli", *COMMANDS),
     *("training.config", "training.run", "training.pretrain", "training.wandb_mirror"),
 )
 #: Packages whose `__init__.py` serves names; any other's is a docstring alone.

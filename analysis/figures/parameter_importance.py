@@ -108,10 +108,11 @@ def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     from harness.sweep.samplers import distribution
+    from harness.tasks.base import task_of
 
     distributions = {parameter: distribution(dimension) for parameter, dimension in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction=objective.direction(name))
+    study = optuna.create_study(direction=objective.direction(name, task_of(trials[0].config["data"]).metric))
     for trial in trials:
         value = objective_value(trial, name)
         study.add_trial(optuna.trial.create_trial(values=[value], params=trial.params, distributions=distributions))

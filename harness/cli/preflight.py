@@ -39,8 +39,8 @@ def check_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:
         data.check(config)  # type: ignore[arg-type]
 
 
-#: (C, H, W) of a data set's images, and its classes.
-_Images = tuple[tuple[int, int, int], int]
+#: (C, H, W) of a data set's images, and its classes; of other tasks what `data.shape` says.
+_Images = tuple[tuple[int, ...], int]
 #: What stands in where the data is not there.
 _ANY: _Images = (3, 64, 64), 10
 

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from harness.core.layer_points import AnyPoint
+from harness.core.metric import Metric
 from harness.records import schema
 from harness.records.files import read_json
 from harness.sweep import objective, plan
@@ -64,7 +65,7 @@ def _best(sweep: OpenSweep) -> str:
     values = [(equal[0].values[0], cell) for cell, equal in best.items() if equal]
     if len(sweep.spec.objective) > 1 or not values:
         return ""
-    pick = min if objective.direction(sweep.spec.objective[0]) == "minimize" else max
+    pick = min if objective.direction(sweep.spec.objective[0], sweep.spec.metric) == "minimize" else max
     value, cell = pick(values, key=lambda item: item[0])
     after = {each.id: each.measured_after for each in sweep.cells}[cell]
     return f"best {value:.4f} ({cell})" + ("" if after == "rtn" else f" after {after}")
@@ -78,7 +79,9 @@ def _note(counts: Counts) -> str:
 def summary(sweep: OpenSweep) -> int:
     """Print the table of cells and the failures; returns the exit status: 1 when any run failed."""
     counts = plan.count(sweep)
-    table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test accuracy (%)")
+    metric = sweep.spec.metric
+    tested = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+    table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test {tested}")
     after = {cell.id: cell.measured_after for cell in sweep.cells}
     named = {*after.values()} != {"rtn"}
     for heading in ("cell", "trials", "value", *(["after"] if named else []), "chosen", "seeds"):
@@ -93,7 +96,7 @@ def summary(sweep: OpenSweep) -> int:
         heading = f"{point} bit" if isinstance(point.plain, int) else str(point)
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
-        table.add_row(*_cells_of(cell, records[cell["id"]], points, [after[cell["id"]]] if named else []))
+        table.add_row(*_cells_of(cell, records[cell["id"]], points, [after[cell["id"]]] if named else [], metric))
     # Piped or narrow output must lose nothing: a column that is cut hides which cell a row is about.
     natural = Console(width=10_000).measure(table).maximum
     Console(width=max(Console().width, natural)).print(table)
@@ -112,7 +115,7 @@ def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cells_of(
-    cell: dict[str, Any], records: list[dict[str, Any]], points: list[AnyPoint], after: list[str]
+    cell: dict[str, Any], records: list[dict[str, Any]], points: list[AnyPoint], after: list[str], metric: Metric
 ) -> list[str]:
     chosen = cell["chosen"] or {"value": None, "params": {}}
     value = chosen["value"]
@@ -121,8 +124,9 @@ def _cells_of(
     line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-"]
     line += [*after, params or "-", f"{len(records)}/{len(cell['seeds'])}"]
     for point in points:
-        accuracies = [row["accuracy"] for row in _test_rows(records) if schema.point(row).key == point.key]
-        line.append(f"{100 * sum(accuracies) / len(accuracies):.1f}" if accuracies else "-")
+        scores = [schema.score_of(row) for row in _test_rows(records) if schema.point(row).key == point.key]
+        mean = metric.scale * sum(scores) / len(scores) if scores else None
+        line.append("-" if mean is None else f"{mean:.{max(0, metric.digits - 1)}f}")
     return line
 
 

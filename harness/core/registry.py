@@ -10,11 +10,13 @@ from types import ModuleType
 from harness.core.errors import UserError, unknown
 
 _HARNESS = os.path.dirname(os.path.dirname(__file__))
-KINDS = {"method": "methods", "model": "models", "data set": "data"}
+KINDS = {"method": "methods", "model": "models", "data set": "data", "task": "tasks"}
+#: Those that have settings: a `Config`, in a method's file inside of its class.
+WITH_SETTINGS = ("method", "model", "data set")
 
 
 def names(kind: str) -> list[str]:
-    """The components of a kind ("method", "model" or "data set"), sorted."""
+    """The components of a kind ("method", "model", "data set" or "task"), sorted."""
     files = os.listdir(os.path.join(_HARNESS, KINDS[kind]))  # as text: a sweep asks thousands of times, pathlib is slow
     return sorted(file[:-3] for file in files if file.endswith(".py") and file != "base.py" and file[0] not in "_.")
 
@@ -43,6 +45,6 @@ def load(kind: str, name: str) -> ModuleType:
     """Import the file of a component. Raises UserError for a name without a file."""
     family = check(kind, name).partition(":")[0]
     module = import_module(f"harness.{KINDS[kind]}.{family}")
-    if not hasattr(module, "Config") and kind != "method":
+    if not hasattr(module, "Config") and kind in WITH_SETTINGS[1:]:
         raise UserError(f"{kind} {name!r}: harness/{KINDS[kind]}/{family}.py defines no Config")
     return module

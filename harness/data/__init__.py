@@ -1,8 +1,9 @@
 """Data sets: one file each, found by scanning this folder; their tensors live on the training device.
 
 A data-set file defines `Config(DataConfig)`, `check(config)` (file system only, no torch, no decoding),
-`read(config) -> Raw`, and `shape(config)`, so that networks can be tried before it is read. torch is imported by
-`shape`, `prepare` and `load_dataset`, not before.
+`read(config) -> Raw`, and `shape(config)`, so that networks can be tried before it is read. One of another task defines
+`Config(TaskDataConfig)` with its `task`, and `load(config, seed, device) -> TaskData` in place of `read`. torch is
+imported by `shape`, `prepare` and `load_dataset`, not before.
 """
 
 from importlib import import_module
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from harness.core.errors import UserError
 from harness.core.registry import load
 from harness.core.seeding import sub_seed
-from harness.data._config import Augment, DataConfig
+from harness.data._config import Augment, DataConfig, TaskDataConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from harness.data._samples import TaskData
     from harness.data.base import Dataset, Raw, Split, order
 
 __all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "check", "load_dataset", "order", "prepare", "shape"]
@@ -27,7 +29,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'harness.data' has no attribute {name!r}")
 
 
-def check(config: DataConfig) -> None:
+def check(config: TaskDataConfig) -> None:
     """Refuse what the file system already shows to be wrong: cheap, without torch, nothing is decoded.
 
     Raises UserError: missing root or folders, empty class folders, classes that differ between splits.
@@ -35,25 +37,35 @@ def check(config: DataConfig) -> None:
     load("data set", config.name).check(config)
 
 
-def shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+def shape(config: TaskDataConfig) -> tuple[tuple[int, ...], int]:
     """(C, H, W) of the images and the number of classes, from one image at most. Nothing is fetched.
+
+    Of other tasks: the data's `input_shape` and `outputs`.
 
     Raises UserError where the files are not there, or do not tell.
     """
     module = load("data set", config.name)
     if not hasattr(module, "shape"):
         raise UserError(f"data set {config.name!r} does not tell its shape without reading all of it")
-    found: tuple[tuple[int, int, int], int] = module.shape(config)
+    found: tuple[tuple[int, ...], int] = module.shape(config)
     return found
 
 
-def prepare(config: DataConfig) -> "Raw":
-    """Everything a data set holds, read and cached for the next time, on the CPU.
+def prepare(config: TaskDataConfig) -> "Raw | TaskData":
+    """Everything a data set holds, read and cached for the next time, on the CPU: `Raw`, if it is images of classes.
 
     Raises UserError: all that `check` raises, a damaged file, unequal image sizes, a failed download, and
     settings that do not fit the data.
     """
-    raw: Raw = load("data set", config.name).read(config)
+    module = load("data set", config.name)
+    if hasattr(module, "load"):
+        found: TaskData = module.load(config, 0, "cpu")
+        return found
+    return _read(config, module)
+
+
+def _read(config: Any, module: Any) -> "Raw":
+    raw: Raw = module.read(config)
     if raw.val is None and not len(_held_out(raw, config, seed=0)[0]):
         raise UserError(
             f"data.val_fraction: {config.val_fraction} of {len(raw.train)} training images holds out no image"
@@ -64,17 +76,22 @@ def prepare(config: DataConfig) -> "Raw":
     return raw
 
 
-def load_dataset(config: DataConfig, seed: int, device: "torch.device | str") -> "Dataset":
-    """The data set of a run, on `device`. Where the files give no val split, `seed` draws it from train.
+def load_dataset(config: TaskDataConfig, seed: int, device: "torch.device | str") -> "TaskData":
+    """The data set of a run, on `device`. Raises UserError like `prepare`."""
+    module = load("data set", config.name)
+    if hasattr(module, "load"):
+        found: TaskData = module.load(config, seed, device)
+        return found
+    return _of_classes(config, _read(config, module), seed, device)
 
-    Raises UserError like `prepare`.
-    """
+
+def _of_classes(config: Any, raw: "Raw", seed: int, device: "torch.device | str") -> "Dataset":
+    """Images of classes. Where the files give no val split, `seed` draws it from train."""
     import torch
 
     from harness.data._split import carve, channel_statistics
     from harness.data.base import Dataset
 
-    raw = prepare(config)
     train, val = raw.train, raw.val
     if val is None:
         held, rest = _held_out(raw, config, seed)

@@ -1,7 +1,7 @@
 """The `data` section of a run's configuration. Free of torch, so that a slip in it is refused at once."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,8 +23,11 @@ class Augment(StrictConfig):
         return self.flip or self.crop_padding > 0
 
 
-class DataConfig(StrictConfig):
-    """What every data set can be told. Each data-set file sets its own `name` and defaults."""
+class TaskDataConfig(StrictConfig):
+    """What the data set of any task can be told. Each data-set file sets its own `name`, and its `task`."""
+
+    #: A file of harness/tasks.
+    task: ClassVar[str] = "classification"
 
     name: str = Field(description="a file of harness/data")
     root: Path | None = Field(
@@ -35,6 +38,11 @@ class DataConfig(StrictConfig):
         description="fetch missing files (cifar10 only); nothing is ever fetched without it",
         json_schema_extra=NOT_IDENTITY,
     )
+
+
+class DataConfig(TaskDataConfig):
+    """What every data set of classes of images can be told."""
+
     val_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="part of train set aside for validation, unless files give a val split"
     )
@@ -50,7 +58,7 @@ class DataConfig(StrictConfig):
     augment: Augment = Field(Augment(), description="random changes to training images")
 
 
-def root_of(config: DataConfig, layout: str) -> Path:
+def root_of(config: TaskDataConfig, layout: str) -> Path:
     """The folder or file `data.root` names, with `~` expanded.
 
     layout: what has to lie there, for the message. Raises UserError where the root is unset or missing.
@@ -64,7 +72,7 @@ def root_of(config: DataConfig, layout: str) -> Path:
     return root
 
 
-def refuse_download(config: DataConfig, where: str) -> None:
+def refuse_download(config: TaskDataConfig, where: str) -> None:
     """Raise UserError if `data.download` asks for files it cannot fetch; `where` says who can."""
     if config.download:
         raise UserError(f"data.download: {config.name} is not fetched by the harness: {where}")

@@ -1,6 +1,7 @@
 """What a data set is: config, the decoded images, and the tensors on the device that a run trains on."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,6 +80,11 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def outputs(self) -> int:
+        """The number of classes, by the name that all tasks' data have."""
+        return self.num_classes
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         channels, height, width = self.train.images.shape[1:]
@@ -118,6 +124,14 @@ class Dataset:
         if dispatch.serves_images(split.images):
             return _unambiguous(cpu.image_batch(split.images, indices, self._table)), labels
         return self.normalized(split.images.index_select(0, indices)), labels
+
+    def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of a split in order, as `batch` gives it."""
+        return (self.batch(split, slice(at, at + batch_size)) for at in range(0, len(split), batch_size))
+
+    def first(self, split: Split, count: int) -> Split:
+        """The first samples of a split."""
+        return split.take(torch.arange(count, device=self.device))
 
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Like `batch` on the train split; augmented if the config says so and a generator is given.

@@ -13,7 +13,8 @@ be the trained bit-widths (float is the highest) and z_1 ... z_k their logits. T
 
     CE(z_1, labels) + sum_(j > 1) mean_n -sum_c softmax(sg[z_(j-1)])_nc log softmax(z_j)_nc,
 
-so each bit-width is distilled from the next higher one. The training loop computes the term of b_1, `penalty` the
+so each bit-width is distilled from the next higher one (in other tasks than classification: the task's loss and its
+`distillation`). The training loop computes the term of b_1, `penalty` the
 others. A step costs k forward and backward passes and keeps the activations of all k. Dropout and stochastic depth
 draw new masks in each pass. The batch-norm statistics of a bit-width come from its own passes only.
 
@@ -54,7 +55,6 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.core.bits import MAX_BITS, MIN_BITS, Bits, BitWidths
 from harness.core.errors import UserError
@@ -66,11 +66,6 @@ from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization import DoReFaQuantizer, DoReFaTransform
 from harness.quantization.layers import attach
 from harness.quantization.slots import Unfilled
-
-
-def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy to the teacher's softmax, mean over the batch; both (B, classes); no gradient to the teacher."""
-    return functional.cross_entropy(logits, teacher.detach().softmax(dim=1))
 
 
 class AnyPrecision(Method):
@@ -140,22 +135,22 @@ class AnyPrecision(Method):
         self._switch.active = self.widths[0]
 
     def penalty(self, step: Step) -> Tensor | float:
-        inputs, labels, teacher, forward = step.inputs, step.labels, step.logits, step.forward
+        inputs, targets, teacher, forward = step.inputs, step.targets, step.outputs, step.forward
         assert inputs is not None
-        assert labels is not None
+        assert targets is not None
         assert teacher is not None
         assert forward is not None
         total: Tensor | float = 0.0
         try:
             for width in self.widths[1:]:
                 self._switch.active = width
-                logits = forward(inputs)
+                outputs, task = forward(inputs), self.context.task
                 if self.config.distillation == "labels":
-                    total = total + functional.cross_entropy(logits, labels)
+                    total = total + task.loss(outputs, targets)
                 else:
-                    total = total + soft_cross_entropy(logits, teacher)
+                    total = total + task.distillation(outputs, teacher)
                 if self.config.distillation == "recursive":
-                    teacher = logits
+                    teacher = outputs
         finally:
             self._switch.active = self.context.bits()
         return total

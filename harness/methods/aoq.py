@@ -60,7 +60,6 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.methods._inputs import quantize_in_training
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
@@ -163,9 +162,9 @@ class AllowingOscillation(Method):
         total: Tensor | float = 0.0
         if self._teacher is not None:
             assert step.inputs is not None
-            assert step.logits is not None
+            assert step.outputs is not None
             assert step.task_loss is not None
-            total = distillation(self._teacher, step.inputs, step.logits) - step.task_loss
+            total = self._distillation(self._teacher, step.inputs, step.outputs) - step.task_loss
         if self.config.pull and _reached(self.config.settle, step):
             total = total + self.config.pull * self._distance()
         return total
@@ -185,6 +184,12 @@ class AllowingOscillation(Method):
         """The factor a, and the mean ratio of level step to threshold step, s_le / s0."""
         ratios = [(each.level_step.detach() / each.threshold_step).mean() for each in self._quantizers()]
         return {"aoq/shrink": float(self._quantizers()[0].shrink), "aoq/level_ratio": float(torch.stack(ratios).mean())}
+
+    def _distillation(self, teacher: nn.Module, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The mean over a batch, shape (): of classes KL(teacher || student) in nats. outputs: the student's, fp32."""
+        with torch.no_grad():
+            wanted = teacher(inputs).float()
+        return self.context.task.divergence(outputs, wanted)
 
     def _distance(self) -> Tensor | float:
         """The sum over layers of the norm of (weight - centre of its bin), shape ()."""
@@ -217,11 +222,3 @@ def float_copy(model: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Module:
         if isinstance(module, Slotted):
             module.add_slots()  # weight slots are empty already, activation slots may be filled
     return copy
-
-
-def distillation(teacher: nn.Module, inputs: Tensor, logits: Tensor) -> Tensor:
-    """KL(teacher || student), in nats, the mean over a batch, shape (). logits: the student's, (B, classes) fp32."""
-    with torch.no_grad():
-        target = functional.log_softmax(teacher(inputs).float(), dim=1)
-    own = functional.log_softmax(logits, dim=1)
-    return functional.kl_div(own, target, reduction="batchmean", log_target=True)

@@ -15,6 +15,7 @@ method.deploy(copy of the model, point, calibration)  at each evaluation and dep
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictC
 from harness.core.layer_points import AnyPoint
 from harness.quantization import Observed, WeightQuantizer, make_quantizer, observe
 from harness.quantization.layers import QuantLayer
+from harness.tasks.base import Task
+from harness.tasks.base import find as find_task
 
 
 class MethodConfig(StrictConfig):
@@ -41,7 +44,8 @@ class Context:
     target_bit: what the network is trained for, 4 or "w4a4" (`point`: in parts); None for plain float training.
     activations: how activations are rounded where the point has bits for them. exclude: layer globs left in float.
     seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether native passes over the
-    weights (harness/kernels) may replace plain operations, where there are any.
+    weights (harness/kernels) may replace plain operations, where there are any. task: the run's; a method takes losses
+    from it (`loss`, `distillation`, `divergence`).
     """
 
     target_bit: PlainPoint | None = None
@@ -53,6 +57,7 @@ class Context:
     scale: ScalePolicy = "recalibrate"
     exclude: tuple[str, ...] = ()
     fused: bool = True
+    task: Task = field(default_factory=partial(find_task, "classification"))
 
     @property
     def point(self) -> BitWidths | None:
@@ -71,17 +76,18 @@ class Context:
 class Step:
     """One training step: its index from 0, the number of steps, the model, the batch and its results.
 
-    inputs: (B, C, H, W), augmented and normalised; labels: (B,) int64; logits: (B, classes) fp32, and task_loss, a
-    scalar, both with their graph. All are set when `penalty` is called. forward: another forward pass of the model in
-    its current state, from inputs to fp32 logits, in the precision of the run and never compiled.
+    inputs, targets: as the task has them (classification: (B, C, H, W), augmented and normalised; (B,) int64); outputs:
+    the network's, fp32 (classification: logits (B, classes)), and task_loss, a scalar, both with their graph. All are
+    set when `penalty` is called. forward: another forward pass of the model in its current state, from inputs to fp32
+    outputs, in the precision of the run and never compiled.
     """
 
     index: int
     total: int
     model: nn.Module
     inputs: Tensor | None = None
-    labels: Tensor | None = None
-    logits: Tensor | None = None
+    targets: Tensor | None = None
+    outputs: Tensor | None = None
     task_loss: Tensor | None = None
     forward: Callable[[Tensor], Tensor] | None = None
 
@@ -90,8 +96,8 @@ class Step:
 class Calibration:
     """Batches of training images without augmentation; every reading gives the same ones.
 
-    draw(k) gives batch k: inputs (N, C, H, W) float32, normalised, and labels (N,) int64, on the device. different: how
-    many batches there are before they repeat; None: not known.
+    draw(k) gives batch k: inputs (images: (N, C, H, W) float32, normalised) and targets of the task, on the device.
+    different: how many batches there are before they repeat; None: not known.
     """
 
     draw: Callable[[int], tuple[Tensor, Tensor]]

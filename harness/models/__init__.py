@@ -6,37 +6,37 @@ from typing import TYPE_CHECKING, Any
 from harness.core import registry
 from harness.core.seeding import sub_seed
 from harness.models._weights import load_checkpoint
-from harness.models.base import ModelConfig
+from harness.models.base import ModelConfig, TaskModelConfig
 
 if TYPE_CHECKING:  # imported on use, here and in each model's file: settings are checked without torch
     from torch import Tensor, nn
 
-__all__ = ["ModelConfig", "build_model", "load_checkpoint", "resized_shape"]
+__all__ = ["ModelConfig", "TaskModelConfig", "build_model", "load_checkpoint", "resized_shape"]
 
 
-def build_model(config: ModelConfig, input_shape: tuple[int, int, int], num_classes: int, seed: int) -> "nn.Module":
-    """A model on the CPU, in training mode, that maps images (N, C, H, W) to logits (N, num_classes).
+def build_model(config: TaskModelConfig, input_shape: tuple[int, ...], outputs: int, seed: int) -> "nn.Module":
+    """A model on the CPU, in training mode, that maps images (N, C, H, W) to logits (N, classes), or as its task says.
 
-    input_shape: (C, H, W) of the data. The weights depend on (config, shapes, seed) alone, through the
-    sub-seed `init`; the caller's random state stays as it was. Where images must be resized, a forward hook
-    does it, so that names in the state dict do not change.
+    input_shape, outputs: of the data; of images (C, H, W) and the number of classes. The weights depend on (config,
+    shapes, seed) alone, through the sub-seed `init`; the caller's random state stays as it was. Where images must be
+    resized, a forward hook does it, so that names in the state dict do not change.
     Raises UserError when the model does not fit the images, or the initial weights are missing or do not fit.
     """
     import torch
 
-    shape = resized_shape(config, input_shape)
+    shape = resized_shape(config, input_shape) if isinstance(config, ModelConfig) else input_shape
     # Only the CPU generator: torch.manual_seed would reach, and fork_rng would start, every GPU.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(sub_seed(seed, "init"))
-        model: nn.Module = registry.load("model", config.name).build(config, shape, num_classes)
+        model: nn.Module = registry.load("model", config.name).build(config, shape, outputs)
     if config.checkpoint is not None:
-        load_checkpoint(model, config.checkpoint, new_head=config.head == "new")
+        load_checkpoint(model, config.checkpoint, new_head=getattr(config, "head", "keep") == "new")
     if shape != input_shape:
-        model.register_forward_pre_hook(partial(_resize_images, size=shape[1:]))
+        model.register_forward_pre_hook(partial(_resize_images, size=(shape[1], shape[2])))
     return model
 
 
-def resized_shape(config: ModelConfig, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def resized_shape(config: ModelConfig, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(C, H, W) as the model sees it: same aspect, the shorter side as the configuration asks for."""
     channels, height, width = input_shape
     shorter = min(height, width)

@@ -13,30 +13,17 @@ CHECKPOINT = "checkpoint:"
 _FORMS = ("scratch", "pretrained", "checkpoint:<path>")
 
 
-class ModelConfig(StrictConfig):
-    """Base of each model file's `Config`. A model adds its settings and, where it has one, `min_image_side`."""
+class TaskModelConfig(StrictConfig):
+    """Base of the `Config` of a model for any task. A model names the `tasks` that it serves, and adds its settings."""
 
-    #: The shorter image side in pixels below which the model does not work: smaller images are enlarged.
-    min_image_side: ClassVar[int] = 1
+    #: Files of harness/tasks.
+    tasks: ClassVar[tuple[str, ...]]
 
     name: str = Field(description="the model's file name, as in mlp5; timm:<name> for any of timm's")
     init: str = Field(
         "scratch",
         description="initial weights: scratch, pretrained, checkpoint:<path>, or a path to .safetensors, .pt, .pth, "
         ".pth.tar",
-    )
-    head: Literal["keep", "new"] = Field(
-        "keep",
-        description="the classifier of a checkpoint: keep, or new for other classes (published weights get a new one "
-        "where classes differ)",
-        json_schema_extra=IDENTITY_IF_CHANGED,
-    )
-    image_side: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="resize images, in the forward pass, to this shorter side in pixels; "
-        "null: only enlarge them to what the model needs",
     )
 
     @field_validator("init")
@@ -52,12 +39,6 @@ class ModelConfig(StrictConfig):
             f"{nearest(init, _FORMS[:2])}"
         )
 
-    @model_validator(mode="after")
-    def _check_head(self) -> Self:
-        if self.head == "new" and self.checkpoint is None:
-            raise UserError(f"head: new is for init: checkpoint:<path>, not {self.init!r}")
-        return self
-
     @property
     def pretrained(self) -> bool:
         """Whether the initial weights are the published ones."""
@@ -69,6 +50,34 @@ class ModelConfig(StrictConfig):
         if self.init in _FORMS[:2]:
             return None
         return Path(self.init.removeprefix(CHECKPOINT)).expanduser()
+
+
+class ModelConfig(TaskModelConfig):
+    """Base of the `Config` of a classifier of images, which may have a `min_image_side`."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    #: The shorter image side in pixels below which the model does not work: smaller images are enlarged.
+    min_image_side: ClassVar[int] = 1
+
+    head: Literal["keep", "new"] = Field(
+        "keep",
+        description="the classifier of a checkpoint: keep, or new for other classes (published weights get a new one "
+        "where classes differ)",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
+    image_side: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="resize images, in the forward pass, to this shorter side in pixels; "
+        "null: only enlarge them to what the model needs",
+    )
+
+    @model_validator(mode="after")
+    def _check_head(self) -> Self:
+        if self.head == "new" and self.checkpoint is None:
+            raise UserError(f"head: new is for init: checkpoint:<path>, not {self.init!r}")
+        return self
 
     def check_pretrained(self, **required: object) -> None:
         """For pretrained, raise a UserError naming the settings that differ from those of the published weights."""

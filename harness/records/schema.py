@@ -5,13 +5,14 @@ from typing import Any
 
 from harness.core.bits import BitWidths
 from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
+from harness.core.metric import Metric
 
 #: x-axis of every curve; never W&B's own step.
 EPOCH = "epoch"
 TRAIN_LOSS = "train/loss"
 TRAIN_PENALTY = "train/penalty"
 LEARNING_RATE = "train/learning_rate"
-#: The value that decides early stopping and the best epoch: accuracy at the target, after `monitor.deploy`.
+#: The value that decides early stopping and the best epoch: the metric at the target, after `monitor.deploy`.
 MONITOR = "val/monitor"
 
 FLIPS_PER_WEIGHT = "osc/flips_per_weight"
@@ -30,6 +31,11 @@ LAYER_PROFILE = "osc/layer_profile"
 RECORD = "record"
 #: The fields of a row of record.json, in order. bits: of the weights; the name of points by layer.
 ROW = ("phase", "split", "deploy", "scale", "bits", "accuracy", "loss", "n")
+#: The same of other tasks than classification: the key of their metric, and its value. Figures beside the metric
+#: follow, by their keys.
+SCORED_ROW = ("phase", "split", "deploy", "scale", "bits", "metric", "score", "loss", "n")
+#: The key of the metric of rows that name none.
+_ACCURACY = "acc"
 #: Further fields, of rows in which these are quantized: their bits.
 ROW_WHERE_QUANTIZED = ("activations", "kv")
 #: Of rows at points by layer: layer name or glob -> point. Of rows of a deploy method that chooses points for layers:
@@ -58,13 +64,23 @@ def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["split"], row["deploy"], row["scale"], point(row)
 
 
-def accuracy(split: str, point: Written) -> str:
-    """`val/acc_w3`, `val/acc_w4a8`, `test/acc_float`: accuracy in [0, 1] on a split at a deployment point."""
-    return f"{split}/acc_{point_of(point).key}"
+def scored(metric: Metric, value: float) -> dict[str, Any]:
+    """The fields of a row that hold its metric."""
+    return {"accuracy": value} if metric.key == _ACCURACY else {"metric": metric.key, "score": value}
+
+
+def score_of(row: Mapping[str, Any]) -> float:
+    """The value of a row's metric."""
+    return float(row["accuracy"] if "accuracy" in row else row["score"])
+
+
+def score(metric: Metric, split: str, point: Written) -> str:
+    """`val/acc_w3`, `val/acc_w4a8`, `test/psnr_float`: a metric on a split at a deployment point."""
+    return f"{split}/{metric.key}_{point_of(point).key}"
 
 
 def loss(split: str, point: Written) -> str:
-    """`val/loss_w3`: mean cross-entropy in nats on a split at a deployment point."""
+    """`val/loss_w3`: the task's mean loss on a split at a deployment point."""
     return f"{split}/loss_{point_of(point).key}"
 
 
@@ -73,14 +89,14 @@ def after(metric: str, deploy: str) -> str:
     return metric if deploy == "rtn" else f"{metric}_after_{deploy}"
 
 
-def worst_accuracy(split: str) -> str:
-    """`val/acc_worst`: the lowest accuracy over the deployment points that were evaluated, float not among them."""
-    return f"{split}/acc_worst"
+def worst(metric: Metric, split: str) -> str:
+    """`val/acc_worst`: the worst value over the deployment points that were evaluated, float not among them."""
+    return f"{split}/{metric.key}_worst"
 
 
-def accuracy_spread(split: str) -> str:
-    """`val/acc_spread`: the highest less the lowest accuracy over the same points."""
-    return f"{split}/acc_spread"
+def spread(metric: Metric, split: str) -> str:
+    """`val/acc_spread`: the highest less the lowest value over the same points."""
+    return f"{split}/{metric.key}_spread"
 
 
 def watched_at(name: str, bits: int) -> str:
@@ -93,19 +109,24 @@ def layer_frequency(layer: str) -> str:
     return LAYER_PREFIX + layer.replace(".", "_")
 
 
-def as_metrics(rows: Iterable[Mapping[str, Any]], deploy: str = "rtn") -> dict[str, float]:
-    """Rows as metrics (`val/acc_w3`, `val/loss_w3`, `val/acc_worst` and so on) of one deploy method."""
+def as_metrics(rows: Iterable[Mapping[str, Any]], metric: Metric, deploy: str = "rtn") -> dict[str, float]:
+    """Rows as metrics (`val/acc_w3`, `val/loss_w3`, `val/acc_worst` and so on) of one deploy method.
+
+    metric: that of the rows' task.
+    """
     metrics: dict[str, float] = {}
     quantized: dict[str, list[float]] = {}
     for row in rows:
         if row["deploy"] == deploy:
-            metrics[accuracy(row["split"], point(row))] = row["accuracy"]
+            metrics[score(metric, row["split"], point(row))] = score_of(row)
             metrics[loss(row["split"], point(row))] = row["loss"]
+            for each in metric.beside:
+                metrics[score(each, row["split"], point(row))] = row[each.key]
             if not point(row).is_float:
-                quantized.setdefault(row["split"], []).append(row["accuracy"])
+                quantized.setdefault(row["split"], []).append(score_of(row))
     for split, values in quantized.items():
-        metrics[worst_accuracy(split)] = min(values)
-        metrics[accuracy_spread(split)] = max(values) - min(values)
+        metrics[worst(metric, split)] = metric.worst(values)
+        metrics[spread(metric, split)] = max(values) - min(values)
     return metrics
 
 

@@ -142,10 +142,11 @@ def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[R
 
 def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
     for objective_name in spec.objective:
-        objective.value(objective_name, _zeros(config.evaluated_points), config.deploy.points, config.monitored_point)
+        there = _zeros(config, config.evaluated_points)
+        objective.value(objective_name, there, config.deploy.points, config.monitored_point, config.task.metric)
     if spec.pruner.name != "none":
         deploy = config.monitor.name
-        there = _zeros(config.epoch_points) | _zeros([config.monitored_point], deploy)
+        there = _zeros(config, config.epoch_points) | _zeros(config, [config.monitored_point], deploy)
         try:
             objective.epoch_value(spec.objective[0], there, config)
         except UserError as error:
@@ -153,9 +154,9 @@ def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
             raise UserError(f"{error}{why}, so set pruner to none or choose another objective") from None
 
 
-def _zeros(points: Sequence[AnyPoint], deploy: str = "rtn") -> dict[str, float]:
+def _zeros(config: RunConfig, points: Sequence[AnyPoint], deploy: str = "rtn") -> dict[str, float]:
     """What an evaluation at these points gives, by metric."""
-    names = [name("val", point) for point in points for name in (schema.accuracy, schema.loss)]
+    names = [name for point in points for name in objective.measured(config.task.metric, "val", point)]
     return {schema.after(name, deploy): 0.0 for name in names}
 
 
@@ -174,6 +175,6 @@ def _check_search(spec: SweepConfig, cell: Cell) -> None:
         )
     if "target_bit" in cell.search and "target" in spec.objective:
         raise UserError(
-            f"cell {cell.id}: accuracy at the target bit cannot compare trials of different target_bit; "
-            "set objective to mean, worst or a metric such as val/acc_w3"
+            f"cell {cell.id}: {spec.metric.name} at the target bit cannot compare trials of different target_bit; "
+            f"set objective to mean, worst or a metric such as val/{spec.metric.key}_w3"
         )

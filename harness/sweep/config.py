@@ -14,15 +14,16 @@ from harness.core.config_base import StrictConfig, by_name, listed
 from harness.core.dotted import set_dotted
 from harness.core.errors import UserError, masked, unknown
 from harness.core.layer_points import LayerPoints
+from harness.core.metric import Metric
 from harness.core.validation import explain
 from harness.sweep import objective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
+from harness.tasks.base import DEFAULT, find, task_of
 from harness.training.config import MethodStack, RunConfig
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
 DATABASES = ("postgresql", "mysql", "sqlite")
 PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
-_DEPLOYED_AT = "deploy.bits"
 #: Settings of a run that a sweep decides elsewhere: tune.seed, final.seeds, cells.methods.
 NOT_SET = ("seed", "phase", "methods")
 
@@ -122,7 +123,7 @@ class SweepConfig(StrictConfig):
             if algorithm.name not in legal:
                 raise unknown(kind, algorithm.name, legal)
         for name in self.objective:
-            objective.check(name, self._points_by_layer())
+            objective.check(name, self.metric, self._points_by_layer())
         _check_storage(self.storage)
         if len(set(self.final.seeds)) < len(self.final.seeds):
             raise ValueError(f"final.seeds: {list(self.final.seeds)} names a seed twice")
@@ -136,14 +137,31 @@ class SweepConfig(StrictConfig):
             raise ValueError(f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}")
         return self
 
+    @property
+    def metric(self) -> Metric:
+        """That of the task of its data. Raises ValueError for data sets of several tasks: trials cannot be compared."""
+        sections = [each for each in self._written("data") if isinstance(each, dict)]
+        names = [*self._written("data", "name"), *(each.get("name") for each in sections)]
+        known = [name for name in dict.fromkeys(map(str, names)) if name in registry.names("data set")]
+        tasks = {name: task_of({"name": name}) for name in known}
+        if len(set(tasks.values())) > 1:
+            listed = ", ".join(f"{name} ({task.name})" for name, task in tasks.items())
+            raise ValueError(f"base.data: {listed}: data sets of one sweep have one task")
+        return next(iter(tasks.values()), find(DEFAULT)).metric
+
+    def _written(self, section: str, *key: str) -> list[Any]:
+        """Every value that the file has for a run setting, in `base`, a grid or a cell's `set`; legal or not."""
+        place, dotted = self.base.get(section), ".".join((section, *key))
+        values = [] if place is None else [place]
+        if key:
+            values = [place[key[0]]] if isinstance(place, dict) and key[0] in place else []
+        for grid in (self.grid, *(cell.grid for cell in self.cells)):
+            values += grid.get(dotted, ())
+        return [*values, *(cell.set[dotted] for cell in self.cells if dotted in cell.set)]
+
     def _points_by_layer(self) -> list[LayerPoints]:
         """Those of deploy.bits, wherever the file has it; what is not legal is refused with its cell."""
-        deploy = self.base.get("deploy")
-        lists = [deploy.get("bits")] if isinstance(deploy, dict) else []
-        for grid in (self.grid, *(cell.grid for cell in self.cells)):
-            lists += grid.get(_DEPLOYED_AT, ())
-        lists += [cell.set.get(_DEPLOYED_AT) for cell in self.cells]
-        points = []
+        lists, points = self._written("deploy", "bits"), []
         for written in (each for bits in lists if isinstance(bits, list | tuple) for each in bits):
             with suppress(UserError):
                 points.append(LayerPoints.of(written))

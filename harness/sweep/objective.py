@@ -8,49 +8,68 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.core.bits import BitWidths
 from harness.core.errors import UserError, nearest
 from harness.core.layer_points import LayerPoints, Written
+from harness.core.metric import Metric
 from harness.records import schema
 
 if TYPE_CHECKING:
     from harness.training.config import RunConfig
 
 _AGGREGATES = ("target", "mean", "worst")
-_METRIC = re.compile(r"^val/(?:acc|loss)_(.+)$")
+_METRIC = re.compile(r"^val/([a-z0-9]+)_(.+)$")
 
 
-def check(name: str, by_layer: Iterable[LayerPoints] = ()) -> str:
+def check(name: str, metric: Metric, by_layer: Iterable[LayerPoints] = ()) -> str:
     """`name` itself, or a UserError that lists the legal objectives. by_layer: the sweep's points by layer."""
-    named = sorted({key("val", point) for point in by_layer for key in (schema.accuracy, schema.loss)})
-    if name in _AGGREGATES or _is_metric(name) or name in named:
+    named = sorted({key for point in by_layer for key in measured(metric, "val", point)})
+    if name in _AGGREGATES or _is_metric(name, metric) or name in named:
         return name
-    examples = (*_AGGREGATES, "val/acc_w2", "val/acc_float", "val/loss_w2", *named)
+    keys = [each.key for each in (metric, *metric.beside)]
+    examples = (*_AGGREGATES, *(f"val/{each}_{at}" for each in keys for at in ("w2", "float")), "val/loss_w2", *named)
     further = f"; {', '.join(named)}" if named else ""
+    legal = ", ".join(f"val/{key}_w2 to val/{key}_w8, val/{key}_w4a8 and such, val/{key}_float" for key in keys)
     raise UserError(
-        f"objective {name!r} is unknown{nearest(name, examples)} (legal: {', '.join(_AGGREGATES)}, val/acc_w2 to "
-        f"val/acc_w8, val/acc_w4a8 and such, val/acc_float; val/loss_w2 to val/loss_w8, val/loss_float{further})"
+        f"objective {name!r} is unknown{nearest(name, examples)} (legal: {', '.join(_AGGREGATES)}, {legal}; "
+        f"val/loss_w2 to val/loss_w8, val/loss_float{further})"
     )
 
 
-def _is_metric(name: str) -> bool:
+def measured(metric: Metric, split: str, point: Written) -> list[str]:
+    """The names of all that an evaluation at a point gives."""
+    return [*(schema.score(each, split, point) for each in (metric, *metric.beside)), schema.loss(split, point)]
+
+
+def _figure(name: str, metric: Metric) -> Metric | None:
+    """The figure that an objective is of; None for a loss, or for nothing that the task measures."""
+    if name in _AGGREGATES:
+        return metric
     found = _METRIC.match(name)
+    return next((each for each in (metric, *metric.beside) if found and each.key == found[1]), None)
+
+
+def _is_metric(name: str, metric: Metric) -> bool:
+    found = _METRIC.match(name)
+    if found is None or (found[1] != "loss" and _figure(name, metric) is None):
+        return False
     try:
-        return found is not None and BitWidths.of(found[1]).key == found[1]
+        return BitWidths.of(found[2]).key == found[2]
     except UserError:
         return False
 
 
-def direction(name: str) -> Literal["minimize", "maximize"]:
-    """ "minimize" for losses, "maximize" for everything else."""
-    return "minimize" if name.startswith("val/loss") else "maximize"
+def direction(name: str, metric: Metric) -> Literal["minimize", "maximize"]:
+    """ "minimize" for losses, else that of the figure."""
+    figure = _figure(name, metric)
+    return figure.direction if figure else "minimize"
 
 
-def value(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written) -> float:
+def value(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric) -> float:
     """The objective from validation metrics (`val/acc_w3`: accuracy in [0, 1]).
 
-    target: accuracy at the target (float accuracy for float training); mean and worst: over the deployment `points`.
-    Raises UserError when a point it needs was not evaluated.
+    target: the metric at the target (in float for float training); mean and worst: over the deployment `points`, worst
+    in the metric's own direction. Raises UserError when a point it needs was not evaluated.
     """
-    values = [metrics[key] for key in _keys(name, metrics, points, target)]
-    return min(values) if name == "worst" else fmean(values)
+    values = [metrics[key] for key in _keys(name, metrics, points, target, metric)]
+    return metric.worst(values) if name == "worst" else fmean(values)
 
 
 def epoch_value(name: str, metrics: Mapping[str, float], config: "RunConfig") -> float:
@@ -58,14 +77,15 @@ def epoch_value(name: str, metrics: Mapping[str, float], config: "RunConfig") ->
 
     With a `monitor.deploy` that is the target alone. Raises UserError for what an epoch does not measure.
     """
-    point, deploy = config.monitored_point, config.monitor.name
+    point, deploy, metric = config.monitored_point, config.monitor.name, config.task.metric
     if deploy == "rtn":
-        return value(name, metrics, [each for each in config.deploy.points if each in config.epoch_points], point)
-    keys = (schema.accuracy("val", point), schema.loss("val", point))
+        points = [each for each in config.deploy.points if each in config.epoch_points]
+        return value(name, metrics, points, point, metric)
+    keys = (schema.score(metric, "val", point), schema.loss("val", point))
     here = {key: metrics[schema.after(key, deploy)] for key in keys}
     if name in ("mean", "worst") or (name != "target" and name not in here):
         raise UserError(f"objective {name!r}: after {deploy} an epoch is evaluated at the target alone")
-    return value(name, here, [point], point)
+    return value(name, here, [point], point, metric)
 
 
 def deploy_of(config: Mapping[str, Any]) -> str:
@@ -76,23 +96,28 @@ def deploy_of(config: Mapping[str, Any]) -> str:
     return str(config.get("monitor", {}).get("deploy", {}).get("name", "rtn"))
 
 
-def loss_at(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written) -> float:
-    """The validation loss (nats) at the point that an objective is about, for trials whose objective is equal.
+def loss_at(
+    name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric
+) -> float:
+    """The validation loss at the point that an objective is about, for trials whose objective is equal.
 
-    mean: over the deployment points. worst: where accuracy is lowest; of equally low ones, the highest loss.
+    mean: over the deployment points. worst: where the metric is worst; of equally bad ones, the highest loss.
     """
-    keys = _keys(name, metrics, points, target)
+    keys = _keys(name, metrics, points, target, metric)
     if name == "worst":
-        keys = [key for key in keys if metrics[key] == min(metrics[other] for other in keys)]
-    losses = [metrics[key.replace("/acc_", "/loss_")] for key in keys]
+        worst = metric.worst([metrics[key] for key in keys])
+        keys = [key for key in keys if metrics[key] == worst]
+    losses = [metrics[re.sub("/[a-z0-9]+_", "/loss_", key, count=1)] for key in keys]
     return max(losses) if name == "worst" else fmean(losses)
 
 
-def _keys(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written) -> list[str]:
+def _keys(
+    name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric
+) -> list[str]:
     """The metrics that an objective is made of. Raises UserError for one that was not evaluated."""
     if name == "target":
-        name = schema.accuracy("val", target)
-    wanted = [schema.accuracy("val", point) for point in points] if name in _AGGREGATES else [name]
+        name = schema.score(metric, "val", target)
+    wanted = [schema.score(metric, "val", point) for point in points] if name in _AGGREGATES else [name]
     for key in wanted:
         if key not in metrics:
             raise UserError(f"objective {name!r}: {key} was not evaluated; add its bits to deploy.bits")

@@ -109,7 +109,7 @@ class OpenSweep:
         try:  # loading writes nothing; creating always adds to the journal, even when the study is there
             return optuna.load_study(study_name=name, storage=self.storage)
         except KeyError:
-            directions = [objective.direction(item) for item in objectives]
+            directions = [objective.direction(item, self.spec.metric) for item in objectives]
             return optuna.create_study(
                 storage=self.storage, study_name=name, directions=directions, load_if_exists=True
             )
@@ -186,9 +186,10 @@ def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
 
 def values_of(sweep: OpenSweep, config: RunConfig, rows: Iterable[Mapping[str, Any]]) -> list[float]:
     """The objectives from the rows of a record, after the deploy method that the configuration monitors."""
-    metrics = as_metrics(rows, config.monitor.name)
+    metric = config.task.metric
+    metrics = as_metrics(rows, metric, config.monitor.name)
     points, target = config.deploy.points, config.monitored_point
-    return [objective.value(name, metrics, points, target) for name in sweep.spec.objective]
+    return [objective.value(name, metrics, points, target, metric) for name in sweep.spec.objective]
 
 
 def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:

@@ -52,9 +52,10 @@ def _loss(sweep: "OpenSweep", trial: FrozenTrial) -> float:
     if record is None:
         return math.inf
     config = record["config"]
-    metrics = as_metrics(record["rows"], objective.deploy_of(config))
+    metric = sweep.spec.metric
+    metrics = as_metrics(record["rows"], metric, objective.deploy_of(config))
     bits, target = config["deploy"]["bits"], config.get("target_bit") or FLOAT
-    return objective.loss_at(sweep.spec.objective[0], metrics, bits, target)
+    return objective.loss_at(sweep.spec.objective[0], metrics, bits, target, metric)
 
 
 def failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

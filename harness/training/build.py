@@ -5,13 +5,14 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints
 from harness.core.seeding import sub_seed
 from harness.data import load_dataset
-from harness.data.base import Dataset, order
+from harness.data._samples import TaskData
+from harness.data.base import order
 from harness.methods import build_stack, find
 from harness.methods._requirements import check_requirements
 from harness.methods.base import Calibration, Context, Method
@@ -33,7 +34,7 @@ from harness.training.precision import choose_precision
 from harness.training.session import Session, steps_an_epoch
 
 
-def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | None = None) -> Session:
+def build(config: RunConfig, weights: Path | None = None, stand_in: TaskData | None = None) -> Session:
     """A session at step 0, with initial weights from a file where one is given.
 
     stand_in: in place of the configuration's data, to see whether the run can be built; it has no optimizer then.
@@ -70,10 +71,10 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: Dataset | No
     return session
 
 
-def _network(config: RunConfig, dataset: Dataset, weights: Path | None, device: torch.device) -> nn.Module:
+def _network(config: RunConfig, dataset: TaskData, weights: Path | None, device: torch.device) -> nn.Module:
     """The configuration's network with empty slots in its layers."""
     settings = component("model", config.model)
-    model = build_model(settings, dataset.input_shape, dataset.num_classes, config.seed).to(device)
+    model = build_model(settings, dataset.input_shape, dataset.outputs, config.seed).to(device)
     if weights is not None:
         load_checkpoint(model, weights)
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
@@ -107,9 +108,9 @@ def _trackers(config: RunConfig, model: nn.Module, fused: bool) -> dict[int, Osc
     }
 
 
-def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> Audit:
-    """Two images through a copy of the network. Raises UserError for weights that no quantizer would reach."""
-    audited = probe(model, _two_images(shape, device), config.exclude)
+def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Audit:
+    """Two inputs through a copy of the network. Raises UserError for weights that no quantizer would reach."""
+    audited = probe(model, config.task.example_inputs(2, shape).to(device), config.exclude)
     audited.check()
     if unused := audited.named(UNUSED):
         warnings.warn(
@@ -118,16 +119,12 @@ def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], dev
     return audited
 
 
-def _two_images(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def _check_activations(config: RunConfig, model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
+def _check_activations(config: RunConfig, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
     """Raise UserError, before training, for a network whose activations cannot be quantized as a point says."""
     points = [point for point in config.evaluated_points if point.has_activations]
     if points:
-        copy, images = deepcopy(model), [_two_images(shape, device)]
-        observed = observe(copy, images, config.exclude, config.activations.attention)
+        copy, inputs = deepcopy(model), [config.task.example_inputs(2, shape).to(device)]
+        observed = observe(copy, inputs, config.exclude, config.activations.attention)
         for point in points:
             if isinstance(point, LayerPoints):
                 how = (config.quantizer, config.exclude, config.activations, observed)
@@ -137,7 +134,7 @@ def _check_activations(config: RunConfig, model: nn.Module, shape: tuple[int, in
 
 
 def _evaluator(
-    config: RunConfig, dataset: Dataset, methods: list[Method], context: Context, calibration: Calibration
+    config: RunConfig, dataset: TaskData, methods: list[Method], context: Context, calibration: Calibration
 ) -> Evaluator:
     return Evaluator(
         dataset=dataset,
@@ -163,10 +160,11 @@ def _context(config: RunConfig, steps: int, fused: bool) -> Context:
         scale=config.deploy.scale,
         exclude=config.exclude,
         fused=fused,
+        task=config.task,
     )
 
 
-def _calibration(config: RunConfig, dataset: Dataset) -> Calibration:
-    shuffled = order(len(dataset.train), sub_seed(config.seed, "calibration"), 0, dataset.train.labels.device)
+def _calibration(config: RunConfig, dataset: TaskData) -> Calibration:
+    shuffled = order(len(dataset.train), sub_seed(config.seed, "calibration"), 0, dataset.device)
     batches = shuffled.split(config.train.batch_size)
     return Calibration(lambda index: dataset.train_batch(batches[index % len(batches)], None), len(batches))

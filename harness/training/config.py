@@ -29,6 +29,7 @@ from harness.core.config_base import (
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint
 from harness.core.validation import explain
+from harness.tasks.base import Task, task_of
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
 
@@ -118,6 +119,11 @@ class RunConfig(StrictConfig):
         return self
 
     @property
+    def task(self) -> Task:
+        """What the network is trained for, which its data set decides."""
+        return task_of(self.data)
+
+    @property
     def target(self) -> BitWidths | None:
         """The point to train for; None for float training."""
         return None if self.target_bit is None else BitWidths.of(self.target_bit)
@@ -130,7 +136,7 @@ class RunConfig(StrictConfig):
 
     @property
     def monitored_point(self) -> BitWidths:
-        """The point whose validation accuracy, after `monitor.deploy`, chooses the best epoch."""
+        """The point whose validation score, after `monitor.deploy`, chooses the best epoch."""
         return self.target or BitWidths()
 
     @property
@@ -210,9 +216,26 @@ def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:
     """The same with the settings of methods as they are. Imports torch for timm's models only."""
     config = parse(raw)
     data, model = component("data set", config.data), component("model", config.model)
+    _check_task(config, model.tasks)
     if model.checkpoint is not None and not model.checkpoint.is_file():
         raise UserError(f"model.init: there is no file {str(model.checkpoint)!r}")
     return config.model_copy(update={"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")})
+
+
+def _check_task(config: RunConfig, served: tuple[str, ...]) -> None:
+    """Refuse a model that does not serve the data's task, and settings that mean nothing there."""
+    task, model = config.task, config.model["name"]
+    if task.name not in served:
+        able = [each for each in registry.names("model") if task.name in config_class("model", each).tasks]  # type: ignore[attr-defined]
+        raise UserError(
+            f"model {model!r} serves {', '.join(served)}, and the task of data set {config.data['name']!r} is "
+            f"{task.name} (models for it: {', '.join(able) or 'none'})"
+        )
+    for name, section in (("train", config.train), ("pretrain", config.pretrain)):
+        if section and section.label_smoothing and not task.smooths_labels:
+            raise UserError(
+                f"{name}.label_smoothing: {section.label_smoothing} has no meaning in the task {task.name} (legal: 0)"
+            )
 
 
 def parse(raw: Mapping[str, Any]) -> RunConfig:

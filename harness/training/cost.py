@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ class Cost:
     """Seconds: to build a run, of a step, and of one evaluation of the validation split at all bit-widths.
 
     steps: of an epoch. monitor_s: of an epoch's further evaluation, after `monitor.deploy`. deploys: ways of deployment
-    that the record evaluates. test_over_val: images of both splits.
+    that the record evaluates. test_over_val: samples of both splits.
     """
 
     start_s: float
@@ -96,9 +97,9 @@ def _evaluation_s(session: Session, cases: list[Case]) -> float:
     val = session.dataset.val
     part = min(len(val), session.config.train.batch_size)
 
-    def evaluate(images: int) -> float:
-        first = val.take(torch.arange(images, device=session.device))
-        evaluator = replace(session.evaluator, dataset=replace(session.dataset, val=first))
+    def evaluate(samples: int) -> float:
+        dataset: Any = session.dataset  # a dataclass, whatever its task
+        evaluator = replace(session.evaluator, dataset=replace(dataset, val=dataset.first(val, samples)))
         return _seconds(session, lambda: evaluator.rows(session.model, session.config.phase, "val", cases))
 
     whole_s = evaluate(part) * len(val) / part

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network at each deployment point. Works on copies of the model."""
+"""Metric and loss of a network at each deployment point. Works on copies of the model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -8,12 +8,11 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from harness.core.bits import BitWidths
 from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
-from harness.data.base import Dataset, Split
+from harness.data._samples import TaskData
 from harness.methods import build_stack, find
 from harness.methods.base import Calibration, Context, Method, observed_inputs
 from harness.quantization import ActivationQuantizer, Observed, observe
@@ -21,6 +20,7 @@ from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import float_inputs
 from harness.quantization.observing import LazyObservations, input_sites
 from harness.records import schema
+from harness.tasks.base import Task
 from harness.training.effort import Effort, effort
 
 #: What one row is of: a deploy method and a point.
@@ -51,7 +51,7 @@ class Evaluator:
     settings: of such methods, by name, where they are not the method's defaults.
     """
 
-    dataset: Dataset
+    dataset: TaskData
     methods: Sequence[Method]
     context: Context
     calibration: Calibration
@@ -70,14 +70,18 @@ class Evaluator:
     def rows_of(
         self, deployments: Sequence[Deployment], phase: str, split: Literal["val", "test"]
     ) -> list[dict[str, Any]]:
-        """One row per deployed network: see schema.ROW. Accuracy in [0, 1], loss in nats."""
-        models = [each.model for each in deployments]
-        found = evaluate_all(models, self.dataset, getattr(self.dataset, split), self.batch_size, self.precision)
+        """One row per deployed network: see schema.ROW and schema.SCORED_ROW."""
+        models, task = [each.model for each in deployments], self.context.task
+        samples = getattr(self.dataset, split)
+        found = evaluate_all(models, task, self.dataset, samples, self.batch_size, self.precision)
         rows = []
-        for one, (accuracy, loss, n) in zip(deployments, found, strict=True):
-            values = (phase, split, one.deploy, self.context.scale, one.point.in_row, accuracy, loss, n)
+        for one, (score, loss, *beside, n) in zip(deployments, found, strict=True):
+            scale, bits = self.context.scale, one.point.in_row
+            row: dict[str, Any] = {"phase": phase, "split": split, "deploy": one.deploy, "scale": scale, "bits": bits}
+            row |= {**schema.scored(task.metric, score), "loss": loss, "n": int(n)}
+            row |= {each.key: value for each, value in zip(task.metric.beside, beside, strict=True)}
             further = {schema.ALLOCATED: one.allocated.plain["layers"]} if one.allocated else {}
-            rows.append(dict(zip(schema.ROW, values, strict=True)) | schema.fields_of(one.point) | further)
+            rows.append(row | schema.fields_of(one.point) | further)
         return rows
 
     def deployments(
@@ -156,18 +160,19 @@ class Evaluator:
 
 @torch.inference_mode()
 def evaluate_all(
-    models: Sequence[nn.Module], dataset: Dataset, split: Split, batch_size: int, precision: str = "fp32"
-) -> list[tuple[float, float, int]]:
-    """Accuracy in [0, 1], mean cross-entropy in nats and the number of images, of each model in evaluation mode.
+    models: Sequence[nn.Module], task: Task, dataset: TaskData, split: Any, batch_size: int, precision: str = "fp32"
+) -> list[tuple[float, ...]]:
+    """The task's metric, its loss, the figures beside the metric and their `n`, of each model in evaluation mode.
 
     One pass over the data for all models; one device synchronisation.
     """
-    sums = torch.zeros(len(models), 2, dtype=torch.float64, device=dataset.device)
-    for start in range(0, len(split), batch_size):
-        inputs, labels = dataset.batch(split, slice(start, start + batch_size))
-        for model, (correct, loss) in zip(models, sums, strict=True):
+    sums: list[Tensor | float] = [0.0] * len(models)
+    n = 0
+    for inputs, targets in dataset.batches(split, batch_size):
+        n += task.counted(targets)
+        for place, model in enumerate(models):
             with torch.autocast(dataset.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(inputs).float()
-            correct += (logits.argmax(dim=1) == labels).sum()
-            loss += functional.cross_entropy(logits, labels, reduction="sum").double()
-    return [(correct / len(split), loss / len(split), len(split)) for correct, loss in sums.tolist()]
+                outputs = model(inputs).float()
+            sums[place] = sums[place] + task.summed(outputs, targets, inputs)
+    found = torch.stack([torch.as_tensor(each) for each in sums]).tolist() if models else []
+    return [(*task.results(each, n), n) for each in found]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.core.errors import Stopped
@@ -51,7 +50,7 @@ def train(
 
 
 def step(session: Session, indices: Tensor) -> None:
-    """One training step on the training images at `indices`, int64 (B,). The host never waits for the device."""
+    """One training step on the training samples at `indices`, int64 (B,). The host never waits for the device."""
     config, progress, model, methods = session.config, session.progress, session.model, session.methods
     now = Step(progress.epoch * session.steps_per_epoch + progress.step, session.total_steps, model)
     factor = learning_rate_factor(now.index, now.total, session.steps_per_epoch, config.train)
@@ -60,12 +59,12 @@ def step(session: Session, indices: Tensor) -> None:
     for method in methods:
         method.on_step_start(now)
     generator = session.generator.manual_seed(sub_seed(config.seed, "augment", now.index))
-    now.inputs, now.labels = session.dataset.train_batch(indices, generator)
-    now.forward = partial(_logits, session, model)
+    now.inputs, now.targets = session.dataset.train_batch(indices, generator)
+    now.forward = partial(_outputs, session, model)
     # A smaller last batch uses the plain model: compiling for its shape would not pay.
     whole = len(indices) == config.train.batch_size
-    now.logits = _logits(session, session.forward if whole else model, now.inputs)
-    now.task_loss = functional.cross_entropy(now.logits, now.labels, label_smoothing=config.train.label_smoothing)
+    now.outputs = _outputs(session, session.forward if whole else model, now.inputs)
+    now.task_loss = _task_loss(session, now.outputs, now.targets)
     if session.device.type == "cpu":
         check_loss(now.task_loss.item(), _when(progress), model)
     penalty = sum((method.penalty(now) for method in methods), start=0.0)
@@ -97,10 +96,15 @@ def _when(progress: Progress) -> str:
     return f"epoch {progress.epoch + 1}, step {progress.step + 1}"
 
 
-def _logits(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Logits (B, classes), fp32, of inputs (B, C, H, W), computed in the precision of the run."""
+def _outputs(session: Session, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """The network's outputs in fp32, computed in the precision of the run."""
     with forward_context(session):
         return forward(inputs).float()
+
+
+def _task_loss(session: Session, outputs: Tensor, targets: Tensor) -> Tensor:
+    task, smoothing = session.task, session.config.train.label_smoothing
+    return task.loss(outputs, targets, smoothing) if task.smooths_labels else task.loss(outputs, targets)
 
 
 def _finish_epoch(session: Session) -> dict[str, Any]:
@@ -138,15 +142,25 @@ def validate(session: Session) -> dict[str, float]:
             raise TrainingError(
                 f"the validation loss ({in_words(schema.point(row))}) became {row['loss']} in epoch {progress.epoch}"
             )
-    metrics, chosen_by = schema.as_metrics(rows), schema.as_metrics(rows, deploy)
-    for name in (schema.accuracy("val", point), schema.loss("val", point)):
+        _check_score(session, row)
+    metric = session.task.metric
+    metrics, chosen_by = schema.as_metrics(rows, metric), schema.as_metrics(rows, metric, deploy)
+    for name in (schema.score(metric, "val", point), schema.loss("val", point)):
         metrics[schema.after(name, deploy)] = chosen_by[name]
-    metrics[schema.MONITOR] = monitored = chosen_by[schema.accuracy("val", point)]
+    metrics[schema.MONITOR] = monitored = chosen_by[schema.score(metric, "val", point)]
     eligible = progress.epoch >= first_eligible_epoch(config.train, session.methods)
-    if eligible and monitored > progress.best_value:
+    if eligible and (not progress.best_state or metric.better(monitored, progress.best_value)):
         progress.best_value, progress.best_epoch = monitored, progress.epoch
         progress.best_state = {name: tensor.detach().clone() for name, tensor in session.model.state_dict().items()}
     return metrics
+
+
+def _check_score(session: Session, row: dict[str, Any]) -> None:
+    try:
+        session.task.metric.check(schema.score_of(row))
+    except ValueError as error:
+        where = in_words(schema.point(row))
+        raise TrainingError(f"validation ({where}) in epoch {session.progress.epoch}: {error}") from None
 
 
 def out_of_patience(progress: Progress, settings: TrainConfig, methods: list[Method]) -> bool:

@@ -28,9 +28,9 @@ LEAST_LARGE, MOST_NARROW = 0.5, 0.25
 
 
 def choose_precision(
-    wanted: str, device: torch.device, model: nn.Module, input_shape: tuple[int, int, int], batch_size: int
+    wanted: str, device: torch.device, model: nn.Module, input_shape: tuple[int, ...], batch_size: int
 ) -> str:
-    """ "fp32" or "bf16", for training on batches of images (C, H, W); see above for "auto".
+    """ "fp32" or "bf16", for training on batches of inputs of this shape; see above for "auto".
 
     Changes neither the model nor the random state.
     """
@@ -69,8 +69,8 @@ def gains_by_bf16(layers: list[tuple[int, int]], batch_size: int) -> bool:
     return total > 0 and large >= LEAST_LARGE * total and narrow <= MOST_NARROW * total
 
 
-def multiplications(model: nn.Module, input_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """Inputs, and multiplications for one image (C, H, W), of each linear and convolution layer, once for each call.
+def multiplications(model: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Inputs, and multiplications for one sample, of each linear and convolution layer, once for each call.
 
     From a forward pass of a copy.
     """

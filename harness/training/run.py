@@ -116,7 +116,11 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
             saver.save()
         mirror.break_off(stopped)
         raise
-    mirror.finish({**schema.as_metrics(record["rows"]), "best_epoch": record["best_epoch"]}, record, files.best)
+    mirror.finish(
+        {**schema.as_metrics(record["rows"], config.task.metric), "best_epoch": record["best_epoch"]},
+        record,
+        files.best,
+    )
     return record
 
 
@@ -194,11 +198,11 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
 
 
 def epoch_line(config: RunConfig, metrics: dict[str, Any]) -> str:
-    """An epoch's loss, validation accuracy where it is monitored, and oscillation frequency in one line of text."""
+    """An epoch's loss, validation score where it is monitored, and oscillation frequency in one line of text."""
     after = "" if config.monitor.name == "rtn" else f" after {config.monitor.name}"
     return (
         f"epoch {metrics[schema.EPOCH]:4d}  loss {metrics[schema.TRAIN_LOSS]:.4f}  "
-        f"val {100 * metrics[schema.MONITOR]:.2f} % {in_words(config.monitored_point)}{after}  "
+        f"val {config.task.metric.shown(metrics[schema.MONITOR])} {in_words(config.monitored_point)}{after}  "
         f"oscillation frequency {metrics[schema.FREQUENCY]:.5f}"
     )
 

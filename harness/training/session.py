@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.data.base import Dataset
+from harness.data._samples import TaskData
 from harness.methods.base import Method
 from harness.oscillation.tracker import OscillationTracker
+from harness.tasks.base import Task
 from harness.training.compilation import Compiled
 from harness.training.config import RunConfig
 from harness.training.evaluator import Evaluator
@@ -24,7 +25,7 @@ class Progress:
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the current epoch
     best_epoch: int = 0
-    best_value: float = -math.inf
+    best_value: float = -math.inf  # of `best_state`; means nothing without one
     best_state: dict[str, Tensor] = field(default_factory=dict)
     sums: Tensor | None = None  # (2,) on the device: loss and penalty of the current epoch
     first_histograms: dict[int, list[int]] = field(default_factory=dict)  # the trackers', before the first step
@@ -48,7 +49,7 @@ class Session:
     """
 
     config: RunConfig
-    dataset: Dataset
+    dataset: TaskData
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
     methods: list[Method]
@@ -65,6 +66,11 @@ class Session:
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(self.device)
+
+    @property
+    def task(self) -> Task:
+        """That of the data set."""
+        return self.config.task
 
     @property
     def tracker(self) -> OscillationTracker:
@@ -87,7 +93,7 @@ class Session:
         return self.config.train.epochs * self.steps_per_epoch
 
 
-def steps_an_epoch(config: RunConfig, dataset: Dataset) -> int:
-    """Steps per epoch. A last batch of one image is left out: batch norm cannot normalise it."""
+def steps_an_epoch(config: RunConfig, dataset: TaskData) -> int:
+    """Steps per epoch. A last batch of one sample is left out: batch norm cannot normalise it."""
     full, rest = divmod(len(dataset.train), config.train.batch_size)
     return full + (1 if rest > 1 or not full else 0)

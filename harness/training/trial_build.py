@@ -1,6 +1,6 @@
 """Whether a run can be built: its network with random weights and its methods, before anything is queued.
 
-Images stand in for the data, which is not read; nothing is fetched, and no GPU is used.
+Random inputs stand in for the data, which is not read; nothing is fetched, and no GPU is used.
 """
 
 import warnings
@@ -9,28 +9,38 @@ from typing import Any
 import torch
 
 from harness.data import Augment
+from harness.data._samples import Pairs, TaskData, TensorData
 from harness.data.base import Dataset, Split
 from harness.models import build_model
 from harness.training.build import build
 from harness.training.config import RunConfig, component
 
-#: Images of a stand-in: batch norm needs two.
+#: Samples of a stand-in: batch norm needs two.
 COUNT = 2
 
 
-def try_build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> None:
-    """Build a run's session on stand-in images (C, H, W). Raises UserError as `build` does; the session is dropped."""
+def try_build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> None:
+    """Build a run's session on stand-in inputs of a shape. Raises UserError as `build` does; the session is dropped."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # the run itself gives them
-        build(_on_cpu(config), stand_in=stand_in(shape, classes))
+        build(_on_cpu(config), stand_in=stand_in(config, shape, outputs))
 
 
-def try_model(config: RunConfig, shape: tuple[int, int, int], classes: int) -> None:
-    """Build the network alone. Raises UserError where it does not suit such images."""
-    build_model(component("model", _on_cpu(config).model), shape, classes, config.seed)
+def try_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> None:
+    """Build the network alone. Raises UserError where it does not suit such inputs."""
+    build_model(component("model", _on_cpu(config).model), shape, outputs, config.seed)
 
 
-def stand_in(shape: tuple[int, int, int], classes: int) -> Dataset:
+def stand_in(config: RunConfig, shape: tuple[int, ...], outputs: int) -> TaskData:
+    """Random inputs and targets of the run's task, the same in each split."""
+    if config.task.name == "classification":
+        return _images_of_classes(shape, outputs)
+    inputs = config.task.example_inputs(COUNT, shape)
+    split = Pairs(inputs, config.task.example_targets(inputs, outputs))
+    return TensorData(split, split, split, outputs, digest="stand-in")
+
+
+def _images_of_classes(shape: tuple[int, ...], classes: int) -> Dataset:
     """A data set of random images, uint8 (2, C, H, W), the same in each split."""
     images = torch.randint(0, 256, (COUNT, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = Split(images, torch.arange(COUNT) % classes)

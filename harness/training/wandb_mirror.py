@@ -119,7 +119,8 @@ class Mirror:
             changed, Mirror._last_mode = Mirror._last_mode not in (None, mode), mode
             self._run = self._init(mode, again or changed)
         self._run.define_metric(schema.EPOCH)
-        self._run.define_metric("val/*", step_metric=schema.EPOCH, summary="max")
+        best = "max" if self._config.task.metric.higher_is_better else "min"
+        self._run.define_metric("val/*", step_metric=schema.EPOCH, summary=best)
         for names in ("osc/*", "osc_w*", schema.LAYER_PREFIX + "*"):
             self._run.define_metric(names, step_metric=schema.EPOCH, summary="last")
         self._run.define_metric("train/*", step_metric=schema.EPOCH)

@@ -21,6 +21,7 @@ from harness.records import schema
 from harness.records.files import write_json
 from harness.records.run_directory import RunDirectory
 from harness.sweep.config import SweepConfig
+from harness.tasks.classification import ACCURACY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEAST_RECORDS = 100
@@ -138,7 +139,7 @@ def write_run(
 def _metrics(epoch: int, level: float, means: tuple[float, ...], layers: int, draw: random.Random) -> dict[str, Any]:
     """An epoch, with about as many figures as a real one of a network of so many layers."""
     rise = level * (1 - math.exp(-epoch / 5))
-    values = {schema.accuracy("val", bits): mean / 100 for bits, mean in zip((*BITS, FLOAT), means, strict=True)}
+    values = {schema.score(ACCURACY, "val", bits): mean / 100 for bits, mean in zip((*BITS, FLOAT), means, strict=True)}
     by_layer = {schema.layer_frequency(f"layer.{i}"): rise * draw.uniform(0.5, 1.5) for i in range(layers)}
     return {
         schema.EPOCH: epoch, schema.TRAIN_LOSS: 1 / epoch, schema.FREQUENCY: rise,

@@ -37,7 +37,7 @@ def float_passes(session: Session, count: int) -> None:
     session.model.eval()
     size, precision = session.config.runtime.eval_batch_size, session.evaluator.precision
     for _ in range(count):
-        evaluate_all([session.model], session.dataset, session.dataset.val, size, precision)
+        evaluate_all([session.model], session.task, session.dataset, session.dataset.val, size, precision)
     session.model.train()
 
 

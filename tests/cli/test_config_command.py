@@ -11,7 +11,7 @@ from harness.core import registry
 from harness.core.errors import UserError
 from harness.training.config import config_class
 
-COMPONENTS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+COMPONENTS = [(kind, name) for kind in registry.WITH_SETTINGS for name in registry.names(kind)]
 
 
 def models_within(annotation: object) -> set[type[BaseModel]]:

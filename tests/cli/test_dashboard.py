@@ -19,6 +19,7 @@ from harness.core.bits import FLOAT
 from harness.core.errors import UserError
 from harness.dashboard import main
 from harness.records import schema
+from harness.tasks.classification import ACCURACY
 from harness.training.run import RunContext, run
 
 LEARNING_RATE = {"train.learning_rate": {"low": 1e-4, "high": 1e-2}}
@@ -166,14 +167,14 @@ def test_what_the_panels_show(sweep: Path, capsys: Output) -> None:
     assert "groupBy" not in profile  # W&B shows the histogram of a run, not of a group
     bits = (2, 3, 8, FLOAT)  # the target of the second cell is among them
     *accuracies, tests = found["Accuracy at each bit-width"]
-    assert [panel["metrics"] for panel in accuracies] == [[schema.accuracy("val", b)] for b in bits]
-    assert tests["metrics"] == [schema.accuracy("test", b) for b in bits]
+    assert [panel["metrics"] for panel in accuracies] == [[schema.score(ACCURACY, "val", b)] for b in bits]
+    assert tests["metrics"] == [schema.score(ACCURACY, "test", b) for b in bits]
     strengths = found["Strength and accuracy"]
     assert {panel["xAxis"] for panel in strengths} == {"config:knobs.value.oscillation.strength"}
     assert [panel["yAxis"] for panel in strengths] == ["summary:val/monitor.max", "summary:val/acc_worst"]
     assert all(panel["xAxisLogScale"] for panel in strengths)
     worst, spread, both = found["Across bit-widths"]
-    assert (worst["metrics"], spread["metrics"]) == ([schema.worst_accuracy("val")], [schema.accuracy_spread("val")])
+    assert (worst["metrics"], spread["metrics"]) == ([schema.worst(ACCURACY, "val")], [schema.spread(ACCURACY, "val")])
     assert (both["xAxis"], both["yAxis"]) == ("summary:val/monitor.max", "summary:val/acc_worst")
     assert {panel["groupAgg"] for panel in (worst, spread, tests, *accuracies)} == {"mean"}
     assert {panel["groupArea"] for panel in (worst, spread, tests, *accuracies)} == {"minmax"}
@@ -249,7 +250,7 @@ def test_a_launched_sweep_is_shown_as_it_was_launched(named: str, sweep: Path, t
     payload = printed(capsys, *([sweep, "--root", root] if named == "the file" else [root / "mine"]))
     assert payload["projectName"] == "other"
     shown = [panel["metrics"] for panel in sections(payload)["Accuracy at each bit-width"]]
-    assert shown[:-1] == [[schema.accuracy("val", bits)] for bits in (3, 4, FLOAT)]
+    assert shown[:-1] == [[schema.score(ACCURACY, "val", bits)] for bits in (3, 4, FLOAT)]
 
 
 BAD = {

@@ -10,6 +10,7 @@ from harness.core.bits import BitWidths
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints, in_words, point_of
 from harness.records import schema
+from harness.tasks.classification import ACCURACY
 
 LAYERS = {"*": "w4", "head": "w8", "layer1.*": "float"}
 HEAD8 = {"name": "head8", "layers": LAYERS}
@@ -46,7 +47,7 @@ def test_a_readable_name_is_derived(layers: dict[str, Any], name: str) -> None:
 
 def test_a_name_with_a_dot_has_none_in_metrics() -> None:
     point = {"name": "a.b-1", "layers": {"*": 4}}
-    assert schema.accuracy("val", point) == "val/acc_a_b-1"
+    assert schema.score(ACCURACY, "val", point) == "val/acc_a_b-1"
     assert schema.loss("test", HEAD8) == "test/loss_head8"
 
 

@@ -91,10 +91,10 @@ def one_step(
     """The loop's part of a step up to the gradient."""
     now = Step(0, 1, model)
     own.on_step_start(now)
-    now.inputs, now.labels = given or batch()
+    now.inputs, now.targets = given or batch()
     now.forward = forward or model
-    now.logits = model(now.inputs)
-    now.task_loss = functional.cross_entropy(now.logits, now.labels)
+    now.outputs = model(now.inputs)
+    now.task_loss = functional.cross_entropy(now.outputs, now.targets)
     (now.task_loss + own.penalty(now)).backward()
     return now
 

@@ -14,6 +14,7 @@ from wandb_server import API_KEY, WandbServer
 
 from harness.core.errors import Stopped
 from harness.records import schema
+from harness.tasks.classification import ACCURACY
 from harness.training.config import RunConfig, complete
 from harness.training.run import RunContext, run
 from harness.training.wandb_mirror import Mirror
@@ -88,7 +89,7 @@ def assert_complete(server: WandbServer, wanted: RunConfig, directory: Path) -> 
         assert {key: row[key] for key in line} == line
     record = json.loads((directory / "record.json").read_text())
     assert received.summary["best_epoch"] == record["best_epoch"]
-    for name, value in schema.as_metrics(record["rows"]).items():
+    for name, value in schema.as_metrics(record["rows"], ACCURACY).items():
         if name.startswith("test/"):
             assert received.summary[name] == value
     del record["config"]

@@ -15,7 +15,7 @@ from toy_model import NO_DATA
 
 from harness.core.errors import Stopped
 from harness.methods import build_stack
-from harness.methods.aoq import AllowingOscillation, distillation, float_copy
+from harness.methods.aoq import AllowingOscillation, float_copy
 from harness.methods.base import Context, Method, Step
 from harness.quantization import DecoupledQuantizer
 from harness.quantization.layers import attach
@@ -38,17 +38,17 @@ def test_with_a_teacher_the_loss_is_the_divergence_alone() -> None:
     plain = deepcopy(model)
     method = prepared(model, teacher="initial", pull=0.0)
     now = step_of(model)
-    assert now.logits is not None
+    assert now.outputs is not None
     assert now.task_loss is not None
     target = plain(5 * images()).detach().double().log_softmax(1)
-    own = now.logits.detach().double().log_softmax(1)
+    own = now.outputs.detach().double().log_softmax(1)
     by_hand = sum(float(t.exp() * (t - o)) for t, o in zip(target.flatten(), own.flatten(), strict=True)) / 8
     found = method.penalty(now) + now.task_loss
     assert by_hand > 0.01
     assert float(found.detach()) == pytest.approx(by_hand, rel=1e-4)  # the task loss is added and taken away in fp32
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(found, list(parameters.values()), retain_graph=True)
-    soft = -(target.exp().float() * now.logits.log_softmax(1)).sum(1).mean()  # the same but for a constant
+    soft = -(target.exp().float() * now.outputs.log_softmax(1)).sum(1).mean()  # the same but for a constant
     expected = torch.autograd.grad(soft, list(parameters.values()))
     for name, gradient, other in zip(parameters, gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-6, msg=name)
@@ -62,11 +62,11 @@ def test_with_a_teacher_the_loss_is_the_divergence_alone() -> None:
 
 def test_a_network_that_computes_as_its_teacher_has_no_divergence() -> None:
     model = network()
-    teacher = float_copy(model)
-    assert float(distillation(teacher, images(), model(images())).detach()) == pytest.approx(0, abs=1e-6)
+    teacher, method = float_copy(model), prepared(network(), teacher="initial")
+    assert float(method._distillation(teacher, images(), model(images())).detach()) == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         model[3].bias.add_(torch.arange(10.0))
-    assert float(distillation(teacher, images(), model(images())).detach()) > 0.1
+    assert float(method._distillation(teacher, images(), model(images())).detach()) > 0.1
 
 
 def test_the_teacher_is_float_frozen_and_no_part_of_the_model() -> None:

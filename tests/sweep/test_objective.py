@@ -4,6 +4,7 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.sweep import objective
+from harness.tasks.classification import ACCURACY
 
 METRICS = {"val/acc_w2": 0.5, "val/acc_w3": 0.25, "val/acc_w4": 0.75, "val/acc_float": 1.0, "val/loss_w2": 3.5}
 
@@ -21,22 +22,22 @@ METRICS = {"val/acc_w2": 0.5, "val/acc_w3": 0.25, "val/acc_w4": 0.75, "val/acc_f
     ],
 )
 def test_values(name: str, target: int | str, value: float) -> None:
-    assert objective.value(name, METRICS, [2, 3, 4], target) == value
+    assert objective.value(name, METRICS, [2, 3, 4], target, ACCURACY) == value
 
 
 def test_mean_and_worst_look_at_the_deployment_bits_alone() -> None:
-    assert objective.value("mean", METRICS, [2, 4], 3) == 0.625
-    assert objective.value("worst", METRICS, [2, 4], 3) == 0.5
+    assert objective.value("mean", METRICS, [2, 4], 3, ACCURACY) == 0.625
+    assert objective.value("worst", METRICS, [2, 4], 3, ACCURACY) == 0.5
 
 
 def test_directions() -> None:
-    assert {objective.direction(name) for name in ("target", "mean", "worst", "val/acc_w2")} == {"maximize"}
-    assert {objective.direction(name) for name in ("val/loss_w2", "val/loss_float")} == {"minimize"}
+    assert {objective.direction(name, ACCURACY) for name in ("target", "mean", "worst", "val/acc_w2")} == {"maximize"}
+    assert {objective.direction(name, ACCURACY) for name in ("val/loss_w2", "val/loss_float")} == {"minimize"}
 
 
 @pytest.mark.parametrize("name", ["target", "mean", "worst", "val/acc_w2", "val/acc_w8", "val/loss_float"])
 def test_legal_names(name: str) -> None:
-    assert objective.check(name) == name
+    assert objective.check(name, ACCURACY) == name
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_legal_names(name: str) -> None:
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^objective '.*' is unknown.*legal: target, mean, worst, val/acc_w2"):
-        objective.check(name)
+        objective.check(name, ACCURACY)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +53,4 @@ def test_other_names_are_refused(name: str) -> None:
 )
 def test_a_figure_that_was_not_evaluated_is_named(name: str, key: str) -> None:
     with pytest.raises(UserError, match=f"{key} was not evaluated"):
-        objective.value(name, METRICS, [2, 8], 5)
+        objective.value(name, METRICS, [2, 8], 5, ACCURACY)

@@ -18,6 +18,7 @@ from harness.sweep import objective, plan, queue
 from harness.sweep.config import SweepConfig
 from harness.sweep.queue import Claim, OpenSweep
 from harness.sweep.trials import best_trial
+from harness.tasks.classification import ACCURACY
 
 REPOSITORY = Path(__file__).parents[2]
 PREVIOUS = REPOSITORY / "tests/cluster/previous_version"
@@ -80,7 +81,7 @@ def test_of_the_worst_bit_width_the_loss_at_the_worst_counts(tmp_path: Path) -> 
 
 
 def objective_loss(name: str, metrics: dict[str, float]) -> float:
-    return objective.loss_at(name, metrics, [2, 3], 2)
+    return objective.loss_at(name, metrics, [2, 3], 2, ACCURACY)
 
 
 def test_a_better_objective_wins_whatever_its_loss(tmp_path: Path) -> None:

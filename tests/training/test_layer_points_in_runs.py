@@ -18,6 +18,7 @@ from harness.methods.base import Calibration
 from harness.quantization.layers import weight_layers
 from harness.quantization.observing import input_sites
 from harness.records import schema
+from harness.tasks.classification import ACCURACY
 from harness.training.build import build
 from harness.training.run import run
 
@@ -64,7 +65,7 @@ def test_rows_metrics_and_the_record(tmp_path: Path) -> None:
     assert [row["bits"] for row in rows] == [2, 3, "head8", "layer2_w2-w3", "float"]
     assert [row.get("layers") for row in rows] == [None, None, head8, bare, None]
     epoch = json.loads((tmp_path / "metrics.jsonl").read_text())
-    metrics = schema.as_metrics(rows)
+    metrics = schema.as_metrics(rows, ACCURACY)
     assert {"val/acc_head8", "val/loss_layer2_w2-w3"} <= set(metrics) & set(epoch)
     assert all(metrics[name] == epoch[name] for name in metrics)
     # Further rows, and the whole again

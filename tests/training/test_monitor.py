@@ -13,6 +13,7 @@ from harness.methods import bn_reestimation
 from harness.methods.bn_reestimation import batch_norms, reestimate
 from harness.quantization.deploy import round_to_nearest
 from harness.records import schema
+from harness.tasks.classification import ACCURACY
 from harness.training import cost
 from harness.training.build import build
 from harness.training.config import RunConfig
@@ -34,7 +35,7 @@ def by_hand(session: Session, bits: Any) -> float:
     copy = deepcopy(session.model).eval()
     round_to_nearest(copy, bits)
     reestimate(copy, batch_norms(copy), session.evaluator.calibration, 2)
-    return evaluate_all([copy], session.dataset, session.dataset.val, 1024)[0][0]
+    return evaluate_all([copy], session.task, session.dataset, session.dataset.val, 1024)[0][0]
 
 
 @pytest.mark.parametrize("target", [3, None], ids=["w3", "float"])
@@ -49,7 +50,7 @@ def test_each_epoch_is_measured_after_it(target: int | None) -> None:
         expected.append(by_hand(session, target or "float"))
 
     train(session, epoch_done)
-    key = schema.accuracy("val", target or "float")
+    key = schema.score(ACCURACY, "val", target or "float")
     assert [line[schema.MONITOR] for line in lines] == expected
     assert [line[f"{key}_after_bn_reestimation"] for line in lines] == expected
     assert (session.progress.best_value, session.progress.best_epoch) == (

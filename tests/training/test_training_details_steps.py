@@ -75,15 +75,15 @@ def test_a_step_carries_its_batch_and_what_came_of_it() -> None:
     class Looking(Spy):
         def penalty(self, step: Step) -> Tensor | float:
             assert step.inputs is not None
-            assert step.labels is not None
-            assert step.logits is not None
+            assert step.targets is not None
+            assert step.outputs is not None
             assert step.task_loss is not None
             assert step.forward is not None
             again = step.forward(step.inputs)
-            assert torch.equal(again, step.logits)
+            assert torch.equal(again, step.outputs)
             assert again.requires_grad
-            assert torch.equal(functional.cross_entropy(step.logits, step.labels), step.task_loss)
-            seen.append((step.inputs, step.labels))
+            assert torch.equal(functional.cross_entropy(step.outputs, step.targets), step.task_loss)
+            seen.append((step.inputs, step.targets))
             return 0.0
 
     session.methods.append(Looking())

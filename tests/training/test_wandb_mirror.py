@@ -12,6 +12,7 @@ import pytest
 
 from harness.core.bits import FLOAT
 from harness.records import schema
+from harness.tasks.classification import ACCURACY
 from harness.training.config import complete
 from harness.training.wandb_mirror import Mirror, explain_mode, group_of, wandb_mode
 
@@ -138,14 +139,14 @@ METRICS = {
     schema.TRAIN_LOSS: 2.25,
     schema.TRAIN_PENALTY: 0.5,
     schema.MONITOR: 0.5,
-    schema.accuracy("val", 2): 0.5,
-    schema.accuracy("val", FLOAT): 0.75,
+    schema.score(ACCURACY, "val", 2): 0.5,
+    schema.score(ACCURACY, "val", FLOAT): 0.75,
     schema.FREQUENCY: 0.125,
     schema.FLIPS_PER_WEIGHT: 0.0625,
     schema.OSCILLATING_FRACTION: 0.25,
     schema.layer_frequency("net.0"): 0.375,
 }
-SUMMARY = {schema.accuracy("test", 2): 0.625, "best_epoch": 1}
+SUMMARY = {schema.score(ACCURACY, "test", 2): 0.625, "best_epoch": 1}
 
 
 def inspected(directory: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,99 @@
+"""The interface of a task: one file with one `Task` subclass. A data set names its task, a model those that it serves.
+
+A task's file imports torch inside its functions: names, directions and units are asked for where torch is not loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.core import registry
+from harness.core.errors import UserError, unknown
+from harness.core.metric import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Of data that is not named yet.
+DEFAULT = "classification"
+
+
+class Task:
+    """What a batch is, the loss of one, and what is measured on a split.
+
+    Inputs and targets are tensors whose first dimension counts samples; outputs are the network's, in fp32.
+    metric: what epochs, trials and methods are compared by. smooths_labels: whether `train.label_smoothing` means
+    anything; `loss` then takes it.
+    """
+
+    metric: ClassVar[Metric]
+    smooths_labels: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The file's name without .py."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def loss(self, outputs: "Tensor", targets: "Tensor", label_smoothing: float = 0.0) -> "Tensor":
+        """What training minimises: the mean over a batch, shape ()."""
+        raise NotImplementedError
+
+    def summed(self, outputs: "Tensor", targets: "Tensor", inputs: "Tensor") -> "Tensor":
+        """What a batch adds to the sums of a split, float64 (k,). `results` makes figures of the sums.
+
+        inputs: for figures that depend on more than outputs and targets.
+        """
+        raise NotImplementedError
+
+    def counted(self, targets: "Tensor") -> int:
+        """How many of a row's `n` a batch is: samples, unless a task counts parts of them."""
+        return len(targets)
+
+    def results(self, sums: Sequence[float], n: int) -> tuple[float, ...]:
+        """The metric, the loss, then the figures beside the metric, from a split's sums: by default their means."""
+        return tuple(each / n for each in sums)
+
+    def distillation(self, outputs: "Tensor", teacher: "Tensor") -> "Tensor":
+        """The loss against another network's outputs, shape (); it gets no gradient. By default they are targets."""
+        return self.loss(outputs, teacher.detach())
+
+    def divergence(self, outputs: "Tensor", teacher: "Tensor") -> "Tensor":
+        """The same, less what is left of it where both are equal."""
+        return self.distillation(outputs, teacher)
+
+    def example_inputs(self, count: int, shape: Sequence[int]) -> "Tensor":
+        """Random inputs, always the same: float32 (count, *shape) in [0, 1], unless a task has others."""
+        import torch
+
+        return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+
+    def example_targets(self, inputs: "Tensor", outputs: int) -> "Tensor":
+        """Targets, of the right shape and dtype, for such inputs. outputs: see `TaskData.outputs`."""
+        raise NotImplementedError
+
+
+@cache
+def find(name: str) -> Task:
+    """The task in `tasks/<name>.py`. Raises UserError for an unknown name, or a file without exactly one Task."""
+    module = registry.load("task", name)
+    own = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Task) and item.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        raise UserError(f"harness/tasks/{name}.py must define one Task subclass, not {len(own)}")
+    return own[0]()
+
+
+def task_of(data: Mapping[str, Any]) -> Task:
+    """The task of a data section, `{name: digits, ...}`, by what its file states. Imports no torch."""
+    return _task_of_data(str(data["name"]))
+
+
+@cache
+def _task_of_data(name: str) -> Task:
+    task = registry.load("data set", name).Config.task
+    if task not in registry.names("task"):
+        raise UserError(f"data set {name!r}: {unknown('task', task, registry.names('task'))}")
+    return find(task)
