@@ -1,6 +1,7 @@
 """`python -m harness.config [NAME] [--markdown]`: every setting of a sweep file and of a run, with type and default.
 
 NAME: a section (sweep, run, train, deploy, ...), a method, model, data set, sampler or pruner. Without: all sections.
+`--json-schema` prints the JSON Schema of sweep files instead, for editors; sweeps/schema.json is this one.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from pydantic_core import PydanticUndefined
 from harness.core import registry
 from harness.core.command import run_command
 from harness.core.config_base import ActivationsConfig, QuantizerConfig
-from harness.core.errors import unknown
+from harness.core.errors import UserError, unknown
 from harness.data._config import Augment
+from harness.sweep import json_schema
 from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
 from harness.sweep.search_space import Choices, Range
@@ -166,7 +168,13 @@ def main(arguments: list[str] | None = None) -> int:
     what = "a section, method, model, data set, sampler or pruner; default: all sections"
     parser.add_argument("name", nargs="?", metavar="NAME", help=what)
     parser.add_argument("--markdown", action="store_true", help="as tables for a page")
+    parser.add_argument("--json-schema", action="store_true", help="the JSON Schema of sweep files, for editors")
     options = parser.parse_args(arguments)
+    if options.json_schema:
+        if options.name or options.markdown:
+            raise UserError("--json-schema is of whole sweep files: leave out NAME and --markdown")
+        print(json_schema.as_text(json_schema.sweep_schema()))
+        return 0
     chosen = [find(options.name)] if options.name else list(SECTIONS.values())
     show = as_markdown if options.markdown else as_text
     print("\n\n".join(show(title, settings_of(config)) for title, config in chosen))

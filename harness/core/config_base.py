@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -127,7 +128,8 @@ def _bits(value: Any) -> Any:
     return value
 
 
-WeightBits = Annotated[int, BeforeValidator(_bits)]
+_BITS_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": MIN_BITS, "maximum": MAX_BITS}
+WeightBits = Annotated[int, BeforeValidator(_bits), WithJsonSchema(_BITS_SCHEMA)]
 
 
 def _point(value: Any) -> Any:
@@ -137,8 +139,15 @@ def _point(value: Any) -> Any:
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
+_DIGIT = f"[{MIN_BITS}-{MAX_BITS}]"
+_POINT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        _BITS_SCHEMA,
+        {"type": "string", "pattern": f"^([wW]{_DIGIT}([aA]{_DIGIT})?([kK][vV]{_DIGIT})?|[fF][lL][oO][aA][tT])$"},
+    ]
+}
 #: A deployment point in its plain form: 4, "w4a8" or "float".
-Point = Annotated[PlainPoint, BeforeValidator(_point)]
+Point = Annotated[PlainPoint, BeforeValidator(_point), WithJsonSchema(_POINT_SCHEMA)]
 
 
 def _deployed_point(value: Any) -> Any:
@@ -146,7 +155,11 @@ def _deployed_point(value: Any) -> Any:
 
 
 #: The same, or points by layer in theirs (`LayerPoints.plain`).
-DeployedPoint = Annotated[PlainPoint | dict[str, Any], BeforeValidator(_deployed_point)]
+DeployedPoint = Annotated[
+    PlainPoint | dict[str, Any],
+    BeforeValidator(_deployed_point),
+    WithJsonSchema({"anyOf": [*_POINT_SCHEMA["anyOf"], {"type": "object", "minProperties": 1}]}),
+]
 
 
 class ActivationsConfig(StrictConfig):
