@@ -55,9 +55,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harness.core.layer_points import AnyPoint
+from harness.methods._in_turn import in_turn
 from harness.methods.base import Calibration, Method, MethodConfig
-from harness.quantization.deploy import choices, round_to_nearest, set_deployed
-from harness.quantization.layer_inputs import as_weight, inputs_of, moments, order_of_calls, weight_rows
+from harness.quantization.deploy import round_to_nearest, set_deployed
+from harness.quantization.layer_inputs import as_weight, moments, weight_rows
 from harness.quantization.layers import QuantLayer
 from harness.quantization.value_grid import ValueGrid
 
@@ -108,20 +109,15 @@ class AdaRound(Method):
         return not point.is_float
 
     def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
-        context = self.context
-        found = choices(model, point, context.scale, context.quantizer, context.exclude)
-        if not found:
-            return
-        images = calibration.images(self.config.images)
-        reference = round_to_nearest(deepcopy(model), "float", exclude=context.exclude)
-        layers = {name: layer for name, (layer, _) in found.items()}
-        for name, calls in order_of_calls(model, layers, images[:1]).items():
-            (layer, values), source = found[name], reference.get_submodule(name)
+        reference = round_to_nearest(deepcopy(model), "float", exclude=self.context.exclude)
+        for turn in in_turn(model, point, self.context, calibration, self.config.images):
+            layer, source = turn.layer, reference.get_submodule(turn.name)
             assert isinstance(source, QuantLayer)
-            both = (inputs_of(network, each, images, calls) for network, each in ((model, layer), (reference, source)))
+            both = turn.inputs(model), turn.inputs(reference, source)
             gram, cross = (each.float() for each in moments(layer, *both))
             rows = weight_rows(layer, source.weight)
-            lower, upper = (each.view_as(rows) for each in ValueGrid(values).neighbours(rows.flatten(0, 1)))
+            grid = ValueGrid(turn.choice.values(turn.weight()))
+            lower, upper = (each.view_as(rows) for each in grid.neighbours(rows.flatten(0, 1)))
             up = self.choose(rows, (lower, upper), gram, rows @ cross.transpose(1, 2)) >= 0.5
             set_deployed(layer, as_weight(torch.where(up, upper, lower), source.weight))
 

@@ -47,9 +47,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.core.layer_points import AnyPoint
+from harness.methods._in_turn import in_turn
 from harness.methods.base import Calibration, Method, MethodConfig
-from harness.quantization.deploy import choices, set_deployed
-from harness.quantization.layer_inputs import as_weight, inputs_of, moments, order_of_calls, weight_rows
+from harness.quantization.deploy import set_deployed
+from harness.quantization.layer_inputs import as_weight, moments, weight_rows
 from harness.quantization.value_grid import ValueGrid
 
 
@@ -83,19 +84,11 @@ class Gptq(Method):
         return not point.is_float
 
     def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
-        context = self.context
-        found = choices(model, point, context.scale, context.quantizer, context.exclude)
-        if not found:
-            return
-        images = calibration.images(self.config.images)
-        layers = {name: layer for name, (layer, _) in found.items()}
-        for name, calls in order_of_calls(model, layers, images[:1]).items():
-            layer, values = found[name]
-            (hessian,) = moments(layer, inputs_of(model, layer, images, calls))
-            with torch.no_grad():
-                weight = layer.effective_weight()
-            rounded = self.rounded(weight_rows(layer, weight), hessian, ValueGrid(values.double()))
-            set_deployed(layer, as_weight(rounded, weight))
+        for turn in in_turn(model, point, self.context, calibration, self.config.images):
+            (hessian,) = moments(turn.layer, turn.inputs(model))
+            weight = turn.weight()
+            grid = ValueGrid(turn.choice.values(weight).double())
+            set_deployed(turn.layer, as_weight(self.rounded(weight_rows(turn.layer, weight), hessian, grid), weight))
 
     def rounded(self, weight: Tensor, hessian: Tensor, grid: ValueGrid) -> Tensor:
         """The rounded weight, float64 (G, R, I), of a weight of this shape with G groups of R rows.

@@ -1,39 +1,23 @@
 """Post-training quantization: rounding every weight of a model to nearest, and activations at points that say so."""
 
 from collections.abc import Iterable, Mapping
-from glob import escape
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from harness.core.bits import FLOAT, LEGAL_POINTS, BitWidths, PlainPoint, ScalePolicy
+from harness.core.bits import BitWidths, ScalePolicy
 from harness.core.config_base import ActivationsConfig, QuantizerConfig, section
-from harness.core.errors import UserError, nearest
 from harness.core.layer_points import LayerPoints
 from harness.quantization.activations import ActivationQuantizer
-from harness.quantization.by_layer import check_keys, deciding
 from harness.quantization.inputs import BitsOf, quantize_inputs
-from harness.quantization.layers import (
-    QuantConv2d,
-    QuantLayer,
-    QuantLinear,
-    excluded_by_attach,
-    give_slots,
-    glob_patterns,
-    weight_layers,
-)
+from harness.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, give_slots
 from harness.quantization.observed import Observed
 from harness.quantization.observing import expose, observe
 from harness.quantization.quantizer import WeightQuantizer, make_quantizer
 from harness.quantization.slots import Unfilled
-
-#: For a layer: at the bit-width of its own quantizer; where it has none, as it is.
-TRAINED = "trained"
-WantedBits = BitWidths | PlainPoint | None
-#: Of each layer, by name; None: trained.
-Wanted = dict[str, BitWidths | None]
+from harness.quantization.wanted import Wanted, WantedBits, asked, checked, checked_layers
 
 
 def round_to_nearest(
@@ -69,13 +53,10 @@ def round_to_nearest(
     bits = bits.mapping if isinstance(bits, LayerPoints) else bits
     weights = section(quantizer, QuantizerConfig, "quantizer")
     settings = section(activations, ActivationsConfig, "activations")
-    layers, wanted = _checked_layers(model, bits, exclude, weights.quantizes_norms)
+    layers, wanted = checked_layers(model, bits, exclude, weights.quantizes_norms)
     slotted = _with_slots(model, layers, wanted)
     observed = _observed(model, wanted.values(), settings, calibration, exclude)
-    if settings.attention and any(point and point.activations for point in wanted.values()):
-        expose(model, exclude)
-    keep = None if scale == "recalibrate" else scale
-    quantize_inputs(model, _activation_bits(bits, wanted), settings, observed, keep, exclude)
+    _quantize_inputs(model, bits, wanted, scale, settings, observed, exclude)
     _round(slotted, wanted, scale, weights)
     return model
 
@@ -89,21 +70,41 @@ def round_weights(
 ) -> nn.Module:
     """The part of `round_to_nearest` that is about weights, for `Method.deploy`; activations stay as they are."""
     bits = point.mapping if isinstance(point, LayerPoints) else point
-    layers, wanted = _checked_layers(model, bits, exclude, quantizer.quantizes_norms)
+    layers, wanted = checked_layers(model, bits, exclude, quantizer.quantizes_norms)
     _round(_with_slots(model, layers, wanted), wanted, scale, quantizer)
     return model
 
 
-def _checked_layers(
-    model: nn.Module, bits: Any, exclude: str | Iterable[str], norms: bool
-) -> tuple[dict[str, Any], Wanted]:
-    """The layers by name, and what is asked of each. Raises UserError."""
-    names = set(bits) if isinstance(bits, Mapping) else set()
-    left = [escape(name) for name in excluded_by_attach(model) if name not in names]
-    layers = weight_layers(model, (*glob_patterns(exclude), *left), norms)
-    wanted = {name: _checked(value) for name, value in _by_layer(bits, layers).items()}
-    _check_trained(layers, wanted)
-    return dict(layers), wanted
+def round_inputs(
+    model: nn.Module,
+    point: WantedBits | LayerPoints,
+    scale: ScalePolicy,
+    quantizer: QuantizerConfig,
+    exclude: Iterable[str],
+    activations: ActivationsConfig,
+    observed: Mapping[str, Observed],
+) -> nn.Module:
+    """The part of `round_to_nearest` that is about activations, for `Method.deploy`; weights stay, but get slots."""
+    bits = point.mapping if isinstance(point, LayerPoints) else point
+    layers, wanted = checked_layers(model, bits, exclude, quantizer.quantizes_norms)
+    _with_slots(model, layers, wanted)
+    _quantize_inputs(model, bits, wanted, scale, activations, observed, exclude)
+    return model
+
+
+def _quantize_inputs(
+    model: nn.Module,
+    bits: Any,
+    wanted: Wanted,
+    scale: ScalePolicy,
+    config: ActivationsConfig,
+    observed: Mapping[str, Observed] | None,
+    exclude: str | Iterable[str],
+) -> None:
+    if config.attention and any(point and point.activations for point in wanted.values()):
+        expose(model, exclude)
+    keep = None if scale == "recalibrate" else scale
+    quantize_inputs(model, _activation_bits(bits, wanted), config, observed, keep, exclude)
 
 
 def _with_slots(model: nn.Module, layers: Mapping[str, nn.Module], wanted: Wanted) -> dict[str, QuantLayer]:
@@ -124,26 +125,35 @@ def _round(layers: Mapping[str, QuantLayer], wanted: Wanted, scale: ScalePolicy,
             set_deployed(layer, weight)
 
 
+class Choice(NamedTuple):
+    """A layer, with slots, that is to be rounded to some bits."""
+
+    layer: QuantLayer
+    bits: int
+    scale: ScalePolicy
+    quantizer: QuantizerConfig
+
+    @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        """The values among which round-to-nearest would choose for a weight, ascending, (1, L) or (O, L)."""
+        return _deploy_quantizer(self.layer, weight, self.bits, self.scale, self.quantizer).values(weight)
+
+
 def choices(
     model: nn.Module,
     point: WantedBits | LayerPoints,
     scale: ScalePolicy,
     quantizer: QuantizerConfig,
     exclude: Iterable[str] = (),
-) -> dict[str, tuple[QuantLayer, Tensor]]:
-    """The linear and convolution layers that `round_weights` would round, and the values among which it would choose.
-
-    By name: the layer, with slots, and the values for its effective weight, ascending, (1, L) or (O, L).
-    """
+) -> dict[str, Choice]:
+    """The linear and convolution layers that `round_weights` would round, by name."""
     bits = point.mapping if isinstance(point, LayerPoints) else point
-    layers, wanted = _checked_layers(model, bits, exclude, quantizer.quantizes_norms)
-    found: dict[str, tuple[QuantLayer, Tensor]] = {}
+    layers, wanted = checked_layers(model, bits, exclude, quantizer.quantizes_norms)
+    found: dict[str, Choice] = {}
     for name, layer in _with_slots(model, layers, wanted).items():
         layer_bits = _bits_of(layer, wanted[name])
         if layer_bits is not None and not layer.deployed and isinstance(layer, QuantLinear | QuantConv2d):
-            with torch.no_grad():
-                weight = layer.effective_weight()
-                found[name] = layer, _deploy_quantizer(layer, weight, layer_bits, scale, quantizer).values(weight)
+            found[name] = Choice(layer, layer_bits, scale, quantizer)
     return found
 
 
@@ -155,28 +165,13 @@ def set_deployed(layer: QuantLayer, weight: Tensor) -> None:
     layer.deployed = True
 
 
-def _by_layer(bits: Any, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """What is asked for each layer, not checked yet."""
-    if isinstance(bits, Mapping):
-        check_keys(bits, layers)
-    return {name: _asked(bits, name) for name in layers}
-
-
-def _asked(bits: Any, name: str) -> Any:
-    """What is asked for a layer, or for a product of attention, not checked yet."""
-    if not isinstance(bits, Mapping):
-        return bits
-    key = deciding(bits, name)
-    return TRAINED if key is None else bits[key]
-
-
 def _activation_bits(bits: Any, wanted: Wanted) -> int | BitsOf | None:
     """The bits of activations: one number for all, or what is asked for each layer and product."""
-    if not isinstance(bits, Mapping) and (point := _checked(bits)) is not None:
+    if not isinstance(bits, Mapping) and (point := checked(bits)) is not None:
         return point.activations
 
     def of(name: str, own: nn.Module) -> int | None:
-        point = wanted[name] if name in wanted else _checked(_asked(bits, name))
+        point = wanted[name] if name in wanted else checked(asked(bits, name))
         if point is None:
             return own.bits if isinstance(own, ActivationQuantizer) else None
         return point.activations
@@ -199,37 +194,12 @@ def _observed(
     return observe(model, islice(calibration, config.calibration_batches), exclude, config.attention)
 
 
-def _checked(bits: Any) -> BitWidths | None:
-    """A legal point, None for the bits of a layer's own quantizer."""
-    if bits is None or bits == TRAINED:
-        return None
-    try:
-        return BitWidths.of(bits)
-    except UserError:
-        hint = nearest(bits, (FLOAT, TRAINED)) if isinstance(bits, str) else ""
-        raise UserError(f"bits: {bits!r} is no bit-width{hint} ({LEGAL_POINTS}, {TRAINED})") from None
-
-
 def _bits_of(layer: QuantLayer, point: BitWidths | None) -> int | None:
     """The bits of a layer's weight at its point, or of its own quantizer without one; None: float."""
     own = layer.weight_quantizer
     if point is None:
         return own.bits if isinstance(own, WeightQuantizer) else None
     return point.weights
-
-
-def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, BitWidths | None]) -> None:
-    """Refuse "trained" where it says nothing: for another module in the slot, or where no layer was trained at all."""
-    trained = {name: layers[name] for name, bits in wanted.items() if bits is None}
-    for name, layer in trained.items():
-        own = getattr(layer, "weight_quantizer", None)
-        if not isinstance(own, WeightQuantizer | Unfilled | None):
-            raise UserError(f"bits: layer {name!r} has a {type(own).__name__}, which has no bit-width; give it one")
-    quantized = [each for each in layers.values() if isinstance(each, QuantLayer)]
-    if len(trained) == len(layers) and not any(
-        each.deployed or isinstance(each.weight_quantizer, WeightQuantizer) for each in quantized
-    ):
-        raise UserError("bits: no layer has a quantizer of its own whose bit-width could be used; give one, 2 to 8")
 
 
 def _deploy_quantizer(

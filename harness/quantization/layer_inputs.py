@@ -39,15 +39,18 @@ def order_of_calls(model: nn.Module, layers: Mapping[str, QuantLayer], images: T
     return calls
 
 
-def inputs_of(model: nn.Module, layer: QuantLayer, images: Tensor, calls: int = 1) -> Iterator[Tensor]:
+def inputs_of(
+    model: nn.Module, layer: QuantLayer, images: Tensor, calls: int = 1, through: nn.Module | None = None
+) -> Iterator[Tensor]:
     """What a layer gets, after its input_quantizer, batch by batch of the images; the network stops behind it.
 
-    calls: how often the network calls the layer in one pass; as many inputs for each batch.
+    calls: how often the network calls the layer in one pass; as many inputs for each batch. through: what the inputs
+    go through in place of the input_quantizer.
     """
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(quantized(layer.input_quantizer, inputs[0]))
+        seen.append(quantized(through or layer.input_quantizer, inputs[0]))
         if len(seen) == calls:
             raise _Enough
 
@@ -86,15 +89,17 @@ def columns(layer: QuantLayer, x: Tensor) -> Iterator[Tensor]:
         yield grouped.permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def moments(layer: QuantLayer, *inputs: Iterable[Tensor]) -> list[Tensor]:
+def moments(layer: QuantLayer, *inputs: Iterable[Tensor], constant: bool = False) -> list[Tensor]:
     """The means of x y^T over the rows of `columns`, float64 (G, I, I), of each y with the first input as x.
 
-    inputs: of the layer in one network or several, for the same images; the first mean is that of x x^T.
+    inputs: of the layer in one network or several, for the same images; the first mean is that of x x^T. constant: each
+    row gets a last number 1, which multiplies the bias; the means are (G, I + 1, I + 1).
     """
     totals: list[Tensor] = []
     rows = 0
     for seen in zip(*inputs, strict=True):
-        for parts in zip(*(columns(layer, x) for x in seen), strict=True):
+        for found in zip(*(columns(layer, x) for x in seen), strict=True):
+            parts = [functional.pad(part, (0, 1), value=1.0) for part in found] if constant else found
             transposed = parts[0].transpose(1, 2)
             products = [(transposed @ other).double() for other in parts]
             totals = [a + b for a, b in zip(totals, products, strict=True)] if totals else products

@@ -128,7 +128,8 @@ def test_inputs_that_are_always_zero(act_order: bool) -> None:
 
 def values_of(index: int) -> Tensor:
     """What rounding to nearest at 3 bits would choose among in a layer of the network."""
-    return choices(network(), W3, "recalibrate", QuantizerConfig())[str(index)][1]
+    choice = choices(network(), W3, "recalibrate", QuantizerConfig())[str(index)]
+    return choice.values(choice.layer.weight)
 
 
 def output_errors(deployed: Any, model: Any) -> list[float]:
