@@ -34,7 +34,7 @@ from harness.training.loop import train
 from harness.training.run import RunContext, run
 
 QUANTIZED = {"norms": "quantized"}
-FOLLOWING = ["adaround", "bn_reestimation", "freezing", "gptq", "lsq", "none", "oscillation", "pqn", "ste"]
+FOLLOWING = ["adaround", "bn_reestimation", "freezing", "gptq", "lsq", "none", "oscillation", "pqn", "statquant", "ste"]
 CALIBRATION = Calibration(lambda index: batch())
 
 
