@@ -17,8 +17,10 @@ from analysis import make_figures, render, style
 from analysis.figures import find_figures
 from harness.core.errors import UserError
 
-#: What a sweep of one model on one data set shows: the others compare several.
-OF_ONE_GROUP = [module for module in find_figures() if module.scope not in render.OVERALL]
+#: What a sweep of one model on one data set shows: the others compare several, or several deploy methods.
+OF_ONE_GROUP = [
+    module for module in find_figures() if module.scope not in render.OVERALL and module.name != "deploy_matrix"
+]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>document.title = 'taken over'</script> & more"
