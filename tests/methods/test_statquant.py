@@ -133,7 +133,9 @@ def test_draws_depend_on_seed_step_layer_and_slot_alone() -> None:
     assert not any(torch.equal(one, other) for place, one in enumerate(each) for other in each[:place])
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize(
+    "quantizer", [pytest.param(name, marks=pytest.mark.slow if name != "householder" else ()) for name in QUANTIZERS]
+)
 def test_a_resumed_run_with_the_papers_forward_pass_is_the_same(quantizer: str, tmp_path: Path) -> None:
     entry = {"name": "statquant", "bits": 4, "quantizer": quantizer}
     whole = trained(entry)
@@ -207,14 +209,11 @@ def test_stacks() -> None:
 
 def test_excluded_layers_and_norms() -> None:
     changes = {"model": VIT, "exclude": ["head"], "quantizer": {"norms": "quantized"}, "target_bit": "w4a4"}
-    session = trained({"name": "statquant", "bits": 4}, **changes)
-    found = dict(session.model.named_modules())
+    found = dict(build(run_config(["statquant"], **changes)).model.named_modules())
     assert type(found["head"]) is nn.Linear
     (norm,) = (each for name, each in found.items() if name.endswith("blocks.0.norm1"))
     assert norm.weight_quantizer.bits == 8
     assert not hasattr(norm, "grad_input_quantizer")
-    rows = session.evaluator.rows(session.model, "final", "val")
-    assert {row["bits"] for row in rows} >= {2, 3, 4}
 
 
 @pytest.mark.slow
