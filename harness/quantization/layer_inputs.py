@@ -50,7 +50,7 @@ def inputs_of(
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(quantized(through or layer.input_quantizer, inputs[0]))
+        seen.append(quantized(layer.input_quantizer if through is None else through, inputs[0]))
         if len(seen) == calls:
             raise _Enough
 

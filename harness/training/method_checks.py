@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from harness.core.bits import BitWidths
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints, in_words
 from harness.methods import check_norms, find
@@ -41,4 +42,5 @@ def _check_monitor(config: "RunConfig") -> None:
     if find(name).needs_target_bit and config.target_bit is None:
         raise UserError(f"monitor.deploy: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
     if not find(name).serves(point):
-        raise UserError(f"monitor.deploy: {name!r} does nothing {in_words(point)}; set target_bit to 2 to 8")
+        served = "2 to 8" if find(name).serves(BitWidths(4)) else "a point such as w4a4"
+        raise UserError(f"monitor.deploy: {name!r} does nothing {in_words(point)}; set target_bit to {served}")

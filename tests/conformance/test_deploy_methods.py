@@ -1,6 +1,10 @@
-"""Deploy methods that round weights cross with every way of training: on the same grid as round-to-nearest."""
+"""Deploy methods that round weights cross with every way of training: on the same grid as round-to-nearest.
+
+Those that round them given the rounding of inputs have a grid of their own, and serve other points.
+"""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from conformance_common import fitting, groups
 from harness.core import registry
 from harness.core.bits import BitWidths
 from harness.methods import find
+from harness.quantization import ActivationQuantizer
 from harness.quantization.layers import weight_layers
 from harness.training.build import build
 from harness.training.config import complete
@@ -20,13 +25,14 @@ MODELS = {
 ROUNDING = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "weights"]
 
 
-@pytest.mark.parametrize("deploy", ROUNDING)
-@pytest.mark.parametrize("method", [name for name in registry.names("method") if name not in ROUNDING])
-def test_every_layer_of_every_network_may_become_another_value_of_its_grid(method: str, deploy: str) -> None:
-    entry = find(method).tiny_config().model_dump()
+GIVEN_INPUTS = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "weights given rounded inputs"]
+
+
+def crossed(method: str, deploy: str, target: int | str) -> tuple[Any, Any]:
+    """A session of a method, and an evaluator with short settings of the deploy method."""
     raw = {
-        "methods": [entry],
-        "target_bit": 3,
+        "methods": [find(method).tiny_config().model_dump()],
+        "target_bit": target,
         "model": MODELS[fitting(method, MODELS)[0]],
         "data": {"name": "digits", "train_fraction": 0.1},
         "train": {"batch_size": 40},
@@ -36,7 +42,14 @@ def test_every_layer_of_every_network_may_become_another_value_of_its_grid(metho
     session = build(complete(raw))
     settings = {**find(deploy).tiny_config().model_dump(), "iterations": 30, "images": 80}
     known = {name: value for name, value in settings.items() if name in find(deploy).Config.model_fields}
-    evaluator, sources = replace(session.evaluator, settings={deploy: known}), weight_layers(session.model)
+    return session, replace(session.evaluator, settings={deploy: known})
+
+
+@pytest.mark.parametrize("deploy", ROUNDING)
+@pytest.mark.parametrize("method", [name for name in registry.names("method") if name not in ROUNDING])
+def test_every_layer_of_every_network_may_become_another_value_of_its_grid(method: str, deploy: str) -> None:
+    session, evaluator = crossed(method, deploy, 3)
+    sources = weight_layers(session.model)
     for bits in (2, 3):
         found, rounded = (
             weight_layers(evaluator.deployed(session.model, BitWidths(bits), way)) for way in (deploy, "rtn")
@@ -49,3 +62,39 @@ def test_every_layer_of_every_network_may_become_another_value_of_its_grid(metho
                 assert len(torch.cat([own, nearest]).unique()) <= 2**bits, "the same grid"
         other = [name for name, layer in found.items() if not torch.equal(layer.weight, rounded[name].weight)]
         assert len(other) > len(found) / 2, other
+
+
+#: Targets of those run by default; all others are slow only by their number.
+QUICK: dict[str, tuple[int | str, ...]] = {
+    "none": (3,),
+    "oscillation": (3,),
+    "ste": (3,),
+    "lsq": (3, "w3a4"),
+    "any_precision": ("w3a4",),
+}
+PAIRS = [
+    pytest.param(method, target, marks=() if target in QUICK.get(method, ()) else pytest.mark.slow)
+    for method in registry.names("method")
+    for target in (3, "w3a4")
+    if method not in (*ROUNDING, *GIVEN_INPUTS)
+]
+
+
+@pytest.mark.parametrize("deploy", GIVEN_INPUTS)
+@pytest.mark.parametrize(("method", "target"), PAIRS)
+def test_weights_that_make_up_for_rounded_inputs(method: str, target: int | str, deploy: str) -> None:
+    session, evaluator = crossed(method, deploy, target)
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    found, again, rounded = (evaluator.deployed(session.model, "w3a4", way) for way in (deploy, deploy, "rtn"))
+    assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in found.state_dict().items())
+    layers, nearest, sources = (weight_layers(each) for each in (found, rounded, session.model))
+    for name, layer in layers.items():
+        assert all(len(part.unique()) <= 8 for part in groups(sources[name], layer.weight))
+    other = [name for name, layer in layers.items() if not torch.equal(layer.weight, nearest[name].weight)]
+    assert len(other) >= len(layers) / 2, "some layers of an untrained network get inputs that are all rounded to 0"
+    quantizers = [module for module in found.modules() if isinstance(module, ActivationQuantizer)]
+    wanted = [module for module in rounded.modules() if isinstance(module, ActivationQuantizer)]
+    assert [each.bits for each in quantizers] == [each.bits for each in wanted]
+    assert bool(found(session.dataset.batch(session.dataset.val, slice(0, 20))[0]).isfinite().all())
+    assert not find(deploy).serves(BitWidths(3))

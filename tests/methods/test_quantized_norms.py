@@ -34,7 +34,19 @@ from harness.training.loop import train
 from harness.training.run import RunContext, run
 
 QUANTIZED = {"norms": "quantized"}
-FOLLOWING = ["adaround", "bn_reestimation", "freezing", "gptq", "lsq", "none", "oscillation", "pqn", "statquant", "ste"]
+FOLLOWING = [
+    "adaround",
+    "bn_reestimation",
+    "erq",
+    "freezing",
+    "gptq",
+    "lsq",
+    "none",
+    "oscillation",
+    "pqn",
+    "statquant",
+    "ste",
+]
 CALIBRATION = Calibration(lambda index: batch())
 
 
