@@ -32,7 +32,8 @@ def main() -> None:
     metric = config.task.metric
     for row in record["rows"]:
         score = f"{metric.name} {metric.shown(score_of(row), width=6)}"
-        print(f"{row['split']:>5} {row['bits']:>5}  {score}  loss {row['loss']:.4f}")
+        way = "" if row["deploy"] == "rtn" else f"  {row['deploy']}"
+        print(f"{row['split']:>5} {row['bits']:>5}  {score}  loss {row['loss']:.4f}{way}")
     print(f"record: {RunDirectory(arguments.dir).record}")
 
 

@@ -58,6 +58,17 @@ class DataConfig(TaskDataConfig):
     augment: Augment = Field(Augment(), description="random changes to training images")
 
 
+class EnlargingConfig(TaskDataConfig):
+    """What every data set of super-resolution can be told."""
+
+    task: ClassVar[str] = "super_resolution"
+
+    scale: Literal[2, 3, 4] = Field(2, description="factor by which images are enlarged")
+    patch: int = Field(48, ge=4, le=1024, description="side of training crops, in pixels of the small image (EDSR: 48)")
+    crops: int = Field(16000, ge=1, le=10_000_000, description="crops in an epoch (EDSR: 16000)")
+    augment: bool = Field(True, description="flip and rotate crops at random")
+
+
 def root_of(config: TaskDataConfig, layout: str) -> Path:
     """The folder or file `data.root` names, with `~` expanded.
 

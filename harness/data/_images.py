@@ -19,6 +19,8 @@ from harness.data.base import Raw, Split
 CHUNK = 256
 #: Pillow's names of images with 8 bits or fewer per channel. Converting others to RGB would cut values off.
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+#: Those of them without colours.
+GREY = ("1", "L", "LA")
 #: How the names of modes with more begin: I, I;16, F.
 DEEP = ("I", "F")
 
@@ -48,12 +50,12 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
     Raises UserError, naming the file: damaged, more than 8 bits per channel, another mode that is not read, or another
     size than the first.
     """
-    first = _decode_one(source, names[0], resize)
+    first = decode_one(source, names[0], resize)
     images = np.empty((len(names), 3, *first.shape[:2]), dtype=np.uint8)
 
     def decode_chunk(start: int) -> None:
         for index in range(start, min(start + CHUNK, len(names))):
-            image = _decode_one(source, names[index], resize)
+            image = decode_one(source, names[index], resize)
             if image.shape != first.shape:
                 raise _unequal(source, names[0], first, names[index], image)
             images[index] = image.transpose(2, 0, 1)
@@ -69,7 +71,7 @@ def first_shape(source: Source, folders: Sequence[str], resize: int | None) -> t
     image = next((name for folder in folders[:1] for name in source.names(folder)), None)
     if image is None:
         raise UserError(f"data.root: {source.show(folders[0] if folders else '.')} holds no images")
-    height, width, channels = _decode_one(source, image, resize).shape
+    height, width, channels = decode_one(source, image, resize).shape
     return channels, height, width
 
 
@@ -84,11 +86,13 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _decode_one(source: Source, name: str, resize: int | None) -> np.ndarray:
-    """uint8 (H, W, 3)."""
+def decode_one(source: Source, name: str, resize: int | None = None, grey: bool = False) -> np.ndarray:
+    """uint8 (H, W, 3). grey: (H, W, 1) of an image without colours, which is RGB otherwise."""
     try:
         with Image.open(io.BytesIO(source.read(name))) as image:
             mode = image.mode
+            if grey and mode in GREY:
+                return np.asarray(image.convert("L"))[..., None]
             if mode in EIGHT_BIT:
                 pixels = image.convert("RGB")
                 return np.asarray(_square(pixels, resize) if resize else pixels)

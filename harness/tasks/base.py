@@ -12,7 +12,7 @@ from harness.core.errors import UserError, unknown
 from harness.core.metric import Metric
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 #: Of data that is not named yet.
 DEFAULT = "classification"
@@ -23,11 +23,13 @@ class Task:
 
     Inputs and targets are tensors whose first dimension counts samples; outputs are the network's, in fp32.
     metric: what epochs, trials and methods are compared by. smooths_labels: whether `train.label_smoothing` means
-    anything; `loss` then takes it.
+    anything; `loss` then takes it. baseline: the name of what does the task without training, if there is such a thing;
+    records have rows of it, with this name as the deploy method.
     """
 
     metric: ClassVar[Metric]
     smooths_labels: ClassVar[bool] = False
+    baseline: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
@@ -60,6 +62,10 @@ class Task:
     def divergence(self, outputs: "Tensor", teacher: "Tensor") -> "Tensor":
         """The same, less what is left of it where both are equal."""
         return self.distillation(outputs, teacher)
+
+    def baseline_network(self, outputs: int) -> "nn.Module":
+        """What `baseline` names. outputs: see `TaskData.outputs`."""
+        raise NotImplementedError
 
     def example_inputs(self, count: int, shape: Sequence[int]) -> "Tensor":
         """Random inputs, always the same: float32 (count, *shape) in [0, 1], unless a task has others."""

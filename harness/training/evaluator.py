@@ -105,6 +105,12 @@ class Evaluator:
             found.append(Deployment(deploy, point, copy, allocated, took))
         return found
 
+    def baseline(self) -> list[Deployment]:
+        """What does the task without training, where the task has that, as if it were deployed in float."""
+        task = self.context.task
+        network = task.baseline_network(self.dataset.outputs) if task.baseline else None
+        return [Deployment(task.baseline, BitWidths(), network, None, Effort())] if network else []
+
     def _observes(self, deploy: str, point: AnyPoint) -> bool:
         """Whether a case makes use of what `observed` gives for the model itself."""
         changed = any(method.changes_activations for method in self.methods)

@@ -175,9 +175,10 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
     config, progress = session.config, session.progress
     session.model.load_state_dict(progress.best_state)
     deployments = session.evaluator.deployments(session.model, measure=True)
-    rows = session.evaluator.rows_of(deployments, config.phase, "val")
+    measured = [*deployments, *session.evaluator.baseline()]
+    rows = session.evaluator.rows_of(measured, config.phase, "val")
     if config.phase == "final":
-        rows += session.evaluator.rows_of(deployments, config.phase, "test")
+        rows += session.evaluator.rows_of(measured, config.phase, "test")
     return {
         "run_id": run_id,
         "phase": config.phase,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.core import registry
 from harness.core.errors import UserError
-from harness.models import ModelConfig, build_model, resized_shape
+from harness.models import ModelConfig, TaskModelConfig, build_model, resized_shape
 
 DIGITS, CIFAR = (1, 8, 8), (3, 32, 32)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -226,7 +226,8 @@ def test_settings_are_checked_without_torch() -> None:
 def test_every_model_file_describes_its_settings() -> None:
     for name in registry.names("model"):
         module = registry.load("model", name)
-        assert issubclass(module.Config, ModelConfig)
+        assert issubclass(module.Config, TaskModelConfig)
+        assert set(module.Config.tasks) <= set(registry.names("task"))
         undescribed = [
             key for key, field in module.Config.model_fields.items() if key != "name" and not field.description
         ]
