@@ -23,6 +23,8 @@ _LIBRARY = {
     "MaxAbsQuantizer": "harness.quantization",
     "LSQQuantizer": "harness.quantization",
     "observe": "harness.quantization",
+    "export": "harness.exporting.api",
+    "load_packed": "harness.exporting.packed",
     "round_to_nearest": "harness.quantization.deploy",
 }
 __all__ = ["NUMERICS_VERSION", "__version__", *_LIBRARY]  # noqa: PLE0604  (names served by __getattr__)

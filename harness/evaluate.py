@@ -23,7 +23,6 @@ from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
 from harness.tasks.base import task_of
-from harness.training.config import complete
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,22 +118,11 @@ def _evaluated(
     record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows, and what the deployments took that the record does not know yet."""
-    from safetensors.torch import load_file
-
     from harness.quantization.by_layer import check_layer_points
-    from harness.training.build import build
+    from harness.training.recorded import session_of
 
-    raw = dict(record["config"])
-    if device:
-        raw["runtime"] = {**raw["runtime"], "device": device}
-    config = complete(raw)
-    if config.run_id() != record["run_id"]:
-        raise UserError(f"its configuration now names another run ({config.run_id()}): this code is not what made it")
-    # Initial weights are not needed: what methods prepared from them is in the state that is loaded below.
-    session = build(config)
-    if session.dataset.digest != record["provenance"]["data_digest"]:
-        raise UserError("the data are not those that it was trained on (their digests differ)")
-    session.model.load_state_dict(load_file(weights))
+    session = session_of(record, weights, device)
+    config = session.config
     points_asked = [point for _, _, point in wanted]
     check_layer_points(session.model, points_asked, config.exclude, config.quantizer.quantizes_norms)
     # Float is always included: every record has it, and it shows whether weights and data are those of the record.

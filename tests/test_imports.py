@@ -15,7 +15,7 @@ HARNESS = Path(harness.__file__).parent
 #: A module imports its own folder and folders to the left; folders in one group do not import each other.
 ORDER = (
     "core | records kernels | quantization | data models tasks | oscillation | methods"
-    " | training | sweep | cluster | cli"
+    " | training | sweep exporting | cluster | cli"
 )
 #: The files beside the folders. They import any folder; nothing imports them, and they do not import each other.
 COMMANDS = [
@@ -25,6 +25,7 @@ COMMANDS = [
     "config",
     "dashboard",
     "evaluate",
+    "export",
     "launch",
     "logs",
     "repeat",
@@ -38,6 +39,9 @@ SERVICES = {
     "submitit": ("cluster",),
     "wandb": ("training.wandb_mirror", "dashboard"),
     "wandb_workspaces": ("dashboard",),
+    "onnx": ("exporting.onnx_file",),
+    "onnxruntime": ("exporting.onnx_file",),
+    "onnxscript": ("exporting.onnx_file",),
 }
 #: Where torch is never imported at the top, so that `--help`, `status` and a YAML mistake never pay for it.
 TORCH_FREE = (

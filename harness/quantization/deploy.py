@@ -139,6 +139,15 @@ class Choice(NamedTuple):
         return _deploy_quantizer(self.layer, weight, self.bits, self.scale, self.quantizer).values(weight)
 
 
+def weight_bits(
+    model: nn.Module, point: Any, exclude: str | Iterable[str] = (), norms: bool = False
+) -> dict[str, int | None]:
+    """The bits that `round_to_nearest` gives the weight of each layer, by name; None: float. Call it before that."""
+    bits = point.mapping if isinstance(point, LayerPoints) else point
+    layers, wanted = checked_layers(model, bits, exclude, norms)
+    return {name: _bits_of(layer, wanted[name]) for name, layer in layers.items()}
+
+
 def choices(
     model: nn.Module,
     point: WantedBits | LayerPoints,
@@ -194,9 +203,9 @@ def _observed(
     return observe(model, islice(calibration, config.calibration_batches), exclude, config.attention)
 
 
-def _bits_of(layer: QuantLayer, point: BitWidths | None) -> int | None:
+def _bits_of(layer: nn.Module, point: BitWidths | None) -> int | None:
     """The bits of a layer's weight at its point, or of its own quantizer without one; None: float."""
-    own = layer.weight_quantizer
+    own = getattr(layer, "weight_quantizer", None)
     if point is None:
         return own.bits if isinstance(own, WeightQuantizer) else None
     return point.weights

@@ -14,7 +14,7 @@ from harness.quantization.observed import Observed
 from harness.quantization.quantizer import KeepScale, shown
 
 
-class _Shift(nn.Module):
+class Shift(nn.Module):
     """`x + shift`: what stays of a quantizer with biases where activations are float."""
 
     shift: Tensor
@@ -27,7 +27,7 @@ class _Shift(nn.Module):
         return x + self.shift
 
 
-class _Shifted(ActivationQuantizer):
+class Shifted(ActivationQuantizer):
     """`quantizer(x) + shift`: what stays of a quantizer with biases where the default quantizer rounds."""
 
     takes_values = False
@@ -46,7 +46,7 @@ class _Shifted(ActivationQuantizer):
         return self.quantizer.codes(x)
 
     def at_bits(self, bits: int, scale: KeepScale) -> ActivationQuantizer:
-        return self if bits == self.bits else _Shifted(self.quantizer.at_bits(bits, scale), self.shift)
+        return self if bits == self.bits else Shifted(self.quantizer.at_bits(bits, scale), self.shift)
 
     def described(self) -> str:
         return "shifted"
@@ -75,10 +75,10 @@ class BiasedStepQuantizer(LearnedStepQuantizer):
         return other
 
     def in_float(self) -> nn.Module:
-        return _Shift((self.before + self.after).detach())
+        return Shift((self.before + self.after).detach())
 
     def recalibrated(self, default: ActivationQuantizer) -> ActivationQuantizer:
-        return _Shifted(default, (self.before + self.after).detach())
+        return Shifted(default, (self.before + self.after).detach())
 
 
 def magnitudes(bits: int, signed: bool) -> int:

@@ -14,6 +14,7 @@ from harness.data.base import Dataset, Split
 from harness.models import build_model
 from harness.training.build import build
 from harness.training.config import RunConfig, component
+from harness.training.session import Session
 
 #: Samples of a stand-in: batch norm needs two.
 COUNT = 2
@@ -21,9 +22,14 @@ COUNT = 2
 
 def try_build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> None:
     """Build a run's session on stand-in inputs of a shape. Raises UserError as `build` does; the session is dropped."""
+    session_without_data(config, shape, outputs)
+
+
+def session_without_data(config: RunConfig, shape: tuple[int, ...], outputs: int) -> Session:
+    """A run's session on stand-in inputs of a shape, with random weights and no optimizer. Raises UserError."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # the run itself gives them
-        build(_on_cpu(config), stand_in=stand_in(config, shape, outputs))
+        return build(_on_cpu(config), stand_in=stand_in(config, shape, outputs))
 
 
 def try_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> None:

@@ -92,6 +92,8 @@ def module(name: str, arguments: list[str], here: Path) -> None:
         arguments = [*arguments, "--dry-run"]
     if verb == "repeat":
         arguments = ["runs" if word == "analysis/results" else word for word in arguments]
+    if verb == "export":
+        arguments = ["2" if word in ("w2", "w4") else word for word in arguments]
     if verb == "archive" and arguments[0] == "unpack":
         if not (here / arguments[1]).exists():
             module(name, ["pack", "runs/small", "--to", "archives"], here)
@@ -102,6 +104,7 @@ def module(name: str, arguments: list[str], here: Path) -> None:
     made = {"launch": "runs\n", "status": "complete", "logs": "done", "cancel": "0 workers stopped", "repeat": "row"}
     made |= {"retry": "no run failed", "run": "record:", "evaluate": "rows added", "archive": " runs"}
     made |= {"dashboard": '"displayName": "oscillation-harness: ', "config": "default", "methods": "oscillation"}
+    made |= {"export": "% in the record"}
     assert made[verb] in ended.stdout
 
 

@@ -1,0 +1,63 @@
+"""`python -m harness.export RUN --bits w4 [--format onnx]`: a run's network in integers, as one file.
+
+RUN is a run's directory, or its id below --root. The file is written beside the run's files, or into --to. Its accuracy
+is measured and compared with that of the record.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.cli.find import run_folder
+from harness.core import registry, yaml_file
+from harness.core.bits import LEGAL_POINTS
+from harness.core.command import run_command
+from harness.core.errors import UserError, unknown
+from harness.core.layer_points import AnyPoint, point_of
+
+FORMATS = ("packed", "onnx")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m harness.export", description="A run's network in integers.")
+    parser.add_argument("run", metavar="RUN", help="a run's directory, its id, or the beginning of it")
+    parser.add_argument("--bits", required=True, type=_point, metavar="w4", help="a point of its record: 4, w4a8, ...")
+    parser.add_argument("--deploy", default="rtn", metavar="NAME", help="the deploy method of that row; default: rtn")
+    parser.add_argument("--format", default="packed", metavar="packed|onnx", help="default: packed")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="default: the run's directory")
+    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
+    options = parser.parse_args(arguments)
+    if options.format not in FORMATS:
+        raise unknown("format", options.format, FORMATS)
+    if options.deploy not in registry.deploy_methods():
+        raise unknown("deploy method", options.deploy, registry.deploy_methods())
+    folder = run_folder(options.run, options.root)
+    from harness.exporting.runs import export_run
+
+    print("\n".join(export_run(folder, options.bits, options.deploy, options.format, options.to)))
+    return 0
+
+
+def _point(text: str) -> AnyPoint:
+    try:
+        return point_of(yaml_file.parse(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no point ({LEGAL_POINTS})") from error
+
+
+class _Callable(ModuleType):
+    """`harness.export(model, ...)` also where this module was imported, which then has the function's name."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        from harness.exporting.api import export
+
+        return export(*given, **named)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,67 @@
+"""`harness.export`: a network of one's own, deployed and written to a file."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from harness.core.bits import ScalePolicy
+from harness.core.config_base import ActivationsConfig, QuantizerConfig, section
+from harness.core.errors import UserError, unknown
+from harness.core.layer_points import LayerPoints
+from harness.exporting import onnx_file, packed
+from harness.exporting.network import taken
+from harness.quantization.deploy import round_to_nearest, weight_bits
+from harness.quantization.wanted import WantedBits
+
+_FORMATS = ("packed", "onnx")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file of a network. size, float_bytes, code_bytes: bytes of the file, in fp32, and of the codes alone."""
+
+    path: Path
+    model: nn.Module
+    size: int
+    float_bytes: int
+    code_bytes: int
+
+
+def export(
+    model: nn.Module,
+    bits: WantedBits | LayerPoints | Mapping[str, WantedBits],
+    to: Path | str,
+    format: str = "packed",
+    inputs: Tensor | None = None,
+    scale: ScalePolicy = "recalibrate",
+    quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
+    exclude: str | Iterable[str] = (),
+    activations: ActivationsConfig | Mapping[str, Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> Exported:
+    """Round a copy of a network to nearest and write it to the file `to`; the network itself stays as it is.
+
+    format: "packed" (`harness.load_packed` reads it) or "onnx", which needs `inputs`, a batch (N, ...) as the network
+    takes it, N >= 2. All else is as for `round_to_nearest`. Returns the file, its sizes and the deployed copy.
+    Raises UserError as `round_to_nearest` does, and for a network that the format cannot hold.
+    """
+    if format not in _FORMATS:
+        raise unknown("format", format, _FORMATS)
+    if format == "onnx" and (not isinstance(inputs, Tensor) or len(inputs) < 2):
+        raise UserError("inputs: format onnx needs a batch of two or more inputs (N, ...), by which the graph is drawn")
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    norms = section(quantizer, QuantizerConfig, "quantizer").quantizes_norms
+    wanted = weight_bits(model, bits, exclude, norms)
+    deployed = deepcopy(model).eval()
+    round_to_nearest(deployed, bits, scale, quantizer, exclude, activations, calibration)
+    network, path = taken(deployed, wanted), Path(to)
+    about = {"content": "a deployed network in integer codes: harness.load_packed(path, model) reads it"}
+    if inputs is not None and format == "onnx":
+        onnx_file.write(path, deployed, network, inputs, about)
+    else:
+        packed.save(path, network, about)
+    return Exported(path, deployed, path.stat().st_size, network.float_bytes, network.code_bytes)

@@ -1,0 +1,145 @@
+"""What a file holds of a deployed network, and a network made to compute with it again."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import UserError
+from harness.exporting.codes import Codes, find_codes, packed_bytes
+from harness.exporting.inputs import plain_input
+from harness.quantization.deploy import set_deployed
+from harness.quantization.layers import give_slots, weight_layers
+from harness.quantization.norms import is_norm
+from harness.quantization.observing import Site, expose, input_sites
+from harness.quantization.slots import QuantLayer, Unfilled
+
+#: Bytes of a weight in fp32.
+_FLOAT = 4
+_LACKING = "the file has, and this network has not"
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A deployed network in parts.
+
+    layers: codes of the weights on a grid, by layer. inputs: what rounds activations, by slot ("fc1.input_quantizer").
+    floats: the rest of its state dict: biases, norms, weights of layers in float. deployed: all layers whose weight was
+    replaced, those in float too.
+    """
+
+    layers: dict[str, Codes]
+    inputs: dict[str, nn.Module]
+    floats: dict[str, Tensor]
+    deployed: tuple[str, ...]
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of the network's state in fp32."""
+        others = sum(each.numel() * each.element_size() for each in self.floats.values())
+        return others + sum(_FLOAT * each.codes.numel() for each in self.layers.values())
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes alone, sum n b / 8."""
+        return sum(packed_bytes(each.codes.numel(), each.bits) for each in self.layers.values())
+
+
+def taken(model: nn.Module, bits: Mapping[str, int | None]) -> Network:
+    """A deployed network in parts; bits: of each layer's weight, None for float.
+
+    Raises UserError for weights that are not on a grid of so many bits, and for quantizers that no file can hold.
+    """
+    layers, deployed, coded = {}, [], set()
+    for name, layer in model.named_modules():
+        if not (isinstance(layer, QuantLayer) and layer.deployed):
+            continue
+        deployed.append(name)
+        if (each := bits.get(name)) is not None:
+            codes = find_codes(layer.weight, each)
+            if codes is None:
+                raise UserError(f"layer {name!r} has more than 2^{each} different weights: it is not at {each} bits")
+            layers[name] = codes
+            coded.add(id(layer.weight))
+    if not layers:
+        raise UserError("no layer of this network has its weights on a grid, so there is nothing to export")
+    inputs = _inputs(model)
+    prefixes = tuple(f"{name}." for name, site in _sites(model).items() if not isinstance(site.held, Unfilled))
+    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in coded}
+    floats = {name: value.detach().cpu() for name, value in state.items() if not name.startswith(prefixes or "\0")}
+    return Network(layers, inputs, floats, tuple(deployed))
+
+
+def _sites(model: nn.Module) -> dict[str, Site]:
+    return input_sites(model)
+
+
+def _inputs(model: nn.Module) -> dict[str, nn.Module]:
+    found = {}
+    for name, site in _sites(model).items():
+        try:
+            module = plain_input(site.held)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        if module is not None:
+            found[name] = module
+    return found
+
+
+def restore(model: nn.Module, network: Network) -> nn.Module:
+    """Make a network of the same architecture compute with these parts, in place; returns it in evaluation mode.
+
+    Raises UserError where it has other layers or other shapes.
+    """
+    _give_slots(model, network)
+    modules = dict(model.named_modules())
+    for name in network.deployed:
+        codes = network.layers.get(name)
+        weight = network.floats[_key(name)] if codes is None else codes.weight()
+        layer = modules[name]
+        set_deployed(layer, _in_place_of(name, layer.weight, weight))
+    for name, site in _sites(model).items():
+        held = network.inputs.get(name)
+        site.put(Unfilled() if held is None else held)
+    coded = {_key(name) for name in network.layers}
+    try:
+        found = model.load_state_dict(network.floats, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"the file does not fit this network: {str(error).splitlines()[-1].strip()}") from None
+    prefixes = tuple(f"{name}." for name in network.inputs)
+    missing = [name for name in found.missing_keys if name not in coded and not name.startswith(prefixes or "\0")]
+    _check_none(found.unexpected_keys, _LACKING)
+    _check_none(missing, "this network has, and the file has not")
+    return model.eval()
+
+
+def _in_place_of(layer: str, old: Tensor, weight: Tensor) -> Tensor:
+    """The weight on the device of the old one and in its memory order, by which kernels differ."""
+    if old.shape != weight.shape:
+        shapes = f"{tuple(weight.shape)} in the file, {tuple(old.shape)} in this network"
+        raise UserError(f"the file does not fit this network: the weight of {layer!r} is {shapes}")
+    return torch.empty_like(old, requires_grad=False).copy_(weight)
+
+
+def _give_slots(model: nn.Module, network: Network) -> None:
+    """Slots for all that the file fills; norm layers count where it has them."""
+    modules = dict(model.named_modules())
+    norms = any(is_norm(modules[name]) for name in network.deployed if name in modules)
+    layers = weight_layers(model, norms=norms) if network.deployed else {}
+    _check_none([name for name in network.deployed if name not in layers], _LACKING)
+    give_slots(model, {name: layer for name, layer in layers.items() if name in network.deployed})
+    if any(name not in _sites(model) for name in network.inputs):
+        expose(model)
+    _check_none([name for name in network.inputs if name not in _sites(model)], _LACKING)
+
+
+def _key(layer: str) -> str:
+    """The weight's name in a state dict."""
+    return f"{layer}.weight".removeprefix(".")
+
+
+def _check_none(names: Iterable[str], what: str) -> None:
+    if names := list(names):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(f"the file is of another network: {', '.join(names[:3])}{more}: {what}")

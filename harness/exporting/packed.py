@@ -1,0 +1,94 @@
+"""The packed format: one safetensors file with integer codes of b bits, scales, and all else in float.
+
+Tensors: `codes/LAYER` (uint8, packed by `codes.pack`), `scale/LAYER` or `levels/LAYER` (fp32), `input/SLOT/NAME`, and
+`float/KEY` of the state dict. Metadata: one key, `harness_packed`, JSON (README.md lists its entries).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from harness.core.errors import UserError
+from harness.exporting.codes import Codes, pack, unpack
+from harness.exporting.inputs import built, described
+from harness.exporting.network import Network, restore
+from harness.records.files import written_aside
+
+ABOUT = "harness_packed"
+#: Of the format; a reader refuses what is newer.
+VERSION = 1
+
+
+def save(path: Path, network: Network, about: Mapping[str, Any]) -> None:
+    """Write a network, atomically. about: further JSON values for its metadata."""
+    tensors: dict[str, Tensor] = {f"float/{name}": value for name, value in network.floats.items()}
+    layers = {}
+    for name, one in network.layers.items():
+        tensors[f"codes/{name}"] = pack(one.codes, one.bits)
+        if one.levels is not None:
+            tensors[f"levels/{name}"] = one.levels
+        elif one.scale is not None:
+            tensors[f"scale/{name}"] = one.scale
+        layers[name] = {"bits": one.bits, "shape": list(one.codes.shape), "zero": one.zero}
+    for slot, module in network.inputs.items():
+        tensors |= {f"input/{slot}/{name}": value for name, value in module.state_dict().items()}
+    parts = {
+        "version": VERSION,
+        "layers": layers,
+        "inputs": {slot: described(module) for slot, module in network.inputs.items()},
+        "deployed": list(network.deployed),
+    }
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with written_aside(path) as aside:
+        save_file(own, aside, {ABOUT: json.dumps({**about, **parts}, sort_keys=True)})
+
+
+def read(path: Path) -> tuple[Network, dict[str, Any]]:
+    """The network in a file, and its metadata. Raises UserError for what is no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get(ABOUT)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if written else {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not written:
+        raise UserError(f"{path}: no packed network: its metadata has no {ABOUT!r}; harness.export writes such files")
+    about = json.loads(written)
+    if about["version"] > VERSION:
+        raise UserError(f"{path}: format {about['version']}; this version of the harness reads up to {VERSION}")
+    layers = {name: _codes(name, each, tensors) for name, each in about["layers"].items()}
+    inputs = {slot: built(each, _below(f"input/{slot}/", tensors)) for slot, each in about["inputs"].items()}
+    return Network(layers, inputs, _below("float/", tensors), tuple(about["deployed"])), about
+
+
+def load_packed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """The deployed network in a packed file, on the CPU and in evaluation mode; its weights equal to the last bit.
+
+    model: a network of the same architecture, which is changed in place and returned. Not needed for files that
+    `python -m harness.export` wrote of a run: they hold its configuration, from which the network is built.
+    Raises UserError for what is no such file, and for another network.
+    """
+    network, about = read(Path(path))
+    if model is not None:
+        return restore(model, network)
+    if "config" not in about:
+        raise UserError(f"{path}: holds no configuration of a run; give it the network: load_packed(path, model)")
+    from harness.exporting.architecture import architecture
+
+    return restore(architecture(about), network)
+
+
+def _codes(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codes:
+    codes = unpack(tensors[f"codes/{name}"], about["bits"], tuple(about["shape"]))
+    return Codes(codes, about["bits"], tensors.get(f"scale/{name}"), about["zero"], tensors.get(f"levels/{name}"))
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,123 @@
+"""`python -m harness.export`: a run's network in a file that gives the record's accuracy."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import run_here
+
+import harness
+from harness.exporting import onnx_file, packed, runs
+from harness.training.config import complete
+from harness.training.recorded import session_of
+from harness.training.run import run
+
+RAW: dict[str, Any] = {
+    "methods": "lsq",
+    "target_bit": 4,
+    "model": {"name": "mlp5", "hidden": [24]},
+    "data": {"name": "digits"},
+    "train": {"epochs": 0},
+    "deploy": {"bits": [2, 4, "w4a8"], "scale": "keep_range"},
+    "activations": {"calibration_batches": 1},
+    "runtime": {"device": "cpu", "wandb": "off", "threads": 1},
+}
+
+
+def export(*arguments: object) -> Any:
+    return run_here("harness.export", *arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run(complete(RAW), folder)
+    return folder
+
+
+@pytest.mark.parametrize("bits", ["w4", "2", "w4a8"])
+def test_a_packed_file_is_the_recorded_network(bits: str, finished: Path, tmp_path: Path) -> None:
+    ended = export(finished, "--bits", bits, "--to", tmp_path / "new")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    record = json.loads((finished / "record.json").read_text())
+    named, size, accuracy = ended.stdout.splitlines()
+    point = {"2": "w2"}.get(bits, bits)
+    path = tmp_path / "new" / f"{record['run_id']}-{point}-rtn.safetensors"
+    assert named == str(path)
+    assert size.startswith(f"{path.stat().st_size:,} bytes; in fp32 {4 * (64 * 24 + 24 + 240 + 10):,} (")
+    assert size.endswith(f"codes alone, sum n b / 8: {(64 * 24 + 240) * (2 if bits == '2' else 4) // 8:,}")
+    (row,) = (each for each in record["rows"] if runs.schema.point(each).key == point and each["split"] == "test")
+    assert accuracy == f"test accuracy {100 * row['accuracy']:.2f} %, {100 * row['accuracy']:.2f} % in the record"
+    session = session_of(record, finished / "best.safetensors")
+    inputs = torch.rand(5, *session.dataset.input_shape)
+    assert torch.equal(
+        harness.load_packed(path)(inputs), session.evaluator.deployed(session.model, bits_of(bits))(inputs)
+    )
+
+
+def bits_of(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def test_the_file_says_what_it_is(finished: Path, tmp_path: Path) -> None:
+    export(finished, "--bits", "w4", "--to", tmp_path)
+    _, about = packed.read(next(tmp_path.iterdir()))
+    assert (about["point"], about["deploy"], about["input"]["shape"]) == (4, "rtn", [1, 8, 8])
+    assert about["run_id"] == complete(about["config"]).run_id()
+    assert "root" not in about["config"]["data"]
+
+
+def mistakes(finished: Path, folder: Path) -> dict[str, tuple[list[object], str]]:
+    bare = folder / "bare"
+    shutil.copytree(finished, bare)
+    (bare / "best.safetensors").unlink()
+    other = folder / "other"
+    shutil.copytree(finished, other)
+    record = json.loads((other / "record.json").read_text())
+    record["rows"] = [{**row, "accuracy": 0.9} for row in record["rows"]]
+    (other / "record.json").write_text(json.dumps(record))
+    return {
+        "point": ([finished, "--bits", "w3"], "--bits 3: the run was not evaluated there by rtn"),
+        "deploy": ([finished, "--bits", "4", "--deploy", "gptq"], "--bits 4 --deploy gptq"),
+        "float": ([finished, "--bits", "float"], "--bits float: the network in float has no codes"),
+        "format": ([finished, "--bits", "4", "--format", "onxx"], "format 'onxx'; did you mean 'onnx'"),
+        "method": ([finished, "--bits", "4", "--deploy", "gptk"], "deploy method 'gptk'; did you mean 'gptq'"),
+        "no weights": ([bare, "--bits", "4"], "the run kept no weights"),
+        "no run": ([folder, "--bits", "4"], "no finished run"),
+        "no id": (["abc", "--bits", "4", "--root", folder], "run 'abc' is not under"),
+        "other network": ([other, "--bits", "4"], "90.00 % in the record"),
+    }
+
+
+NAMES = ["point", "deploy", "float", "format", "method", "no weights", "no run", "no id", "other network"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mistakes_end_with_2_and_one_message(name: str, finished: Path, tmp_path: Path) -> None:
+    arguments, said = mistakes(finished, tmp_path)[name]
+    ended = export(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert said in ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*-rtn.*"))
+
+
+def test_what_onnxruntime_cannot_run_is_refused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "_graph", lambda *given: b"no graph")
+    ended = export(finished, "--bits", "4", "--format", "onnx", "--to", tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: onnxruntime cannot run this network: InvalidProtobuf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    ended = export(finished, "--bits", "4", "--format", "onnx", "--to", tmp_path)
+    assert ended.returncode == 2
+    assert "pip install 'oscillation-harness[export]'" in ended.stderr

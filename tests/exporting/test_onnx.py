@@ -1,0 +1,121 @@
+"""The ONNX format, run by onnxruntime: minutes in all, so only what is refused before is in the default suite."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from conformance_common import pairs
+from torch import nn
+
+import harness
+from harness.core import registry
+from harness.core.errors import UserError
+from harness.exporting import onnx_file
+from harness.exporting.runs import export_run
+from harness.quantization import CompandingQuantizer, StatisticalQuantizer, WeightQuantizer
+from harness.quantization.layers import attach
+from harness.quantization.shaped_activations import CompandingActivation
+from harness.training.config import complete
+from harness.training.run import run
+
+MLP = {"name": "mlp5", "width": 24}
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp5": MLP,
+    "resnet18": {"name": "resnet18", "width": 8},
+    "vit_tiny": {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2, "patch": 4},
+    "tiny_vit": {"name": "tiny_vit"},
+    "timm": {"name": "timm:resnet10t"},
+}
+RAW: dict[str, Any] = {
+    "target_bit": 4,
+    "data": {"name": "digits", "train_fraction": 0.2},
+    "train": {"epochs": 1, "batch_size": 32},
+    "deploy": {"bits": [4, "w4a8"], "scale": "keep_range"},
+    "activations": {"calibration_batches": 1},
+    "runtime": {"device": "cpu", "wandb": "off", "threads": 1},
+}
+#: What a method needs to train here, and what its deployment takes.
+STACKS: dict[str, Any] = {
+    "adaround": ["ste", {"name": "adaround", "images": 32, "iterations": 10}],
+    "gptq": ["ste", {"name": "gptq", "images": 32}],
+    "bn_reestimation": ["ste", "bn_reestimation"],
+    "freezing": ["ste", "freezing"],
+    "cga": ["lsq", "cga"],
+    "qkr": ["qkr", "lsq"],
+}
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    return {path.suffix: path.stat().st_size for path in folder.glob("*-rtn.*")}
+
+
+def types(path: Path) -> set[int]:
+    return {each.data_type for each in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name: str, tmp_path: Path) -> None:
+    run(complete({**RAW, "methods": "lsq", "model": MODELS[name]}), tmp_path / "run")
+    for point in (4, "w4a8"):
+        folder = tmp_path / str(point)
+        for kind in ("packed", "onnx"):
+            export_run(tmp_path / "run", point, kind=kind, to=folder)  # compares accuracy with the record
+        found = sizes(folder)
+        assert found[".onnx"] <= 1.15 * found[".safetensors"] + 64 * 1024
+        path = next(folder.glob("*.onnx"))
+        assert onnx.TensorProto.INT4 in types(path)
+        operators = [node.op_type for node in onnx.load(path).graph.node]
+        assert ("QuantizeLinear" in operators) == (point == "w4a8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "model"), pairs(registry.names("method"), MODELS))
+def test_every_method(method: str, model: str, tmp_path: Path) -> None:
+    target = {"target_bit": None, "watch_bit": 4} if method == "none" else {}
+    run(complete({**RAW, "methods": STACKS.get(method, method), "model": MODELS[model], **target}), tmp_path)
+    for kind in ("packed", "onnx"):
+        export_run(tmp_path, 4, kind=kind)
+        export_run(tmp_path, "w4a8", kind=kind)
+
+
+QUANTIZERS = {"table": CompandingQuantizer, "without a zero": StatisticalQuantizer}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channel", [False, True], ids=["tensor", "channel"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_other_grids(name: str, bits: int, channel: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 20, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20 * 36, 12)).eval()
+
+    def quantizer(layer: nn.Module) -> WeightQuantizer:
+        one = QUANTIZERS[name](bits, channel)
+        if isinstance(one, CompandingQuantizer):
+            with torch.no_grad():
+                assert one.log_slopes is not None
+                one.log_slopes.copy_(torch.linspace(-1, 1, 16))
+        return one
+
+    attach(model, weight_quantizer=quantizer)
+    images = torch.randn(3, 2, 8, 8)
+    path = tmp_path / "net.onnx"
+    exported = harness.export(model, "trained", path, "onnx", images)
+    more = torch.randn(7, 2, 8, 8)
+    found = onnx_file.runner(path)(more)
+    torch.testing.assert_close(found, exported.model(more).detach(), rtol=1e-4, atol=1e-4)
+    small = {"table": onnx.TensorProto.UINT4, "without a zero": onnx.TensorProto.INT4}[name]
+    large = {"table": onnx.TensorProto.UINT8, "without a zero": onnx.TensorProto.INT8}[name]
+    assert (small if bits <= 4 else large) in types(path)
+
+
+def test_activations_that_onnx_has_no_operator_for_are_refused(tmp_path: Path) -> None:
+    model, inputs = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.rand(4, 8)
+    attach(model)
+    model[2].input_quantizer = CompandingActivation(4).fit(inputs)
+    how: dict[str, Any] = {"activations": {"first_last": "same"}, "calibration": [inputs], "scale": "keep_range"}
+    with pytest.raises(UserError, match=r"2\.input_quantizer: CompandingActivation has levels"):
+        harness.export(model, "w4a4", tmp_path / "net.onnx", "onnx", inputs, **how)

@@ -1,0 +1,159 @@
+"""The packed format by the library: `harness.export` and `harness.load_packed`."""
+
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import harness
+from harness.core.errors import UserError
+from harness.exporting import packed
+from harness.exporting.inputs import GridInput, built, described, plain_input
+from harness.exporting.network import taken
+from harness.quantization import (
+    ActivationQuantizer,
+    LearnedStepQuantizer,
+    MovingRangeQuantizer,
+    Observed,
+    StaticQuantizer,
+    TokenQuantizer,
+)
+from harness.quantization.learned_thresholds import LearnedThresholdQuantizer
+from harness.quantization.shaped_activations import BiasedStepQuantizer, ClampedQuantizer, CompandingActivation
+
+IMAGES = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(width: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
+
+
+POINTS: dict[str, Any] = {
+    "w2": (2, {}),
+    "w4": ("w4", {}),
+    "channels": (3, {"quantizer": {"granularity": "channel"}}),
+    "norms": (4, {"quantizer": {"norms": "quantized"}}),
+    "excluded": (4, {"exclude": "0"}),
+    "activations": ("w4a8", {"calibration": [IMAGES]}),
+    "rows": ("w4a4", {"activations": {"granularity": "token", "range": "max"}}),
+    "layers": ({"0": "float", "*": 4, "8": 8}, {}),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_loaded_network_is_the_deployed_one(name: str, tmp_path: Path) -> None:
+    bits, options = POINTS[name]
+    model, path = network(), tmp_path / "net.safetensors"
+    before = deepcopy(model.state_dict())
+    exported = harness.export(model, bits, path, **options)
+    loaded = harness.load_packed(path, network())
+    assert torch.equal(loaded(IMAGES), exported.model(IMAGES))
+    assert not torch.equal(loaded(IMAGES), model(IMAGES))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    weights = {name: value for name, value in exported.model.state_dict().items() if name.endswith("weight")}
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_sizes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 11))
+    exported = harness.export(model, {"0": 3, "2": 8}, tmp_path / "net.safetensors")
+    assert exported.code_bytes == 6400 * 3 // 8 + 1100
+    assert exported.float_bytes == 4 * (6400 + 100 + 1100 + 11)
+    assert exported.code_bytes + 4 * 111 < exported.size < exported.code_bytes + 4 * 111 + 2048
+
+
+def quantizers() -> dict[str, ActivationQuantizer]:
+    seen = Observed.of(IMAGES)
+    biased = BiasedStepQuantizer(4, (2, 1, 1)).fit(seen)
+    with torch.no_grad():
+        biased.before.fill_(0.1)
+        biased.after.fill_(-0.2)
+    return {
+        "static": StaticQuantizer(4).fit(seen),
+        "moving": MovingRangeQuantizer(8).fit(seen),
+        "learned": LearnedStepQuantizer(4).fit(seen),
+        "biased": biased,
+        "shifted": biased.recalibrated(StaticQuantizer(4).fit(seen)),
+        "clamped": ClampedQuantizer(4).fit(seen),
+        "companding": CompandingActivation(4).fit(seen),
+        "thresholds": LearnedThresholdQuantizer(4).fit(seen),
+        "rows": TokenQuantizer(4, "sample"),
+    }
+
+
+@pytest.mark.parametrize("name", quantizers())
+def test_quantizers_of_activations_come_back(name: str) -> None:
+    one = quantizers()[name].eval()
+    plain = plain_input(one)
+    assert plain is not None
+    again = built(described(plain), plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(IMAGES), one(IMAGES))
+    assert isinstance(again, GridInput) == (name not in ("companding", "thresholds", "rows"))
+
+
+def test_what_stays_of_biases_in_float() -> None:
+    shift = quantizers()["biased"].in_float()
+    plain = plain_input(shift)
+    assert plain is not None
+    assert torch.equal(built(described(plain), plain.state_dict())(IMAGES), shift(IMAGES))
+
+
+class Rounded(ActivationQuantizer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.round()
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
+    good, foreign, newer = folder / "good.safetensors", folder / "foreign.safetensors", folder / "newer.safetensors"
+    harness.export(network(), 4, good)
+    save_file({"x": torch.zeros(2)}, foreign)
+    save_file({"x": torch.zeros(2)}, newer, {packed.ABOUT: '{"version": 2}'})
+    (folder / "text").write_text("no tensors")
+    return {
+        "missing": (folder / "none", None, "no such file"),
+        "text": (folder / "text", None, "cannot be read"),
+        "foreign": (foreign, None, "no packed network"),
+        "newer": (newer, None, "format 2; this version of the harness reads up to 1"),
+        "no model": (good, None, "give it the network: load_packed"),
+        "width": (good, network(5), "the weight of '0' is (6, 2, 3, 3) in the file, (5, 2, 3, 3) in this"),
+        "layers": (good, nn.Sequential(nn.Linear(4, 4)), "of another network: 3, 6, 8: the file has"),
+        "more": (good, nn.Sequential(*network(), nn.Linear(4, 4)), "9.weight, 9.bias: this network has"),
+    }
+
+
+@pytest.mark.parametrize("name", ["missing", "text", "foreign", "newer", "no model", "width", "layers", "more"])
+def test_bad_files_are_refused(name: str, tmp_path: Path) -> None:
+    path, model, said = bad_files(tmp_path)[name]
+    with pytest.raises(UserError, match=re.escape(said)):
+        harness.load_packed(path, model)
+
+
+@pytest.mark.parametrize(
+    ("bits", "options", "said"),
+    [
+        (9, {}, "bits: 9 is no bit-width"),
+        ("float", {}, "no layer of this network has its weights on a grid"),
+        (4, {"format": "onxx"}, "format 'onxx'; did you mean 'onnx'"),
+        (4, {"format": "onnx"}, "inputs: format onnx needs a batch of two or more"),
+        ("w4a8", {}, "calibration"),
+    ],
+)
+def test_bad_arguments_are_refused(bits: Any, options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        harness.export(network(), bits, tmp_path / "net", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantizer_without_a_form_is_refused(tmp_path: Path) -> None:
+    model = harness.round_to_nearest(network(), "w4a8", calibration=[IMAGES])
+    model[6].input_quantizer = Rounded(8)
+    with pytest.raises(UserError, match=r"6\.input_quantizer: Rounded has no form in a file"):
+        taken(model, {"6": 4})
