@@ -11,11 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from harness.cli.find import run_folder
-from harness.core import registry, yaml_file
-from harness.core.bits import LEGAL_POINTS
+from harness.core import registry
 from harness.core.command import run_command
-from harness.core.errors import UserError, unknown
-from harness.core.layer_points import AnyPoint, point_of
+from harness.core.errors import unknown
 
 FORMATS = ("packed", "onnx")
 
@@ -24,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.export", description="A run's network in integers.")
     parser.add_argument("run", metavar="RUN", help="a run's directory, its id, or the beginning of it")
-    parser.add_argument("--bits", required=True, type=_point, metavar="w4", help="a point of its record: 4, w4a8, ...")
+    parser.add_argument("--bits", required=True, metavar="w4", help="a point of its record: 4, w4a8, or its name")
     parser.add_argument("--deploy", default="rtn", metavar="NAME", help="the deploy method of that row; default: rtn")
     parser.add_argument("--format", default="packed", metavar="packed|onnx", help="default: packed")
     parser.add_argument("--to", type=Path, metavar="DIR", help="default: the run's directory")
@@ -39,13 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     print("\n".join(export_run(folder, options.bits, options.deploy, options.format, options.to)))
     return 0
-
-
-def _point(text: str) -> AnyPoint:
-    try:
-        return point_of(yaml_file.parse(text))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no point ({LEGAL_POINTS})") from error
 
 
 class _Callable(ModuleType):

@@ -1,6 +1,5 @@
 """A finished run's network, deployed at a point of its record and written to a file that is checked against it."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.core.bits import BitWidths
+from harness.core import yaml_file
+from harness.core.bits import FLOAT
 from harness.core.errors import UserError, nearest
-from harness.core.layer_points import AnyPoint, point_of
+from harness.core.layer_points import AnyPoint, in_words, point_of
 from harness.exporting import onnx_file, packed
 from harness.exporting.network import Network, taken
 from harness.quantization.deploy import weight_bits
@@ -21,7 +21,6 @@ from harness.training.evaluator import evaluate_all
 from harness.training.recorded import ACCURACY_TOLERANCE, session_of
 from harness.training.session import Session
 
-FORMATS = ("packed", "onnx")
 _SUFFIX = {"packed": ".safetensors", "onnx": ".onnx"}
 #: Largest difference between an accuracy in onnxruntime and that of the record: 0.1 points, or one image.
 TOLERANCE = 0.001
@@ -30,14 +29,15 @@ TOLERANCE = 0.001
 def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed", to: Path | None = None) -> list[str]:
     """Write a run's network as deployed at a point of its record, by default beside the run's files.
 
-    Returns what was written, as lines for a terminal. Raises UserError for a run without record or weights, a point
-    that was not evaluated, a network that the format cannot hold, and a file that does not reproduce the record.
+    bits: as a user writes them, or the name of a point by layer. Returns what was written, as lines for a terminal.
+    Raises UserError for a run without record or weights, a point that was not evaluated, a network that the format
+    cannot hold, and a file that does not reproduce the record.
     """
-    files, point = RunDirectory(folder), point_of(bits)
+    files = RunDirectory(folder)
     record = read_json(files.record)
     if record is None:
         raise UserError(f"{folder}: no finished run (there is no record.json to read)")
-    row = recorded_row(record, point, deploy)
+    row = recorded_row(record, bits, deploy)
     if not files.best.exists():
         raise UserError(f"{folder}: the run kept no weights (best.safetensors; see keep_best in a sweep file)")
     session = session_of(record, files.best, "cpu")
@@ -57,24 +57,37 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
         onnx_file.write(path, deployment.model, network, images, about)
         found = _in_onnxruntime(path, session, row["split"])
         if abs(found - row["accuracy"]) > max(TOLERANCE, 1.5 / row["n"]):
-            raise UserError(_differs(f"{path} in onnxruntime", found, row))
+            path.unlink()
+            raise UserError(_differs(f"{path.name} in onnxruntime", found, row))
     return [str(path), *sizes(path, network), f"{row['split']} accuracy {100 * found:.2f} %, {_recorded(row)}"]
 
 
-def recorded_row(record: Mapping[str, Any], point: AnyPoint, deploy: str) -> dict[str, Any]:
-    """The row of a point and deploy method, of the test split where it has one. Raises UserError for none."""
-    if point.is_float:
+def recorded_row(record: Mapping[str, Any], bits: Any, deploy: str) -> dict[str, Any]:
+    """The row of a point and deploy method, of the test split where it has one. Raises UserError for none.
+
+    bits: a point, as a user writes it, or the name of one by layer.
+    """
+    key = _key(bits)
+    if key == FLOAT:
         raise UserError("--bits float: the network in float has no codes; best.safetensors holds its weights")
     rows = [row for row in record["rows"] if not schema.point(row).is_float]
-    chosen = [row for row in rows if (row["deploy"], schema.point(row).key) == (deploy, point.key)]
+    chosen = [row for row in rows if row["deploy"] == deploy and key in (schema.point(row).key, row["bits"])]
     if not chosen:
-        there = sorted({f"{schema.point(row)} ({row['deploy']})" for row in rows})
-        near = nearest(str(point), {str(schema.point(row)) for row in rows})
+        there = sorted({f"{schema.point(row).key} ({row['deploy']})" for row in rows})
+        near = nearest(key, {schema.point(row).key for row in rows} - {key})
+        by = "" if deploy == "rtn" else f" --deploy {deploy}"
         raise UserError(
-            f"--bits {point}: the run was not evaluated there by {deploy}{near} (its record has: {', '.join(there)}); "
-            f"python -m harness.evaluate adds points: --bits {point}{'' if deploy == 'rtn' else f' --deploy {deploy}'}"
+            f"--bits {key}: the run was not evaluated there by {deploy}{near} (its record has: {', '.join(there)}); "
+            f"python -m harness.evaluate adds rows: --bits {key}{by}"
         )
     return max(chosen, key=lambda row: bool(row["split"] == "test"))
+
+
+def _key(bits: Any) -> str:
+    try:
+        return point_of(yaml_file.parse(bits) if isinstance(bits, str) else bits).key
+    except UserError:
+        return str(bits)
 
 
 def sizes(path: Path, network: Network) -> list[str]:
@@ -124,15 +137,13 @@ def _accuracy(session: Session, model: nn.Module, split: str) -> float:
 
 
 def _checked(path: Path, session: Session, deployed: nn.Module) -> nn.Module:
-    """The network that a file gives. Raises UserError where a bit of its weights or of its outputs is another."""
+    """The network that a file gives. Raises UserError where a bit of its outputs is another."""
     loaded, images = packed.load_packed(path), _images(session, "val", 8)
     with torch.inference_mode():
         same = torch.equal(loaded(images), deployed(images))
     if not same:
         path.unlink()
-        raise UserError(
-            f"{path.name}: the network cannot be rebuilt from it with the same outputs; nothing was written"
-        )
+        raise UserError(f"{path.name}: the network cannot be rebuilt from it with the same outputs")
     return loaded
 
 
@@ -150,7 +161,5 @@ def _recorded(row: Mapping[str, Any]) -> str:
 
 
 def _differs(what: str, accuracy: float, row: Mapping[str, Any]) -> str:
-    at = BitWidths.of(row["bits"]) if isinstance(row["bits"], int) else row["bits"]
-    if math.isnan(accuracy):
-        return f"{what} gives NaN at {at}"
-    return f"{what} has {row['split']} accuracy {100 * accuracy:.2f} % at {at}; {_recorded(row)}"
+    at = in_words(schema.point(row))
+    return f"{what} has {row['split']} accuracy {100 * accuracy:.2f} % {at}, but {_recorded(row)}"

@@ -80,8 +80,8 @@ def mistakes(finished: Path, folder: Path) -> dict[str, tuple[list[object], str]
     record["rows"] = [{**row, "accuracy": 0.9} for row in record["rows"]]
     (other / "record.json").write_text(json.dumps(record))
     return {
-        "point": ([finished, "--bits", "w3"], "--bits 3: the run was not evaluated there by rtn"),
-        "deploy": ([finished, "--bits", "4", "--deploy", "gptq"], "--bits 4 --deploy gptq"),
+        "point": ([finished, "--bits", "w3"], "--bits w3: the run was not evaluated there by rtn"),
+        "deploy": ([finished, "--bits", "4", "--deploy", "gptq"], "--bits w4 --deploy gptq"),
         "float": ([finished, "--bits", "float"], "--bits float: the network in float has no codes"),
         "format": ([finished, "--bits", "4", "--format", "onxx"], "format 'onxx'; did you mean 'onnx'"),
         "method": ([finished, "--bits", "4", "--deploy", "gptk"], "deploy method 'gptk'; did you mean 'gptq'"),
@@ -121,3 +121,12 @@ def test_a_missing_package_is_named(finished: Path, tmp_path: Path, monkeypatch:
     ended = export(finished, "--bits", "4", "--format", "onnx", "--to", tmp_path)
     assert ended.returncode == 2
     assert "pip install 'oscillation-harness[export]'" in ended.stderr
+
+
+def test_points_by_layer_have_names(tmp_path: Path) -> None:
+    points = {"name": "head8", "layers": {"*": 4, "layer2": 8}}
+    run(complete({**RAW, "deploy": {**RAW["deploy"], "bits": [points]}}), tmp_path)
+    ended = export(tmp_path, "--bits", "head8")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    network, _ = packed.read(next(tmp_path.glob("*-head8-rtn.safetensors")))
+    assert {name: codes.bits for name, codes in network.layers.items()} == {"layer1": 4, "layer2": 8}
