@@ -14,6 +14,6 @@ def architecture(about: Mapping[str, Any]) -> nn.Module:
     """A network as that of a run's file is when deployed, with random weights. Reads no data and fetches nothing."""
     raw = dict(about["config"])
     raw["model"] = {**raw["model"], "init": "scratch"} | ({"head": "keep"} if "head" in raw["model"] else {})
-    session = session_without_data(complete(raw), tuple(about["input"]["shape"]), len(about["input"]["classes"]))
+    session = session_without_data(complete(raw), tuple(about["input"]["shape"]), about["input"]["outputs"])
     model = session.evaluator.deployed(session.model, about["point"])
     return model.to(memory_format=torch.channels_last)

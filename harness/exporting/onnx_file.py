@@ -7,7 +7,7 @@ are then stored in 4.
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,24 @@ _SMALL = 4
 _CODES, _LEVELS = "codes", "levels"
 
 
-def write(path: Path, deployed: nn.Module, network: Network, inputs: Tensor, about: Mapping[str, Any]) -> None:
+def write(
+    path: Path,
+    deployed: nn.Module,
+    network: Network,
+    inputs: Tensor,
+    about: Mapping[str, Any],
+    free: Sequence[str | None] = ("batch",),
+) -> None:
     """Write a deployed network, atomically, once onnxruntime has run it. inputs: a batch of two or more, (N, ...).
 
-    The first dimension of its input and output is free. about: JSON values for its metadata. Raises UserError for a
-    network that ONNX cannot express or onnxruntime cannot run, and where a package of the extra `export` is missing.
+    about: JSON values for its metadata. free: names of the input's dimensions that may have other sizes.
+    Raises UserError for a network that ONNX cannot express or onnxruntime cannot run, and where a package of the extra
+    `export` is missing.
     """
     check_packages()
-    content = _graph(_with_operators(deployed, network), network, inputs, about)
+    content = _graph(_with_operators(deployed, network), network, inputs, about, free)
     try:
-        found = _runner(content)(inputs)
+        found = Runner(content)(inputs)
     except Exception as error:
         raise UserError(f"onnxruntime cannot run this network: {_line(error)}") from None
     if not bool(found.isfinite().all()):
@@ -58,25 +66,23 @@ def check_packages() -> None:
         raise UserError(f"--format onnx needs {error.name}: pip install 'oscillation-harness[export]'") from None
 
 
-def runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """What computes the network of a file with onnxruntime on the CPU: inputs (N, ...) to outputs."""
-    return _runner(path.read_bytes())
+class Runner(nn.Module):
+    """Computes the network of a file, or of its content, with onnxruntime on the CPU: inputs (N, ...) to outputs."""
 
+    def __init__(self, file: Path | bytes) -> None:
+        import onnxruntime
 
-def _runner(content: bytes) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        # By default it also rounds biases to 32-bit integers, where the graph has them in float.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        content = file.read_bytes() if isinstance(file, Path) else file
+        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    # By default it also rounds biases to 32-bit integers, where the graph has them in float.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: inputs.contiguous().numpy()})[0])
-
-    return run
+    def forward(self, inputs: Tensor) -> Tensor:
+        name = self.session.get_inputs()[0].name
+        return torch.from_numpy(self.session.run(None, {name: inputs.contiguous().numpy()})[0])
 
 
 class _Weight(nn.Module):
@@ -155,13 +161,15 @@ def _expressed(name: str, held: nn.Module) -> nn.Module:
     return deepcopy(held)  # a shift, or ranges of rows, which are found at run time: arithmetic in float
 
 
-def _graph(model: nn.Module, network: Network, inputs: Tensor, about: Mapping[str, Any]) -> bytes:
+def _graph(
+    model: nn.Module, network: Network, inputs: Tensor, about: Mapping[str, Any], free: Sequence[str | None]
+) -> bytes:
     """The file's content."""
-    batch = torch.export.Dim("batch")
+    dims = {place: torch.export.Dim(name) for place, name in enumerate(free) if name}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            given: Any = {"opset_version": OPSET, "dynamic_shapes": ({0: batch},), "optimize": True, "verbose": False}
+            given: Any = {"opset_version": OPSET, "dynamic_shapes": (dims,), "optimize": True, "verbose": False}
             program: Any = torch.onnx.export(model, (inputs,), dynamo=True, **given)
     except Exception as error:
         raise UserError(f"torch.onnx cannot express this network: {_line(error)}") from None

@@ -1,28 +1,32 @@
 """A finished run's network, deployed at a point of its record and written to a file that is checked against it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.core import yaml_file
 from harness.core.bits import FLOAT
 from harness.core.errors import UserError, nearest
 from harness.core.layer_points import AnyPoint, in_words, point_of
+from harness.core.metric import Metric
+from harness.data.base import Dataset
 from harness.exporting import onnx_file, packed
 from harness.exporting.network import Network, taken
 from harness.quantization.deploy import weight_bits
 from harness.records import schema
 from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
-from harness.training.evaluator import evaluate_all
-from harness.training.recorded import ACCURACY_TOLERANCE, session_of
+from harness.training.evaluator import Deployment
+from harness.training.recorded import session_of
 from harness.training.session import Session
 
 _SUFFIX = {"packed": ".safetensors", "onnx": ".onnx"}
-#: Largest difference between an accuracy in onnxruntime and that of the record: 0.1 points, or one image.
+#: Largest difference between a metric of the file and that of the record, by its key, if it is more than one sample's.
+TOLERANCES = {"psnr": 0.05}
 TOLERANCE = 0.001
 
 
@@ -43,23 +47,32 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     session = session_of(record, files.best, "cpu")
     (deployment,) = session.evaluator.deployments(session.model, [(deploy, schema.point(row))])
     network = _parts(session, deployment.model, deployment.allocated or schema.point(row))
-    accuracy = _accuracy(session, deployment.model, row["split"])
-    if abs(accuracy - row["accuracy"]) > ACCURACY_TOLERANCE:
-        raise UserError(_differs("the network here", accuracy, row))
-    about = _about(record, session, row)
+    metric = session.config.task.metric
+    _compare("the network here", _score(session, deployment, row), row, metric, metric.tolerance)
     path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{deploy}{_SUFFIX[kind]}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    written = _write(path, kind, session, deployment.model, network, _about(record, session, row))
+    try:
+        found = _score(session, replace(deployment, model=written), row)
+        _compare(path.name, found, row, metric, max(TOLERANCES.get(metric.key, TOLERANCE), 1.5 / row["n"]))
+    except UserError:
+        path.unlink()
+        raise
+    compared = f"{metric.shown(found)}, {metric.shown(schema.score_of(row))} in the record"
+    return [str(path), *sizes(path, network), f"{row['split']} {metric.name} {compared}"]
+
+
+def _write(
+    path: Path, kind: str, session: Session, deployed: nn.Module, network: Network, about: dict[str, Any]
+) -> nn.Module:
+    """Write the file; returns a network that computes as it says."""
     if kind == "packed":
         packed.save(path, network, about)
-        found = _accuracy(session, _checked(path, session, deployment.model), row["split"])
-    else:
-        images = _images(session, row["split"], 2)
-        onnx_file.write(path, deployment.model, network, images, about)
-        found = _in_onnxruntime(path, session, row["split"])
-        if abs(found - row["accuracy"]) > max(TOLERANCE, 1.5 / row["n"]):
-            path.unlink()
-            raise UserError(_differs(f"{path.name} in onnxruntime", found, row))
-    return [str(path), *sizes(path, network), f"{row['split']} accuracy {100 * found:.2f} %, {_recorded(row)}"]
+        return _checked(path, session, deployed)
+    classes = session.config.task.name == "classification"
+    free = ("batch",) if classes else ("batch", None, "height", "width")  # images of other tasks have any size
+    onnx_file.write(path, deployed, network, _inputs(session), about, free)
+    return onnx_file.Runner(path)
 
 
 def recorded_row(record: Mapping[str, Any], bits: Any, deploy: str) -> dict[str, Any]:
@@ -108,58 +121,44 @@ def _about(record: Mapping[str, Any], session: Session, row: Mapping[str, Any]) 
     """What a file says of its origin, and what is needed to build the network and to prepare its inputs."""
     data, config = session.dataset, dict(record["config"])
     config["data"] = {key: value for key, value in config["data"].items() if key != "root"}  # a path says nothing
+    inputs: dict[str, Any] = {"shape": list(data.input_shape), "outputs": data.outputs}
+    if isinstance(data, Dataset):  # how images become inputs: (x / max_value - mean) / std
+        inputs |= {"max_value": data.max_value, "mean": data.mean.tolist(), "std": data.std.tolist()}
+        inputs["classes"] = list(data.class_names)
     return {
         "content": "a deployed network in integer codes: harness.load_packed reads it",
         "run_id": record["run_id"],
         "config": config,
         "point": schema.point(row).plain,
         "deploy": row["deploy"],
-        "row": {key: row[key] for key in ("split", "accuracy", "loss", "n")},
-        "input": {
-            "shape": list(data.input_shape),
-            "max_value": data.max_value,
-            "mean": data.mean.tolist(),
-            "std": data.std.tolist(),
-            "classes": list(data.class_names),
-        },
+        "row": dict(row),
+        "input": inputs,
     }
 
 
-def _images(session: Session, split: str, count: int) -> torch.Tensor:
-    return session.dataset.batch(getattr(session.dataset, split), slice(0, count))[0]
+def _inputs(session: Session) -> Tensor:
+    """Two training inputs, without augmentation."""
+    return session.dataset.train_batch(torch.arange(2))[0]
 
 
-def _accuracy(session: Session, model: nn.Module, split: str) -> float:
-    config = session.config
-    how = (config.runtime.eval_batch_size, config.deploy.precision)
-    ((accuracy, _, _),) = evaluate_all([model], session.dataset, getattr(session.dataset, split), *how)
-    return accuracy
+def _score(session: Session, deployment: Deployment, row: Mapping[str, Any]) -> float:
+    (found,) = session.evaluator.rows_of([deployment], row["phase"], row["split"])
+    return schema.score_of(found)
+
+
+def _compare(what: str, score: float, row: Mapping[str, Any], metric: Metric, tolerance: float) -> None:
+    recorded = schema.score_of(row)
+    if not abs(score - recorded) <= tolerance:  # NaN is refused, too
+        at, shown = in_words(schema.point(row)), metric.shown(recorded)
+        raise UserError(f"{what}: {row['split']} {metric.name} {metric.shown(score)} {at}, but {shown} in the record")
 
 
 def _checked(path: Path, session: Session, deployed: nn.Module) -> nn.Module:
     """The network that a file gives. Raises UserError where a bit of its outputs is another."""
-    loaded, images = packed.load_packed(path), _images(session, "val", 8)
+    loaded, inputs = packed.load_packed(path), _inputs(session)
     with torch.inference_mode():
-        same = torch.equal(loaded(images), deployed(images))
+        same = torch.equal(loaded(inputs), deployed(inputs))
     if not same:
         path.unlink()
         raise UserError(f"{path.name}: the network cannot be rebuilt from it with the same outputs")
     return loaded
-
-
-def _in_onnxruntime(path: Path, session: Session, split: str) -> float:
-    data, batch = getattr(session.dataset, split), session.config.runtime.eval_batch_size
-    run, correct = onnx_file.runner(path), 0
-    for start in range(0, len(data), batch):
-        images, labels = session.dataset.batch(data, slice(start, start + batch))
-        correct += int((run(images).argmax(1) == labels).sum())
-    return correct / len(data)
-
-
-def _recorded(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.2f} % in the record"
-
-
-def _differs(what: str, accuracy: float, row: Mapping[str, Any]) -> str:
-    at = in_words(schema.point(row))
-    return f"{what} has {row['split']} accuracy {100 * accuracy:.2f} % {at}, but {_recorded(row)}"

@@ -105,7 +105,7 @@ def test_other_grids(name: str, bits: int, channel: bool, tmp_path: Path) -> Non
     path = tmp_path / "net.onnx"
     exported = harness.export(model, "trained", path, "onnx", images)
     more = torch.randn(7, 2, 8, 8)
-    found = onnx_file.runner(path)(more)
+    found = onnx_file.Runner(path)(more)
     torch.testing.assert_close(found, exported.model(more).detach(), rtol=1e-4, atol=1e-4)
     small = {"table": onnx.TensorProto.UINT4, "without a zero": onnx.TensorProto.INT4}[name]
     large = {"table": onnx.TensorProto.UINT8, "without a zero": onnx.TensorProto.INT8}[name]
