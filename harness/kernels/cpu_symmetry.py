@@ -1,6 +1,11 @@
-"""The passes of symreg in C, for a weight on the CPU."""
+"""The passes of symreg, for a weight on the CPU: dense, fp32, of less than 2**31 numbers.
+
+Each returns a value and a function of the weight and of a factor: factor times the value's gradient, like the weight.
+"""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,43 +14,61 @@ from harness.kernels import library
 from harness.kernels.cpu import BLOCK, peaks
 
 SMALLEST = torch.finfo(torch.float32).tiny
+#: Of large layers: a bucket is an fp32's bits without the sign, moved right by SHIFT; see csrc/symmetry.c.
+SHIFT, BUCKETS = 11, 65536
+_SHARES = 2
+
+Found = tuple[float, Callable[[Tensor, float], Tensor]]
 
 
-def symmetry(weight: Tensor, fours: bool) -> tuple[float, Tensor] | None:
-    """Of the weights paired by rank from both ends: the sum of |w + w'| over pairs, or, with `fours`, of |sum| over two
-    neighbouring pairs, and the sign of that sum for each weight, int8, like it; 0 for one without a partner.
-
-    None where a weight is not finite.
-    """
+def by_sorting(weight: Tensor) -> Found:
+    """The sum of |w + w'| over weights paired by rank from both ends: torch's sort, which is fast for small layers."""
     count = weight.numel()
-    if count >= 2**31:
-        return None
-    signs, value = torch.empty_like(weight, dtype=torch.int8), torch.empty((), dtype=torch.float64)
-    partial = torch.empty(-(-count // BLOCK), dtype=torch.float64)
-    if fours:
-        _by_buckets_of_both_signs(weight, signs, value, partial)
-    else:
-        half = 1 << min(16, max(4, (count // 16).bit_length()))
-        room = torch.empty(28 * half, dtype=torch.uint8), torch.empty(2 * count, dtype=torch.int64)
-        library.call("symmetry", weight, count, half, signs, value, *room, partial, torch.empty(partial.shape))
-    return (float(value), signs) if math.isfinite(value) else None
+    ordered, places = weight.as_strided((count,), (1,)).sort()
+    sums = ordered + ordered.flip(0)  # each twice
+    if count % 2:
+        sums[count // 2] = 0
+    value, signs = 0.5 * float(sums.abs().sum()), sums.sign_()
+
+    def gradient(weight: Tensor, factor: float) -> Tensor:
+        out = torch.empty_like(weight)
+        out.as_strided((count,), (1,)).scatter_(0, places, signs * factor)
+        return out
+
+    return value, gradient
 
 
-def _by_buckets_of_both_signs(weight: Tensor, signs: Tensor, value: Tensor, partial: Tensor) -> None:
-    """Sums of two neighbouring pairs; NaN where a weight is not finite."""
+def by_counting(weight: Tensor) -> Found:
+    """The same where weights whose sizes fall into one bucket count as equal; NaN where one is not finite."""
+    peak = int(peaks(weight, 1).view(torch.int32))
+    base, count = max(0, (peak >> SHIFT) - (BUCKETS - 1)), weight.numel()
+    counts = torch.empty((_SHARES + 1) * 2 * BUCKETS, dtype=torch.int32)
+    signs, value = torch.empty(2 * BUCKETS), torch.empty((), dtype=torch.float64)
+    library.call("symmetry", weight, count, base, counts, signs, value)
+
+    def gradient(weight: Tensor, factor: float) -> Tensor:
+        out = torch.empty_like(weight)
+        library.call("mean_signs", weight, count, base, signs, out, factor)
+        return out
+
+    return float(value), gradient
+
+
+def of_fours(weight: Tensor) -> Found | None:
+    """The sum of |sum| over two neighbouring pairs of the same ranks; None where a weight is not finite."""
     count, largest = weight.numel(), float(peaks(weight, 1))
     if not math.isfinite(largest):
-        value.fill_(math.nan)
-        return
+        return None
     half = 1 << min(15, max(4, (count // 32).bit_length()))
     scale = half / largest if largest > half * SMALLEST else 0.0  # of zeros all are in one bucket
+    signs, value = torch.empty_like(weight, dtype=torch.int8), torch.empty((), dtype=torch.float64)
     room, bucket_signs = torch.empty(12 * half + 1, dtype=torch.int32), torch.empty(2 * half, dtype=torch.int8)
-    members = torch.empty(count, dtype=torch.int64)
-    library.call("symmetry_fours", weight, count, half, scale, signs, value, room, bucket_signs, members, partial)
+    members, partial_sums = torch.empty(count, dtype=torch.int64), torch.empty(-(-count // BLOCK), dtype=torch.float64)
+    library.call("symmetry_fours", weight, count, half, scale, signs, value, room, bucket_signs, members, partial_sums)
+    return float(value), partial(_signed_factor, signs)
 
 
-def signed_factor(signs: Tensor, factor: float) -> Tensor:
-    """fp32, `factor` times int8 signs."""
-    out = torch.empty_like(signs, dtype=torch.float32)
+def _signed_factor(signs: Tensor, weight: Tensor, factor: float) -> Tensor:
+    out = torch.empty_like(weight)
     library.call("signed_factor", signs, out, signs.numel(), factor)
     return out

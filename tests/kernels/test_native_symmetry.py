@@ -1,5 +1,6 @@
-"""The native pass of symreg against sorting, for weights of every kind: random, symmetric, equal, tiny."""
+"""The passes of symreg against plain operations, and counting in buckets against sorting, for weights of every kind."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from toy_model import NO_DATA
 
 from harness.kernels import dispatch
+from harness.methods import symreg
 from harness.methods.base import Context, Step
-from harness.methods.symreg import Pairing, SymmetryRegularizer, asymmetry
+from harness.methods.symreg import LARGE, Pairing, SymmetryRegularizer, asymmetry
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -47,7 +49,7 @@ def agree(weight: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
 def by_value(weight: Tensor, gradient: Tensor) -> Tensor:
     """The sums of the gradient over equal weights: which of them has which rank is anyone's choice."""
     values, place = weight.flatten().unique(return_inverse=True)
-    return torch.zeros(len(values)).index_add_(0, place, gradient.flatten())
+    return torch.zeros(len(values), dtype=torch.float64).index_add_(0, place, gradient.flatten().double())
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -82,28 +84,62 @@ def test_equal_weights_and_zeros(pairing: Pairing) -> None:
         assert not gradient.any()
 
 
-@pytest.mark.parametrize("kinds", [1, 2, 3])
-def test_more_equal_weights_than_a_counter_holds(kinds: int) -> None:
-    weight = (torch.arange(300_001) % kinds - 0.8) * 0.5
-    weight[7] = 0.3  # so that there is something that is not paired with its own kind
-    gradient, by_sorting = agree(weight, "one")
-    torch.testing.assert_close(by_value(weight, gradient), by_value(weight, by_sorting), rtol=1e-4, atol=1e-4)
+def middles(weight: Tensor) -> Tensor:
+    """Each weight with the size that a large layer takes it for: in fp32, to 12 binary places; 0 if much smaller."""
+    bits = weight.view(torch.int32)
+    number = (bits & 0x7FFFFFFF) >> 11
+    middle = (number << 11 | 1 << 10).view(torch.float32).copysign(weight)
+    return torch.where(number > (number.max() - 65535).clamp(min=0), middle, 0.0)
 
 
-def test_which_weights_set_the_scale_changes_nothing() -> None:
-    """Buckets are made for about a thousand of the weights: zeros, or much smaller or larger than the others."""
-    for small in (0.0, 1e-12, 1e12):
-        weight = normal((4097 * 7,))
-        weight[:: 4097 * 7 // 1024 + 1] *= small
-        gradient, by_sorting = agree(weight, "one")
-        torch.testing.assert_close(by_value(weight, gradient), by_value(weight, by_sorting), rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("count", [LARGE, 51_171])
+@pytest.mark.parametrize("kind", [*KINDS, "equal", "zeros", "a sparse one", "one outlier"])
+def test_counting_is_sorting_of_sizes_in_the_middle_of_their_buckets(kind: str, count: int) -> None:
+    weight = KINDS.get(kind, lambda w: w)(normal((count,)))[:count]
+    if kind == "equal":
+        weight = (3 * weight).round()
+    elif kind in ("zeros", "a sparse one"):
+        weight = weight.abs().mul(kind != "zeros").sub(0.9).relu()
+    elif kind == "one outlier":
+        weight[5] = -1e6
+    gradient, _ = agree(weight, "one")
+    taken = middles(weight)
+    value, by_sorting = value_and_gradient(lambda w: symreg._by_sorting(w.double(), "one").float(), taken, -2.5)
+    torch.testing.assert_close(asymmetry(weight, fused=True), value, rtol=1e-6, atol=1e-44)
+    torch.testing.assert_close(by_value(taken, gradient), by_value(taken, by_sorting), rtol=2e-4, atol=2e-6)
+    exact = float(symreg._by_sorting(weight.double(), "one"))
+    size, in_first = weight.abs(), float((taken == 0).double().mean())
+    bound = 2.0**-12 * float(size.mean()) + 2.0**-15 * float(size.max()) * in_first
+    assert abs(float(value) - exact) <= 1.001 * bound + 2e-6 * exact + 1e-42
 
 
-def test_weights_that_are_not_finite_are_left_to_plain_operations() -> None:
-    for bad in (torch.nan, torch.inf, -torch.inf):
-        weight = normal((40, 30))
-        weight[3, 4] = bad
-        assert pass_of(asymmetry(weight.requires_grad_(), fused=True)) != "_Passes"
+def test_training_by_counting_becomes_as_symmetric_as_by_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def final(large: int) -> float:
+        monkeypatch.setattr(symreg, "LARGE", large)
+        weight = (0.05 * normal((LARGE,)) + 0.02).requires_grad_()
+        optimizer = torch.optim.Adam([weight], lr=1e-3, fused=True)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 100)
+        for _ in range(100):
+            optimizer.zero_grad()
+            asymmetry(weight, fused=True).backward()
+            optimizer.step()
+            schedule.step()
+        return float(symreg._by_sorting(weight.detach(), "one"))
+
+    by_counting, by_sorting = final(LARGE), final(LARGE + 1)
+    assert by_counting < 1.1 * by_sorting < 1e-3
+
+
+def test_weights_that_are_not_finite_are_not_hidden() -> None:
+    for bad, count in itertools.product((torch.nan, torch.inf, -torch.inf), (1200, LARGE)):
+        weight = normal((count,))
+        weight[3] = bad
+        for fused in (True, False):
+            assert not asymmetry(weight, fused=fused).isfinite()
+        assert pass_of(asymmetry(weight.requires_grad_(), "two", fused=True)) != "_Passes"
+
+
+def test_what_passes_do_not_serve_goes_by_plain_operations() -> None:
     for other in (normal((40, 30)).t(), normal((40, 30)).double(), normal((40, 30))[:, ::2]):
         assert pass_of(asymmetry(other.requires_grad_(), fused=True)) != "_Passes"
 
