@@ -69,9 +69,9 @@ def step(session: Session, indices: Tensor) -> None:
         check_loss(now.task_loss.item(), _when(progress), model)
     penalty = sum((method.penalty(now) for method in methods), start=0.0)
     session.optimizer.zero_grad()
-    (now.task_loss + penalty).backward()
+    (now.task_loss + penalty if isinstance(penalty, Tensor) else now.task_loss).backward()  # a number has no gradient
     penalty = penalty + sum((method.after_backward(now) for method in methods), start=0.0)
-    match_gradients(model)
+    match_gradients(session.optimizer)
     if config.train.clip_norm is not None:
         _clip_gradients(session, config.train.clip_norm)
     session.optimizer.step()

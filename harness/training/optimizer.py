@@ -44,11 +44,12 @@ def make_optimizer(settings: TrainConfig, model: nn.Module, methods: Sequence[Me
     return optimizer(parameters, lr=settings.learning_rate, fused=True)
 
 
-def match_gradients(model: nn.Module) -> None:
-    """Give each gradient the memory layout of its parameter."""
-    for parameter in model.parameters():
-        if (gradient := parameter.grad) is not None and gradient.stride() != parameter.stride():
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+def match_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Give the gradient of each parameter that the optimizer has the memory layout of the parameter."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (gradient := parameter.grad) is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def match_states(optimizer: torch.optim.Optimizer) -> None:
