@@ -72,6 +72,15 @@ def test_every_model(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_super_resolution(tmp_path: Path) -> None:
+    task = {"model": {"name": "edsr", "blocks": 2, "features": 8}, "data": {"name": "sample_images"}}
+    run(complete({**RAW, **task, "methods": "lsq", "train": {"epochs": 0}}), tmp_path)
+    for kind in ("packed", "onnx"):
+        for point in (4, "w4a8"):
+            assert " dB in the record" in export_run(tmp_path, point, kind=kind)[-1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "model"), pairs(registry.names("method"), MODELS))
 def test_every_method(method: str, model: str, tmp_path: Path) -> None:
     target = {"target_bit": None, "watch_bit": 4} if method == "none" else {}
