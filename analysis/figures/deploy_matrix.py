@@ -21,7 +21,7 @@ CAPTION = (
     "Test accuracy (%) of every training (rows, with its target) under every deploy method (columns), a panel for each "
     "deployment point: mean over seeds and half of the 95% Student-t interval, of two seeds the lowest and highest. "
     "Darker is higher, within a panel. Below a method: the median time, and the most memory beyond what was in use, "
-    "that deploying one network took. A cell is empty where the method does not serve the point."
+    "that deploying one network took. A method that does not serve a point has no column there."
 )
 
 _ROW_INCHES, _HEAD_INCHES = 0.28, 0.85
@@ -74,7 +74,7 @@ def _cells(group: Group) -> pd.DataFrame:
 
 
 def _panel(axes: Axes, own: pd.DataFrame, trainings: list[str], labelled: bool) -> None:
-    ways = list(dict.fromkeys(own["deploy"]))
+    ways = list(dict.fromkeys(own.loc[own["n"] > 0, "deploy"]))
     cells = own.set_index(["training", "deploy"])
     means = cells["mean"].unstack().reindex(index=trainings, columns=ways).to_numpy(float)
     # Not the whole scale: text has to be read on all of its colours.

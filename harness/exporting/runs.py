@@ -54,7 +54,7 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     written = _write(path, kind, session, deployment.model, network, _about(record, session, row))
     try:
         found = _score(session, replace(deployment, model=written), row)
-        _compare(path.name, found, row, metric, max(TOLERANCES.get(metric.key, TOLERANCE), 1.5 / row["n"]))
+        _compare(path.name, found, row, metric, _tolerance(metric, row["n"]))
     except UserError:
         path.unlink()
         raise
@@ -144,6 +144,12 @@ def _inputs(session: Session) -> Tensor:
 def _score(session: Session, deployment: Deployment, row: Mapping[str, Any]) -> float:
     (found,) = session.evaluator.rows_of([deployment], row["phase"], row["split"])
     return schema.score_of(found)
+
+
+def _tolerance(metric: Metric, n: int) -> float:
+    """How far a file's metric may be from the record's: of accuracy at least one image of `n`."""
+    fixed = TOLERANCES.get(metric.key, TOLERANCE)
+    return max(fixed, 1.5 / n) if metric.unit == "%" else fixed
 
 
 def _compare(what: str, score: float, row: Mapping[str, Any], metric: Metric, tolerance: float) -> None:
