@@ -15,7 +15,7 @@ from harness.kernels.cpu import BLOCK, peaks
 
 SMALLEST = torch.finfo(torch.float32).tiny
 #: Of large layers: a bucket is an fp32's bits without the sign, moved right by SHIFT; see csrc/symmetry.c.
-SHIFT, BUCKETS = 11, 65536
+SHIFT, BUCKETS = 12, 32768
 _SHARES = 2
 
 Found = tuple[float, Callable[[Tensor, float], Tensor]]

@@ -15,7 +15,7 @@ Both are 0 for weights symmetric about 0. Pairing two is looser: it is also 0 wh
 middle weight has no partner. If floor(N/2) is odd, pairing two leaves out the last a_j.
 
 Pairing one in layers of 2^13 weights and more needs no sorting: sizes |w| in one bucket count as equal. The fp32 bits
-of |w| without the last 11, so to 12 binary places, name a bucket. There are 2^16: the last one is that of max|w|; the
+of |w| without the last 12, so to 11 binary places, name a bucket. There are 2^15: the last one is that of max|w|; the
 first one has all sizes below about 2^-16 max|w|, which count as 0. In any other bucket, of p positive and n negative
 weights, let B be how many more positive than negative weights are in larger buckets, and c(x, m) = x clipped to [0, m].
 A weight leads its pair unless the one of its rank from the other end is in a larger bucket, so that the mean of
@@ -24,7 +24,7 @@ sign(a_j) over all orders of the bucket's members, the gradient's sign of each, 
     (c(p - n + B, p) - c(-B, p)) / p for positive weights,   (c(B, n) - c(n - p - B, n)) / n for negative ones.
 
 In the first bucket, of m weights, it is B / m, clipped to [-1, 1]. For odd N the middle weight's share of its bucket's
-mean is 0. The value takes each size to be the middle of its bucket: it is off by at most 2^-12 of the mean |w|, and by
+mean is 0. The value takes each size to be the middle of its bucket: it is off by at most 2^-11 of the mean |w|, and by
 2^-16 max|w| for each weight of the first bucket, over floor(N/2).
 
 Where it acts: on the weight that gets quantized. That is the effective weight if a method of the stack fills
@@ -37,7 +37,7 @@ Sources: no code was published, and the paper's text was not available. From sec
 sorted weights, layer by layer, none for depthwise convolutions. From memory: the formulas of the pairings. Unknown: the
 strength (0.1 is a guess; tune in 0.001 to 1) and which pairing is the paper's default.
 
-Deviations known: in large layers, sizes that differ by less than 2^-12 of themselves count as equal, as above: sixteen
+Deviations known: in large layers, sizes that differ by less than 2^-11 of themselves count as equal, as above: eight
 times finer than bf16, and less than a step of training changes. The paper trains with ASAM, which is not provided: it
 needs a second forward and backward pass per step, which the training loop does not have.
 """

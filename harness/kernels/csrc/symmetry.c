@@ -3,8 +3,8 @@
  */
 #include "common.h"
 
-#define SHIFT 11 /* of an fp32's 23 bits of fraction 12 count: 4096 buckets an octave */
-#define BUCKETS 65536
+#define SHIFT 12 /* of an fp32's 23 bits of fraction 11 count: 2048 buckets an octave */
+#define BUCKETS 32768
 #define PLACES (2 * BUCKETS) /* of each bucket, first for its positive weights, then for its negative ones */
 #define SHARES 2             /* of the weights, counted apart from each other */
 #define CHUNK 512
