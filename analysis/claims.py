@@ -157,7 +157,8 @@ def _left_out(group: Group) -> str:
 def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
     """The tests of a claim before their verdict; one that cannot be made has no effect but a reason."""
     found = sorted({one.target for one in group.series if one.method in paired.WORDS and isinstance(one.target, int)})
-    targets = claim.targets(found)
+    foreign = claim.unit == "points" and group.metric.unit != "%"
+    targets = [] if foreign else claim.targets(found)
     for bits in targets:
         for method in claim.methods:
             test = ClaimTest(method, bits, claim.statement.format(method=method, bits=bits))
@@ -171,7 +172,8 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
         only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
         none = f"no {'finished ' if group.missing else ''}ste and no oscillation"
         which = only if found else f"{none} for weights alone" if _left_out(group) else none
-        yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
+        why = f"it is about accuracy, not {group.metric.name}" if foreign else f"{which} in this sweep"
+        yield ClaimTest("", None, claim.text, reason=why)
 
 
 def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimTest:

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from analysis import deployment
+from analysis.measure import metric_of, shown
 from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, method_of
 from harness.core.bits import FLOAT, PlainPoint
 from harness.records import schema
 from harness.sweep import objective
-from harness.tasks.base import task_of
 
 #: Columns of `trials_frame` before those of the parameters; accuracies in % of the validation split.
 TRIAL_COLUMNS = (
@@ -24,8 +24,9 @@ PARAMETER = "param."
 def rows_frame(sweep: SweepResults) -> pd.DataFrame:
     """Every result row of the sweep's finals and trials: one line for a run, split, way of deployment and point.
 
-    accuracy in [0, 1], loss in nats, n images; `trial` is that of the cell's tuning, empty for finals. bits: of the
-    weights. Columns `activations` and `kv` (their bits, empty for float) are there where a row of the sweep has them.
+    accuracy in [0, 1], loss in nats, n images; other tasks have `metric`, `score` and figures beside it in place of
+    accuracy. `trial` is that of the cell's tuning, empty for finals. bits: of the weights. Columns `activations` and
+    `kv` (their bits, empty for float) are there where a row of the sweep has them.
     """
     runs: list[Final | Trial] = [*sweep.finals, *sweep.trials]
     further = [
@@ -38,7 +39,10 @@ def rows_frame(sweep: SweepResults) -> pd.DataFrame:
 
 def _rows(run: Final | Trial, sweep: str, further: list[str]) -> Iterable[dict[str, Any]]:
     trial = run.number if isinstance(run, Trial) else None
-    fields = [field for name in schema.ROW for field in (name, *(further if name == "bits" else ()))]
+    metric = metric_of(run.config)
+    own = schema.ROW if "accuracy" in schema.scored(metric, 0.0) else schema.SCORED_ROW
+    fields = [field for name in own for field in (name, *(further if name == "bits" else ()))]
+    fields += [each.key for each in metric.beside]
     shared = {
         "sweep": sweep, "cell": run.cell.id, "run_id": run.run_id, "trial": trial, "model": run.config["model"]["name"],
         "data": run.config["data"]["name"], "method": method_of(run.config),
@@ -73,7 +77,7 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
         "run_id": trial.run_id,
         "chosen": trial.chosen,
         "at_target": accuracies.get(target or FLOAT),
-        "worst": min(quantized.values(), default=None),
+        "worst": metric_of(trial.config).worst(quantized.values()) if quantized else None,
         "mean_of_others": fmean(others) if others else None,
         "float": accuracies.get(FLOAT),
         **{deployment.key(point): value for point, value in quantized.items()},
@@ -85,13 +89,13 @@ def objective_value(trial: Trial, name: str) -> float:
     """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
     rows = trial.rows("val")
     points = [schema.point(row) for row in rows if not schema.point(row).is_float]
-    metric = task_of(trial.config["data"]).metric
+    metric = metric_of(trial.config)
     metrics = schema.as_metrics(rows, metric, objective.deploy_of(trial.config))
     return objective.value(name, metrics, points, trial.config.get("target_bit") or FLOAT, metric)
 
 
 def val_accuracies(run: Trial) -> dict[PlainPoint, float]:
-    """Validation accuracy in % at each point, under the first way of deployment."""
+    """Validation score at each point, accuracy in %, under the first way of deployment."""
     rows = run.rows("val")
     first = [row for row in rows if (row["deploy"], row["scale"]) == (rows[0]["deploy"], rows[0]["scale"])]
-    return {deployment.of_row(row): 100 * row["accuracy"] for row in first}
+    return {deployment.of_row(row): shown(metric_of(run.config), schema.score_of(row)) for row in first}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
+from analysis.measure import task_baseline
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, Series, method_of
@@ -103,7 +104,9 @@ def _distinguished(trained: list[Series]) -> list[Series]:
 
 def _deployed(one: Series) -> list[Series]:
     """One series for each way in which the runs were deployed."""
-    ways = list(dict.fromkeys((r["deploy"], r["scale"]) for f in one.finals for r in f.rows("test")))
+    baseline = task_baseline(one.finals[0].config)  # no way of deployment, though it has rows as if it were
+    rows = [row for final in one.finals for row in final.rows("test") if row["deploy"] != baseline]
+    ways = list(dict.fromkeys((row["deploy"], row["scale"]) for row in rows))
     varying = [len({way[i] for way in ways}) > 1 for i in (0, 1)]
     return [
         replace(

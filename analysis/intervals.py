@@ -39,13 +39,15 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(mean, quantile * statistics.stdev(values) / math.sqrt(n), n)
 
 
-def separate_best(intervals: Sequence[Interval]) -> int | None:
-    """Index of the highest mean if its interval lies wholly above that of the second highest, else None.
+def separate_best(intervals: Sequence[Interval], higher_is_better: bool = True) -> int | None:
+    """Index of the best mean if its interval lies wholly on the better side of the second best's, else None.
 
     One seed has no interval, so nothing can be said to lie above or below it.
     """
-    order = sorted((i for i, interval in enumerate(intervals) if interval.n), key=lambda i: -intervals[i].mean)
+    sign = 1 if higher_is_better else -1
+    order = sorted((i for i, interval in enumerate(intervals) if interval.n), key=lambda i: -sign * intervals[i].mean)
     if len(order) < 2:
         return None
     best, second = intervals[order[0]], intervals[order[1]]
-    return order[0] if best.low > second.high else None  # False for nan
+    separate = best.low > second.high if higher_is_better else best.high < second.low
+    return order[0] if separate else None  # False for nan

@@ -46,7 +46,7 @@ class Benchmark(NamedTuple):
 
 def collect(groups: Sequence[Group]) -> Benchmark:
     """The scores of the methods that every task has, at least one seed each; nothing is filled in for the others."""
-    groups, notes = _fullest(groups)
+    groups, notes = _fullest([group for group in groups if group.metric.higher_is_better])
     groups, without = _unlabelled(groups)
     notes += without
     float_accuracy = [_float_accuracy(group) for group in groups]
@@ -55,7 +55,7 @@ def collect(groups: Sequence[Group]) -> Benchmark:
     scores: dict[str, dict[str, Floats]] = {}
     tasks: dict[str, None] = {}
     for group, name, whole in zip(groups, _names(groups), float_accuracy):
-        divisor = whole if relative and whole else 0.01
+        divisor = whole if relative and whole else 1 / group.metric.scale
         for point in (point for point in group.points() if point != FLOAT):
             task = f"{name}, {deployment.title(point)}"
             tasks[task] = None

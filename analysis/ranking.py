@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from analysis import deployment
+from analysis import deployment, measure
 from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best, t_interval
 from analysis.paired import Lacking, frequencies
@@ -18,7 +18,7 @@ from harness.core.bits import FLOAT, PlainPoint
 
 NAME = "ranking"
 _LEGEND = (
-    "Test accuracy (%). At target: at the bit-width that a network was trained for, and the mean over these, by which "
+    "{what}. At target: at the bit-width that a network was trained for, and the mean over these, by which "
     "methods are ranked; other bits: mean over the integer bit-widths but the target{further}, then over targets; both "
     "with the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
     "training has no target and counts at each. Oscillation: frequency of the codes of each method's own "
@@ -57,6 +57,8 @@ class Ranking:
     standings: tuple[Standing, ...] = field(default=())
     #: Whether networks were deployed in several ways, so that it matters what each took.
     compares_deployments: bool = False
+    #: What the numbers are.
+    label: str = "Test accuracy (%)"
 
     def frame(self) -> pd.DataFrame:
         """One line per method."""
@@ -85,17 +87,20 @@ def make_ranking(group: Group) -> Ranking | None:
         return None
     reference = _step_ms([one for one in group.series if one.target is None and one.method == FLOAT])
     found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
-    ranked = sorted((one for one in found if one.at_target.n), key=lambda one: -one.at_target.mean)
-    best = separate_best([one.at_target for one in ranked]), separate_best([one.others for one in ranked])
+    label, higher = measure.label(group.metric), group.metric.higher_is_better
+    sign = 1 if higher else -1
+    ranked = sorted((one for one in found if one.at_target.n), key=lambda one: -sign * one.at_target.mean)
+    columns = [one.at_target for one in ranked], [one.others for one in ranked]
+    best = [separate_best(column, higher) for column in columns]
     placed = []
     for place, standing in enumerate(ranked):
         # Those that are equal share a rank; accuracies are fractions of a split, so equal is exact but for rounding.
-        rank = 1 + sum(other.at_target.mean > standing.at_target.mean + 1e-9 for other in ranked)
+        rank = 1 + sum(sign * other.at_target.mean > sign * standing.at_target.mean + 1e-9 for other in ranked)
         placed.append(replace(standing, rank=rank, best=(place == best[0], place == best[1])))
     every = (*placed, *(one for one in found if not one.at_target.n))
     several = len({one.deploy for one in group.series}) > 1
     known = any(not math.isnan(one.deployment[0]) for one in every)
-    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known)
+    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, label)
 
 
 def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: float) -> Standing:
@@ -200,7 +205,8 @@ def legend(rankings: Sequence[Ranking]) -> str:
     mixed = [target for one in rankings for target in one.targets if not deployment.weights_only(target)]
     further = f" (for targets such as {mixed[0]}: over the other points with activations)" if mixed else ""
     deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
-    return _LEGEND.format(best="bold", further=further, deployed=deployed)
+    what = " / ".join(dict.fromkeys(one.label for one in rankings))
+    return _LEGEND.format(what=what, best="bold", further=further, deployed=deployed)
 
 
 def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> list[str]:
@@ -217,7 +223,7 @@ def _rows(ranking: Ranking, mark: str, escaped: Callable[[str], str] = str) -> l
 
 def to_text(ranking: Ranking) -> str:
     """Aligned plain text for a terminal."""
-    title = f"{ranking.title} - ranking by test accuracy (%) at the target bit-widths"
+    title = f"{ranking.title} - ranking by {ranking.label[0].lower()}{ranking.label[1:]} at the target bit-widths"
     return "\n".join([title, "", *ruled(_rows(ranking, "{}*"), left=1)])
 
 

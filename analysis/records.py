@@ -5,9 +5,11 @@ import math
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from analysis.measure import metric_of
 from harness.core.bits import FLOAT, MAX_BITS, MIN_BITS, BitWidths
 from harness.core.errors import UserError
-from harness.records.schema import LAYERS, ROW, ROW_WHERE_QUANTIZED, point, row_key
+from harness.core.metric import Metric
+from harness.records.schema import LAYERS, ROW, ROW_WHERE_QUANTIZED, SCORED_ROW, point, row_key, scored
 
 _RECORD = {"run_id": str, "phase": str, "config": dict, "provenance": dict, "rows": list}
 _CONFIG = {"seed": int, "methods": list, "model": dict, "data": dict, "train": dict, "deploy": dict}
@@ -46,17 +48,20 @@ def problem_of(record: Any, run_id: str, phase: str, seed: int | None = None) ->
         _ = config.get("target_bit") is None or BitWidths.of(config["target_bit"])
     except UserError as error:
         return f"config.target_bit: {error}"
-    return _rows_problem(record["rows"], "test" if phase == "final" else "val")
+    return _rows_problem(record["rows"], "test" if phase == "final" else "val", metric_of(config))
 
 
-def _rows_problem(rows: list[Any], split: str) -> str:
+def _rows_problem(rows: list[Any], split: str, metric: Metric) -> str:
     seen = set()
+    fields = ROW if "accuracy" in scored(metric, 0.0) else SCORED_ROW
     for row in rows:
-        if not isinstance(row, dict) or not set(ROW) <= set(row):
-            return f"a row lacks some of {', '.join(ROW)}"
-        value = row["accuracy"]
-        if not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 1):
-            return f"accuracy {value!r} is not in [0, 1]"
+        if not isinstance(row, dict) or not set(fields) <= set(row):
+            return f"a row lacks some of {', '.join(fields)}"
+        if row.get("metric", metric.key) != metric.key:
+            return f"metric {row['metric']!r} is not {metric.key!r}, that of its data"
+        value = row["accuracy"] if fields is ROW else row["score"]
+        if not isinstance(value, int | float) or not (math.isfinite(value) and metric.low <= value <= metric.high):
+            return f"{metric.name} {value!r} is not in [{metric.low:g}, {metric.high:g}]"
         if problem := _point_problem(row):
             return problem
         if (key := row_key(row)) in seen:

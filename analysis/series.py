@@ -11,9 +11,11 @@ import pandas as pd
 
 from analysis import deployment
 from analysis.intervals import t_interval
+from analysis.measure import metric_of, shown
 from analysis.results import Cell, Final, Missing, Trial
 from harness.core.bits import FLOAT, PlainPoint
-from harness.records.schema import watched_at
+from harness.core.metric import Metric
+from harness.records.schema import score_of, watched_at
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,15 @@ class Series:
         return self.method + self.suffix + self.deploy_suffix
 
     def accuracies(self, point: PlainPoint) -> list[float]:
-        """Test accuracies in [0, 1] at a deployment point, one for each seed that has it."""
+        """Test scores, of accuracies in [0, 1], at a deployment point, one for each seed that has it."""
         rows = [row for final in self.finals for row in self._rows(final)]
-        return [row["accuracy"] for row in rows if deployment.of_row(row) == point]
+        return [score_of(row) for row in rows if deployment.of_row(row) == point]
 
     def percent_by_seed(self) -> dict[int, dict[PlainPoint, float]]:
-        """Seed -> deployment point -> test accuracy in %."""
+        """Seed -> deployment point -> test score as it is shown: accuracy in %."""
+        metric = metric_of(self.finals[0].config)
         return {
-            final.seed: {deployment.of_row(row): 100 * row["accuracy"] for row in self._rows(final)}
+            final.seed: {deployment.of_row(row): shown(metric, score_of(row)) for row in self._rows(final)}
             for final in self.finals
         }
 
@@ -104,6 +107,11 @@ class Group:
     settings: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
+    def metric(self) -> Metric:
+        """What is measured: accuracy, or the metric of another task."""
+        return metric_of(self.series[0].finals[0].config)
+
+    @property
     def title(self) -> str:
         """Model and data, and what the sweep file says beside them (`label`)."""
         label = (self.settings or {}).get("label")
@@ -138,21 +146,23 @@ def method_of(config: dict[str, Any]) -> str:
 
 
 def summarize(group: Group) -> pd.DataFrame:
-    """Mean test accuracy in % over seeds of each series at each point; `n` 0 where there is none.
+    """Mean test score over seeds of each series at each point, accuracies in %; `n` 0 where there is none.
 
-    An interval may reach past what is possible; `low` and `high`, which are drawn, stop at 0 and 100.
+    An interval may reach past what is possible; `low` and `high`, which are drawn, stop there, at 0 and 100 %.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
+    metric = group.metric
+    least, most = float(shown(metric, metric.low)), float(shown(metric, metric.high))
     for one in group.series:
         for point in group.points():
-            values = [100 * value for value in one.accuracies(point)]
+            values = [shown(metric, value) for value in one.accuracies(point)]
             interval = t_interval(values)
             lines.append(
                 {
                     "series": one.label, "method": one.name, "target_bit": one.target, "bits": str(point),
                     "n": interval.n, "n_planned": len(one.cell.seeds), "mean": interval.mean,
                     "half_width": interval.half_width,
-                    "low": max(interval.low, 0.0), "high": min(interval.high, 100.0),
+                    "low": max(interval.low, least), "high": min(interval.high, most),
                     "lowest": min(values, default=math.nan), "highest": max(values, default=math.nan),
                 }
             )  # fmt: skip
@@ -163,6 +173,7 @@ def summarize(group: Group) -> pd.DataFrame:
 
 
 def reading_order(group: Group, names: Iterable[str]) -> list[str]:
-    """Names of series as every legend of a report has them: by mean test accuracy, the highest first, float last."""
+    """Names of series as every legend of a report has them: by mean test score, the best first, float last."""
     means = summarize(group).groupby("method")["mean"].mean()
-    return sorted(set(names), key=lambda name: (name.startswith(FLOAT), -means.get(name, 0.0), name))
+    sign = -1 if group.metric.higher_is_better else 1
+    return sorted(set(names), key=lambda name: (name.startswith(FLOAT), sign * means.get(name, 0.0), name))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis import deployment
+from analysis import deployment, measure
 from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best
 from analysis.series import Group, summarize
@@ -14,7 +14,7 @@ from analysis.table_text import LATEX, MARKDOWN, Marks, latex, latex_row, latex_
 from harness.core.bits import PlainPoint
 
 NAME = "cross_bit_table"
-_WHAT = "test accuracy (%), mean ± half-width of the 95% t interval over seeds"
+_SPREAD = "mean ± half-width of the 95% t interval over seeds"
 _LEGEND = "the target bit-width is {target}, a best whose interval is separate from the second best's {best}"
 
 
@@ -38,6 +38,13 @@ class Table:
     points: tuple[PlainPoint, ...]
     rows: tuple[tuple[str, str, tuple[Entry, ...]], ...]
     frame: pd.DataFrame
+    #: What the numbers are: `Test accuracy (%)`.
+    label: str
+
+    @property
+    def what(self) -> str:
+        """The same within a sentence, and what is beside each number."""
+        return f"{self.label[0].lower()}{self.label[1:]}, {_SPREAD}"
 
     def legend(self, target: str, best: str) -> str:
         """How to read the marks, which a target and a best have, and what is not to be known from a label."""
@@ -57,7 +64,7 @@ def make_table(group: Group) -> Table:
     intervals = dict(zip(keys, map(Interval, frame["mean"], frame["half_width"], frame["n"])))
     best = {}
     for point in columns:
-        place = separate_best([intervals[one.label, str(point)] for one in order])
+        place = separate_best([intervals[one.label, str(point)] for one in order], group.metric.higher_is_better)
         best[point] = None if place is None else order[place].label
     rows = tuple(
         (
@@ -67,7 +74,18 @@ def make_table(group: Group) -> Table:
         )
         for one in order
     )
-    return Table(f"{group.sweep}: {group.title}", columns, rows, frame)
+    title = f"{group.sweep}: {group.title}"
+    return Table(title, columns, (*rows, *_baseline(group, columns)), frame, measure.label(group.metric))
+
+
+def _baseline(group: Group, points: Sequence[PlainPoint]) -> list[tuple[str, str, tuple[Entry, ...]]]:
+    """A row of what needs no training, where the task has that: it is the same in each run."""
+    found = measure.baseline_scores(group.finals[0].record)
+    if not found:
+        return []
+    name, scores = found
+    intervals = [Interval(scores[p], math.nan, 1) if p in scores else Interval(math.nan, math.nan, 0) for p in points]
+    return [(name, "—", tuple(Entry(interval, best=False, target=False) for interval in intervals))]
 
 
 def _seeds(counts: Sequence[int], planned: int) -> str:
@@ -89,7 +107,7 @@ def interval_text(interval: Interval) -> str:
 def to_text(table: Table) -> str:
     """Aligned plain text for a terminal."""
     rows = [[label, seeds, *map(_bracketed, entries)] for label, seeds, entries in table.rows]
-    title = f"{table.title} - {_WHAT}"
+    title = f"{table.title} - {table.what}"
     return "\n".join([title, "", *ruled([_header(table), *rows]), table.legend("in [ ]", "has a *")])
 
 
@@ -104,7 +122,7 @@ def to_markdown(table: Table) -> str:
             for label, seeds, entries in table.rows]  # fmt: skip
     legend, title = table.legend("underlined", "bold"), in_markdown(table.title)
     lines = markdown([list(map(in_markdown, _header(table))), *rows], _columns(table))
-    return "\n".join([f"**{title}**: {_WHAT}", "", *lines, "", f"{legend[0].upper()}{legend[1:]}.", ""])
+    return "\n".join([f"**{title}**: {table.what}", "", *lines, "", f"{legend[0].upper()}{legend[1:]}.", ""])
 
 
 def to_latex(table: Table) -> str:
@@ -113,7 +131,7 @@ def to_latex(table: Table) -> str:
     for label, seeds, entries in table.rows:
         texts = [_marked(entry, latex(entry.text()), LATEX) for entry in entries]
         lines.append(latex_row([in_latex(label), seeds.replace("-", "--"), *texts]))
-    what = f"{table.title}: {_WHAT.replace(' ±', ' and')}"
+    what = f"{table.title}: {table.what.replace(' ±', ' and')}"
     return latex_table(_columns(table), [what, table.legend("underlined", "bold")], lines)
 
 

@@ -1,5 +1,6 @@
 """Test accuracy at every deployment bit-width: one panel for each target, one line for each method."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from analysis import deployment, style
+from analysis import deployment, measure, style
 from analysis.figures import Drawing, Scope
 from analysis.marks import Mark, marks_of
 from analysis.series import Group, reading_order, summarize
 from harness.core.bits import PlainPoint
+from harness.core.metric import Metric
 
 NAME, ORDER, SCOPE = "accuracy_over_bits", 20, Scope.GROUP
 TITLE = "Accuracy over deployment bit-widths"
@@ -54,7 +56,7 @@ def draw(group: Group) -> Drawing:
         _dress(axes, bits, target)
     drawn = frame[frame["n"] > 0].reset_index(drop=True)
     shown = drawn if bars else drawn.assign(low=drawn["mean"], high=drawn["mean"])
-    label, note = _scale_y([axes for (axes,) in blocks], shown)
+    label, note = _scale_y([axes for (axes,) in blocks], shown, group.metric)
     style.label_left(blocks, label)
     style.label_points(figure, blocks, bits)
     labels = _labels(frame, methods)
@@ -114,15 +116,16 @@ def _dress(axes: Axes, bits: list[str], target: PlainPoint | None) -> None:
         axes.axvspan(place - 0.45, place + 0.45, color="0.94", zorder=0, linewidth=0)
 
 
-def _scale_y(panels: list[Axes], drawn: pd.DataFrame) -> tuple[str, str]:
+def _scale_y(panels: list[Axes], drawn: pd.DataFrame, metric: Metric) -> tuple[str, str]:
     """Linear, or logarithmic in the error where a linear axis would hide the differences near the top."""
     means = drawn["mean"].to_numpy(float)
     low = float(np.nanmin(drawn[["mean", "low"]].to_numpy(float)))
     high = float(np.nanmax(drawn[["mean", "high"]].to_numpy(float)))
-    if means.max() < _HIGH or means.max() - means.min() < _SPREAD:
+    if metric.unit != "%" or means.max() < _HIGH or means.max() - means.min() < _SPREAD:
         margin = 0.04 * (high - low) + 0.2
-        panels[0].set_ylim(low - margin, min(101.0, high + margin))
-        return "Test accuracy (%)", "y axis: linear"
+        most = 101.0 if metric.unit == "%" else math.inf
+        panels[0].set_ylim(low - margin, min(most, high + margin))
+        return measure.label(metric), "y axis: linear"
     ticks = [tick for tick in _TICKS if tick >= low - 12]
     if 0 in ticks:
         ticks.remove(25)  # its label would touch that of 0

@@ -13,6 +13,7 @@ from analysis import deployment, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
+from analysis.measure import shown
 from analysis.series import Group
 
 NAME, ORDER, SCOPE = "deploy_matrix", 15, Scope.GROUP
@@ -56,7 +57,7 @@ def _cells(group: Group) -> pd.DataFrame:
         if len({(one.deploy, one.scale) for one in found}) < 2:
             continue
         for one in group.series:
-            values = [100 * value for value in one.accuracies(point)]
+            values = [shown(group.metric, value) for value in one.accuracies(point)]
             interval = t_interval(values)
             seconds, mebibytes = one.deployment_cost([point])
             lines.append(

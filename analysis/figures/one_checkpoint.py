@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import deployment, style
+from analysis import deployment, measure, style
 from analysis.deployment import is_by_layer
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
@@ -47,7 +47,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     """A panel for each sweep of the first kind that has one of the second, of the same protocol."""
     pairs, reasons = [], []
     for group in groups:
-        if group.objective[:1] == ("worst",):
+        if group.objective[:1] == ("worst",) and group.metric.higher_is_better:
             try:
                 pairs.append((group, lines(group, _counterpart(group, groups))))
             except NothingToDraw as reason:
@@ -62,10 +62,10 @@ def draw(groups: Sequence[Group]) -> Drawing:
     rows = 4 if len(marks) > _FEW and len(pairs) == 1 else 1  # in one column of text the legend is a list
     figure, blocks = style.panels(len(pairs), 1, 2.3, rows * len(marks), shared=False)
     handles: dict[str, object] = {}
-    for name, (_, found), (axes,) in zip(names, pairs, blocks, strict=True):
+    for name, (group, found), (axes,) in zip(names, pairs, blocks, strict=True):
         _panel(axes, frame[frame["group"] == name], found, marks, handles)
         axes.set_title(in_figure(name))
-        axes.set_ylabel("Test accuracy (%)")
+        axes.set_ylabel(measure.label(group.metric))
     style.label_points(figure, blocks, [point for point in dict.fromkeys(frame["bits"]) if point != WORST], [WORST])
     title = "one network rounded to every bit-width"
     style.legend_above(figure, list(handles.values()), list(handles), title, frame["n"])

@@ -107,12 +107,12 @@ def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    from analysis.measure import metric_of
     from harness.sweep.samplers import distribution
-    from harness.tasks.base import task_of
 
     distributions = {parameter: distribution(dimension) for parameter, dimension in space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction=objective.direction(name, task_of(trials[0].config["data"]).metric))
+    study = optuna.create_study(direction=objective.direction(name, metric_of(trials[0].config)))
     for trial in trials:
         value = objective_value(trial, name)
         study.add_trial(optuna.trial.create_trial(values=[value], params=trial.params, distributions=distributions))

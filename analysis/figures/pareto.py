@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis import deployment, style
+from analysis import deployment, measure, style
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import trials_frame
 from analysis.marks import Mark, marks_of
@@ -31,7 +31,8 @@ _RING: dict[str, Any] = {
 def draw(group: Group) -> Drawing:
     """A panel for each target; float training, which has none, is in all of them."""
     style.use_style()
-    frame = _points(group)
+    frame, metric = _points(group), group.metric
+    unit = f" ({metric.unit})" if metric.unit else ""
     targets = deployment.in_order(frame["panel"].tolist())
     methods = reading_order(group, frame["method"])
     marks = marks_of([one.name for one in group.series] + methods)
@@ -44,8 +45,8 @@ def draw(group: Group) -> Drawing:
         axes.set_title(f"Target: {deployment.title(target)}")
         axes.axline((50, 50), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
         _limits(axes, panel)
-    style.label_left(blocks, "Worst over bit-widths,\nvalidation accuracy (%)")
-    figure.supxlabel("Validation accuracy at the target bit-width (%)", fontsize=8)
+    style.label_left(blocks, f"Worst over bit-widths,\n{measure.label(metric, 'validation')}")
+    figure.supxlabel(f"Validation {metric.name} at the target bit-width{unit}", fontsize=8)
     handles: list[Any] = [
         Line2D([], [], linestyle="", marker=marks[name].marker, color=marks[name].color, markeredgecolor="white")
         for name in methods
@@ -58,6 +59,8 @@ def draw(group: Group) -> Drawing:
 
 
 def _points(group: Group) -> pd.DataFrame:
+    if not group.metric.higher_is_better:
+        raise NothingToDraw(f"its axes go up to what is better, and of {group.metric.name} that is the lowest")
     trials = trials_frame(group)
     targets = deployment.in_order(trials["target_bit"].dropna().tolist())
     parts = []

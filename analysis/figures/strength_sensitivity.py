@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis import deployment, style
+from analysis import deployment, measure, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import PARAMETER, trials_frame
@@ -49,7 +49,7 @@ def draw(group: Group) -> Drawing:
         _scatter(axes, panel, mark)
         axes.set_title(in_figure(method if pd.isna(target) else f"{method}@{target}"))
         axes.set_xlabel(in_figure(parameter.replace("_", " ").replace(".", ": ")))
-    style.label_left(blocks, "Validation accuracy (%)")
+    style.label_left(blocks, measure.label(group.metric, "Validation"))
     handles: list[Any] = [
         *(
             tuple(Line2D([], [], **_look(mark, filled)) for mark in list(shown)[:_IN_LEGEND])
