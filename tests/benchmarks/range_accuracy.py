@@ -22,7 +22,7 @@ from harness.training.session import Session
 
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mlp5": ({"name": "mlp5"}, {"epochs": 20}),
-    "small ViT": ({"name": "vit_tiny", "width": 64, "depth": 4, "heads": 4, "patch": 2}, {"epochs": 30}),
+    "small ViT": ({"name": "vit_tiny", "width": 32, "depth": 2, "heads": 2, "patch": 4}, {"epochs": 30}),
 }
 RESNET = ({"name": "resnet18", "width": 16}, {"epochs": 4, "batch_size": 128, "schedule": "cosine"})
 RANGES = ("max", "percentile", "mse")
