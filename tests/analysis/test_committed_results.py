@@ -73,7 +73,8 @@ def test_the_pages_hold_the_ranking_as_it_was_computed() -> None:
 def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
     """In each section, the rows that name a series of the sweep that the section links to first."""
     checked: Counter[str] = Counter()
-    pages = "".join(page.read_text() for page in sorted(RESULTS.glob("*.md")))
+    # rivals.md has tables of other columns, and a test of its own.
+    pages = "".join(page.read_text() for page in sorted(RESULTS.glob("*.md")) if page.name != "rivals.md")
     for section in re.split(r"^## ", pages, flags=re.MULTILINE)[1:]:
         linked = re.search(r"\]\(\.\./\.\./sweeps/(\w+)\.yaml\)", section)
         if linked is None:
@@ -118,6 +119,30 @@ def test_the_table_of_weights_and_activations_holds_what_was_computed() -> None:
         f"| float training, rounded | {means['float', '', 'w3a3']:.1f} | | {means['float', '', 'w4a4']:.1f} | |"
         in lines
     )
+
+
+def test_the_tables_of_rivals_hold_what_was_computed() -> None:
+    """Of the small ViT: accuracy at 3 bits by deploy method, and at w8a8 by bits and quantizer of gradients."""
+    lines = (RESULTS / "rivals.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    frame = pd.read_csv(RESULTS / "rivals_ptq/figures/rows.csv").query("split == 'test' and model == 'vit_tiny'")
+    frame = frame[frame["trial"].isna() & (frame["bits"] == "3") & frame["activations"].isna()]
+    means = (100 * frame["accuracy"]).groupby([frame["method"], frame["deploy"]]).mean()
+    for label, rtn, gptq, gained, adaround, more in rows[2:7]:
+        method = label.strip("`").removesuffix(" training")
+        assert [rtn, gptq, adaround] == [f"{means[method, way]:.1f}" for way in ("rtn", "gptq", "adaround")]
+        for way, difference in {"gptq": gained, "adaround": more}.items():
+            assert difference.startswith(f"{means[method, way] - means[method, 'rtn']:+.1f} [")
+    frame = pd.read_csv(RESULTS / "rivals_gradients/figures/rows.csv").query("split == 'test' and model == 'vit_tiny'")
+    frame = frame[frame["trial"].isna() & (frame["bits"] == "8") & (frame["activations"] == 8)]
+    means = (100 * frame["accuracy"]).groupby(frame["cell"]).mean()
+    (control,) = (value for cell, value in means.items() if str(cell).startswith("ste"))
+    assert len(rows) == 14
+    for bits, *cells in rows[9:]:
+        for place, quantizer in enumerate(("tensor", "sample", "householder")):
+            (mean,) = (v for c, v in means.items() if str(c).endswith(f"bits={bits},statquant.quantizer={quantizer}"))
+            assert cells[2 * place] == f"{mean:.1f}"
+            assert cells[2 * place + 1].startswith(f"{mean - control:+.1f} [")
 
 
 @pytest.mark.slow
