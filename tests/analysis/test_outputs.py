@@ -33,6 +33,7 @@ def draw(name: str, group: Group) -> Drawing:
     return module.draw(group)
 
 
+@pytest.mark.slow
 def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(tmp_path: Path) -> None:
     sweep = quickstart(tmp_path).write()
     spec = plain(read_sweep(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced: 5 epochs"}

@@ -147,6 +147,7 @@ def test_a_figure_that_fails_leaves_the_last_set_whole(tmp_path: Path, monkeypat
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_what_is_no_longer_made_is_removed_and_other_files_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

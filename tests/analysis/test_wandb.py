@@ -41,6 +41,9 @@ SWEEP: dict[str, Any] = {
 }
 
 
+pytestmark = pytest.mark.slow  # a sweep is mirrored to a server first
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ReadableServer]]:
     """The root of a finished sweep, and the server that its runs were mirrored to."""

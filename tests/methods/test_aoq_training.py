@@ -159,6 +159,7 @@ def test_resumed_equals_uninterrupted_across_stages_with_a_teacher(tmp_path: Pat
 # Whole trainings
 
 
+@pytest.mark.slow
 def test_weights_oscillate_early_and_rest_late() -> None:
     """Digits at 2 bits, 20 epochs: 4 of stage 1, 8 of 2, 8 of 3. Measured, oscillations per weight and epoch:
 

@@ -86,6 +86,7 @@ def test_back_when_a_run_goes_on(server: WandbServer, tmp_path: Path) -> None:
     assert_complete(server, wanted, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", AWAY)
 def test_away_at_the_end(
     silent: bool, server: WandbServer, tmp_path: Path, impatient: float, capfd: pytest.CaptureFixture[str]
