@@ -30,6 +30,8 @@ _NARROWEST_PANEL = 1.55
 _Y_LABEL, _CHARACTER = 0.35, 0.08
 #: Of a character of the label below a figure, and of a line of it.
 _X_CHARACTER, _LINE = 0.065, 0.13
+#: Of a line of the legend, and how many entries `panels` expects in one; so many lines more have room as it is.
+_LEGEND_LINE, _ENTRIES_A_LINE, _LINES_TO_SPARE = 0.16, 4, 4
 DEFAULT_VENUE = "tmlr2023"
 
 #: Of a point with its interval.
@@ -119,7 +121,7 @@ def panels(
     columns = panel_columns(number)
     wraps = -(-number // columns)
     width = _venue.column if columns == 1 else _venue.page
-    legend_height = 0.32 + 0.16 * -(-legend_entries // 4)
+    legend_height = 0.32 + _LEGEND_LINE * -(-legend_entries // _ENTRIES_A_LINE)
     figure, grid = plt.subplots(
         wraps * rows_each, columns, squeeze=False,
         layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03),
@@ -221,7 +223,11 @@ def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], tit
     """A legend over all panels that reads from left to right, line after line."""
     inches_each = 0.062 * max(len(label) for label in labels) + 0.55
     columns = max(1, min(int(figure.get_figwidth() / inches_each), len(labels), 6))
-    columns = -(-len(labels) // -(-len(labels) // columns))  # as few as the same number of lines takes
+    lines = -(-len(labels) // columns)
+    columns = -(-len(labels) // lines)  # as few as the same number of lines takes
+    further = lines - -(-len(labels) // _ENTRIES_A_LINE)
+    if further > _LINES_TO_SPARE:  # else the panels would shrink to strips
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * further)
     # Matplotlib fills column by column; reading goes line by line.
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
     legend = figure.legend(
