@@ -20,6 +20,7 @@ from torch import Tensor
 
 import harness
 from harness.core import registry
+from harness.core.bits import BitWidths
 from harness.core.errors import Stopped, UserError
 from harness.data.base import Dataset
 from harness.methods import find
@@ -100,12 +101,13 @@ def test_whether_a_method_deploys_is_read_off_its_file(name: str) -> None:
 @pytest.mark.parametrize("deploy", registry.deploy_methods()[1:])
 def test_a_resume_where_epochs_are_measured_after_a_deploy_method(deploy: str, tmp_path: Path) -> None:
     """And what is measured changes no weight."""
+    served = {} if find(deploy).serves(BitWidths(3)) else {"target_bit": "w3a4"}
     chosen_by = {"monitor": {"deploy": find(deploy).tiny_config().model_dump()}}
     lines: dict[str, list[Any]] = {}
     for name, stops, changes in (("plain", [99], {}), ("whole", [99], chosen_by), ("parts", [2, 1, 99], chosen_by)):
         lines[name] = []
         for allowed in stops:
-            session = build(config("ste", model="resnet18", **changes))
+            session = build(config("ste", model="resnet18", **served, **changes))
             checkpoint.restore(tmp_path / f"{name}.pt", session)
             left = itertools.chain([False] * allowed, itertools.repeat(True))
             with suppress(Stopped):
