@@ -40,7 +40,7 @@ class GradientQuantizer(nn.Module):
     """Base of the gradient quantizers. Subclasses give `rounded`.
 
     bits: 2 to 8. Its draws depend on the seed of `start` and the number of calls since, and are made on the gradient's
-    device. It has no state: whoever continues a run calls `start` with the same seed.
+    device. It has no state: to continue a run, call `start` with the same seed.
     """
 
     def __init__(self, bits: int) -> None:

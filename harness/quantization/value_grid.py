@@ -31,7 +31,7 @@ class ValueGrid:
         return self._at(below.clamp(0, last)), self._at((below + 1).clamp(0, last))
 
     def _count_below(self, bounds: Tensor, weight: Tensor, right: bool) -> Tensor:
-        """How many of the bounds, (1 or O, M), are below each weight, or at it if `right`."""
+        """How many of the bounds, (1 or O, M), are less than each weight, or not greater if `right`."""
         rows = weight.reshape(1, -1) if len(bounds) == 1 else weight
         return torch.searchsorted(bounds, rows.contiguous(), right=right).view(weight.shape)
 
