@@ -18,7 +18,7 @@ def draw(count: int, augment: Augment, generator: torch.Generator) -> tuple[Tens
     device = generator.device
     offsets = torch.randint(0, 2 * augment.crop_padding + 1, (count, 2), generator=generator, device=device)
     mirrored = torch.rand(count, generator=generator, device=device) < 0.5
-    return offsets, mirrored & augment.flip
+    return offsets, mirrored if augment.flip else torch.zeros_like(mirrored)
 
 
 def crop_and_flip(images: Tensor, padding: int, offsets: Tensor, mirrored: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Dataset:
         The order of operations is torchvision's (ToTensor, then Normalize), so values agree bit for bit.
         """
         if dispatch.serves_images(images):
-            return _unambiguous(cpu.image_batch(images, None, self._table))
+            return _unambiguous(cpu.image_batch(images, None, self._table, self._formulas))
         return _unambiguous(self._by_plain_operations(images))
 
     def _by_plain_operations(self, images: Tensor) -> Tensor:
@@ -113,6 +113,11 @@ class Dataset:
         values = torch.arange(256, dtype=torch.uint8).repeat(len(self.mean), 1)
         return self._by_plain_operations(values[:, None]).squeeze(1)
 
+    @cached_property
+    def _formulas(self) -> Tensor:
+        """What the table was made of, float32 (C, 3)."""
+        return torch.stack([torch.full_like(self.mean, self.max_value), self.mean, self.std], dim=1).cpu()
+
     def batch(self, split: Split, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs, float32 (B, C, H, W), and labels, int64 (B,), without augmentation.
 
@@ -122,7 +127,7 @@ class Dataset:
         if isinstance(indices, slice):
             return self.normalized(split.images[indices]), labels
         if dispatch.serves_images(split.images):
-            return _unambiguous(cpu.image_batch(split.images, indices, self._table)), labels
+            return _unambiguous(cpu.image_batch(split.images, indices, self._table, self._formulas)), labels
         return self.normalized(split.images.index_select(0, indices)), labels
 
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,14 +146,14 @@ class Dataset:
         """
         if generator is None or not self.augment.active:
             return self.batch(self.train, indices)
-        labels, padding = self.train.labels[indices], self.augment.crop_padding
+        padding = self.augment.crop_padding
         offsets, mirrored = draw(len(indices), self.augment, generator)
         if dispatch.serves_images(self.train.images):
-            return _unambiguous(
-                cpu.image_batch(self.train.images, indices, self._table, padding, offsets, mirrored)
-            ), labels
+            values = self._table, self._formulas
+            images = cpu.image_batch(self.train.images, indices, *values, padding, offsets, mirrored)
+            return _unambiguous(images), self.train.labels.index_select(0, indices)
         images = self.train.images.index_select(0, indices)  # whole rows: seven times as fast as [indices] on CPUs
-        return self.normalized(crop_and_flip(images, padding, offsets, mirrored)), labels
+        return self.normalized(crop_and_flip(images, padding, offsets, mirrored)), self.train.labels[indices]
 
 
 def _unambiguous(images: Tensor) -> Tensor:

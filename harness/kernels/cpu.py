@@ -64,25 +64,27 @@ def image_batch(
     images: Tensor,
     rows: Tensor | None,
     table: Tensor,
+    formulas: Tensor,
     padding: int = 0,
     offsets: Tensor | None = None,
     mirrored: Tensor | None = None,
 ) -> Tensor:
     """fp32 (B, C, H, W) from uint8 images (N, C, H, W): those at `rows`, int64 (B,), or all of them.
 
-    table: fp32 (C, 256), what each value becomes. offsets, mirrored: where in the image padded by `padding` zeros the
-    crop of each begins, int64 (B, 2), and whether it is mirrored, bool (B,), as `crop_and_flip` takes them; both or
-    neither. All dense, on the CPU. Raises IndexError for a row that is not there.
+    table: fp32 (C, 256), what each value becomes. formulas: fp32 (C, 3), the largest value, mean and deviation that it
+    was made of; where computing gives the same bits, nothing is looked up. offsets, mirrored: where in the image padded
+    by `padding` zeros the crop of each begins, int64 (B, 2), and whether it is mirrored, bool (B,), as `crop_and_flip`
+    takes them; both or neither. All dense, on the CPU. Raises IndexError for a row that is not there.
     """
     channels, height, width = images.shape[1:]
-    if rows is not None and len(rows):
-        low, high = (int(end) for end in rows.aminmax())
-        if low < 0 or high >= len(images):
-            raise IndexError(f"rows from {low} to {high} of {len(images)} images")
     count, places = (len(images), 0) if rows is None else (len(rows), rows.contiguous())
     out = torch.empty(count, channels, height, width)
     sizes = count, channels, height, width
-    library.call("image_batch", images, places, *sizes, table, padding, offsets, mirrored, out)
+    if library.call(
+        "image_batch", images, len(images), places, *sizes, table, formulas, padding, offsets, mirrored, out
+    ):
+        assert rows is not None
+        raise IndexError(f"rows from {rows.min()} to {rows.max()} of {len(images)} images")
     return out
 
 

@@ -23,7 +23,7 @@ _SIGNATURES = {
     "dampening_gradient": (_P, _P, _N, _N, _P, _F, _F, _F),
     "moments": (_P, _N, _P, _P),
     "standardized_cubic": (_P, _P, _N, ctypes.c_double, ctypes.c_double, _F, _F, _F),
-    "image_batch": (_P, _P, _N, _N, _N, _N, _P, _N, _P, _P, _P),
+    "image_batch": (_P, _N, _P, _N, _N, _N, _N, _P, _P, _N, _P, _P, _P),
     "symmetry": (_P, _N, ctypes.c_int, _P, _P, _P),
     "mean_signs": (_P, _N, ctypes.c_int, _P, _P, _F),
     "symmetry_fours": (_P, _N, _N, _F, *(_P,) * 6),
@@ -40,6 +40,9 @@ _SIGNATURES = {
     "settle": (_P, _P, _P, _P, _P, _N, _F, ctypes.c_int),
 }
 
+#: Functions that return 0, or -1 where an argument is out of range.
+_WITH_STATUS = ("image_batch",)
+
 
 @cache
 def library() -> ctypes.CDLL | None:
@@ -54,12 +57,15 @@ def library() -> ctypes.CDLL | None:
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, ctypes.c_int if name in _WITH_STATUS else None
     return loaded
 
 
-def call(name: str, *arguments: Tensor | float | None) -> None:
-    """Call a function of the library; a tensor goes as the address of its first element."""
+def call(name: str, *arguments: Tensor | float | None) -> int | None:
+    """Call a function of the library; a tensor goes as the address of its first element. Its status, if it has one."""
     found = library()
     assert found is not None, "ask harness/kernels/dispatch.py first"
-    getattr(found, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+    status: int | None = getattr(found, name)(
+        *(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+    )
+    return status

@@ -82,6 +82,16 @@ def test_augmented_batches_are_those_of_plain_operations(
     assert not torch.equal(data.train_batch(rows, torch.Generator())[0], data.train_batch(rows)[0])
 
 
+def test_values_that_no_formula_gives_are_looked_up() -> None:
+    data, rows = dataset(3, 255), torch.arange(64)
+    table = data._table.clone()
+    table[:, 77] = 5.0
+    data.__dict__["_table"] = table  # as if computing were off at one value
+    images = data.train.images[rows].long()
+    expected = torch.stack([table[channel][images[:, channel]] for channel in range(3)], dim=1)
+    assert torch.equal(data.batch(data.train, rows)[0], expected)
+
+
 def test_augmented_batches_are_normalized_alike() -> None:
     data = dataset(3, 255, side=8, flip=True)
     rows = torch.arange(40)

@@ -1,67 +1,139 @@
 /* Batches of images (harness/data/base.py): rows of uint8, cropped and mirrored, as fp32 by a table of their 256 values. */
 #include "common.h"
 
-/* Rows of a crop are short, so their loops are unrolled by hand: what a compiler adds around its own takes longer. */
-#define UNROLLED 8
-#define EACH_PIXEL(n, ...) \
-    { \
-        int64_t x = 0; \
-        for (; x + UNROLLED <= (n); x += UNROLLED) { \
-            PRAGMA(GCC unroll 8) \
-            for (int64_t j = 0; j < UNROLLED; j++) { __VA_ARGS__; } \
-        } \
-        for (int64_t j = 0; j < (n) - x; j++) { __VA_ARGS__; } \
-    }
+/* Of an image that is read next, so many bytes are asked for: images lie anywhere in memory. */
+#define AHEAD 4096
+
+/* What a pixel x becomes: (x / top - mean) / deviation, each operation rounded to fp32, as torch computes the table. */
+typedef struct {
+    float top, mean, deviation;
+} Formula;
+/* One channel's values, and its formula, if that gives the same. */
+typedef struct {
+    const float *table;
+    const Formula *formula;
+} Values;
+
+#ifdef __FP_FAST_FMAF
+/* x / d by the reciprocal of d and what is left of x, without the slow division; correctly rounded but for rare x. */
+ALWAYS float quotient(float x, float d, float reciprocal) {
+    float q = x * reciprocal;
+    return fmaf(fmaf(-q, d, x), reciprocal, q);
+}
+
+static void compute(const uint8_t *restrict from, float *restrict to, int64_t count, Formula f) {
+    float by_top = 1 / f.top, by_deviation = 1 / f.deviation;
+    PRAGMA(omp simd)
+    for (int64_t i = 0; i < count; i++)
+        to[i] = quotient(quotient((float)from[i], f.top, by_top) - f.mean, f.deviation, by_deviation);
+}
+
+/* Whether the formula gives the table, to the last bit. */
+static int agrees(const float *table, Formula f) {
+    uint8_t pixels[256];
+    float found[256];
+    for (int i = 0; i < 256; i++) pixels[i] = (uint8_t)i;
+    compute(pixels, found, 256, f);
+    return memcmp(found, table, sizeof found) == 0;
+}
+#else
+static void compute(const uint8_t *from, float *to, int64_t count, Formula f) {}
+static int agrees(const float *table, Formula f) { return 0; }
+#endif
+
+static void look_up(const uint8_t *restrict from, float *restrict to, int64_t count, Values values) {
+    if (values.formula)
+        compute(from, to, count, *values.formula);
+    else
+        for (int64_t i = 0; i < count; i++) to[i] = values.table[from[i]];
+}
 
 static void fill(float *to, int64_t count, float value) {
-    for (int64_t x = 0; x < count; x++) to[x] = value;
+    for (int64_t i = 0; i < count; i++) to[i] = value;
 }
 
-/* Pixels `from` as `to`, from left to right or the other way round. */
-static void look_up(const uint8_t *restrict from, float *restrict to, int64_t count, int mirrored,
-                    const float *restrict table) {
-    if (mirrored)
-        EACH_PIXEL(count, to[x + j] = table[from[count - 1 - x - j]])
-    else
-        EACH_PIXEL(count, to[x + j] = table[from[x + j]])
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define LANES_OF_ROW 8
+typedef float Lanes __attribute__((vector_size(4 * LANES_OF_ROW)));
+
+ALWAYS Lanes reversed(const float *from) {
+    Lanes v;
+    memcpy(&v, from, sizeof v);
+    return __builtin_shufflevector(v, v, 7, 6, 5, 4, 3, 2, 1, 0);
 }
+#endif
+#endif
 
-ALWAYS int64_t within(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
-
-/* One channel (height, width), moved up and to the left by `down` and `right`: black, table[0], where nothing was. */
-static void crop_channel(const uint8_t *from, float *to, int64_t height, int64_t width, int64_t down, int64_t right,
-                         int mirrored, const float *table) {
-    int64_t first = within(-right, 0, width), end = within(width - right, first, width), count = end - first;
-    int64_t before = mirrored ? width - end : first;
-    for (int64_t y = down; y < height + down; y++, to += width) {
-        if (y < 0 || y >= height || count == 0) {
-            fill(to, width, table[0]);
-            continue;
-        }
-        fill(to, before, table[0]);
-        look_up(from + y * width + right + first, to + before, count, mirrored, table);
-        fill(to + before + count, width - before - count, table[0]);
+/* The other way round, in place. */
+static void mirror(float *row, int64_t width) {
+    int64_t x = 0, last = width - 1;
+#ifdef LANES_OF_ROW
+    for (; 2 * (x + LANES_OF_ROW) <= width; x += LANES_OF_ROW) {
+        float *end = row + width - x - LANES_OF_ROW;
+        Lanes left = reversed(row + x), right = reversed(end);
+        memcpy(row + x, &right, sizeof right);
+        memcpy(end, &left, sizeof left);
+    }
+#endif
+    for (; x < last - x; x++) {
+        float left = row[x];
+        row[x] = row[last - x];
+        row[last - x] = left;
     }
 }
 
-/* rows: which images of (?, channels, height, width) make the batch, `count` of them; NULL for the first ones. table:
- * (channels, 256). offsets: (count, 2) from 0 to 2 padding, how far down and right in the padded image each crop
- * begins, and mirrored: (count,); both NULL where images stay as they are. */
-void image_batch(const uint8_t *images, const int64_t *rows, int64_t count, int64_t channels, int64_t height,
-                 int64_t width, const float *table, int64_t padding, const int64_t *offsets, const uint8_t *mirrored,
-                 float *out) {
+/* One channel (height, width), moved up and to the left by `down` and `right`: black, table[0], where nothing was. Its
+ * rows are moved as one, since each is short; pixels that come from the row beside theirs are made black afterwards. */
+static void crop_channel(const uint8_t *from, float *to, int64_t height, int64_t width, int64_t down, int64_t right,
+                         int mirrored, Values values) {
+    float black = values.table[0];
+    int64_t first = down < 0 ? -down : 0, end = down > 0 ? height - down : height;
+    int64_t left = right < 0 ? -right : 0, gone = right < 0 ? -right : right;
+    if (first >= end || gone >= width) {
+        fill(to, height * width, black);
+        return;
+    }
+    fill(to, first * width, black);
+    fill(to + end * width, (height - end) * width, black);
+    look_up(from + (first + down) * width + (right > 0 ? right : 0), to + first * width + left,
+            (end - first) * width - gone, values);
+    for (float *row = to + first * width; row < to + end * width; row += width) {
+        fill(row + (left ? 0 : width - gone), gone, black);
+        if (mirrored) mirror(row, width);
+    }
+}
+
+ALWAYS void prefetch(const uint8_t *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes && i < AHEAD; i += 64) __builtin_prefetch(from + i);
+}
+
+/* rows: which of `all` images (channels, height, width) make the batch, `count` of them; NULL for the first ones; -1 is
+ * returned, and nothing done, if one is not there, else 0. table: (channels, 256); formulas: (channels, 3), the largest value, mean and deviation that it was made of. offsets:
+ * (count, 2) from 0 to 2 padding, how far down and right in the padded image each crop begins, and mirrored: (count,);
+ * both NULL where images stay as they are. */
+int image_batch(const uint8_t *images, int64_t all, const int64_t *rows, int64_t count, int64_t channels,
+                int64_t height, int64_t width, const float *table, const float *formulas, int64_t padding,
+                const int64_t *offsets, const uint8_t *mirrored, float *out) {
     int64_t pixels = height * width;
+    int computed = 1;
+    for (int64_t b = 0; rows && b < count; b++)
+        if (rows[b] < 0 || rows[b] >= all) return -1;
+    for (int64_t c = 0; c < channels; c++) computed &= agrees(table + c * 256, ((const Formula *)formulas)[c]);
 #pragma omp parallel for schedule(static) if (count * channels * pixels >= FEW * BLOCK)
     for (int64_t b = 0; b < count; b++) {
         const uint8_t *from = images + (rows ? rows[b] : b) * channels * pixels;
         float *to = out + b * channels * pixels;
+        const uint8_t *next = b + 1 < count ? images + (rows ? rows[b + 1] : b + 1) * channels * pixels : from;
         for (int64_t c = 0; c < channels; c++, from += pixels, to += pixels) {
-            const float *values = table + c * 256;
+            prefetch(next + c * pixels, pixels);
+            Values values = {table + c * 256, computed ? (const Formula *)formulas + c : NULL};
             if (offsets)
                 crop_channel(from, to, height, width, offsets[2 * b] - padding, offsets[2 * b + 1] - padding,
                              mirrored[b], values);
             else
-                for (int64_t i = 0; i < pixels; i++) to[i] = values[from[i]];
+                look_up(from, to, pixels, values);
         }
     }
+    return 0;
 }
