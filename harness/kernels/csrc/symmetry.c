@@ -5,7 +5,7 @@
 
 #define SHIFT 12 /* of an fp32's 23 bits of fraction 11 count: 2048 buckets an octave */
 #define BUCKETS 32768
-#define PLACES (2 * BUCKETS) /* of each bucket, first for its positive weights, then for its negative ones */
+#define PLACES (2 * BUCKETS) /* of each bucket: first all for positive weights, then all for negative ones */
 #define SHARES 2             /* of the weights, counted apart from each other */
 #define CHUNK 512
 
@@ -13,7 +13,7 @@ ALWAYS int32_t place_of(float w, int32_t base) {
     uint32_t bits;
     memcpy(&bits, &w, 4);
     int32_t bucket = (int32_t)((bits & 0x7fffffff) >> SHIFT) - base;
-    return 2 * (bucket > 0 ? bucket : 0) + (int32_t)(bits >> 31);
+    return (bucket > 0 ? bucket : 0) + (int32_t)(bits >> 31) * BUCKETS;
 }
 
 /* The middle of a bucket; bucket 0 counts as 0. */
@@ -52,7 +52,7 @@ static int32_t find_balances(const int32_t *restrict counts, int32_t *restrict b
     int32_t lead = 0;
     for (int32_t b = BUCKETS - 1; b >= 0; b--) {
         balances[b] = lead;
-        lead += counts[2 * b] - counts[2 * b + 1];
+        lead += counts[b] - counts[BUCKETS + b];
     }
     return balances[0];
 }
@@ -63,11 +63,19 @@ ALWAYS int32_t within(int32_t x, int32_t high) { return x < 0 ? 0 : x > high ? h
  * Returns what they add to the value. */
 static double give_means(const int32_t *restrict counts, const int32_t *restrict balances, int32_t first, int32_t n,
                          int32_t base, float *restrict signs) {
+    const int32_t *restrict positive = counts + first, *restrict negative = counts + BUCKETS + first;
+    const int32_t *restrict leads = balances + first;
+    float *restrict above = signs + first, *restrict below = signs + BUCKETS + first;
+    float sums[BLOCK];
+    for (int32_t i = 0; i < n; i++) {
+        int32_t p = positive[i], m = negative[i], lead = leads[i];
+        int32_t up = within(p - m + lead, p) - within(-lead, p), down = within(lead, m) - within(m - p - lead, m);
+        above[i] = (float)up / (float)(p > 0 ? p : 1);
+        below[i] = (float)down / (float)(m > 0 ? m : 1);
+        sums[i] = size_of(first + i, base) * (float)(up - down);
+    }
     double lane[LANES] = {0}, sum = 0;
-    IN_LANES(n, int32_t b = first + i + j; int32_t p = counts[2 * b]; int32_t m = counts[2 * b + 1]; int32_t lead = balances[b];
-             int32_t up = within(p - m + lead, p) - within(-lead, p); int32_t down = within(lead, m) - within(m - p - lead, m);
-             signs[2 * b] = (float)up / (float)(p > 0 ? p : 1); signs[2 * b + 1] = (float)down / (float)(m > 0 ? m : 1);
-             lane[j] += size_of(b, base) * (float)(up - down))
+    IN_LANES(n, lane[j] += sums[i + j])
     for (int j = 0; j < LANES; j++) sum += lane[j];
     return sum;
 }
@@ -77,9 +85,9 @@ static double leave_out(int64_t middle, const int32_t *counts, int32_t base, flo
     for (int side = 0; side < 2; side++) {
         int64_t larger = 0;
         for (int32_t b = BUCKETS - 1; b > 0 && larger < middle; b--) {
-            int32_t own = counts[2 * b + side];
+            int32_t own = counts[side * BUCKETS + b];
             if (larger + own >= middle) {
-                signs[2 * b + side] -= (side ? -1.0f : 1.0f) / own;
+                signs[side * BUCKETS + b] -= (side ? -1.0f : 1.0f) / own;
                 return size_of(b, base);
             }
             larger += own;
@@ -98,8 +106,8 @@ void symmetry(const float *w, int64_t count, int32_t base, int32_t *counts, floa
     int32_t lead = find_balances(counts, balances);
     EACH_BLOCK(b, BUCKETS / BLOCK)
         partial[b] = give_means(counts, balances, (int32_t)(b * BLOCK + !b), BLOCK - !b, base, signs);
-    int32_t zeros = counts[0] + counts[1], led = lead < -zeros ? -zeros : lead > zeros ? zeros : lead;
-    signs[0] = signs[1] = (float)led / (float)(zeros > 0 ? zeros : 1);
+    int32_t zeros = counts[0] + counts[BUCKETS], led = lead < -zeros ? -zeros : lead > zeros ? zeros : lead;
+    signs[0] = signs[BUCKETS] = (float)led / (float)(zeros > 0 ? zeros : 1);
     *value = count % 2 ? -leave_out(count / 2 + 1, counts, base, signs) : 0;
     for (int b = 0; b < BUCKETS / BLOCK; b++) *value += partial[b];
 }
