@@ -36,7 +36,7 @@ def test_the_committed_sweep_file_names_every_record(name: str, capsys: pytest.C
     named = {line[0] for line in words if len(line) > 1 and line[1] in ("tune", "final")}
     with zipfile.ZipFile(RESULTS / name / "runs.zip") as packed:
         recorded = {entry.partition("/")[0] for entry in packed.namelist()}
-    assert len(recorded) > 30
+    assert len(recorded) >= 10
     assert recorded == named
 
 
