@@ -2,7 +2,8 @@
 
 RUN is a run's id, or the beginning of it; DIR holds sweeps, or archives of them (harness/archive.py). The run is
 repeated in NEW, from its configuration alone. On the same kind of device, with the same packages and threads, every
-row is the same to the last digit; what differs is printed, and the command ends with status 1.
+row is the same to the last digit, and so are the integer codes, of which rows hold a digest. What differs is printed,
+and the command ends with status 1.
 
 The precision is compared first. Where `train.precision: auto` is another one here than it was for the record, that is
 said, and the run is repeated in the recorded one: the configuration then names it, and so the new run has another id.
@@ -124,6 +125,8 @@ def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[s
                 f"{metric.name} {metric.shown(schema.score_of(each))}, loss {each['loss']:.6f}" for each in (row, other)
             )
             lines.append(f"{' '.join(map(str, case))}: {was} in the record, {now} now")
+        elif schema.CODES in row and row[schema.CODES] != other.get(schema.CODES):
+            lines.append(f"{' '.join(map(str, case))}: the same {metric.name} and loss, from other integer codes")
     if lines:
         for name in _MATTERS:
             was, now = recorded["provenance"].get(name), again["provenance"].get(name)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.exporting.codes import Codes, find_codes, packed_bytes
 from harness.exporting.inputs import plain_input
 from harness.quantization.deploy import set_deployed
+from harness.quantization.integer_codes import Codes, codes_of, packed_bytes
 from harness.quantization.layers import give_slots, weight_layers
 from harness.quantization.norms import is_norm
 from harness.quantization.observing import Site, expose, input_sites
@@ -51,19 +51,16 @@ def taken(model: nn.Module, bits: Mapping[str, int | None]) -> Network:
 
     Raises UserError for weights that are not on a grid of so many bits, and for quantizers that no file can hold.
     """
-    layers, deployed, coded = {}, [], set()
-    for name, layer in model.named_modules():
-        if not (isinstance(layer, QuantLayer) and layer.deployed):
-            continue
-        deployed.append(name)
-        if (each := bits.get(name)) is not None:
-            codes = find_codes(layer.weight, each)
-            if codes is None:
-                raise UserError(f"layer {name!r} has more than 2^{each} different weights: it is not at {each} bits")
-            layers[name] = codes
-            coded.add(id(layer.weight))
+    found = codes_of(model, bits)
+    layers = {name: codes for name, codes in found.items() if codes is not None}
+    for name in found:
+        if name not in layers:
+            raise UserError(f"layer {name!r} has more than 2^{bits[name]} different weights: not at {bits[name]} bits")
     if not layers:
         raise UserError("no layer of this network has its weights on a grid, so there is nothing to export")
+    modules = dict(model.named_modules())
+    deployed = [name for name, layer in modules.items() if isinstance(layer, QuantLayer) and layer.deployed]
+    coded = {id(modules[name].weight) for name in layers}
     inputs = _inputs(model)
     prefixes = tuple(f"{name}." for name, site in _sites(model).items() if not isinstance(site.held, Unfilled))
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in coded}

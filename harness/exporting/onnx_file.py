@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.exporting.codes import Codes, pack
 from harness.exporting.inputs import GridInput
 from harness.exporting.network import Network
+from harness.quantization.integer_codes import Codes, pack
 from harness.quantization.norms import QuantNorm
 from harness.quantization.observing import input_sites
 from harness.quantization.shaped_activations import MagnitudeQuantizer

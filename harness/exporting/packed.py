@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.exporting.codes import Codes, pack, unpack
 from harness.exporting.inputs import built, described
 from harness.exporting.network import Network, restore
+from harness.quantization.integer_codes import Codes, codes_digest, pack, unpack
 from harness.records.files import written_aside
+from harness.records.schema import CODES
 
 ABOUT = "harness_packed"
 #: Of the format; a reader refuses what is newer.
@@ -39,6 +40,7 @@ def save(path: Path, network: Network, about: Mapping[str, Any]) -> None:
         tensors |= {f"input/{slot}/{name}": value for name, value in module.state_dict().items()}
     parts = {
         "version": VERSION,
+        CODES: codes_digest(network.layers),
         "layers": layers,
         "inputs": {slot: described(module) for slot, module in network.inputs.items()},
         "deployed": list(network.deployed),
@@ -64,6 +66,8 @@ def read(path: Path) -> tuple[Network, dict[str, Any]]:
     if about["version"] > VERSION:
         raise UserError(f"{path}: format {about['version']}; this version of the harness reads up to {VERSION}")
     layers = {name: _codes(name, each, tensors) for name, each in about["layers"].items()}
+    if (digest := codes_digest(layers)) != about.get(CODES, digest):  # files of earlier versions have none
+        raise UserError(f"{path}: damaged: its codes have the digest {digest}, and it says {about[CODES]}")
     inputs = {slot: built(each, _below(f"input/{slot}/", tensors)) for slot, each in about["inputs"].items()}
     return Network(layers, inputs, _below("float/", tensors), tuple(about["deployed"])), about
 

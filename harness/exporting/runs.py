@@ -17,6 +17,7 @@ from harness.data.base import Dataset
 from harness.exporting import onnx_file, packed
 from harness.exporting.network import Network, taken
 from harness.quantization.deploy import weight_bits
+from harness.quantization.integer_codes import codes_digest
 from harness.records import schema
 from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
@@ -59,7 +60,17 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
         path.unlink()
         raise
     compared = f"{metric.shown(found)}, {metric.shown(schema.score_of(row))} in the record"
-    return [str(path), *sizes(path, network), f"{row['split']} {metric.name} {compared}"]
+    score = f"{row['split']} {metric.name} {compared}"
+    return [str(path), *sizes(path, network), *_compared_codes(network, record, row), score]
+
+
+def _compared_codes(network: Network, record: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Whether the codes are those of the record, as a line; nothing where it holds no digest of them."""
+    if schema.CODES not in row:
+        return []
+    digest, device = codes_digest(network.layers), record["provenance"].get("device")
+    same = "as in the record" if digest == row[schema.CODES] else f"others than in the record, which is of {device}"
+    return [f"codes {digest}, {same}"]
 
 
 def _write(

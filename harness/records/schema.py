@@ -41,6 +41,8 @@ ROW_WHERE_QUANTIZED = ("activations", "kv")
 #: Of rows at points by layer: layer name or glob -> point. Of rows of a deploy method that chooses points for layers:
 #: those that it chose, in the same form.
 LAYERS, ALLOCATED = "layers", "allocated"
+#: Of rows of deployed networks whose weights have integer codes: a digest of these and of their scales.
+CODES = "codes_sha256"
 
 
 def point(row: Mapping[str, Any]) -> AnyPoint:

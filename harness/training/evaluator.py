@@ -16,8 +16,9 @@ from harness.data._samples import TaskData
 from harness.methods import build_stack, find
 from harness.methods.base import Calibration, Context, Method, observed_inputs
 from harness.quantization import ActivationQuantizer, Observed, observe
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_to_nearest, weight_bits
 from harness.quantization.inputs import float_inputs
+from harness.quantization.integer_codes import codes_digest, codes_of
 from harness.quantization.observing import LazyObservations, input_sites
 from harness.records import schema
 from harness.tasks.base import Task
@@ -29,13 +30,17 @@ Case = tuple[str, AnyPoint]
 
 @dataclass(frozen=True)
 class Deployment:
-    """A network as a method deployed it at a point. allocated: points that the method chose for its layers."""
+    """A network as a method deployed it at a point. allocated: points that the method chose for its layers.
+
+    codes: the digest of its integer codes (`codes_digest`), where that was asked for and its weights have some.
+    """
 
     deploy: str
     point: AnyPoint
     model: nn.Module
     allocated: LayerPoints | None
     effort: Effort
+    codes: str | None = None
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -81,6 +86,7 @@ class Evaluator:
             row |= {**schema.scored(task.metric, score), "loss": loss, "n": int(n)}
             row |= {each.key: value for each, value in zip(task.metric.beside, beside, strict=True)}
             further = {schema.ALLOCATED: one.allocated.plain["layers"]} if one.allocated else {}
+            further |= {schema.CODES: one.codes} if one.codes else {}
             rows.append(row | schema.fields_of(one.point) | further)
         return rows
 
@@ -89,7 +95,8 @@ class Evaluator:
     ) -> list[Deployment]:
         """The model as deployed for each case whose method serves the point; by default all methods at all points.
 
-        measure: fill in what each would take alone; observing inputs, done once, counts for all that make use of it.
+        measure: fill in the digest of its codes, and what each would take alone; observing inputs, done once, counts
+        for all that make use of it.
         """
         every = [(deploy, point) for deploy in self.deploys for point in self.points] if cases is None else cases
         chosen = [(deploy, point) for deploy, point in every if deploy == "rtn" or find(deploy).serves(point)]
@@ -102,8 +109,16 @@ class Evaluator:
             with effort(device) if measure else nullcontext(Effort()) as own:
                 copy, allocated = self._deploy(model, point, deploy, observed)
             took = own.with_part(shared) if self._observes(deploy, point) else own
-            found.append(Deployment(deploy, point, copy, allocated, took))
+            codes = self._codes(model, copy, allocated or point) if measure else None
+            found.append(Deployment(deploy, point, copy, allocated, took, codes))
         return found
+
+    def _codes(self, model: nn.Module, deployed: nn.Module, point: AnyPoint) -> str | None:
+        """The digest of the codes of a deployed copy of the model; None where a weight, or all of them, have none."""
+        context = self.context
+        found = codes_of(deployed, weight_bits(model, point, context.exclude, context.quantizer.quantizes_norms))
+        codes = {name: each for name, each in found.items() if each is not None}
+        return codes_digest(codes) if codes and len(codes) == len(found) else None
 
     def baseline(self) -> list[Deployment]:
         """What does the task without training, where the task has that, as if it were deployed in float."""

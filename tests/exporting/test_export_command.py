@@ -10,7 +10,11 @@ import torch
 from commands import run_here
 
 import harness
+from harness.core.bits import BitWidths
 from harness.exporting import onnx_file, packed, runs
+from harness.quantization import MaxAbsQuantizer
+from harness.repeat import differences
+from harness.training.build import build
 from harness.training.config import complete
 from harness.training.recorded import session_of
 from harness.training.run import run
@@ -43,13 +47,15 @@ def test_a_packed_file_is_the_recorded_network(bits: str, finished: Path, tmp_pa
     ended = export(finished, "--bits", bits, "--to", tmp_path / "new")
     assert (ended.returncode, ended.stderr) == (0, "")
     record = json.loads((finished / "record.json").read_text())
-    named, size, accuracy = ended.stdout.splitlines()
+    named, size, codes, accuracy = ended.stdout.splitlines()
     point = {"2": "w2"}.get(bits, bits)
     path = tmp_path / "new" / f"{record['run_id']}-{point}-rtn.safetensors"
     assert named == str(path)
     assert size.startswith(f"{path.stat().st_size:,} bytes; in fp32 {4 * (64 * 24 + 24 + 240 + 10):,} (")
     assert size.endswith(f"codes alone, sum n b / 8: {(64 * 24 + 240) * (2 if bits == '2' else 4) // 8:,}")
     (row,) = (each for each in record["rows"] if runs.schema.point(each).key == point and each["split"] == "test")
+    assert codes == f"codes {row[runs.schema.CODES]}, as in the record"
+    assert packed.read(path)[1][runs.schema.CODES] == row[runs.schema.CODES]
     assert accuracy == f"test accuracy {100 * row['accuracy']:.2f} %, {100 * row['accuracy']:.2f} % in the record"
     session = session_of(record, finished / "best.safetensors")
     inputs = torch.rand(5, *session.dataset.input_shape)
@@ -130,3 +136,47 @@ def test_points_by_layer_have_names(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     network, _ = packed.read(next(tmp_path.glob("*-head8-rtn.safetensors")))
     assert {name: codes.bits for name, codes in network.layers.items()} == {"layer1": 4, "layer2": 8}
+
+
+def test_deployed_rows_have_a_digest_of_their_codes(finished: Path) -> None:
+    rows = json.loads((finished / "record.json").read_text())["rows"]
+    digests = {(row["split"], runs.schema.point(row).key): row.get(runs.schema.CODES) for row in rows}
+    assert digests["val", "float"] is digests["test", "float"] is None
+    assert digests["val", "w4"] == digests["test", "w4"] == digests["val", "w4a8"]  # codes are those of weights
+    assert digests["val", "w4"] != digests["val", "w2"]
+    assert len(str(digests["val", "w2"])) == 64
+
+
+def test_a_weight_without_codes_has_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MaxAbsQuantizer, "forward", lambda self, weight: weight + 0.1)  # on no grid
+    raw = {**RAW, "methods": "none", "target_bit": None, "watch_bit": 4}
+    session = build(complete(raw))
+    (one,) = session.evaluator.deployments(session.model, [("rtn", BitWidths.of(2))], measure=True)
+    assert one.codes is None
+    assert runs.schema.CODES not in session.evaluator.rows_of([one], "final", "val")[0]
+
+
+def test_other_codes_and_none_are_said(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((folder / "record.json").read_text())
+    record["provenance"]["device"] = "another"
+    for row in record["rows"]:
+        row[runs.schema.CODES] = "abc"
+    (folder / "record.json").write_text(json.dumps(record))
+    assert "others than in the record, which is of another" in export(folder, "--bits", "4").stdout
+    for row in record["rows"]:  # as earlier versions wrote them
+        del row[runs.schema.CODES]
+    (folder / "record.json").write_text(json.dumps(record))
+    assert len(export(folder, "--bits", "4").stdout.splitlines()) == 3
+
+
+def test_other_codes_are_a_difference(finished: Path) -> None:
+    record = json.loads((finished / "record.json").read_text())
+    rows = [{**row, runs.schema.CODES: "abc"} if row["bits"] == 2 else row for row in record["rows"]]
+    lines = differences({**record, "rows": rows}, record)
+    assert lines == [
+        f"{split} rtn keep_range {BitWidths.of(2)}: the same accuracy and loss, from other integer codes"
+        for split in ("val", "test")
+    ]
+    earlier = [{key: each for key, each in row.items() if key != runs.schema.CODES} for row in record["rows"]]
+    assert differences({**record, "rows": earlier}, record) == []

@@ -117,11 +117,14 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
     save_file({"x": torch.zeros(2)}, foreign)
     save_file({"x": torch.zeros(2)}, newer, {packed.ABOUT: '{"version": 2}'})
     (folder / "text").write_text("no tensors")
+    content = good.read_bytes()
+    (folder / "damaged").write_bytes(content[:-1] + bytes([content[-1] ^ 16]))  # in the last tensor: a scale
     return {
         "missing": (folder / "none", None, "no such file"),
         "text": (folder / "text", None, "cannot be read"),
         "foreign": (foreign, None, "no packed network"),
         "newer": (newer, None, "format 2; this version of the harness reads up to 1"),
+        "damaged": (folder / "damaged", network(), "damaged: its codes have the digest"),
         "no model": (good, None, "give it the network: load_packed"),
         "width": (good, network(5), "the weight of '0' is (6, 2, 3, 3) in the file, (5, 2, 3, 3) in this"),
         "layers": (good, nn.Sequential(nn.Linear(4, 4)), "of another network: 3, 6, 8: the file has"),
@@ -129,7 +132,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
     }
 
 
-@pytest.mark.parametrize("name", ["missing", "text", "foreign", "newer", "no model", "width", "layers", "more"])
+@pytest.mark.parametrize(
+    "name", ["missing", "text", "foreign", "newer", "damaged", "no model", "width", "layers", "more"]
+)
 def test_bad_files_are_refused(name: str, tmp_path: Path) -> None:
     path, model, said = bad_files(tmp_path)[name]
     with pytest.raises(UserError, match=re.escape(said)):

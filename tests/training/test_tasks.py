@@ -37,7 +37,7 @@ def test_a_run_of_a_new_task(tmp_path: Path) -> None:
     asked = config()
     record = run(asked, tmp_path / "run")
     rows = record["rows"]
-    assert {tuple(row) for row in rows} == {schema.SCORED_ROW}
+    assert {tuple(row) for row in rows} == {schema.SCORED_ROW, (*schema.SCORED_ROW, schema.CODES)}
     assert {(row["metric"], row["n"]) for row in rows} == {("mae", 71)}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["val/monitor"] for line in lines] == [line["val/mae_w3"] for line in lines]

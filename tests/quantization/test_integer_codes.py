@@ -1,12 +1,14 @@
 """Integer codes found from the values of deployed weights, and their bytes."""
 
+import hashlib
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.exporting.codes import Codes, find_codes, pack, packed_bytes, unpack
 from harness.quantization import (
     ClippedQuantizer,
     CompandingQuantizer,
@@ -17,6 +19,7 @@ from harness.quantization import (
     StatisticalQuantizer,
     WeightQuantizer,
 )
+from harness.quantization.integer_codes import Codes, codes_digest, find_codes, pack, packed_bytes, unpack
 
 
 def weights(*shape: int) -> Tensor:
@@ -96,3 +99,43 @@ def test_channels_of_zeros(kind: type[WeightQuantizer]) -> None:
 def test_float_weights_have_no_codes() -> None:
     assert find_codes(weights(4, 30), 4) is None
     assert find_codes(weights(30), 4) is None
+
+
+def test_values_that_no_sample_shows_count() -> None:
+    weight = torch.zeros(20_000)
+    weight[::2] = 0.5  # of every second value some are looked at first, and they fit a step of 0.5
+    weight[7] = 0.25
+    found = codes(weight, 3)
+    assert torch.equal(found.weight(), weight)
+    weight[9] = 0.1234
+    assert codes(weight, 3).levels is not None
+
+
+def of_two_layers() -> dict[str, Codes]:
+    return {"b": codes(MaxAbsQuantizer(4)(weights(3, 5)), 4), "a": codes(MaxAbsQuantizer(2, True)(weights(2, 3)), 2)}
+
+
+def test_the_digest_is_that_of_names_codes_and_scales() -> None:
+    layers = of_two_layers()
+    content = hashlib.sha256()
+    for name, shape, bits in (("a", [2, 3], 2), ("b", [3, 5], 4)):
+        content.update(f'["{name}", {bits}, {shape}, {float(2 ** (bits - 1))}]\n'.encode())
+        content.update(bytes(layers[name].codes.flatten().tolist()))
+        scale = layers[name].scale
+        assert scale is not None
+        content.update(struct.pack(f"<{len(scale)}f", *scale.tolist()))
+    assert codes_digest(layers) == codes_digest(dict(reversed(layers.items()))) == content.hexdigest()
+
+
+@pytest.mark.parametrize("part", ["codes", "scale", "zero", "name"])
+def test_the_digest_changes_with_each_part(part: str) -> None:
+    layers = of_two_layers()
+    one = layers["b"]
+    assert one.scale is not None
+    changed = {
+        "codes": {"b": replace(one, codes=one.codes ^ (torch.arange(15).view(3, 5) == 8))},
+        "scale": {"b": replace(one, scale=torch.nextafter(one.scale, torch.ones(1)))},
+        "zero": {"b": replace(one, zero=one.zero - 0.5)},
+        "name": {"c": one},
+    }[part]
+    assert codes_digest({"a": layers["a"], **changed}) != codes_digest(layers)

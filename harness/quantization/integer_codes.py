@@ -3,13 +3,20 @@
 No quantizer is asked, so that it does not matter which method put the weight on its grid.
 """
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from harness.quantization.slots import QuantLayer
 
 #: How far from a whole number `w / step` may be for a step to be tried.
 _NEAR = 1e-3
+#: How many values show that there are too many, and that most steps do not fit; of each row at least `_OF_ROW`.
+_MANY, _FEW, _OF_ROW = 1024, 256, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +57,39 @@ def find_codes(weight: Tensor, bits: int) -> Codes | None:
     Evenly spaced levels are preferred to a table, one step to one per channel.
     """
     weight = weight.detach().float().cpu().contiguous()
-    values = weight.unique().view(1, -1)
-    few, rows = values.shape[1] <= 2**bits, weight.flatten(1) if weight.dim() > 1 else weight.view(1, -1)
-    found = _even(weight, values, bits) if few else None
+    whole, rows = weight.view(1, -1), weight.flatten(1) if weight.dim() > 1 else weight.view(1, -1)
+    few = len(_sampled(whole, _MANY).unique()) <= 2**bits
+    found = _even(weight, whole, bits) if few else None
     found = found or (_even(weight, rows, bits) if weight.dim() > 1 else None)
-    return found or _table(weight, weight.view(1, -1) if few else rows, bits)
+    return found or (_table(weight, whole, bits) if few else None) or _table(weight, rows, bits)
+
+
+def codes_of(model: nn.Module, bits: Mapping[str, int | None]) -> dict[str, Codes | None]:
+    """The codes of a deployed network's weights, by layer; None for a weight with more values than its bits allow.
+
+    bits: of each layer's weight (`weight_bits`). Layers in float are not among those of the result.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLayer) and layer.deployed and (each := bits.get(name)) is not None:
+            found[name] = find_codes(layer.weight, each)
+    return found
+
+
+def codes_digest(layers: Mapping[str, Codes]) -> str:
+    """A digest of a network's codes and of what they stand for: SHA-256, 64 hexadecimal digits.
+
+    layers: by name. In the order of the names, each adds a line of JSON, [name, bits, shape, zero]; its codes, a byte
+    each; and its scale or its levels, fp32, little-endian.
+    """
+    digest = hashlib.sha256()
+    for name, one in sorted(layers.items()):
+        digest.update(f"{json.dumps([name, one.bits, list(one.codes.shape), one.zero])}\n".encode())
+        digest.update(one.codes.flatten().numpy().data)
+        own = one.scale if one.levels is None else one.levels
+        assert own is not None
+        digest.update(own.flatten().numpy().astype("<f4").data)
+    return digest.hexdigest()
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -75,6 +110,11 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that so many codes take."""
     return -(-count * bits // 8)
+
+
+def _sampled(rows: Tensor, count: int) -> Tensor:
+    """About so many values, evenly spaced, of all rows (R, n) together: a view (R, m)."""
+    return rows[:, :: max(1, rows.shape[1] // max(_OF_ROW, count // len(rows)))]
 
 
 def _even(weight: Tensor, rows: Tensor, bits: int) -> Codes | None:
@@ -102,22 +142,27 @@ def _units(rows: Tensor, tried: list[int], odd: bool, most: int) -> Tensor | Non
     tried: what multiple of u the largest magnitude may be. most: the largest multiple above 0.
     """
     largest = rows.abs().amax(1)
-    unit, left = torch.zeros_like(largest), largest > 0
-    for multiple in tried:
-        if not left.any():
-            break
-        values, top = rows[left], largest[left]
-        scaled = values / (top / multiple)[:, None]
-        whole = 2 * (scaled / 2).floor() + 1 if odd else scaled.round()
-        near = ((scaled - whole).abs() < _NEAR).all(1) & (whole <= most).all(1)
-        best = torch.zeros_like(top)
-        for nudge in (0, 1, -1, 2, -2) if near.any() else ():  # the division may be a few ulps off the step
-            candidate = _ulps(top / multiple, nudge)
-            exact = near & (best == 0) & (candidate[:, None] * whole == values).all(1)
-            best = torch.where(exact, candidate, best)
-        unit[left] = best
-        left = left & (unit == 0)
+    unit, left, steps = torch.zeros_like(largest), largest > 0, largest[:, None] / torch.tensor(tried)
+    scaled = _sampled(rows, _FEW)[:, None] / steps[:, :, None]
+    whole = _multiples(scaled, odd)
+    near = ((scaled - whole).abs() < _NEAR).all(2) & (whole <= most).all(2)
+    for place in near.any(0).nonzero().flatten().tolist():
+        places = (near[:, place] & left).nonzero().flatten()
+        for nudge in (0, 1, -1, 2, -2):  # the division may be a few ulps off the step
+            if not len(places):
+                break
+            values, step = rows[places], steps[places, place]
+            candidate, whole = _ulps(step, nudge), _multiples(values / step[:, None], odd)
+            exact = (candidate[:, None] * whole == values).all(1) & (whole <= most).all(1)
+            unit[places[exact]] = candidate[exact]
+            left[places[exact]] = False
+            places = places[~exact]
     return None if left.any() else unit
+
+
+def _multiples(scaled: Tensor, odd: bool) -> Tensor:
+    """The nearest whole number, or an odd one beside it."""
+    return 2 * (scaled / 2).floor() + 1 if odd else scaled.round()
 
 
 def _ulps(values: Tensor, count: int) -> Tensor:
