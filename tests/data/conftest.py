@@ -1,5 +1,6 @@
 """Small data sets in the real file formats, made on the spot, and a cache folder of each test's own."""
 
+import gzip
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 CLASSES = ("cat", "dog", "eel")
 WNIDS = ("n03", "n01", "n02")  # not sorted, as in the official file
@@ -59,6 +61,54 @@ def write_cifar10(root: Path, per_file: int = 20, protocol: int = 2) -> Path:
     return folder
 
 
+def write_cifar100(root: Path, count: int = 200) -> Path:
+    """Three files in the official pickled format, random pixels, 100 classes in turn."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "test"):
+        content = {
+            "filenames": [f"{index}.png" for index in range(count)],
+            "fine_labels": [index % 100 for index in range(count)],
+            "coarse_labels": [index % 20 for index in range(count)],
+            "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+        }
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    meta = {
+        "fine_label_names": [f"fine{i}" for i in range(100)],
+        "coarse_label_names": [f"coarse{i}" for i in range(20)],
+    }
+    (folder / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+    return folder
+
+
+def write_svhn(root: Path, count: int = 40) -> Path:
+    """Two files of MATLAB's format, random pixels, labels 1 to 10 in turn: 10 is the digit 0."""
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "test"):
+        labels = (np.arange(count) % 10 + 1).astype(np.uint8).reshape(-1, 1)
+        savemat(
+            root / f"{name}_32x32.mat", {"X": rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8), "y": labels}
+        )
+    return root
+
+
+def write_fashion_mnist(root: Path, count: int = 40, compressed: bool = False) -> Path:
+    """Four files of the IDX format, random pixels, 10 classes in turn."""
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "t10k"):
+        for kind, sizes in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            header = bytes((0, 0, 8, len(sizes))) + b"".join(size.to_bytes(4, "big") for size in sizes)
+            values = rng.integers(0, 256, sizes, dtype=np.uint8) if len(sizes) > 1 else np.arange(count) % 10
+            content = header + values.astype(np.uint8).tobytes()
+            path = folder / f"{name}-{kind}-ubyte{'.gz' if compressed else ''}"
+            path.write_bytes(gzip.compress(content) if compressed else content)
+    return folder
+
+
 def write_tiny_imagenet(root: Path) -> Path:
     """The official layout with 3 classes, 4 training images each, and 6 labelled images in val/."""
     folder = root / "tiny-imagenet-200"
@@ -104,3 +154,14 @@ def make_cifar10() -> Writer:
 @pytest.fixture
 def make_tiny_imagenet() -> Writer:
     return write_tiny_imagenet
+
+
+@pytest.fixture
+def make_official() -> dict[str, Writer]:
+    """What writes the files of each data set that torchvision can fetch, by its name."""
+    return {
+        "cifar10": write_cifar10,
+        "cifar100": write_cifar100,
+        "svhn": write_svhn,
+        "fashion_mnist": write_fashion_mnist,
+    }

@@ -125,7 +125,7 @@ class Program:
 def test_a_pickle_that_runs_a_program_is_refused(tmp_path: Path, make_cifar10: Writer) -> None:
     folder = make_cifar10(tmp_path)
     (folder / "data_batch_3").write_bytes(pickle.dumps({"data": Program(tmp_path / "ran"), "labels": []}))
-    with pytest.raises(UserError, match="no CIFAR-10 file needs") as refused:
+    with pytest.raises(UserError, match="no CIFAR file needs") as refused:
         prepare(Config(root=tmp_path))
     assert str(folder / "data_batch_3") in str(refused.value)
     assert not (tmp_path / "ran").exists()

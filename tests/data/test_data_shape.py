@@ -14,10 +14,10 @@ Writer = Callable[[Path], Path]
 
 @pytest.fixture
 def roots(
-    tmp_path: Path, make_cifar10: Writer, make_tiny_imagenet: Writer, make_folder: Callable[..., Path]
+    tmp_path: Path, make_official: dict[str, Writer], make_tiny_imagenet: Writer, make_folder: Callable[..., Path]
 ) -> dict[str, Path]:
     return {
-        "cifar10": make_cifar10(tmp_path / "cifar10"),
+        **{name: write(tmp_path / name) for name, write in make_official.items()},
         "tiny_imagenet": make_tiny_imagenet(tmp_path / "tiny"),
         "image_folder": make_folder(tmp_path / "folder", train=4, test=2),
         "digits": tmp_path,
@@ -33,7 +33,7 @@ def test_it_is_that_of_what_is_read(roots: dict[str, Path], name: str, resize: i
     assert data.shape(config) == (dataset.input_shape, dataset.num_classes)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet", "image_folder"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "fashion_mnist", "tiny_imagenet", "image_folder"])
 def test_data_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"data\.root: nothing is at"):
         data.shape(component("data set", {"name": name, "root": str(tmp_path / "nowhere")}))
