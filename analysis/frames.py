@@ -85,12 +85,17 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def objective_value(trial: Trial, name: str) -> float:
-    """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats."""
+def objective_value(trial: Trial, name: str) -> float | None:
+    """What the tuning optimised, computed from the record as the study did; accuracy in [0, 1], loss in nats.
+
+    None where rows do not tell it: of metrics that runs report beside them.
+    """
     rows = trial.rows("val")
     points = [schema.point(row) for row in rows if not schema.point(row).is_float]
     metric = metric_of(trial.config)
     metrics = schema.as_metrics(rows, metric, objective.deploy_of(trial.config))
+    if name not in (*objective.AGGREGATES, *metrics):
+        return None
     return objective.value(name, metrics, points, trial.config.get("target_bit") or FLOAT, metric)
 
 

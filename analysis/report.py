@@ -68,11 +68,18 @@ def _cells(sweep: SweepResults) -> list[list[str]]:
         parameters = ", ".join(f"{name} = {_text(value)}" for name, value in chosen.items())
         values = {trial.number: frames.objective_value(trial, sweep.objective[0]) for trial in trials}
         best = next((values[trial.number] for trial in trials if trial.chosen), None)
+        if None in values.values():  # rows do not tell it
+            best = _first((cell.chosen or {}).get("value"))
         ties = sum(value == best for value in values.values()) - 1
         others = f" ({ties} other trial{'s' * (ties > 1)} equal)" if ties > 0 else ""
         value = "" if best is None else _text(best) + others
         lines.append([cell.id, str(len(trials)), parameters or "nothing tuned", value, f"{finals}/{len(cell.seeds)}"])
     return lines
+
+
+def _first(values: Any) -> Any:
+    """The first of several objectives, or the only one."""
+    return values[0] if isinstance(values, list) else values
 
 
 def _origins(sweep: SweepResults) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from harness.data._config import Augment
 from harness.sweep import json_schema
 from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
+from harness.sweep.reported import Objective
 from harness.sweep.search_space import Choices, Range
 from harness.training.config import RunConfig, config_class
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
@@ -33,6 +34,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "tune": ("tune", Tune),
     "final": ("final", Final),
     "sampler": ("sampler and pruner: a name, or a section with the options of Optuna's class", Algorithm),
+    "objective": ("an entry of objective with its direction", Objective),
     "run": ("base of a sweep file, or a file for harness.run", RunConfig),
     "train": ("train, and pretrain", TrainConfig),
     "quantizer": ("quantizer", QuantizerConfig),

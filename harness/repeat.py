@@ -24,7 +24,7 @@ from harness.records.archive import runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import RECORD, RunDirectory
 from harness.records.sweep_directory import sweeps_below
-from harness.tasks.base import task_of
+from harness.tasks.base import task_of_run
 from harness.training.config import RunConfig, complete, component
 from harness.training.run import RunContext, print_epoch, run
 
@@ -109,7 +109,7 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """The differences between two records of one run, a line each: precision, rows, then those between the machines."""
     rows = {schema.row_key(row): row for row in again["rows"]}
-    metric = task_of(recorded["config"]["data"]).metric
+    metric = task_of_run(recorded["config"]).metric
     beside = [each.key for each in metric.beside]
     lines = []
     was, now = (record.get("resolved", {}).get("precision") for record in (recorded, again))

@@ -72,7 +72,7 @@ def _importances(group: Group) -> tuple[pd.DataFrame, list[str]]:
     for trial in group.trials:
         by_cell.setdefault(trial.cell.id, []).append(trial)
     spaces = _spaces(group)
-    lines, alone, few, unknown = [], 0, 0, 0
+    lines, alone, few, unknown, untold = [], 0, 0, 0, 0
     for cell, trials in by_cell.items():
         if len(trials[0].params) < 2:
             alone += 1
@@ -80,6 +80,8 @@ def _importances(group: Group) -> tuple[pd.DataFrame, list[str]]:
             few += 1
         elif cell not in spaces or set(spaces[cell]) != set(trials[0].params):
             unknown += 1
+        elif objective_value(trials[0], group.objective[0]) is None:
+            untold += 1
         else:
             for parameter, importance in _ped_anova(trials, spaces[cell], group.objective[0]).items():
                 lines.append({"cell": cell, "trials": len(trials), "parameter": parameter, "importance": importance})
@@ -87,6 +89,7 @@ def _importances(group: Group) -> tuple[pd.DataFrame, list[str]]:
         "with one searched parameter, whose importance is 1 by definition": alone,
         f"with fewer than {_LEAST_TRIALS} finished trials": few,
         "whose search space is not in sweep.json": unknown,
+        "whose objective is in no row": untold,
     }
     notes = [f"left out: {n} {'cell' if n == 1 else 'cells'} {reason}" for reason, n in why.items() if n]
     return pd.DataFrame(lines), notes
@@ -115,5 +118,6 @@ def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
     study = optuna.create_study(direction=objective.direction(name, metric_of(trials[0].config)))
     for trial in trials:
         value = objective_value(trial, name)
+        assert value is not None, "the caller leaves such cells out"
         study.add_trial(optuna.trial.create_trial(values=[value], params=trial.params, distributions=distributions))
     return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))

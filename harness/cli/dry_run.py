@@ -25,7 +25,7 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
     """Print cells, trials, finals, workers and the job that would be submitted."""
     trials, finals = spec.tune.trials * len(cells), len(spec.final.seeds) * len(cells)
     print(f"sweep {spec.name} -> {root / spec.name}")
-    print(f"objective {', '.join(spec.objective)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
+    print(f"objective {', '.join(spec.objectives)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
     width = max(len(cell.id) for cell in cells)
     for cell in cells:
         searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import data
 from harness.core.errors import UserError
@@ -10,7 +10,12 @@ from harness.core.layer_points import LayerPoints
 from harness.records.wandb_names import check_project
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
+from harness.sweep.objective import AnyObjective
+from harness.sweep.reported import Objective, check_reported, known, numbers
 from harness.training.config import RunConfig, complete_but_methods, component, parse
+
+if TYPE_CHECKING:  # imports torch
+    from harness.training.session import Session
 
 
 def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[object]:
@@ -65,7 +70,7 @@ def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
             key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer])
             if key not in tried:
                 tried.add(key)
-                notes += _check_build(cell.id, config, images)
+                notes += _check_build(cell.id, config, images, spec.objective)
     return notes
 
 
@@ -82,13 +87,17 @@ def without_numbers(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return [{key: value for key, value in entry.items() if type(value) not in (int, float)} for entry in methods]
 
 
-def _check_build(cell_id: str, config: RunConfig, images: _Images | None) -> list[str]:
+def _check_build(
+    cell_id: str, config: RunConfig, images: _Images | None, objectives: Sequence[AnyObjective]
+) -> list[str]:
     from harness.quantization.slots import SlotTakenError
     from harness.training.trial_build import try_build, try_model
 
     shape, classes = images or _ANY
     try:
-        try_build(config, shape, classes)
+        session = try_build(config, shape, classes)
+        if any(isinstance(each, Objective) for each in objectives):
+            check_reported(objectives, _reported_by(session))
     except UserError as error:
         if images is None:
             try:
@@ -102,6 +111,16 @@ def _check_build(cell_id: str, config: RunConfig, images: _Images | None) -> lis
     except Exception as error:  # random images may not do for a method: only a run can tell
         return [f"cell {cell_id}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"]
     return []
+
+
+def _reported_by(session: "Session") -> list[str]:
+    """The metrics that a run of the session reports, besides those of single points."""
+    from harness.oscillation.tracker import metrics_of
+
+    found: dict[str, Any] = metrics_of(session.trackers)
+    for method in session.methods:
+        found |= method.metrics()
+    return list(dict.fromkeys([*known(session.task.metric), *numbers(found)]))
 
 
 def prepare_data(spec: SweepConfig, cells: Sequence[Cell]) -> None:

@@ -81,7 +81,7 @@ def summary(sweep: OpenSweep) -> int:
     counts = plan.count(sweep)
     metric = sweep.spec.metric
     tested = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
-    table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objective)} on validation, then test {tested}")
+    table = Table(title=f"{sweep.spec.name}: {', '.join(sweep.spec.objectives)} on validation, then test {tested}")
     after = {cell.id: cell.measured_after for cell in sweep.cells}
     named = {*after.values()} != {"rtn"}
     for heading in ("cell", "trials", "value", *(["after"] if named else []), "chosen", "seeds"):

@@ -38,7 +38,7 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
         "sweep": sweep.spec.name,
         "folder": str(sweep.folder),
         "state": _overall(sweep, left, workers, cells),
-        "objective": list(sweep.spec.objective),
+        "objective": sweep.spec.objectives,
         "storage": sweep.spec.storage,
         "runs": sum(cell["total"] for cell in cells),
         "left": left,

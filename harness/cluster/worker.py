@@ -191,7 +191,7 @@ def _labels(sweep: "OpenSweep", claim: "Claim") -> dict[str, Any]:
         schema.TRIAL: claim.trial.number,
         "grid": dict(claim.cell.grid),
         "params": dict(claim.params),
-        "objective": list(sweep.spec.objective),
+        "objective": sweep.spec.objectives,
     }
 
 

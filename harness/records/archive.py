@@ -69,10 +69,11 @@ def pack(sweep: Path, to: Path, unfinished: bool = False) -> Path:
     if packed.path.resolve() == sweep.resolve():
         raise UserError(f"--to {str(to)!r} is where the sweep itself is; write the archive to another folder")
     finals = {run_id for cell in cells["cells"] for run_id in cell["finals"].values()}
+    epochs = any(isinstance(each, dict) for each in spec.get("objective", ()))  # by which trials were compared
     packed.path.mkdir(parents=True, exist_ok=True)
     with written_aside(packed.archive) as aside, zipfile.ZipFile(aside, "w") as archive:
         for run in files.runs_named():
-            for name, text in _files(RunDirectory(run), run.name in finals):
+            for name, text in _files(RunDirectory(run), run.name in finals, epochs):
                 entry = zipfile.ZipInfo(f"{run.name}/{name}", _NO_DATE)
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(entry, text, compresslevel=9)
@@ -108,8 +109,8 @@ def _left(files: SweepDirectory, cells: list[dict[str, Any]], spec: dict[str, An
     return lines
 
 
-def _files(run: RunDirectory, final: bool) -> Iterator[tuple[str, bytes]]:
-    """The files to keep of a run: none of a run without a trial, none of a pruned one."""
+def _files(run: RunDirectory, final: bool, epochs: bool) -> Iterator[tuple[str, bytes]]:
+    """The files to keep of a run: none of a run without a trial, none of a pruned one. epochs: those of trials, too."""
     record, status = read_json(run.record), read_json(run.status) or {}
     if record is None and status.get("state") == "failed":
         reason = _FOLDERS.sub(".../", str(status.get("reason")))
@@ -121,7 +122,7 @@ def _files(run: RunDirectory, final: bool) -> Iterator[tuple[str, bytes]]:
     for path in (run.config, run.record, run.trials):
         if (content := read_json(path)) is not None:
             yield path.name, _json(content)
-    if final and run.metrics.exists():
+    if (final or epochs) and run.metrics.exists():
         yield run.metrics.name, run.metrics.read_bytes()
 
 

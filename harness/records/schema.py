@@ -123,7 +123,8 @@ def as_metrics(rows: Iterable[Mapping[str, Any]], metric: Metric, deploy: str = 
             metrics[score(metric, row["split"], point(row))] = score_of(row)
             metrics[loss(row["split"], point(row))] = row["loss"]
             for each in metric.beside:
-                metrics[score(each, row["split"], point(row))] = row[each.key]
+                if each.key in row:  # of further figures, not all runs of a sweep need have them
+                    metrics[score(each, row["split"], point(row))] = row[each.key]
             if not point(row).is_float:
                 quantized.setdefault(row["split"], []).append(score_of(row))
     for split, values in quantized.items():

@@ -141,10 +141,11 @@ def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[R
 
 
 def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
-    for objective_name in spec.objective:
-        there = _zeros(config, config.evaluated_points)
-        objective.value(objective_name, there, config.deploy.points, config.monitored_point, config.task.metric)
-    if spec.pruner.name != "none":
+    for goal in spec.objective:
+        if isinstance(goal, str):  # what others report is known once networks are built
+            there = _zeros(config, config.evaluated_points)
+            objective.value(goal, there, config.deploy.points, config.monitored_point, config.task.metric)
+    if spec.pruner.name != "none" and isinstance(spec.objective[0], str):
         deploy = config.monitor.name
         there = _zeros(config, config.epoch_points) | _zeros(config, [config.monitored_point], deploy)
         try:

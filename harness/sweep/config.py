@@ -17,8 +17,9 @@ from harness.core.layer_points import LayerPoints
 from harness.core.metric import Metric
 from harness.core.validation import explain
 from harness.sweep import objective
+from harness.sweep.objective import AnyObjective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
-from harness.tasks.base import DEFAULT, find, task_of
+from harness.tasks.base import DEFAULT, Task, find, task_of
 from harness.training.config import MethodStack, RunConfig
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
@@ -84,10 +85,11 @@ class SweepConfig(StrictConfig):
     cells: tuple[CellConfig, ...] = Field(min_length=1, description="methods to compare, with what each tunes")
     tune: Tune = Field(description="the tuning phase")
     final: Final = Field(description="the test phase")
-    objective: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+    objective: Annotated[tuple[AnyObjective, ...], BeforeValidator(listed)] = Field(
         ("target",),
         min_length=1,
-        description="what tuning optimizes on the validation split: target, worst, mean, val/acc_w3, val/loss_w2, ...",
+        description="what tuning optimizes on the validation split: target, worst, mean, val/acc_w3, val/loss_w2, ...; "
+        "{name: osc/frequency, direction: minimize} of what else runs report",
     )
     tie_break: Literal["loss", "first"] = Field(
         "loss",
@@ -122,8 +124,9 @@ class SweepConfig(StrictConfig):
         for kind, algorithm, legal in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
             if algorithm.name not in legal:
                 raise unknown(kind, algorithm.name, legal)
-        for name in self.objective:
-            objective.check(name, self.metric, self._points_by_layer())
+        points, further = self._points_by_layer(), [each.key for each in self.task.further]
+        goals = tuple(objective.check(each, self.metric, points, further) for each in self.objective)
+        object.__setattr__(self, "objective", goals)
         _check_storage(self.storage)
         if len(set(self.final.seeds)) < len(self.final.seeds):
             raise ValueError(f"final.seeds: {list(self.final.seeds)} names a seed twice")
@@ -138,8 +141,11 @@ class SweepConfig(StrictConfig):
         return self
 
     @property
-    def metric(self) -> Metric:
-        """That of the task of its data. Raises ValueError for data sets of several tasks: trials cannot be compared."""
+    def task(self) -> Task:
+        """The task of its data, with all further figures that a run measures.
+
+        Raises ValueError for data sets of several tasks: trials cannot be compared.
+        """
         sections = [each for each in self._written("data") if isinstance(each, dict)]
         names = [*self._written("data", "name"), *(each.get("name") for each in sections)]
         known = [name for name in dict.fromkeys(map(str, names)) if name in registry.names("data set")]
@@ -147,7 +153,20 @@ class SweepConfig(StrictConfig):
         if len(set(tasks.values())) > 1:
             listed = ", ".join(f"{name} ({task.name})" for name, task in tasks.items())
             raise ValueError(f"base.data: {listed}: data sets of one sweep have one task")
-        return next(iter(tasks.values()), find(DEFAULT)).metric
+        lists = [each for each in self._written("deploy", "figures") if isinstance(each, list | tuple)]
+        task = next(iter(tasks.values()), find(DEFAULT))
+        asked = {str(key) for each in lists for key in each}  # of which a cell refuses what is not legal
+        return task.measuring([each.key for each in task.further if each.key in asked])
+
+    @property
+    def metric(self) -> Metric:
+        """That of its task."""
+        return self.task.metric
+
+    @property
+    def objectives(self) -> list[str]:
+        """What tuning optimizes, by name."""
+        return [each if isinstance(each, str) else each.name for each in self.objective]
 
     def _written(self, section: str, *key: str) -> list[Any]:
         """Every value that the file has for a run setting, in `base`, a grid or a cell's `set`; legal or not."""

@@ -25,7 +25,11 @@ _WIDTH = 200
 #: In this order, so that the file does not change with the order of imports.
 _KINDS = {"method": "method", "model": "model", "data set": "data"}
 _OBJECTIVE: Schema = {
-    "anyOf": [{"enum": ["target", "worst", "mean"]}, {"type": "string", "pattern": r"^val/(acc|loss)_.+$"}]
+    "anyOf": [
+        {"enum": ["target", "worst", "mean"]},
+        {"type": "string", "pattern": r"^val/[a-z][a-z0-9]*_.+$"},
+        {"$ref": f"{_DEFS}Objective"},
+    ]
 }
 
 

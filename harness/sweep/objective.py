@@ -10,26 +10,48 @@ from harness.core.errors import UserError, nearest
 from harness.core.layer_points import LayerPoints, Written
 from harness.core.metric import Metric
 from harness.records import schema
+from harness.sweep import reported
+from harness.sweep.reported import Objective
 
 if TYPE_CHECKING:
     from harness.training.config import RunConfig
 
-_AGGREGATES = ("target", "mean", "worst")
+#: As a sweep file has it: a name whose direction is known, or a name with its direction.
+AnyObjective = str | Objective
+#: Objectives over points or at the target, by name.
+AGGREGATES = ("target", "mean", "worst")
 _METRIC = re.compile(r"^val/([a-z0-9]+)_(.+)$")
 
 
-def check(name: str, metric: Metric, by_layer: Iterable[LayerPoints] = ()) -> str:
-    """`name` itself, or a UserError that lists the legal objectives. by_layer: the sweep's points by layer."""
+def check(
+    name: AnyObjective, metric: Metric, by_layer: Iterable[LayerPoints] = (), further: Iterable[str] = ()
+) -> AnyObjective:
+    """The objective itself, by its name alone where that is enough, or a UserError that lists the legal ones.
+
+    by_layer: the sweep's points by layer. further: keys of figures that the task could measure, too.
+    """
     named = sorted({key for point in by_layer for key in measured(metric, "val", point)})
-    if name in _AGGREGATES or _is_metric(name, metric) or name in named:
-        return name
+    plain = name if isinstance(name, str) else name.name
+    if plain in AGGREGATES or _is_metric(plain, metric) or plain in named:
+        if isinstance(name, Objective) and name.direction != (own := direction(plain, metric)):
+            raise UserError(f"objective {plain!r}: direction: {name.direction!r} (legal: {own}, which is its own)")
+        return plain
+    if reported.may_be(plain, metric):
+        if isinstance(name, Objective):
+            return name
+        raise UserError(
+            f"objective {name!r}: which values are better? Write {{name: {name}, direction: minimize}}, or maximize"
+        )
+    if (found := _METRIC.match(plain)) and found[1] in further:
+        raise UserError(f"objective {plain!r}: no run measures {found[1]}; set deploy.figures: [{found[1]}]")
     keys = [each.key for each in (metric, *metric.beside)]
-    examples = (*_AGGREGATES, *(f"val/{each}_{at}" for each in keys for at in ("w2", "float")), "val/loss_w2", *named)
-    further = f"; {', '.join(named)}" if named else ""
+    examples = (*AGGREGATES, *(f"val/{each}_{at}" for each in keys for at in ("w2", "float")), "val/loss_w2", *named)
+    more = f"; {', '.join(named)}" if named else ""
     legal = ", ".join(f"val/{key}_w2 to val/{key}_w8, val/{key}_w4a8 and such, val/{key}_float" for key in keys)
     raise UserError(
-        f"objective {name!r} is unknown{nearest(name, examples)} (legal: {', '.join(_AGGREGATES)}, {legal}; "
-        f"val/loss_w2 to val/loss_w8, val/loss_float{further})"
+        f"objective {plain!r} is unknown{nearest(plain, [*examples, *reported.known(metric)])} (legal: "
+        f"{', '.join(AGGREGATES)}, {legal}; val/loss_w2 to val/loss_w8, val/loss_float{more}; with a direction: "
+        f"{', '.join(reported.known(metric))}, and what methods report)"
     )
 
 
@@ -40,7 +62,7 @@ def measured(metric: Metric, split: str, point: Written) -> list[str]:
 
 def _figure(name: str, metric: Metric) -> Metric | None:
     """The figure that an objective is of; None for a loss, or for nothing that the task measures."""
-    if name in _AGGREGATES:
+    if name in AGGREGATES:
         return metric
     found = _METRIC.match(name)
     return next((each for each in (metric, *metric.beside) if found and each.key == found[1]), None)
@@ -56,27 +78,35 @@ def _is_metric(name: str, metric: Metric) -> bool:
         return False
 
 
-def direction(name: str, metric: Metric) -> Literal["minimize", "maximize"]:
-    """ "minimize" for losses, else that of the figure."""
+def direction(name: AnyObjective, metric: Metric) -> Literal["minimize", "maximize"]:
+    """The one that is stated; else "minimize" for losses, and that of the figure."""
+    if isinstance(name, Objective):
+        return name.direction
     figure = _figure(name, metric)
     return figure.direction if figure else "minimize"
 
 
-def value(name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric) -> float:
+def value(
+    name: AnyObjective, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric
+) -> float:
     """The objective from validation metrics (`val/acc_w3`: accuracy in [0, 1]).
 
     target: the metric at the target (in float for float training); mean and worst: over the deployment `points`, worst
     in the metric's own direction. Raises UserError when a point it needs was not evaluated.
     """
+    if isinstance(name, Objective):
+        return name.value(metrics)
     values = [metrics[key] for key in _keys(name, metrics, points, target, metric)]
     return metric.worst(values) if name == "worst" else fmean(values)
 
 
-def epoch_value(name: str, metrics: Mapping[str, float], config: "RunConfig") -> float:
+def epoch_value(name: AnyObjective, metrics: Mapping[str, float], config: "RunConfig") -> float:
     """The same of an epoch's metrics: mean and worst are over those deployment points that epochs are evaluated at.
 
     With a `monitor.deploy` that is the target alone. Raises UserError for what an epoch does not measure.
     """
+    if isinstance(name, Objective):
+        return name.value(reported.numbers(metrics))
     point, deploy, metric = config.monitored_point, config.monitor.name, config.task.metric
     if deploy == "rtn":
         points = [each for each in config.deploy.points if each in config.epoch_points]
@@ -97,12 +127,14 @@ def deploy_of(config: Mapping[str, Any]) -> str:
 
 
 def loss_at(
-    name: str, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric
+    name: AnyObjective, metrics: Mapping[str, float], points: Sequence[Written], target: Written, metric: Metric
 ) -> float:
     """The validation loss at the point that an objective is about, for trials whose objective is equal.
 
-    mean: over the deployment points. worst: where the metric is worst; of equally bad ones, the highest loss.
+    mean: over the deployment points. worst: where the metric is worst; of equally bad ones, the highest loss. Of an
+    objective with a direction of its own: at the target.
     """
+    name = "target" if isinstance(name, Objective) else name
     keys = _keys(name, metrics, points, target, metric)
     if name == "worst":
         worst = metric.worst([metrics[key] for key in keys])
@@ -117,10 +149,14 @@ def _keys(
     """The metrics that an objective is made of. Raises UserError for one that was not evaluated."""
     if name == "target":
         name = schema.score(metric, "val", target)
-    wanted = [schema.score(metric, "val", point) for point in points] if name in _AGGREGATES else [name]
+    wanted = [schema.score(metric, "val", point) for point in points] if name in AGGREGATES else [name]
     for key in wanted:
         if key not in metrics:
-            raise UserError(f"objective {name!r}: {key} was not evaluated; add its bits to deploy.bits")
+            measured_keys = ("loss", metric.key, *(each.key for each in metric.beside))
+            found = _METRIC.match(key)
+            figure = found[1] if found else ""
+            where = f"{figure} to deploy.figures" if figure not in ("", *measured_keys) else "its bits to deploy.bits"
+            raise UserError(f"objective {name!r}: {key} was not evaluated; add {where}")
     if not wanted:
         raise UserError(f"objective {name!r}: none of the points of deploy.bits was evaluated")
     return wanted

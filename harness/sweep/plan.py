@@ -100,7 +100,7 @@ def _choose(sweep: OpenSweep) -> None:
                 attributes = {"cell": cell.id, "seed": int(seed), "run_id": run_id, "params": params}
                 sweep.finals.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
         entries.append(entry)
-    after = {"sweep": sweep.spec.name, "objective": list(sweep.spec.objective), "cells": entries}
+    after = {"sweep": sweep.spec.name, "objective": sweep.spec.objectives, "cells": entries}
     if after != read_json(sweep.files.cells):
         write_json(sweep.files.cells, after)
 

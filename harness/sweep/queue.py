@@ -22,12 +22,13 @@ from harness.core.errors import UserError
 from harness.records.archive import refuse_archive
 from harness.records.code_version import check_launched
 from harness.records.files import read_json, write_json
-from harness.records.schema import as_metrics
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import objective
 from harness.sweep.cells import Cell, expand
 from harness.sweep.changes import check_change, settled
 from harness.sweep.config import SweepConfig, from_json, plain
+from harness.sweep.objective import AnyObjective
+from harness.sweep.reported import Objective, metrics_of_run
 from harness.sweep.samplers import distribution, make_sampler
 from harness.sweep.search_space import Scalar, Space
 from harness.sweep.storage import open_storage, study_prefix
@@ -104,7 +105,7 @@ class OpenSweep:
         """The study of each cell, then the finals."""
         return (*self.studies.values(), self.finals)
 
-    def _study(self, name: str, objectives: Sequence[str]) -> optuna.Study:
+    def _study(self, name: str, objectives: Sequence[AnyObjective]) -> optuna.Study:
         name = study_prefix(self.spec.storage, self.folder) + name
         try:  # loading writes nothing; creating always adds to the journal, even when the study is there
             return optuna.load_study(study_name=name, storage=self.storage)
@@ -184,17 +185,22 @@ def _suggest(trial: optuna.trial.Trial, name: str, space: Space) -> Scalar:
     return suggest(name, wanted.low, wanted.high, log=wanted.log, step=wanted.step)
 
 
-def values_of(sweep: OpenSweep, config: RunConfig, rows: Iterable[Mapping[str, Any]]) -> list[float]:
-    """The objectives from the rows of a record, after the deploy method that the configuration monitors."""
-    metric = config.task.metric
-    metrics = as_metrics(rows, metric, config.monitor.name)
+def values_of(sweep: OpenSweep, config: RunConfig, run_id: str, record: Mapping[str, Any]) -> list[float]:
+    """The objectives from a run's record, after the deploy method that the configuration monitors.
+
+    What no row holds is read from its epochs. Raises UserError for what it did not report.
+    """
+    metric, deploy = config.task.metric, config.monitor.name
+    own = any(isinstance(each, Objective) for each in sweep.spec.objective)
+    epochs = sweep.files.run(run_id).read_metrics() if own else []
+    found = metrics_of_run(record, epochs, metric, deploy)
     points, target = config.deploy.points, config.monitored_point
-    return [objective.value(name, metrics, points, target, metric) for name in sweep.spec.objective]
+    return [objective.value(name, found, points, target, metric) for name in sweep.spec.objective]
 
 
 def objectives(sweep: OpenSweep, claim: Claim, record: dict[str, Any]) -> list[float]:
     """The values that a record gives its study; 0 for a final run: test results never reach a study."""
-    return values_of(sweep, claim.config, record["rows"]) if claim.phase == "tune" else [0.0]
+    return values_of(sweep, claim.config, claim.run_id, record) if claim.phase == "tune" else [0.0]
 
 
 def tell(claim: Claim, values: Sequence[float] | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.trial import TrialState, create_trial
 
+from harness.core.errors import UserError
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
 from harness.sweep.cells import Cell
@@ -42,7 +43,10 @@ def rebuild(sweep: OpenSweep) -> int:
             if record and cell and entry["phase"] == "tune" and set(entry["params"]) == set(cell.search):
                 found.append((entry["trial"], cell, entry["params"], record))
     for _, cell, params, record in sorted(found, key=lambda item: (item[1].id, item[0])):
-        values = values_of(sweep, complete(record["config"]), record["rows"])
+        try:
+            values = values_of(sweep, complete(record["config"]), record["run_id"], record)
+        except UserError:  # the trial failed, and is drawn again
+            continue
         sweep.studies[cell.id].add_trial(
             create_trial(
                 state=TrialState.COMPLETE,

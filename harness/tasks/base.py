@@ -4,11 +4,12 @@ A task's file imports torch inside its functions: names, directions and units ar
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.core import registry
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError, nearest, unknown
 from harness.core.metric import Metric
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ class Task:
     """What a batch is, the loss of one, and what is measured on a split.
 
     Inputs and targets are tensors whose first dimension counts samples; outputs are the network's, in fp32.
-    metric: what epochs, trials and methods are compared by. smooths_labels: whether `train.label_smoothing` means
+    metric: what epochs, trials and methods are compared by. further: figures that can be measured beside it where
+    `deploy.figures` names them. smooths_labels: whether `train.label_smoothing` means
     anything; `loss` then takes it. baseline: the name of what does the task without training, if there is such a thing;
     records have rows of it, with this name as the deploy method.
     """
 
     metric: ClassVar[Metric]
+    further: ClassVar[tuple[Metric, ...]] = ()
     smooths_labels: ClassVar[bool] = False
     baseline: ClassVar[str] = ""
 
@@ -35,6 +38,15 @@ class Task:
     def name(self) -> str:
         """The file's name without .py."""
         return type(self).__module__.rpartition(".")[2]
+
+    def measuring(self, figures: Sequence[str]) -> "Task":
+        """The task with some of its further figures beside its metric, by key. Raises UserError for others."""
+        legal = {each.key: each for each in self.further}
+        for key in figures:
+            if key not in legal:
+                what = ", ".join(legal) or f"none: the task {self.name} has no further ones"
+                raise UserError(f"deploy.figures: unknown figure {key!r}{nearest(key, legal)} (legal: {what})")
+        return _measuring(self, tuple(dict.fromkeys(figures))) if figures else self
 
     def loss(self, outputs: "Tensor", targets: "Tensor", label_smoothing: float = 0.0) -> "Tensor":
         """What training minimises: the mean over a batch, shape ()."""
@@ -79,6 +91,15 @@ class Task:
 
 
 @cache
+def _measuring(task: Task, figures: tuple[str, ...]) -> Task:
+    """A task like another one, and of its name, whose metric has figures beside it."""
+    chosen = tuple(each for each in task.further if each.key in figures)
+    metric = replace(task.metric, beside=(*task.metric.beside, *chosen))
+    kind = type(task)
+    return type(kind.__name__, (kind,), {"metric": metric, "__module__": kind.__module__})()
+
+
+@cache
 def find(name: str) -> Task:
     """The task in `tasks/<name>.py`. Raises UserError for an unknown name, or a file without exactly one Task."""
     module = registry.load("task", name)
@@ -103,3 +124,8 @@ def _task_of_data(name: str) -> Task:
     if task not in registry.names("task"):
         raise UserError(f"data set {name!r}: {unknown('task', task, registry.names('task'))}")
     return find(task)
+
+
+def task_of_run(config: Mapping[str, Any]) -> Task:
+    """The task of a run's plain configuration, with the further figures that it asks for."""
+    return task_of(config["data"]).measuring(config.get("deploy", {}).get("figures", ()))

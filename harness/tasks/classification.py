@@ -1,8 +1,15 @@
-"""Images to classes: cross-entropy and accuracy.
+"""Images to classes: cross-entropy and accuracy; macro F1 and balanced accuracy where they are asked for.
 
 Inputs: float32 (N, C, H, W), normalised. Targets: class numbers, int64 (N,). Outputs: logits (N, classes).
+
+F1 is the mean over classes of 2 TP / (2 TP + FP + FN), over those that are among targets or predictions. Balanced
+accuracy is the mean over classes of the share that is recognised, over those among targets. Both as scikit-learn has
+them (`f1_score(average="macro")`, `balanced_accuracy_score`).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.core.metric import Metric
@@ -23,12 +30,15 @@ ACCURACY = Metric(
     margin=0.01,
     tolerance=0.005,
 )
+F1 = replace(ACCURACY, name="macro F1", key="f1")
+BALANCED = replace(ACCURACY, name="balanced accuracy", key="bacc")
 
 
 class Classification(Task):
     """Accuracy in [0, 1], shown in %; loss in nats."""
 
     metric: ClassVar[Metric] = ACCURACY
+    further: ClassVar[tuple[Metric, ...]] = (F1, BALANCED)
     smooths_labels: ClassVar[bool] = True
 
     def loss(self, outputs: "Tensor", targets: "Tensor", label_smoothing: float = 0.0) -> "Tensor":
@@ -37,11 +47,28 @@ class Classification(Task):
         return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     def summed(self, outputs: "Tensor", targets: "Tensor", inputs: "Tensor") -> "Tensor":
+        """Correct ones and the loss; for figures beside them, each class' correct ones, targets and predictions."""
         import torch
         from torch.nn import functional
 
-        correct = (outputs.argmax(dim=1) == targets).sum()
-        return torch.stack([correct.double(), functional.cross_entropy(outputs, targets, reduction="sum").double()])
+        predicted = outputs.argmax(dim=1)
+        right = predicted == targets
+        loss = functional.cross_entropy(outputs, targets, reduction="sum").double()
+        sums = torch.stack([right.sum().double(), loss])
+        if not self.metric.beside:
+            return sums
+        counts = [torch.bincount(each, minlength=outputs.shape[1]) for each in (targets[right], targets, predicted)]
+        return torch.cat([sums, *counts])
+
+    def results(self, sums: Sequence[float], n: int) -> tuple[float, ...]:
+        correct, loss, *counts = sums
+        each = len(counts) // 3
+        classes = list(zip(counts[:each], counts[each : 2 * each], counts[2 * each :], strict=True))
+        figures = {
+            F1.key: [2 * right / (own + found) for right, own, found in classes if own + found],
+            BALANCED.key: [right / own for right, own, _ in classes if own],
+        }
+        return (correct / n, loss / n, *(fmean(figures[metric.key]) for metric in self.metric.beside))
 
     def distillation(self, outputs: "Tensor", teacher: "Tensor") -> "Tensor":
         """Cross-entropy to the teacher's softmax, in nats."""

@@ -120,8 +120,8 @@ class RunConfig(StrictConfig):
 
     @property
     def task(self) -> Task:
-        """What the network is trained for, which its data set decides."""
-        return task_of(self.data)
+        """What the network is trained for, which its data set decides, with the further figures of `deploy`."""
+        return task_of(self.data).measuring(self.deploy.figures)
 
     @property
     def target(self) -> BitWidths | None:

@@ -53,6 +53,11 @@ class DeployConfig(StrictConfig):
         description="rtn (round-to-nearest), or methods with a deployment of their own; rows for each",
         json_schema_extra=NOT_IDENTITY,
     )
+    figures: tuple[str, ...] = Field(
+        (),
+        description="further figures of the task beside its metric, in rows and epochs: f1, bacc (classification)",
+        json_schema_extra=NOT_IDENTITY,
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of evaluation passes", json_schema_extra=IDENTITY_IF_CHANGED
     )

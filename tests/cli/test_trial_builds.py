@@ -27,6 +27,14 @@ REFUSED = {
         {"cells/0/methods": [{"name": "cga", "layers": ["layer9"]}]},
         "unknown layer in methods.cga.layers 'layer9'; did you mean 'layer5'?",
     ),
+    "an objective that a cell does not report": (
+        {"objective": {"name": "kure/kurtosis", "direction": "minimize"}},
+        "objective 'kure/kurtosis': its runs do not report that (reported: osc/frequency,",
+    ),
+    "an objective of a method, misspelt": (
+        {"cells/0/methods": "kure", "objective": {"name": "kure/kurtosi", "direction": "minimize"}},
+        "did you mean 'kure/kurtosis'?",
+    ),
     "nothing left": ({"base/exclude": ["layer*"]}, "finds no linear or convolution layer in this model"),
     "weights that no quantizer reaches": (
         {"base/model": {"name": "timm:test_nfnet", "image_side": 32}},

@@ -61,7 +61,7 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "first_last": "same",
         "attention": False,
     },
-    DeployConfig: {"bits": (2,), "scale": "keep_step", "methods": ("lsq",), "precision": "bf16"},
+    DeployConfig: {"bits": (2,), "scale": "keep_step", "methods": ("lsq",), "precision": "bf16", "figures": ("f1",)},
     RuntimeConfig: {
         "device": "cpu",
         "threads": 3,
@@ -105,7 +105,13 @@ SECTIONS = {
 }
 
 
-FREE = {"deploy__bits", "deploy__methods", "runtime", *(f"runtime__{name}" for name in OTHER[RuntimeConfig])}
+FREE = {
+    "deploy__bits",
+    "deploy__methods",
+    "deploy__figures",
+    "runtime",
+    *(f"runtime__{name}" for name in OTHER[RuntimeConfig]),
+}
 
 
 FIELDS = [

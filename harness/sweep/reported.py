@@ -1,0 +1,77 @@
+"""Objectives that state their direction: any metric that a run reports."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from harness.core.config_base import StrictConfig
+from harness.core.errors import UserError, nearest
+from harness.core.metric import Metric
+from harness.records import schema
+
+#: What every run reports at the end of an epoch, besides what it evaluates and what its methods report.
+_ALWAYS = (
+    schema.FREQUENCY,
+    schema.OSCILLATING_FRACTION,
+    schema.FLIPS_PER_WEIGHT,
+    schema.OSCILLATIONS_PER_WEIGHT,
+    schema.THRESHOLD_DISTANCE,
+    schema.TRAIN_LOSS,
+    schema.TRAIN_PENALTY,
+    schema.LEARNING_RATE,
+    schema.MONITOR,
+)
+#: The groups of metrics of which all names are known before a network is built.
+_GROUPS = ("osc", "train", "val", "test")
+
+
+class Objective(StrictConfig):
+    """An objective whose direction does not follow from its name."""
+
+    name: str = Field(description="a metric that runs report: osc/frequency, train/loss, kure/kurtosis, ...")
+    direction: Literal["minimize", "maximize"] = Field(description="which values are better")
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The objective from a run's metrics, or from those of an epoch. Raises UserError where it cannot be had."""
+        if self.name not in metrics:
+            near = nearest(self.name, metrics)
+            raise UserError(f"objective {self.name!r}: the run did not report it as a finite number{near}")
+        return float(metrics[self.name])
+
+
+def known(metric: Metric) -> list[str]:
+    """The metrics that every run of a task reports, besides those of single points."""
+    return [*_ALWAYS, schema.worst(metric, "val"), schema.spread(metric, "val")]
+
+
+def may_be(name: str, metric: Metric) -> bool:
+    """Whether a run may report a metric; those of methods and layers are known once its network is built."""
+    group, slash, _ = name.partition("/")
+    return name in known(metric) or bool(slash and group not in _GROUPS)
+
+
+def check_reported(objectives: Iterable[str | Objective], names: Iterable[str]) -> None:
+    """Raise UserError for an objective that is none of the metrics that a run reports."""
+    found = list(names)
+    for each in objectives:
+        if isinstance(each, Objective) and each.name not in found:
+            listed = ", ".join(name for name in found if not name.startswith(schema.LAYER_PREFIX))
+            near = nearest(each.name, found)
+            raise UserError(f"objective {each.name!r}: its runs do not report that{near} (reported: {listed})")
+
+
+def metrics_of_run(
+    record: Mapping[str, Any], epochs: Iterable[Mapping[str, Any]], metric: Metric, deploy: str
+) -> dict[str, float]:
+    """What a finished run reported of the network that it keeps: its rows, and the numbers of its best epoch.
+
+    epochs: the lines of metrics.jsonl. deploy: the deploy method whose rows count.
+    """
+    best = next((each for each in epochs if each[schema.EPOCH] == record["best_epoch"]), {})
+    return {**numbers(best), **schema.as_metrics(record["rows"], metric, deploy)}
+
+
+def numbers(epoch: Mapping[str, Any]) -> dict[str, float]:
+    """An epoch's metrics that are numbers: not a histogram, nor the epoch itself."""
+    return {name: value for name, value in epoch.items() if isinstance(value, int | float) and name != schema.EPOCH}

@@ -1,0 +1,147 @@
+"""Objectives with a direction of their own: metrics that runs report beside their rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from config_common import RAW as RUN
+from studies_common import TWO, cells, finish_tuning, open_sweep, raw, record
+
+from analysis import frames, report
+from analysis.results import Cell, SweepResults, Trial
+from harness.core.errors import UserError
+from harness.records import schema
+from harness.records.archive import pack, unpack
+from harness.records.files import write_json
+from harness.sweep import objective, plan, queue
+from harness.sweep.config import SweepConfig, from_json, plain
+from harness.sweep.queue import Claim, OpenSweep, load_sweep
+from harness.sweep.reported import Objective, check_reported
+from harness.tasks.classification import ACCURACY
+from harness.training.config import parse
+
+CALM = {"name": schema.FREQUENCY, "direction": "minimize"}
+#: By trial: the frequency of each epoch. The second is the best epoch by accuracy.
+FREQUENCIES = [(0.1, 0.3, 0.1), (0.9, 0.2, 0.9), (0.1, 0.4, 0.1)]
+
+
+def carried_out(sweep: OpenSweep, frequencies: list[tuple[float, ...]] = FREQUENCIES) -> OpenSweep:
+    """The tuning with made-up records and epochs, which are written as runs write them."""
+
+    def recorded(claim: Claim) -> dict[str, Any]:
+        number = claim.trial.number
+        run = sweep.files.run(claim.run_id)
+        run.path.mkdir(parents=True, exist_ok=True)
+        for epoch, frequency in enumerate(frequencies[number], 1):
+            run.append_metrics({schema.EPOCH: epoch, schema.FREQUENCY: frequency, schema.THRESHOLD_HISTOGRAM: [1]})
+        config = claim.config.model_dump(mode="json")
+        found = {**record(0.1 * number), "run_id": claim.run_id, "config": config, "best_epoch": 2}
+        write_json(run.record, found)
+        params = dict(claim.params)
+        entry = {"cell": claim.cell.id, "phase": claim.phase, "trial": number, "params": params}
+        write_json(run.trials, [entry])
+        return found
+
+    finish_tuning(sweep, recorded)
+    return sweep
+
+
+def test_a_metric_of_the_best_epoch_is_minimised(tmp_path: Path) -> None:
+    sweep = carried_out(open_sweep(tmp_path, objective=CALM))
+    assert [trial.value for trial in sweep.studies[TWO].trials] == [0.3, 0.2, 0.4]
+    chosen = cells(sweep)[TWO]["chosen"]
+    assert (chosen["trial"], chosen["value"]) == (1, 0.2)
+    assert json.loads(sweep.files.cells.read_text())["objective"] == [schema.FREQUENCY]
+    assert load_sweep(sweep.folder).spec.objective == (Objective.model_validate(CALM),)
+
+
+def test_it_may_be_one_of_several(tmp_path: Path) -> None:
+    sweep = carried_out(open_sweep(tmp_path, objective=["target", CALM]))
+    assert [trial.values for trial in sweep.studies[TWO].trials] == [[0.0, 0.3], [0.1, 0.2], [0.2, 0.4]]
+    assert [direction.name for direction in sweep.studies[TWO].directions] == ["MAXIMIZE", "MINIMIZE"]
+
+
+def test_equal_trials_go_by_the_loss_at_the_target(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path, objective=CALM)
+    carried_out(sweep, [(0, 0.5, 0)] * 3)
+    assert objective.loss_at(sweep.spec.objective[0], {"val/acc_w2": 1, "val/loss_w2": 0.25}, [2], 2, ACCURACY) == 0.25
+    assert cells(sweep)[TWO]["chosen"]["trial"] == 0
+
+
+def test_a_lost_queue_and_an_archive_have_the_same_values(tmp_path: Path) -> None:
+    sweep = carried_out(open_sweep(tmp_path, objective=CALM, sampler={"name": "tpe", "n_startup_trials": 9}))
+    before = sorted(trial.value for trial in sweep.studies[TWO].trials)
+    (sweep.folder / "study.log").unlink()
+    for folder in (sweep.folder, unpack(pack(sweep.folder, tmp_path / "kept", unfinished=True), tmp_path / "again")):
+        (folder / "study.log").unlink(missing_ok=True)
+        again = load_sweep(folder)
+        plan.top_up(again)
+        assert sorted(trial.value for trial in again.studies[TWO].trials) == before
+
+
+def test_what_a_run_did_not_report_is_said(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path, objective={"name": "kure/kurtosis", "direction": "minimize"})
+    plan.top_up(sweep)
+    claim = queue.claim(sweep, "w")
+    assert claim is not None
+    sweep.files.run(claim.run_id).path.mkdir(parents=True)
+    sweep.files.run(claim.run_id).append_metrics({schema.EPOCH: 1, "kure/kurtosi": 1.0, "kure/kurtosis": float("nan")})
+    with pytest.raises(UserError, match=r"'kure/kurtosis': the run did not report it as a finite .* 'kure/kurtosi'"):
+        queue.objectives(sweep, claim, {**record(0.5), "best_epoch": 1})
+
+
+def test_the_pruner_sees_each_epoch() -> None:
+    config = parse({**RUN, "monitor": {"deploy": "bn_reestimation"}})
+    assert objective.epoch_value(Objective.model_validate(CALM), {schema.FREQUENCY: 0.5}, config) == 0.5
+    SweepConfig.model_validate(raw(objective=CALM, pruner="median"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (schema.FREQUENCY, r"which values are better\? Write \{name: osc/frequency, direction: minimize\}"),
+        ("kure/kurtosis", "which values are better"),
+        ({"name": "osc/freqency", "direction": "minimize"}, r"'osc/freqency' is unknown; did you mean 'osc/frequency'"),
+        ({"name": "train/los", "direction": "minimize"}, r"unknown; did you mean 'train/loss'"),
+        ({"name": "val/acc_w3", "direction": "minimize"}, r"direction: 'minimize' \(legal: maximize"),
+        ({"name": "test/acc_w3", "direction": "maximize"}, "'test/acc_w3' is unknown"),
+        ({"name": schema.FREQUENCY}, "direction: missing"),
+        ({"name": schema.FREQUENCY, "direction": "min"}, "'minimize' or 'maximize'"),
+    ],
+)
+def test_other_objectives_are_refused(given: Any, said: str, tmp_path: Path) -> None:
+    from harness.sweep.config import read_sweep
+
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps(raw(objective=given)))
+    with pytest.raises(UserError, match=said):
+        read_sweep(path)
+
+
+def test_names_with_a_direction_of_their_own_stay_names() -> None:
+    spec = SweepConfig.model_validate(raw(objective=[{"name": "val/loss_w2", "direction": "minimize"}, CALM]))
+    assert plain(spec)["objective"] == ["val/loss_w2", CALM]
+    assert from_json(plain(spec)) == spec
+    assert spec.objectives == ["val/loss_w2", schema.FREQUENCY]
+
+
+def test_what_its_runs_do_not_report_is_refused() -> None:
+    goals = ["target", Objective.model_validate(CALM)]
+    check_reported(goals, [schema.FREQUENCY])
+    with pytest.raises(
+        UserError, match=r"do not report that; did you mean 'osc/frequenci'\? \(reported: osc/frequenci\)"
+    ):
+        check_reported(goals, ["osc/frequenci", "osc_layers/x"])
+
+
+def test_a_report_shows_the_chosen_value(tmp_path: Path) -> None:
+    sweep = carried_out(open_sweep(tmp_path, objective=CALM))
+    chosen = cells(sweep)[TWO]["chosen"]
+    cell = Cell(TWO, ("ste",), {}, (0, 1), chosen, {}, ())
+    found = json.loads(sweep.files.run(chosen["run_id"]).record.read_text())
+    trial = Trial(cell, chosen["trial"], found["run_id"], {}, found)
+    assert frames.objective_value(trial, schema.FREQUENCY) is None
+    assert frames.objective_value(trial, "target") == 0.1
+    results = SweepResults("s", [cell], objective=(schema.FREQUENCY,), trials=[trial])
+    assert report._cells(results)[0][3] == "0.2"
