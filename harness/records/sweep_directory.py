@@ -1,7 +1,7 @@
 """A sweep's folder: the name of every file in it, the entries of its workers, and the sweeps below a root.
 
 sweep.json  cells.json  code.json  stop.json  storage.json  study.log  launch.log
-runs/<run id>/  pretrained/<run id>/  workers/<name>/  slots/<host>/  logs/
+runs/<run id>/  pretrained/<run id>/  workers/<name>/  slots/<host>/  logs/  components/
 runs.zip    of an archive, in place of runs/
 """
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from harness.core.outside import KEPT
 from harness.records.files import read_json, write_json
 from harness.records.heartbeat import files_clock, is_running, read_status
 from harness.records.run_directory import RunDirectory
@@ -29,6 +30,7 @@ class SweepDirectory:
         self.journal, self.launch_log, self.archive = path / "study.log", path / "launch.log", path / "runs.zip"
         self.runs, self.pretrained = path / "runs", path / "pretrained"
         self.workers, self.slots, self.logs = path / "workers", path / "slots", path / "logs"
+        self.components = path / KEPT
 
     def lock(self, of: Literal["plan", "launch", "storage"]) -> FileLock:
         """A lock between processes. plan: topping up, choosing, reaping. storage: making a database's tables."""

@@ -16,7 +16,7 @@ from harness.core.errors import UserError, masked, unknown
 from harness.core.layer_points import LayerPoints
 from harness.core.metric import Metric
 from harness.core.validation import explain
-from harness.sweep import objective
+from harness.sweep import objective, reported
 from harness.sweep.objective import AnyObjective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
 from harness.tasks.base import DEFAULT, Task, find, task_of
@@ -207,6 +207,11 @@ def read_sweep(path: Path, replaced: Iterable[str] = ()) -> SweepConfig:
     raw = yaml_file.read(path)
     for override in replaced:
         apply_override(raw, override)
+    if "objective" in raw:
+        try:
+            raw["objective"] = reported.located(raw["objective"], path.parent)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     try:
         spec = SweepConfig.model_validate(raw)
     except ValidationError as error:

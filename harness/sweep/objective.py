@@ -36,7 +36,7 @@ def check(
         if isinstance(name, Objective) and name.direction != (own := direction(plain, metric)):
             raise UserError(f"objective {plain!r}: direction: {name.direction!r} (legal: {own}, which is its own)")
         return plain
-    if reported.may_be(plain, metric):
+    if reported.may_be(plain, metric) or (isinstance(name, Objective) and name.is_function):
         if isinstance(name, Objective):
             return name
         raise UserError(

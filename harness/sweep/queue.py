@@ -18,6 +18,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.core import outside
 from harness.core.errors import UserError
 from harness.records.archive import refuse_archive
 from harness.records.code_version import check_launched
@@ -67,6 +68,7 @@ def load_sweep(folder: Path) -> "OpenSweep":
     """The sweep that a launch made in a folder, as large as it has grown by now. Raises UserError without one."""
     refuse_archive(folder)
     raw = read_json(SweepDirectory(folder).sweep)
+    outside.look_in(SweepDirectory(folder).components)
     if raw is None:
         raise UserError(f"{folder} holds no sweep (no sweep.json that can be read); launch makes one")
     spec = from_json(raw)
@@ -138,6 +140,7 @@ def open_sweep(spec: SweepConfig, root: Path) -> OpenSweep:
         check_change(folder, spec)
         check_launched(sweep.files.code, spec.changed_code == "refuse")
         assert sweep.storage  # a database that does not answer is refused now, before the sweep's name is taken
+        outside.keep(sweep.files.components, plain(spec))
         write_json(sweep.files.sweep, plain(spec))
         study_prefix(spec.storage, folder)  # made here, under the lock, once
     return sweep

@@ -1,10 +1,17 @@
-"""Objectives that state their direction: any metric that a run reports."""
+"""Objectives that state their direction: any metric that a run reports, or a function of all of them.
 
+A function is named by its file, `score.py:balance`, and kept beside the sweep as components from outside are: its name
+in sweep.json has the digest of the file, so that an edited one is another objective.
+"""
+
+import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from harness.core import outside
 from harness.core.config_base import StrictConfig
 from harness.core.errors import UserError, nearest
 from harness.core.metric import Metric
@@ -22,6 +29,8 @@ _ALWAYS = (
     schema.LEARNING_RATE,
     schema.MONITOR,
 )
+#: For messages about files and functions.
+_KIND = "objective"
 #: The groups of metrics of which all names are known before a network is built.
 _GROUPS = ("osc", "train", "val", "test")
 
@@ -29,15 +38,67 @@ _GROUPS = ("osc", "train", "val", "test")
 class Objective(StrictConfig):
     """An objective whose direction does not follow from its name."""
 
-    name: str = Field(description="a metric that runs report: osc/frequency, train/loss, kure/kurtosis, ...")
+    name: str = Field(
+        description="a metric that runs report (osc/frequency, kure/kurtosis, ...), or FILE.py:FUNCTION of all metrics"
+    )
     direction: Literal["minimize", "maximize"] = Field(description="which values are better")
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is computed by a function of the user's."""
+        return outside.is_name(self.name)
 
     def value(self, metrics: Mapping[str, float]) -> float:
         """The objective from a run's metrics, or from those of an epoch. Raises UserError where it cannot be had."""
+        if self.is_function:
+            return _called(self.name, metrics)
         if self.name not in metrics:
             near = nearest(self.name, metrics)
             raise UserError(f"objective {self.name!r}: the run did not report it as a finite number{near}")
         return float(metrics[self.name])
+
+
+def located(objectives: Any, base: Path) -> Any:
+    """What a sweep file has as its objectives, with functions by names that hold a digest of their file.
+
+    base: the folder that paths are relative to. Raises UserError for a file or function that is not there.
+    """
+    if isinstance(objectives, list | tuple):
+        return [located(each, base) for each in objectives]
+    if isinstance(objectives, str):
+        if outside.is_reference(objectives):
+            entry = f"{{name: '{objectives}', direction: minimize}}"
+            raise UserError(f"objective {objectives!r}: which values are better? Write {entry}, or maximize")
+        return objectives
+    name = objectives.get("name") if isinstance(objectives, Mapping) else None
+    if not isinstance(name, str) or not outside.is_reference(name):
+        return objectives
+    found = outside.resolve(_KIND, name, base)
+    _function(found)
+    return {**objectives, "name": found}
+
+
+def _function(name: str) -> Any:
+    """What a name by content names. Raises UserError for what cannot be called, or is a whole file."""
+    if ":" not in name:
+        raise UserError(f"objective {name!r} is a file: name a function in it, as FILE.py:FUNCTION")
+    found = outside.load(_KIND, name)
+    if not callable(found):
+        raise UserError(f"objective {name!r}: {found!r} is no function of metrics")
+    return found
+
+
+def _called(name: str, metrics: Mapping[str, float]) -> float:
+    """A function's value for a run. Raises UserError, which fails the trial, for all but a finite number."""
+    function = _function(name)
+    try:
+        value = function(dict(metrics))
+        number = float(value)
+    except Exception as error:  # a function of the user's may fail in any way
+        raise UserError(f"objective {name!r}: {type(error).__name__}: {error}") from error
+    if not math.isfinite(number):
+        raise UserError(f"objective {name!r}: its value is {value!r}, which is no finite number")
+    return number
 
 
 def known(metric: Metric) -> list[str]:
@@ -55,7 +116,7 @@ def check_reported(objectives: Iterable[str | Objective], names: Iterable[str]) 
     """Raise UserError for an objective that is none of the metrics that a run reports."""
     found = list(names)
     for each in objectives:
-        if isinstance(each, Objective) and each.name not in found:
+        if isinstance(each, Objective) and not each.is_function and each.name not in found:
             listed = ", ".join(name for name in found if not name.startswith(schema.LAYER_PREFIX))
             near = nearest(each.name, found)
             raise UserError(f"objective {each.name!r}: its runs do not report that{near} (reported: {listed})")

@@ -10,12 +10,13 @@ from studies_common import TWO, cells, finish_tuning, open_sweep, raw, record
 
 from analysis import frames, report
 from analysis.results import Cell, SweepResults, Trial
+from harness.core import outside
 from harness.core.errors import UserError
 from harness.records import schema
 from harness.records.archive import pack, unpack
 from harness.records.files import write_json
 from harness.sweep import objective, plan, queue
-from harness.sweep.config import SweepConfig, from_json, plain
+from harness.sweep.config import SweepConfig, from_json, plain, read_sweep
 from harness.sweep.queue import Claim, OpenSweep, load_sweep
 from harness.sweep.reported import Objective, check_reported
 from harness.tasks.classification import ACCURACY
@@ -111,8 +112,6 @@ def test_the_pruner_sees_each_epoch() -> None:
     ],
 )
 def test_other_objectives_are_refused(given: Any, said: str, tmp_path: Path) -> None:
-    from harness.sweep.config import read_sweep
-
     path = tmp_path / "s.yaml"
     path.write_text(json.dumps(raw(objective=given)))
     with pytest.raises(UserError, match=said):
@@ -145,3 +144,81 @@ def test_a_report_shows_the_chosen_value(tmp_path: Path) -> None:
     assert frames.objective_value(trial, "target") == 0.1
     results = SweepResults("s", [cell], objective=(schema.FREQUENCY,), trials=[trial])
     assert report._cells(results)[0][3] == "0.2"
+
+
+# Functions of metrics
+
+SCORE = """
+def balance(metrics):
+    return metrics["val/acc_w2"] - 10 * metrics["osc/frequency"]
+
+def infinite(metrics):
+    return metrics["val/acc_w2"] / 1e-320
+
+def text(metrics):
+    return "high"
+
+number = 3
+"""
+BALANCE = {"name": "score.py:balance", "direction": "maximize"}
+
+
+def of_file(folder: Path, objective: Any, source: str = SCORE) -> SweepConfig:
+    """A sweep file beside score.py, read."""
+    (folder / "score.py").write_text(source)
+    (folder / "s.yaml").write_text(json.dumps(raw(objective=objective)))
+    return read_sweep(folder / "s.yaml")
+
+
+def test_a_function_of_metrics(tmp_path: Path) -> None:
+    sweep = carried_out(queue.open_sweep(of_file(tmp_path, BALANCE), tmp_path / "runs"))
+    values = [trial.value for trial in sweep.studies[TWO].trials]
+    assert values == pytest.approx([0.0 - 3.0, 0.1 - 2.0, 0.2 - 4.0])
+    assert cells(sweep)[TWO]["chosen"]["trial"] == 1
+    kept = sorted((sweep.folder / "components").iterdir())
+    assert [path.read_text() for path in kept] == [SCORE]
+    assert str(tmp_path) not in sweep.files.sweep.read_text()
+    (tmp_path / "score.py").unlink()  # what was launched goes on without it
+    outside._known.clear()
+    again = load_sweep(sweep.folder)
+    assert again.spec == sweep.spec
+    assert again.spec.objective[0].value({"val/acc_w2": 1, "osc/frequency": 0}) == 1  # type: ignore[union-attr]
+
+
+def test_an_edited_function_is_another_sweep(tmp_path: Path) -> None:
+    queue.open_sweep(of_file(tmp_path, BALANCE), tmp_path / "runs")
+    queue.open_sweep(of_file(tmp_path, BALANCE), tmp_path / "runs")
+    with pytest.raises(UserError, match=r"differs in: objective"):
+        queue.open_sweep(of_file(tmp_path, BALANCE, SCORE.replace("10", "11")), tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("given", "source", "said"),
+    [
+        ("score.py:balance", SCORE, r"which values are better\? Write \{name: 'score.py:balance', direction"),
+        ({**BALANCE, "name": "scor.py:balance"}, SCORE, r"there is no such file; did you mean 'score.py'"),
+        ({**BALANCE, "name": "score.py:balanc"}, SCORE, r"has no 'balanc'; did you mean 'balance'"),
+        ({**BALANCE, "name": "score.py:number"}, SCORE, "3 is no function of metrics"),
+        ({**BALANCE, "name": "score.py"}, SCORE, r"is a file: name a function in it, as FILE\.py:FUNCTION"),
+        (BALANCE, "import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
+        ({"name": "score.py:balance"}, SCORE, "direction: missing"),
+    ],
+)
+def test_functions_that_cannot_be_had_are_refused(given: Any, source: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        of_file(tmp_path, given, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("infinite", "its value is inf, which is no finite number"),
+        ("text", "ValueError: could not convert string"),
+        ("balance", "KeyError: 'osc/frequency'"),
+    ],
+)
+def test_a_value_that_is_no_number_fails_the_trial(name: str, said: str, tmp_path: Path) -> None:
+    (goal,) = of_file(tmp_path, {**BALANCE, "name": f"score.py:{name}"}).objective
+    assert isinstance(goal, Objective)
+    with pytest.raises(UserError, match=said):
+        goal.value({"val/acc_w2": 0.5})
