@@ -26,6 +26,7 @@ from harness.records.run_directory import RECORD, RunDirectory
 from harness.records.sweep_directory import sweeps_below
 from harness.tasks.base import task_of_run
 from harness.training.config import RunConfig, complete, component
+from harness.training.deploy_entries import name_in_rows
 from harness.training.run import RunContext, print_epoch, run
 
 #: Entries of the provenance that may explain a difference.
@@ -65,7 +66,8 @@ def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     raw: dict[str, Any] = json.loads(json.dumps(record["config"]))
     rows = record["rows"]
     raw["deploy"]["bits"] = [each.plain for each in sorted(set(map(schema.point, rows))) if not each.is_float]
-    raw["deploy"]["methods"] = list(dict.fromkeys(row["deploy"] for row in rows))
+    entries = {name_in_rows(entry): entry for entry in raw["deploy"]["methods"]}
+    raw["deploy"]["methods"] = [entries.get(name, name) for name in dict.fromkeys(row["deploy"] for row in rows)]
     raw["runtime"]["wandb"] = "off"
     return raw
 

@@ -16,6 +16,7 @@ method.deploy(copy of the model, point, calibration)  at each evaluation and dep
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -141,6 +142,7 @@ class Method:
     refuses_norms: why it does not go with `quantizer.norms: quantized`, in words that follow "which"; "" if it does.
     Norm layers are then among the layers that `attach` gives, with weights of shape (C,) and one step each.
     takes_layer_points: False if `deploy` needs one point for the whole network; a run with points by layer is refused.
+    notes: what `deployments` of the record says of a deployment beside its time and memory; `deploy` sets them.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -155,6 +157,7 @@ class Method:
     changes_activations: bool = False
     refuses_norms: ClassVar[str] = "acts on the weights of linear and convolution layers alone"
     takes_layer_points: ClassVar[bool] = True
+    notes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, config: Any, context: Context) -> None:
         self.config, self.context = config, context
@@ -174,6 +177,9 @@ class Method:
 
     def prepared(self, model: nn.Module) -> None:
         """Check the model after the whole stack has prepared. Raises SlotTakenError for methods that do not combine."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise UserError for a network that `deploy` cannot serve; before training, if the record has rows of it."""
 
     def param_options(self, name: str, parameter: nn.Parameter) -> Mapping[str, float]:
         """Optimizer options of one parameter (`lr`, as a factor of the run's, and `weight_decay`); {} for the run's."""

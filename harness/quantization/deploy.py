@@ -138,6 +138,13 @@ class Choice(NamedTuple):
         """The values among which round-to-nearest would choose for a weight, ascending, (1, L) or (O, L)."""
         return _deploy_quantizer(self.layer, weight, self.bits, self.scale, self.quantizer).values(weight)
 
+    @torch.no_grad()
+    def rounded(self) -> Tensor:
+        """The layer's effective weight as round-to-nearest would have it."""
+        weight = self.layer.effective_weight()
+        rounded: Tensor = _deploy_quantizer(self.layer, weight, self.bits, self.scale, self.quantizer)(weight)
+        return rounded
+
 
 def weight_bits(
     model: nn.Module, point: Any, exclude: str | Iterable[str] = (), norms: bool = False

@@ -16,6 +16,7 @@ from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import NOT_SET, SweepConfig
 from harness.sweep.search_space import Choices, Range
 from harness.training.config import RunConfig, config_class
+from harness.training.deploy_entries import AS
 
 Schema = dict[str, Any]
 #: The draft that editors know best.
@@ -128,7 +129,12 @@ def _add_run(defs: dict[str, Schema]) -> None:
     for section in ("TrainConfig", "DeployConfig", "QuantizerConfig", "ActivationsConfig", "MonitorConfig"):
         defs[section].pop("required", None)
     names = registry.deploy_methods()
-    defs["DeployConfig"]["properties"]["methods"]["items"] = {"enum": names}
+    settled = {
+        "type": "object",
+        "properties": {"name": {"enum": names[1:]}, AS: {"type": "string"}},
+        "required": ["name"],
+    }
+    defs["DeployConfig"]["properties"]["methods"]["items"] = {"anyOf": [{"enum": names}, settled]}
     monitored = defs["MonitorConfig"]["properties"]
     monitored["deploy"] = _described(monitored["deploy"], {"anyOf": [{"enum": names}, {"$ref": f"{_DEFS}deploy"}]})
     defs["deploy-rtn"] = {"type": "object", "properties": {"name": {"const": "rtn"}}, "additionalProperties": False}

@@ -50,6 +50,7 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: TaskData | N
     how = compilation.choose(config.runtime.compile, device, model, steps * config.train.epochs, twice)
     context, calibration = _context(config, steps, how != "off" and not twice), _calibration(config, dataset)
     methods = _prepared(config, context, model, calibration)
+    _check_deployable(config, context, model)
     check_layer_points(model, config.deploy.points, config.exclude, config.quantizer.quantizes_norms)
     _check_activations(config, model, dataset.input_shape, device)
     session = Session(
@@ -99,6 +100,12 @@ def _prepared(config: RunConfig, context: Context, model: nn.Module, calibration
     return methods
 
 
+def _check_deployable(config: RunConfig, context: Context, model: nn.Module) -> None:
+    """Raise UserError for a network that a deploy method of the record does not serve."""
+    for method in build_stack([entry for entry in config.deploys.values() if entry["name"] != "rtn"], context):
+        method.check(model)
+
+
 def _trackers(config: RunConfig, model: nn.Module, fused: bool) -> dict[int, OscillationTracker]:
     """By bit-width, the run's own first."""
     assert config.watch_bit is not None, "RunConfig sets it or refuses the configuration"
@@ -142,10 +149,10 @@ def _evaluator(
         context=context,
         calibration=calibration,
         points=config.evaluated_points,
-        deploys=config.deploys,
+        deploys=tuple(config.deploys),
         batch_size=config.runtime.eval_batch_size,
         precision=config.deploy.precision,
-        settings={config.monitor.name: config.monitor.deploy},
+        settings=config.deploys,
     )
 
 

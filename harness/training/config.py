@@ -8,6 +8,7 @@ defaults; `complete` those of the methods, and torch with them.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint
 from harness.core.validation import explain
 from harness.tasks.base import Task, task_of
+from harness.training.deploy_entries import with_all_settings
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
 
@@ -140,9 +142,9 @@ class RunConfig(StrictConfig):
         return self.target or BitWidths()
 
     @property
-    def deploys(self) -> tuple[str, ...]:
-        """The deploy methods of the record's rows: round-to-nearest, `deploy.methods`, and the monitored one."""
-        return tuple(dict.fromkeys(("rtn", *self.deploy.methods, self.monitor.name)))
+    def deploys(self) -> dict[str, dict[str, Any]]:
+        """Name and settings of each deploy method of the record's rows: rtn, `deploy.methods`, the monitored one."""
+        return {"rtn": {"name": "rtn"}, **self.deploy.entries, self.monitor.name: self.monitor.deploy}
 
     @property
     def epoch_points(self) -> tuple[AnyPoint, ...]:
@@ -177,16 +179,17 @@ def config_class(kind: str, name: str) -> type[BaseModel]:
     return found
 
 
-def component(kind: str, raw: Mapping[str, Any]) -> Any:
+def component(kind: str, raw: Mapping[str, Any], where: str = "") -> Any:
     """The checked Config of a method, model or data set, from its plain settings.
 
-    Raises UserError naming the setting. Imports the component's file; torch with it for methods and timm's models.
+    Raises UserError naming the setting. where: how its message begins. Imports the component's file; torch with it for
+    methods and timm's models.
     """
     config_type = config_class(kind, str(raw["name"]))
     try:
         return config_type.model_validate(dict(raw))
     except ValidationError as error:
-        raise UserError(explain(error, config_type, f"{kind} {raw['name']!r}: ")) from None
+        raise UserError(explain(error, config_type, f"{where}{kind} {raw['name']!r}: ")) from None
 
 
 def complete(raw: Mapping[str, Any]) -> RunConfig:
@@ -197,19 +200,16 @@ def complete(raw: Mapping[str, Any]) -> RunConfig:
     config = complete_but_methods(raw)
     from harness.training.method_checks import check_methods
 
-    entries = tuple(component("method", entry).model_dump(mode="json") for entry in config.methods)
-    monitor = _complete_monitor(config.monitor)
+    def all_settings(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(component("method", given, where).model_dump(mode="json"))
+
+    entries = tuple(all_settings("", entry) for entry in config.methods)
+    deploys = with_all_settings(config.deploy.methods, partial(all_settings, "deploy.methods: "))
+    deploy, monitor = config.deploy.model_copy(update={"methods": deploys}), config.monitor
+    if monitor.name != "rtn":
+        monitor = MonitorConfig(deploy=all_settings("monitor.deploy: ", monitor.deploy))
     check_methods(config, [entry["name"] for entry in entries])
-    return config.model_copy(update={"methods": entries, "monitor": monitor})
-
-
-def _complete_monitor(monitor: MonitorConfig) -> MonitorConfig:
-    if monitor.name == "rtn":
-        return monitor
-    try:
-        return MonitorConfig(deploy=component("method", monitor.deploy).model_dump(mode="json"))
-    except UserError as error:
-        raise UserError(f"monitor.deploy: {error}") from None
+    return config.model_copy(update={"methods": entries, "deploy": deploy, "monitor": monitor})
 
 
 def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:

@@ -33,6 +33,7 @@ class Deployment:
     """A network as a method deployed it at a point. allocated: points that the method chose for its layers.
 
     codes: the digest of its integer codes (`codes_digest`), where that was asked for and its weights have some.
+    notes: see `Method.notes`.
     """
 
     deploy: str
@@ -40,20 +41,26 @@ class Deployment:
     model: nn.Module
     allocated: LayerPoints | None
     effort: Effort
+    notes: Mapping[str, Any] = field(default_factory=dict)
     codes: str | None = None
 
     @property
     def cost(self) -> dict[str, Any]:
         """What it took, as in the record: an entry for each deploy method and point."""
         place = {"deploy": self.deploy, "bits": self.point.in_row, **schema.fields_of(self.point)}
-        return {**place, "deploy_s": round(self.effort.seconds, 4), "deploy_peak_bytes": self.effort.peak_bytes}
+        return {
+            **place,
+            "deploy_s": round(self.effort.seconds, 4),
+            "deploy_peak_bytes": self.effort.peak_bytes,
+            **self.notes,
+        }
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates a model at deployment points. deploys: "rtn" (round-to-nearest) or names of methods with a deploy.
 
-    settings: of such methods, by name, where they are not the method's defaults.
+    settings: name and settings of a method, for a deploy that is another name or where they are not its defaults.
     """
 
     dataset: TaskData
@@ -99,7 +106,7 @@ class Evaluator:
         for all that make use of it.
         """
         every = [(deploy, point) for deploy in self.deploys for point in self.points] if cases is None else cases
-        chosen = [(deploy, point) for deploy, point in every if deploy == "rtn" or find(deploy).serves(point)]
+        chosen = [(deploy, point) for deploy, point in every if deploy == "rtn" or self._method(deploy).serves(point)]
         observed, shared, device = cache(partial(self.observed, model)), Effort(), self.dataset.device
         if measure and any(self._observes(*case) for case in chosen):
             with effort(device) as shared:
@@ -107,10 +114,10 @@ class Evaluator:
         found = []
         for deploy, point in chosen:
             with effort(device) if measure else nullcontext(Effort()) as own:
-                copy, allocated = self._deploy(model, point, deploy, observed)
+                copy, allocated, notes = self._deploy(model, point, deploy, observed)
             took = own.with_part(shared) if self._observes(deploy, point) else own
             codes = self._codes(model, copy, allocated or point) if measure else None
-            found.append(Deployment(deploy, point, copy, allocated, took, codes))
+            found.append(Deployment(deploy, point, copy, allocated, took, notes, codes))
         return found
 
     def _codes(self, model: nn.Module, deployed: nn.Module, point: AnyPoint) -> str | None:
@@ -126,10 +133,18 @@ class Evaluator:
         network = task.baseline_network(self.dataset.outputs) if task.baseline else None
         return [Deployment(task.baseline, BitWidths(), network, None, Effort())] if network else []
 
+    def _entry(self, deploy: str) -> Mapping[str, Any]:
+        return self.settings.get(deploy, {"name": deploy})
+
+    def _method(self, deploy: str) -> type[Method]:
+        return find(str(self._entry(deploy)["name"]))
+
     def _observes(self, deploy: str, point: AnyPoint) -> bool:
         """Whether a case makes use of what `observed` gives for the model itself."""
         changed = any(method.changes_activations for method in self.methods)
-        return point.has_activations and not changed and (deploy == "rtn" or not find(deploy).changes_activations)
+        return (
+            point.has_activations and not changed and (deploy == "rtn" or not self._method(deploy).changes_activations)
+        )
 
     def observed(self, model: nn.Module) -> Mapping[str, Observed]:
         """What comes to its layers on the calibration batches, in float.
@@ -155,19 +170,20 @@ class Evaluator:
         point: AnyPoint,
         deploy: str,
         observed: Callable[[], Mapping[str, Observed]] | None = None,
-    ) -> tuple[nn.Module, LayerPoints | None]:
-        """The copy, and the points that a method chose for its layers.
+    ) -> tuple[nn.Module, LayerPoints | None, dict[str, Any]]:
+        """The copy, the points that a method chose for its layers, and what methods note.
 
         observed: gives what `self.observed(model)` does, if it has been asked for already.
         """
         copy, chosen = deepcopy(model).eval(), None
+        notes: dict[str, Any] = {}
         context = self.context
         float_inputs(copy, point, context.exclude)  # before methods deploy, which may run the network
-        entry = self.settings.get(deploy, {"name": deploy})
-        extra = [] if deploy == "rtn" else build_stack([dict(entry)], context)
+        extra = [] if deploy == "rtn" else build_stack([dict(self._entry(deploy))], context)
         stack = (*self.methods, *extra)
         for method in stack:
             layers = method.deploy(copy, chosen or point, self.calibration)
+            notes |= method.notes
             if layers is not None:
                 chosen = LayerPoints(point.key, tuple((glob, BitWidths.of(each)) for glob, each in layers.items()))
         seen: Mapping[str, Observed] = {}
@@ -176,7 +192,7 @@ class Evaluator:
             seen = self.observed(copy) if changed or observed is None else observed()
         how = (context.scale, context.quantizer, context.exclude, context.activations)
         round_to_nearest(copy, chosen or point, *how, calibration=seen)
-        return copy, chosen
+        return copy, chosen, notes
 
 
 @torch.inference_mode()

@@ -28,12 +28,13 @@ def check_methods(config: "RunConfig", names: Sequence[str]) -> None:
             raise UserError(
                 f"methods: {later!r} replaces layers that {earlier!r} would hold on to; name {later!r} first"
             )
-    check_norms([*names, *sorted({*config.deploys} - {"rtn"})], config.quantizer)
+    deploying = sorted({entry["name"] for entry in config.deploys.values()} - {"rtn"})
+    check_norms([*names, *deploying], config.quantizer)
     if config.monitor.name != "rtn":
         _check_monitor(config)
     by_layer = [str(point) for point in config.deploy.points if isinstance(point, LayerPoints)]
-    for name in (*names, *config.deploys):
-        if by_layer and name != "rtn" and not find(name).takes_layer_points:
+    for name in (*names, *deploying):
+        if by_layer and not find(name).takes_layer_points:
             raise UserError(f"deploy.bits: {by_layer[0]}: {name!r} deploys a network at one point for all its layers")
 
 

@@ -1,15 +1,21 @@
 """The sections `train`, `deploy`, `monitor` and `runtime` of a run's configuration. Free of torch."""
 
 from collections import Counter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from harness.core import registry
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, DeployedPoint, StrictConfig, by_name
-from harness.core.errors import nearest, unknown
 from harness.core.layer_points import AnyPoint, point_of
+from harness.training.deploy_entries import (
+    DeployEntry,
+    Entry,
+    deployable,
+    name_in_rows,
+    refuse_equal_names,
+    settings_of,
+)
 
 
 class TrainConfig(StrictConfig):
@@ -47,10 +53,11 @@ class DeployConfig(StrictConfig):
     scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(
         description="what a learned step becomes at another bit-width; recalibrate: a new step from max|w|"
     )
-    methods: tuple[str, ...] = Field(
+    methods: tuple[DeployEntry, ...] = Field(
         ("rtn",),
         min_length=1,
-        description="rtn (round-to-nearest), or methods with a deployment of their own; rows for each",
+        description="rtn (round-to-nearest), or methods with a deployment of their own, by name or {name: ..., as: "
+        "name in rows, setting: ...}; rows for each",
         json_schema_extra=NOT_IDENTITY,
     )
     figures: tuple[str, ...] = Field(
@@ -78,34 +85,22 @@ class DeployConfig(StrictConfig):
         """`bits` as points, in the order of the file."""
         return tuple(map(point_of, self.bits))
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        legal = ["rtn", *registry.names("method")]
-        for name in self.methods:
-            if name not in legal:
-                raise unknown("deploy method", name, legal)
-        return self
+    @field_validator("methods")
+    @classmethod
+    def _different_names(cls, methods: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        refuse_equal_names(methods)
+        return methods
 
-
-def _deployable(value: dict[str, Any]) -> dict[str, Any]:
-    """Check the name, and that round-to-nearest has no settings; a method's own need its file (`complete`)."""
-    name, settings = value.get("name"), sorted({*value} - {"name"})
-    if name == "rtn" and settings:
-        raise ValueError(f"rtn (round-to-nearest) has no settings, got {', '.join(settings)}")
-    known = name in registry.names("method")
-    if name != "rtn" and not (known and registry.has_deploy(str(name))):
-        legal = registry.deploy_methods()
-        if not known:
-            raise unknown("deploy method", name, legal)
-        why = f"method {name!r} has no deployment of its own{nearest(name, legal)}"
-        raise ValueError(f"{why} (legal: {', '.join(legal)})")
-    return value
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """`methods` by what rows have as their deploy method: the name and the settings that are given."""
+        return {name_in_rows(entry): settings_of(entry) for entry in self.methods}
 
 
 class MonitorConfig(StrictConfig):
     """What chooses the best epoch and ends training after `patience`, and what the objective is taken from."""
 
-    deploy: Annotated[dict[str, Any], BeforeValidator(by_name), AfterValidator(_deployable)] = Field(
+    deploy: Annotated[dict[str, Any], BeforeValidator(by_name), AfterValidator(deployable)] = Field(
         {"name": "rtn"},
         description="accuracy is measured after it: rtn (round-to-nearest), or a method with a deployment of its own, "
         "by name or {name: ..., setting: ...}",

@@ -26,6 +26,7 @@ ROUNDING = [name for name in registry.deploy_methods()[1:] if find(name).acts_on
 
 
 GIVEN_INPUTS = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "weights given rounded inputs"]
+ALLOCATING = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "bits of layers"]
 
 
 def crossed(method: str, deploy: str, target: int | str) -> tuple[Any, Any]:
@@ -46,7 +47,7 @@ def crossed(method: str, deploy: str, target: int | str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("deploy", ROUNDING)
-@pytest.mark.parametrize("method", [name for name in registry.names("method") if name not in ROUNDING])
+@pytest.mark.parametrize("method", [name for name in registry.names("method") if name not in (*ROUNDING, *ALLOCATING)])
 def test_every_layer_of_every_network_may_become_another_value_of_its_grid(method: str, deploy: str) -> None:
     session, evaluator = crossed(method, deploy, 3)
     sources = weight_layers(session.model)
@@ -76,7 +77,7 @@ PAIRS = [
     pytest.param(method, target, marks=() if target in QUICK.get(method, ()) else pytest.mark.slow)
     for method in registry.names("method")
     for target in (3, "w3a4")
-    if method not in (*ROUNDING, *GIVEN_INPUTS)
+    if method not in (*ROUNDING, *GIVEN_INPUTS, *ALLOCATING)
 ]
 
 
@@ -98,3 +99,30 @@ def test_weights_that_make_up_for_rounded_inputs(method: str, target: int | str,
     assert [each.bits for each in quantizers] == [each.bits for each in wanted]
     assert bool(found(session.dataset.batch(session.dataset.val, slice(0, 20))[0]).isfinite().all())
     assert not find(deploy).serves(BitWidths(3))
+
+
+@pytest.mark.parametrize("deploy", ALLOCATING)
+@pytest.mark.parametrize(("method", "target"), PAIRS)
+def test_bits_of_layers_within_a_budget(method: str, target: int | str, deploy: str) -> None:
+    session, evaluator = crossed(method, deploy, target)
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    for point in (BitWidths(3), BitWidths(3, 4)):
+        first, again = (evaluator.deployments(session.model, [(deploy, point)])[0] for _ in range(2))
+        assert first.allocated is not None
+        assert first.allocated == again.allocated
+        states = first.model.state_dict(), again.model.state_dict()
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+        points, layers = first.allocated.mapping, weight_layers(first.model)
+        assert set(points) == {*layers, "*"}
+        bits = torch.tensor([points[name].weights or 0 for name in layers]).double()
+        sizes = torch.tensor([layer.weight.numel() for layer in layers.values()])
+        assert float((bits * sizes).sum() / sizes.sum()) <= 3 + 1e-6
+        for name, layer in layers.items():
+            own = points[name].weights
+            assert own is not None
+            assert all(
+                len(part.unique()) <= 2**own for part in groups(weight_layers(session.model)[name], layer.weight, own)
+            )
+        quantizers = [each for each in first.model.modules() if isinstance(each, ActivationQuantizer)]
+        assert bool(quantizers) == point.has_activations
+    assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())

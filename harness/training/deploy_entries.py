@@ -1,0 +1,83 @@
+"""Entries of `deploy.methods` and `monitor.deploy`: a deploy method by name, or with settings. Free of torch."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from harness.core import registry
+from harness.core.errors import nearest, unknown
+
+#: Key of an entry of `deploy.methods`: what its rows have as their deploy method.
+AS = "as"
+_NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
+#: A name, or a section with settings.
+Entry = str | dict[str, Any]
+
+
+def deployable(value: dict[str, Any]) -> dict[str, Any]:
+    """Check the name, and that round-to-nearest has no settings; a method's own need its file (`complete`)."""
+    name, settings = value.get("name"), sorted({*value} - {"name"})
+    if name == "rtn" and settings:
+        raise ValueError(f"rtn (round-to-nearest) has no settings, got {', '.join(settings)}")
+    known = name in registry.names("method")
+    if name != "rtn" and not (known and registry.has_deploy(str(name))):
+        legal = registry.deploy_methods()
+        if not known:
+            raise unknown("deploy method", name, legal)
+        why = f"method {name!r} has no deployment of its own{nearest(name, legal)}"
+        raise ValueError(f"{why} (legal: {', '.join(legal)})")
+    return value
+
+
+def _checked(value: Any) -> Any:
+    legal = ["rtn", *registry.names("method")]
+    if not isinstance(value, Mapping) or {*value} == {"name"}:
+        name = value["name"] if isinstance(value, Mapping) else value
+        if name not in legal:
+            raise unknown("deploy method", name, legal)
+        return name
+    deployable(dict(value) if value.get("name") == "rtn" else settings_of(dict(value)))
+    own = value.get(AS, value["name"])
+    if not isinstance(own, str) or not _NAME.fullmatch(own) or (own in legal and own != value["name"]):
+        raise ValueError(
+            f"{AS}: {own!r} is no name for rows of {value['name']} (legal: up to 40 letters, digits and _; no other "
+            "method's name)"
+        )
+    return dict(value)
+
+
+#: An entry of `deploy.methods`: `gptq`, or `{name: gptq, as: gptq_ordered, act_order: true}`.
+DeployEntry = Annotated[Entry, BeforeValidator(_checked)]
+
+
+def name_in_rows(entry: Entry) -> str:
+    """What rows have for an entry as their deploy method."""
+    return entry if isinstance(entry, str) else str(entry.get(AS, entry["name"]))
+
+
+def settings_of(entry: Entry) -> dict[str, Any]:
+    """The method's name, and the settings that are given."""
+    return {"name": entry} if isinstance(entry, str) else {key: entry[key] for key in entry if key != AS}
+
+
+def refuse_equal_names(entries: Iterable[Entry]) -> None:
+    """Raise ValueError where rows of different entries would have one name."""
+    plain: list[Entry] = [*{each for each in entries if isinstance(each, str)}]
+    different = [*plain, *(each for each in entries if isinstance(each, dict))]
+    times = Counter(name_in_rows(each) for each in different)
+    for name in (name for name, count in times.items() if count > 1):
+        raise ValueError(
+            f"several entries would have rows of the name {name}; give them names of their own ({AS}: ...)"
+        )
+
+
+def with_all_settings(
+    entries: Iterable[Entry], complete: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> tuple[Entry, ...]:
+    """The entries; those that give settings have all of them. complete: gives all of a method's, from some."""
+    return tuple(
+        each if isinstance(each, str) else {AS: name_in_rows(each), **complete(settings_of(each))} for each in entries
+    )
