@@ -39,7 +39,7 @@ class Objective(StrictConfig):
     """An objective whose direction does not follow from its name."""
 
     name: str = Field(
-        description="a metric that runs report (osc/frequency, kure/kurtosis, ...), or FILE.py:FUNCTION of all metrics"
+        description="a metric that runs report (osc/frequency, val/loss_w3, ...), or FILE.py:FUNCTION of all metrics"
     )
     direction: Literal["minimize", "maximize"] = Field(description="which values are better")
 
