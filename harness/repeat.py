@@ -5,12 +5,15 @@ repeated in NEW, from its configuration alone. On the same kind of device, with 
 row is the same to the last digit, and so are the integer codes, of which rows hold a digest. What differs is printed,
 and the command ends with status 1.
 
-The precision is compared first. Where `train.precision: auto` is another one here than it was for the record, that is
+Where the data are others than those of the record, that is said first: the text of `python_stdlib` is that of the
+Python that runs.
+The precision is compared next. Where `train.precision: auto` is another one here than it was for the record, that is
 said, and the run is repeated in the recorded one: the configuration then names it, and so the new run has another id.
 """
 
 import argparse
 import json
+import platform
 from collections.abc import Mapping
 from functools import partial
 from importlib.resources.abc import Traversable
@@ -30,7 +33,7 @@ from harness.training.deploy_entries import name_in_rows
 from harness.training.run import RunContext, print_epoch, run
 
 #: Entries of the provenance that may explain a difference.
-_MATTERS = ("device", "threads", "numerics_version", "packages", "data_digest")
+_MATTERS = ("device", "threads", "numerics_version", "python", "packages", "data_digest")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = complete(raw)
     from harness.data import prepare
 
-    prepare(component("data set", config.data))
+    if line := other_data(recorded, prepare(component("data set", config.data)).digest):
+        print(line, flush=True)
     config = in_recorded_precision(config, recorded)
     again = run(config, options.dir, RunContext(partial(print_epoch, config)))
     found = differences(recorded, again)
@@ -87,6 +91,17 @@ def in_recorded_precision(config: RunConfig, record: Mapping[str, Any]) -> RunCo
     )
     train = config.train.model_copy(update={"precision": was})
     return config.model_copy(update={"train": train})
+
+
+def other_data(record: Mapping[str, Any], digest: str) -> str:
+    """A line that says so where the data are not those of the record; empty where they are."""
+    was, python = (record["provenance"].get(name) for name in ("data_digest", "python"))
+    if was in (None, digest):
+        return ""
+    return (
+        f"the data are not those of the record (digest {digest} here, {was} there; Python {platform.python_version()} "
+        f"here, {python} there): other numbers are to be expected"
+    )
 
 
 def read_record(named: str, root: Path) -> dict[str, Any]:

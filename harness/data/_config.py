@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from harness.core.config_base import NOT_IDENTITY, StrictConfig
-from harness.core.errors import UserError
+from harness.core.errors import UserError, nearest
+
+#: Tokenizers: one of no package, and the prefix of those of the transformers library.
+CHARACTERS, HF = "characters", "hf:"
 
 
 class Augment(StrictConfig):
@@ -67,6 +70,30 @@ class EnlargingConfig(TaskDataConfig):
     patch: int = Field(48, ge=4, le=1024, description="side of training crops, in pixels of the small image (EDSR: 48)")
     crops: int = Field(16000, ge=1, le=10_000_000, description="crops in an epoch (EDSR: 16000)")
     augment: bool = Field(True, description="flip and rotate crops at random")
+
+
+class TextConfig(TaskDataConfig):
+    """What every data set of language modelling can be told."""
+
+    task: ClassVar[str] = "language_modelling"
+
+    context: int = Field(128, ge=2, le=1_000_000, description="tokens of a window, all of which are predicted")
+    windows: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="windows drawn in an epoch; null: as many as the text has side by side",
+    )
+    tokenizer: str = Field(
+        CHARACTERS, description="characters, or hf:<name or folder> for a tokenizer of the transformers library"
+    )
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _has_a_form(cls, tokenizer: str) -> str:
+        if tokenizer == CHARACTERS or tokenizer.removeprefix(HF) not in ("", tokenizer):
+            return tokenizer
+        raise ValueError(f"no tokenizer{nearest(tokenizer, [CHARACTERS])} (legal: {CHARACTERS}, {HF}<name or folder>)")
 
 
 def root_of(config: TaskDataConfig, layout: str) -> Path:

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import UserError, nearest
-from harness.models._weights import downloading, hub_offline_if_unreachable
+from harness.core.hub import hub_offline_if_unreachable
+from harness.models._weights import downloading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

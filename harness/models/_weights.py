@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from safetensors import SafetensorError
 
@@ -24,8 +22,8 @@ SLOT_KEYS = ("_quantizer.", "weight_transform.", "other_widths.")
 #: What wrappers (torch.compile, DistributedDataParallel) put before every key.
 _WRAPPERS = ("_orig_mod.", "module.")
 _SHOWN = 5
-#: Seconds: to reach the hub at all, and between two bytes of a download.
-_PROBE_TIMEOUT_S, _READ_TIMEOUT_S = 5.0, 30.0
+#: Seconds between two bytes of a download.
+_READ_TIMEOUT_S = 30.0
 _NETWORK_PACKAGES = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
 
 
@@ -140,30 +138,3 @@ def downloading(name: str) -> Iterator[None]:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-@contextmanager
-def hub_offline_if_unreachable() -> Iterator[None]:
-    """Has the Hugging Face hub use its cache alone when it does not answer one short question.
-
-    Left to itself it retries for 47 s without a network (measured, huggingface_hub 2.4).
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers at all, through the proxies of the environment."""
-    try:
-        urlopen(Request(url, method="HEAD"), timeout=_PROBE_TIMEOUT_S).close()
-    except HTTPError:
-        return True
-    except (OSError, HTTPException):
-        return False
-    return True

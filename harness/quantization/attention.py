@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from harness.quantization.layers import QuantMatMul, glob_patterns
 
+#: The modules of both products, in explicit attention.
+PRODUCTS = ("qk_matmul", "av_matmul")
+#: Set on attention modules that need no other class: their products are in these modules where they have them.
+OPENS = "opens_products"
+
 
 class OpenAttention(nn.Module):
     """Base of unfused attentions: an existing module's `__class__` is changed to a subclass of this, in place."""
@@ -119,6 +124,7 @@ def expose_attention_products(model: nn.Module, exclude: str | Iterable[str] = (
 
     Each attention gets `qk_matmul` (queries by keys) and `av_matmul` (scores by values), without parameters; one whose
     queries and keys are joined (`join_queries_and_keys`) has them. exclude: globs of modules that are left alone.
+    Decoders of transformers compute their products by these modules once they are there (harness/models/_decoder.py).
     Returns the number of attention modules that are explicit afterwards, including those of an earlier call; 0 if the
     model has none. Raises UserError, before anything changes, naming a module whose attention cannot be made explicit
     (torch's MultiheadAttention; attention of timm other than ViT's and TinyViT's).
@@ -139,9 +145,17 @@ def expose_attention_products(model: nn.Module, exclude: str | Iterable[str] = (
             # Only the class changes, so hooks, references and the state dict stay.
             module.__class__ = explicit
             module.fused_attn = False
-            for product in ("qk_matmul", "av_matmul"):
-                setattr(module, product, QuantMatMul().train(module.training))
-    return sum(isinstance(module, OpenAttention) for module in model.modules())
+            _add_products(module)
+    for name, module in list(model.named_modules()):
+        if getattr(module, OPENS, False) and name not in left:
+            _add_products(module)
+    return sum(isinstance(module, OpenAttention) or hasattr(module, PRODUCTS[0]) for module in model.modules())
+
+
+def _add_products(module: nn.Module) -> None:
+    for product in PRODUCTS:
+        if not hasattr(module, product):
+            setattr(module, product, QuantMatMul().train(module.training))
 
 
 def additive_mask(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:

@@ -27,10 +27,8 @@ LARGE = 2**26
 LEAST_LARGE, MOST_NARROW = 0.5, 0.25
 
 
-def choose_precision(
-    wanted: str, device: torch.device, model: nn.Module, input_shape: tuple[int, ...], batch_size: int
-) -> str:
-    """ "fp32" or "bf16", for training on batches of inputs of this shape; see above for "auto".
+def choose_precision(wanted: str, device: torch.device, model: nn.Module, sample: Tensor, batch_size: int) -> str:
+    """ "fp32" or "bf16", for training on batches of inputs such as `sample`, (1, ...); see above for "auto".
 
     Changes neither the model nor the random state.
     """
@@ -45,7 +43,7 @@ def choose_precision(
         )
     if wanted != "auto":
         return wanted
-    return "bf16" if multiplies_bf16() and gains_by_bf16(multiplications(model, input_shape), batch_size) else "fp32"
+    return "bf16" if multiplies_bf16() and gains_by_bf16(multiplications(model, sample), batch_size) else "fp32"
 
 
 def multiplies_bf16() -> bool:
@@ -69,10 +67,10 @@ def gains_by_bf16(layers: list[tuple[int, int]], batch_size: int) -> bool:
     return total > 0 and large >= LEAST_LARGE * total and narrow <= MOST_NARROW * total
 
 
-def multiplications(model: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def multiplications(model: nn.Module, sample: Tensor) -> list[tuple[int, int]]:
     """Inputs, and multiplications for one sample, of each linear and convolution layer, once for each call.
 
-    From a forward pass of a copy.
+    From a forward pass of a copy with one sample, (1, ...) on the model's device.
     """
     found: list[tuple[int, int]] = []
 
@@ -85,7 +83,6 @@ def multiplications(model: nn.Module, input_shape: tuple[int, ...]) -> list[tupl
     for layer in copy.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(count)
-    device = next(copy.parameters()).device
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        copy(torch.zeros(1, *input_shape, device=device))
+        copy(sample)
     return found

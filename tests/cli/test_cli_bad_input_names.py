@@ -102,7 +102,10 @@ def test_a_method_that_replaces_layers_goes_first(cli: Cli) -> None:
 NAMES = {
     "method": ({"cells/0/methods": "sta"}, ["unknown method 'sta'; did you mean 'ste'?", "oscillation, "]),
     "method in a stack": ({"cells/0/methods": ["ste", "oscilation"]}, ["did you mean 'oscillation'?"]),
-    "model": ({"base/model/name": "mlp"}, ["unknown model 'mlp'; did you mean 'mlp5'? (legal: edsr, mlp5, resnet18"]),
+    "model": (
+        {"base/model/name": "mlp"},
+        ["unknown model 'mlp'; did you mean 'mlp5'? (legal: edsr, hf, llama, mlp5"],
+    ),
     "model in a grid": ({"grid": {"model.name": ["mpl5"]}}, ["unknown model 'mpl5'; did you mean 'mlp5'?"]),
     "data set": ({"base/data/name": "digit"}, ["unknown data set 'digit'; did you mean 'digits'? (legal: cifar10"]),
     "sampler": ({"sampler": "tep"}, ["unknown sampler 'tep'; did you mean 'tpe'? (legal: gp, grid, nsgaii"]),
@@ -113,7 +116,7 @@ NAMES = {
     "timm": ({"base/model": {"name": "timm:resnt18"}}, ["unknown timm model 'resnt18'; did you mean 'resnet18'?"]),
     "timm alone": ({"base/model": {"name": "timm"}}, ["model name 'timm' is not of the form timm:<name>"]),
     "no model": ({"base/model": GONE}, ["model: missing"]),
-    "no model name": ({"base/model": {"width": 3}}, ["names no model (name: edsr | mlp5 | resnet18"]),
+    "no model name": ({"base/model": {"width": 3}}, ["names no model (name: edsr | hf | llama | mlp5 | resnet18"]),
     "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: ", " | lsq | none | "]),
     "optimizer": ({"base/train/optimizer": "adma"}, ["train.optimizer: 'adma'", "'adam', 'adamw' or 'sgd'"]),
     "init": ({"base/model/init": "pretraned"}, ["init 'pretraned' is none of scratch", "did you mean 'pretrained'?"]),

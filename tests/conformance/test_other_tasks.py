@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance_common import lacking
 from PIL import Image
 
 from harness.core import registry
 from harness.core.errors import Stopped
 from harness.methods import find
+from harness.methods._requirements import FEATURES, lacking
 from harness.models import build_model
 from harness.training.config import RunConfig, complete, component
 from harness.training.run import RunContext, run
@@ -24,19 +24,30 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...], int]] = 
         (3, 8, 8),
         2,
     ),
+    "language_modelling": (
+        {"name": "llama", "layers": 1, "width": 16, "heads": 2, "kv_heads": 1},
+        {"name": "text", "context": 8, "windows": 12, "train": "text/train.txt", "test": "text/test.txt"},
+        (8,),
+        12,
+    ),
 }
+#: What these networks have of what methods may require.
+HAS: dict[str, set[str]] = {"super_resolution": set(), "language_modelling": set()}
 PAIRS = [
     pytest.param(method, task, marks=pytest.mark.slow)
-    for task, (model, _, shape, outputs) in TASKS.items()
+    for task in TASKS
     for method in registry.names("method")
-    if not lacking(build_model(component("model", model), shape, outputs, seed=0), find(method).requires)
+    if HAS[task].issuperset(find(method).requires)
 ]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    (folder / "text").mkdir()
     for split in ("train", "test"):
+        digits = np.random.default_rng(len(split)).integers(0, 10, 300).cumsum() % 10
+        (folder / f"text/{split}.txt").write_text(" ".join(map(str, digits)))
         (folder / split).mkdir()
         rough = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         Image.fromarray(rough).resize((36, 36), Image.Resampling.BICUBIC).save(folder / split / "image.png")
@@ -57,6 +68,14 @@ def config(method: str, task: str, root: Path) -> RunConfig:
             "runtime": {"device": "cpu", "wandb": "off", "threads": 1},
         }
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_networks_have_what_is_said_here(task: str) -> None:
+    model, _, shape, outputs = TASKS[task]
+    network = build_model(component("model", model), shape, outputs, seed=0)
+    assert {feature for feature in FEATURES if not lacking(network, [feature])} == HAS[task]
 
 
 @pytest.mark.parametrize(("method", "task"), PAIRS)

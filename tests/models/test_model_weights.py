@@ -193,7 +193,7 @@ def test_pretrained_without_network(name: str, monkeypatch: pytest.MonkeyPatch, 
     import torchvision.models._api as api
 
     monkeypatch.setattr(api, "load_state_dict_from_url", _no_network)
-    monkeypatch.setattr("harness.models._weights.urlopen", _no_network)
+    monkeypatch.setattr("harness.core.hub.urlopen", _no_network)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     settings = {"small_stem": False} if name == "resnet18" else {}
@@ -229,7 +229,7 @@ def _publish(monkeypatch: pytest.MonkeyPatch, name: str) -> dict[str, Tensor]:
     state = timm.create_model(name, num_classes=1000).state_dict()
     state = {key: torch.randn_like(value) if key.endswith("biases") else value for key, value in state.items()}
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(state))
-    monkeypatch.setattr("harness.models._weights._reachable", lambda url: True)
+    monkeypatch.setattr("harness.core.hub._reachable", lambda url: True)
     return state
 
 
@@ -263,7 +263,7 @@ def test_a_server_that_answers_with_an_error_is_reachable() -> None:
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    from harness.models._weights import _reachable
+    from harness.core.hub import _reachable
 
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # answers 501 to everything
     thread = threading.Thread(target=server.handle_request)

@@ -28,7 +28,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
 
 def chosen(settings: Mapping[str, Any], shape: tuple[int, int, int], batch: int) -> str:
     model = build_model(component("model", settings), shape, 10, seed=0)
-    return choose_precision("auto", CPU, model, shape, batch)
+    return choose_precision("auto", CPU, model, torch.zeros(1, *shape), batch)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_multiplications_of_layers() -> None:
         nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 25, 7), nn.Dropout()
     )
     before, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
-    assert multiplications(model, (4, 5, 5)) == [(18, 18 * 6 * 25), (150, 150 * 7)]
+    assert multiplications(model, torch.zeros(1, 4, 5, 5)) == [(18, 18 * 6 * 25), (150, 150 * 7)]
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -101,7 +101,7 @@ def test_multiplications_of_layers() -> None:
 def test_a_named_precision_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for capabilities in ((), ("avx512_bf16",)):
         on_a_cpu(monkeypatch, *capabilities)
-        assert choose_precision("fp32", CPU, nn.Linear(64, 64), DIGITS, 128) == "fp32"
+        assert choose_precision("fp32", CPU, nn.Linear(64, 64), torch.zeros(1, 64), 128) == "fp32"
 
 
 def test_bf16_is_warned_of_only_where_there_are_no_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,12 +109,12 @@ def test_bf16_is_warned_of_only_where_there_are_no_instructions_for_it(monkeypat
     for capabilities in (("avx2",), ("neon",)):
         on_a_cpu(monkeypatch, *capabilities)
         with pytest.warns(UserWarning, match=r"train.precision: bf16 on a CPU without instructions.*auto"):
-            assert choose_precision("bf16", CPU, model, DIGITS, 128) == "bf16"
+            assert choose_precision("bf16", CPU, model, torch.zeros(1, 64), 128) == "bf16"
     for capability in ("amx_tile", "avx512_bf16", "bf16"):
         on_a_cpu(monkeypatch, capability)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert choose_precision("bf16", CPU, model, DIGITS, 128) == "bf16"
+            assert choose_precision("bf16", CPU, model, torch.zeros(1, 64), 128) == "bf16"
 
 
 def test_choosing_changes_no_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

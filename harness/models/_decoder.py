@@ -1,0 +1,123 @@
+"""Decoders of the transformers library as networks from tokens to logits, with attention that this harness can enter.
+
+Their attention calls `attend`, registered through AttentionInterface, with keys and values after the positions are in
+(RoPE), before their heads are repeated for grouped queries.
+"""
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.core.errors import UserError
+from harness.core.extras import from_extra
+from harness.quantization.attention import OPENS, additive_mask
+
+#: The name of `attend` among transformers' attention functions.
+ATTENTION = "oscillation_harness"
+#: Arguments of other attention functions that change what is computed.
+_UNKNOWN = ("softcap", "s_aux", "position_bias")
+
+
+def transformers_for(where: str) -> Any:
+    """The transformers library, which then knows `attend`. Raises UserError naming `where` if it is missing."""
+    library = from_extra("transformers", "language", where)
+    masks = from_extra("transformers.masking_utils", "language", where)
+    library.AttentionInterface.register(ATTENTION, attend)
+    library.AttentionMaskInterface.register(ATTENTION, masks.sdpa_mask)
+    return library
+
+
+def stored(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values as a cache holds them, (N, kv heads, tokens, d) each: the place to round them.
+
+    module: the attention module. With a cache these are the keys and values of all tokens so far.
+    """
+    return key, value
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of queries (N, heads, q, d) to keys and values (N, kv heads, k, d): (N, q, heads, d).
+
+    attention_mask: bool, True where a query may attend; None: causal for several queries, all keys for one. Products
+    are fused unless the module has them as `qk_matmul` and `av_matmul` (`expose_attention_products`).
+    """
+    for name in _UNKNOWN:
+        if others.get(name) is not None:
+            raise UserError(f"{type(module).__name__}: attention with {name!r} is not supported")
+    setattr(module, OPENS, True)
+    key, value = stored(module, key, value)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(repeats, 1) if repeats > 1 else each for each in (key, value))
+    causal = attention_mask is None and query.shape[2] > 1 and is_causal is not False
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if hasattr(module, "qk_matmul"):
+        scores = module.qk_matmul(query * scale, key.transpose(2, 3))
+        bias = additive_mask(scores, attention_mask, causal)
+        weights = (scores if bias is None else scores + bias).softmax(-1, dtype=torch.float32).to(value.dtype)
+        mixed = module.av_matmul(functional.dropout(weights, dropout), value)
+    else:
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=causal, scale=scale
+        )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def as_decoder(network: Any, name: str, input_shape: Sequence[int], outputs: int) -> nn.Module:
+    """A causal language model of transformers, built with ATTENTION, that maps tokens (N, T) to logits (N, T, V).
+
+    name: the model's, for messages. input_shape, outputs: (T,) and the size of the data's vocabulary. A second argument
+    may be a cache, for decoding. Embeddings that are tied to the last layer are separated from it: the layer is
+    quantized and they stay float. Names of parameters stay those of the checkpoint.
+    Raises UserError for another kind of attention, and where context or vocabulary are too large for it.
+    """
+    longest = getattr(network.config, "max_position_embeddings", None)
+    if longest is not None and input_shape[0] > longest:
+        raise UserError(f"data.context: {input_shape[0]}: model {name!r} has positions for {longest} tokens")
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    if head is None or outputs > embedding.num_embeddings:
+        has = "no vocabulary to predict" if head is None else f"a vocabulary of {embedding.num_embeddings}"
+        raise UserError(f"data.tokenizer: the text has {outputs} different tokens, and model {name!r} {has}")
+    if head.weight is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        network.config.tie_word_embeddings = False
+    network.__class__ = _with_logits(type(network))
+    model: nn.Module = network.eval()
+    with torch.no_grad():
+        model(torch.zeros(1, 2, dtype=torch.long))
+    if not any(hasattr(module, OPENS) for module in model.modules()):
+        raise UserError(f"model {name!r}: {type(network).__name__} does not compute attention by AttentionInterface")
+    return model.train()
+
+
+@cache
+def _with_logits(kind: type[Any]) -> type[nn.Module]:
+    """The subclass of a causal language model whose forward pass takes tokens, and a cache, and gives logits alone."""
+    cached = "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+    def forward(self: Any, tokens: Tensor, cache: Any = None) -> Tensor:
+        found: Tensor = kind.forward(self, tokens, use_cache=cache is not None, **{cached: cache}).logits
+        return found
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+@torch.no_grad()
+def decoded(model: Any, tokens: Tensor) -> Tensor:
+    """What a decoder gives for tokens (N, T) that come one at a time, with a cache: logits (N, T, V)."""
+    cache = transformers_for("decoding").DynamicCache(config=model.config)
+    return torch.cat([model(token, cache) for token in tokens.split(1, dim=1)], dim=1)
