@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from harness.core import registry
 from harness.core.command import run_command
-from harness.core.config_base import ActivationsConfig, QuantizerConfig
+from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig
 from harness.core.errors import UserError, unknown
 from harness.data._config import Augment
 from harness.sweep import json_schema
@@ -39,6 +39,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "train": ("train, and pretrain", TrainConfig),
     "quantizer": ("quantizer", QuantizerConfig),
     "activations": ("activations", ActivationsConfig),
+    "kv": ("kv", KeyValueConfig),
     "deploy": ("deploy", DeployConfig),
     "monitor": ("monitor", MonitorConfig),
     "runtime": ("runtime", RuntimeConfig),

@@ -119,12 +119,14 @@ def _evaluated(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows, and what the deployments took that the record does not know yet."""
     from harness.quantization.by_layer import check_layer_points
+    from harness.quantization.key_value_points import check_keys_and_values
     from harness.training.recorded import session_of
 
     session = session_of(record, weights, device)
     config = session.config
     points_asked = [point for _, _, point in wanted]
     check_layer_points(session.model, points_asked, config.exclude, config.quantizer.quantizes_norms)
+    check_keys_and_values(session.model, points_asked, config.exclude)
     # Float is always included: every record has it, and it shows whether weights and data are those of the record.
     cases = {(deploy, point) for _, deploy, point in wanted} | {("rtn", BitWidths())}
     deployments = session.evaluator.deployments(session.model, sorted(cases, key=_place), measure=True)

@@ -66,8 +66,9 @@ def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
             activations = any(point.has_activations for point in points)
             deployed = [config.activations.model_dump(), config.target_bit] if activations else None
             by_layer = [point.plain for point in points if isinstance(point, LayerPoints)]
+            cached = any(point.has_kv for point in points)
             methods = without_numbers(config.methods)
-            key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer])
+            key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer, cached])
             if key not in tried:
                 tried.add(key)
                 notes += _check_build(cell.id, config, images, spec.objective)

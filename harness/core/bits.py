@@ -98,6 +98,11 @@ class BitWidths:
         """Whether activations are quantized."""
         return self.activations is not None
 
+    @property
+    def has_kv(self) -> bool:
+        """Whether keys and values are quantized."""
+        return self.kv is not None
+
     def __str__(self) -> str:
         """The shortest form: `4`, `w4a8`, `float`."""
         if self.weights is None:

@@ -184,3 +184,11 @@ class ActivationsConfig(StrictConfig):
         if self.granularity == "token" and self.range != "max":
             raise ValueError(f"range: {self.range} is for granularity: tensor; granularity: token wants range: max")
         return self
+
+
+class KeyValueConfig(StrictConfig):
+    """How keys and values are rounded at points such as w4kv4: each token by itself, between its extremes."""
+
+    group: int = Field(
+        32, ge=1, le=4096, description="values of a head's key or value that share a range, found at run time"
+    )

@@ -90,6 +90,11 @@ class LayerPoints:
         """Whether the activations of any of its layers are quantized."""
         return any(point.activations is not None for point in self.parts)
 
+    @property
+    def has_kv(self) -> bool:
+        """Whether the keys and values of any of its layers are quantized."""
+        return any(point.has_kv for point in self.parts)
+
     def __str__(self) -> str:
         return self.name
 

@@ -10,6 +10,7 @@ from harness.core.errors import UserError
 from harness.exporting.inputs import plain_input
 from harness.quantization.deploy import set_deployed
 from harness.quantization.integer_codes import Codes, codes_of, packed_bytes
+from harness.quantization.key_value_points import key_value_slots
 from harness.quantization.layers import give_slots, weight_layers
 from harness.quantization.norms import is_norm
 from harness.quantization.observing import Site, expose, input_sites
@@ -49,8 +50,11 @@ class Network:
 def taken(model: nn.Module, bits: Mapping[str, int | None]) -> Network:
     """A deployed network in parts; bits: of each layer's weight, None for float.
 
-    Raises UserError for weights that are not on a grid of so many bits, and for quantizers that no file can hold.
+    Raises UserError for weights that are not on a grid of so many bits, for quantizers that no file can hold, and for
+    rounded keys and values.
     """
+    if not all(isinstance(each, Unfilled) for slots in key_value_slots(model).values() for each in slots.children()):
+        raise UserError("keys and values (kv) are rounded at run time, which no file holds: export a point without kv")
     found = codes_of(model, bits)
     layers = {name: codes for name, codes in found.items() if codes is not None}
     for name in found:

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.core.bits import BitWidths, PlainPoint, ScalePolicy
-from harness.core.config_base import ActivationsConfig, QuantizerConfig, StrictConfig
+from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig, StrictConfig
 from harness.core.layer_points import AnyPoint
 from harness.quantization import Observed, WeightQuantizer, make_quantizer, observe
 from harness.quantization.layers import QuantLayer
@@ -43,10 +43,10 @@ class Context:
     """What a method gets to know about its run.
 
     target_bit: what the network is trained for, 4 or "w4a4" (`point`: in parts); None for plain float training.
-    activations: how activations are rounded where the point has bits for them. exclude: layer globs left in float.
-    seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether native passes over the
-    weights (harness/kernels) may replace plain operations, where there are any. task: the run's; a method takes losses
-    from it (`loss`, `distillation`, `divergence`).
+    activations, kv: how activations, and keys and values, are rounded where the point has bits for them. exclude: layer
+    globs left in float. seed: of the method's own random draws (torch.Generator().manual_seed(...)). fused: whether
+    native passes over the weights (harness/kernels) may replace plain operations, where there are any. task: the run's;
+    a method takes losses from it (`loss`, `distillation`, `divergence`).
     """
 
     target_bit: PlainPoint | None = None
@@ -55,6 +55,7 @@ class Context:
     seed: int = 0
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    kv: KeyValueConfig = field(default_factory=KeyValueConfig)
     scale: ScalePolicy = "recalibrate"
     exclude: tuple[str, ...] = ()
     fused: bool = True

@@ -18,6 +18,8 @@ class TaskModelConfig(StrictConfig):
 
     #: Files of harness/tasks.
     tasks: ClassVar[tuple[str, ...]]
+    #: Whether its attention passes keys and values through slots, so that points may have bits for them (w4kv4).
+    keeps_cache: ClassVar[bool] = False
 
     name: str = Field(description="the model's file name, as in mlp5; timm:<name> for any of timm's")
     init: str = Field(

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.bits import BitWidths, ScalePolicy
-from harness.core.config_base import ActivationsConfig, QuantizerConfig, section
+from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig, section
 from harness.core.layer_points import LayerPoints
 from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.inputs import BitsOf, quantize_inputs
+from harness.quantization.key_value_points import key_value_bits, quantize_keys_and_values
 from harness.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, give_slots
 from harness.quantization.observed import Observed
 from harness.quantization.observing import expose, observe
@@ -28,14 +29,15 @@ def round_to_nearest(
     exclude: str | Iterable[str] = (),
     activations: ActivationsConfig | Mapping[str, Any] | None = None,
     calibration: Iterable[Any] | Mapping[str, Observed] | None = None,
+    kv: KeyValueConfig | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Replace every weight by its quantized value, in place, and quantize activations where the point says so.
 
     bits: None or "trained": each layer at the bits of its own quantizers, a layer without one as it is. 2 to 8 (weights
-    alone), "w4a8", or "float" (the latent weights themselves): all layers. Or a mapping of layer names and globs to any
-    of these: a name counts before a glob, an earlier glob before a later one, "*" last; a layer that none matches is
-    "trained". Layers that `attach` left out stay as they are, unless a mapping has their very name, as do those of
-    `exclude`. Norm layers count where they have slots or `quantizer` has `norms: quantized`.
+    alone), "w4a8", "w4kv4", or "float" (the latent weights themselves): all layers. Or a mapping of layer names and
+    globs to any of these: a name counts before a glob, an earlier glob before a later one, "*" last; a layer that none
+    matches is "trained". Layers that `attach` left out stay as they are, unless a mapping has their very name, as do
+    those of `exclude`. Norm layers count where they have slots or `quantizer` has `norms: quantized`.
 
     A layer with a quantizer of its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its
     range, or recalibrate, that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers
@@ -45,19 +47,23 @@ def round_to_nearest(
     model takes them (a tuple is several arguments), of which the first `calibration_batches` are used, or what
     `observe` saw; needed where a point has bits for activations, unless ranges are per token. With a mapping of layers,
     `first_last` has no effect. At points without activations the slots of activation quantizers are emptied.
+    kv: how keys and values are quantized.
 
     Returns the model. Raises UserError, before any number changes, for impossible bits, for a name or glob that matches
     no layer, for "trained" where no layer has a quantizer, for calibration data that are missing or have NaN, for
-    attention whose products cannot be reached, and for `first_last` where one layer is both.
+    attention whose products cannot be reached, for `first_last` where one layer is both, and for bits of keys and
+    values where the model has no slots for these.
     """
     bits = bits.mapping if isinstance(bits, LayerPoints) else bits
     weights = section(quantizer, QuantizerConfig, "quantizer")
     settings = section(activations, ActivationsConfig, "activations")
     layers, wanted = checked_layers(model, bits, exclude, weights.quantizes_norms)
+    cache, caches = section(kv, KeyValueConfig, "kv"), key_value_bits(model, bits, exclude)
     slotted = _with_slots(model, layers, wanted)
     observed = _observed(model, wanted.values(), settings, calibration, exclude)
     _quantize_inputs(model, bits, wanted, scale, settings, observed, exclude)
     _round(slotted, wanted, scale, weights)
+    quantize_keys_and_values(caches, cache)
     return model
 
 

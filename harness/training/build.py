@@ -22,6 +22,7 @@ from harness.quantization.audit import UNUSED, Audit, listed, probe
 from harness.quantization.by_layer import check_layer_points
 from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import quantize_inputs
+from harness.quantization.key_value_points import check_keys_and_values
 from harness.quantization.layers import attach
 from harness.quantization.norms import QuantNorm
 from harness.quantization.observing import observe
@@ -53,6 +54,7 @@ def build(config: RunConfig, weights: Path | None = None, stand_in: TaskData | N
     methods = _prepared(config, context, model, calibration)
     _check_deployable(config, context, model)
     check_layer_points(model, config.deploy.points, config.exclude, config.quantizer.quantizes_norms)
+    check_keys_and_values(model, config.evaluated_points, config.exclude)
     _check_activations(config, model, dataset.input_shape, device)
     session = Session(
         config=config,
@@ -161,6 +163,7 @@ def _context(config: RunConfig, steps: int, fused: bool) -> Context:
     return Context(
         target_bit=config.target_bit,
         activations=config.activations,
+        kv=config.kv,
         total_steps=steps * config.train.epochs,
         steps_per_epoch=steps,
         seed=sub_seed(config.seed, "method"),

@@ -20,6 +20,7 @@ from harness.core.config_base import (
     IDENTITY_IF_CHANGED,
     NOT_IDENTITY,
     ActivationsConfig,
+    KeyValueConfig,
     Point,
     QuantizerConfig,
     StrictConfig,
@@ -32,6 +33,7 @@ from harness.core.layer_points import AnyPoint
 from harness.core.validation import explain
 from harness.tasks.base import Task, task_of
 from harness.training.deploy_entries import with_all_settings
+from harness.training.point_checks import check_points
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
 
@@ -82,6 +84,11 @@ class RunConfig(StrictConfig):
         description="how activations are rounded at points such as w4a4",
         json_schema_extra=IDENTITY_IF_CHANGED,
     )
+    kv: KeyValueConfig = Field(
+        KeyValueConfig(),
+        description="how keys and values are rounded at points such as w4kv4",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
     exclude: tuple[str, ...] = Field(
         (),
         description="layers left in float, or weights beside them: names or globs such as blocks.*",
@@ -110,14 +117,6 @@ class RunConfig(StrictConfig):
             raise ValueError("also_watch is for float runs (no target_bit); any other is watched at its target bit")
         if len({self.watch_bit, *self.also_watch}) <= len(self.also_watch):
             raise ValueError(f"also_watch: {list(self.also_watch)} names a bit-width twice, or watch_bit's")
-        return self
-
-    @model_validator(mode="after")
-    def _no_keys_and_values(self) -> Self:
-        for field, points in (("target_bit", [self.target]), ("deploy.bits", self.deploy.points)):
-            for point in points:
-                if point is not None and any(part.kv is not None for part in point.parts):
-                    raise ValueError(f"{field}: {point}: no model keeps a cache of keys and values (kv)")
         return self
 
     @property
@@ -217,6 +216,7 @@ def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:
     config = parse(raw)
     data, model = component("data set", config.data), component("model", config.model)
     _check_task(config, model.tasks)
+    check_points(config, model)
     if model.checkpoint is not None and not model.checkpoint.is_file():
         raise UserError(f"model.init: there is no file {str(model.checkpoint)!r}")
     return config.model_copy(update={"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")})

@@ -191,7 +191,7 @@ class Evaluator:
             changed = any(method.changes_activations for method in stack)
             seen = self.observed(copy) if changed or observed is None else observed()
         how = (context.scale, context.quantizer, context.exclude, context.activations)
-        round_to_nearest(copy, chosen or point, *how, calibration=seen)
+        round_to_nearest(copy, chosen or point, *how, calibration=seen, kv=context.kv)
         return copy, chosen, notes
 
 

@@ -18,7 +18,7 @@ def check_methods(config: "RunConfig", names: Sequence[str]) -> None:
     for name in names:
         if find(name).needs_target_bit and config.target_bit is None:
             raise UserError(f"methods: {name!r} prepares for a bit-width; set target_bit to 2 to 8")
-        if not find(name).activations and config.target is not None and not config.target.weights_only:
+        if not find(name).activations and config.target is not None and config.target.has_activations:
             raise UserError(
                 f"methods: {name!r} cannot prepare for activations (target_bit: {config.target}); "
                 f"set target_bit to {config.target.weights}"

@@ -46,8 +46,8 @@ class DeployConfig(StrictConfig):
     bits: tuple[DeployedPoint, ...] = Field(
         (2, 3, 4, 8),
         min_length=1,
-        description="points to evaluate at: 2 to 8, w4a8 with activations, or layers with a point each: {'*': w4, "
-        "head: w8}, {name: head8, layers: {...}}; target_bit and float are added",
+        description="points to evaluate at: 2 to 8, w4a8 with activations, w4kv4 with keys and values, or layers with "
+        "a point each: {'*': w4, head: w8}, {name: head8, layers: {...}}; target_bit and float are added",
         json_schema_extra=NOT_IDENTITY,
     )
     scale: Literal["keep_step", "keep_range", "recalibrate"] = Field(

@@ -27,6 +27,8 @@ ROUNDING = [name for name in registry.deploy_methods()[1:] if find(name).acts_on
 
 GIVEN_INPUTS = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "weights given rounded inputs"]
 ALLOCATING = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "bits of layers"]
+#: Those of decoders have tests of their own (tests/methods, tests/quantization/test_key_values.py).
+OF_CACHES = [name for name in registry.deploy_methods()[1:] if "keys and values" in find(name).acts_on]
 
 
 def crossed(method: str, deploy: str, target: int | str) -> tuple[Any, Any]:
@@ -47,7 +49,9 @@ def crossed(method: str, deploy: str, target: int | str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("deploy", ROUNDING)
-@pytest.mark.parametrize("method", [name for name in registry.names("method") if name not in (*ROUNDING, *ALLOCATING)])
+@pytest.mark.parametrize(
+    "method", [name for name in registry.names("method") if name not in (*ROUNDING, *ALLOCATING, *OF_CACHES)]
+)
 def test_every_layer_of_every_network_may_become_another_value_of_its_grid(method: str, deploy: str) -> None:
     session, evaluator = crossed(method, deploy, 3)
     sources = weight_layers(session.model)
@@ -77,7 +81,7 @@ PAIRS = [
     pytest.param(method, target, marks=() if target in QUICK.get(method, ()) else pytest.mark.slow)
     for method in registry.names("method")
     for target in (3, "w3a4")
-    if method not in (*ROUNDING, *GIVEN_INPUTS, *ALLOCATING)
+    if method not in (*ROUNDING, *GIVEN_INPUTS, *ALLOCATING, *OF_CACHES)
 ]
 
 

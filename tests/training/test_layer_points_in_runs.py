@@ -106,7 +106,7 @@ def test_in_a_configuration() -> None:
     for points, said in [
         ([HEAD8, {"name": "head8", "layers": {"*": 2}}], "names head8 more than once"),
         ([{"name": "a.b", "layers": {"*": 2}}, {"name": "a_b", "layers": {"*": 3}}], "names a.b, a_b more than once"),
-        ([{"*": 4, "layer5": "w4kv4"}], "w4-layer5_w4kv4: no model keeps a cache"),
+        ([{"*": 4, "layer5": "w4kv4"}], "w4-layer5_w4kv4: model .mlp5. keeps no cache"),
         ([{"*": 4, "layer5": 9}], r"^deploy\.bits\.1: .*layers: layer5: 9: no bit-width"),
     ]:
         with pytest.raises(UserError, match=said):
