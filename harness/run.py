@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.core import yaml_file
 from harness.core.command import run_command
 from harness.records.run_directory import RunDirectory
-from harness.records.schema import score_of
+from harness.records.schema import point, score_of
 from harness.records.wandb_names import check_project
 from harness.training.config import complete, component
 from harness.training.run import RunContext, print_epoch, run
@@ -33,7 +33,7 @@ def main() -> None:
     for row in record["rows"]:
         score = f"{metric.name} {metric.shown(score_of(row), width=6)}"
         way = "" if row["deploy"] == "rtn" else f"  {row['deploy']}"
-        print(f"{row['split']:>5} {row['bits']:>5}  {score}  loss {row['loss']:.4f}{way}")
+        print(f"{row['split']:>5} {point(row)!s:>5}  {score}  loss {row['loss']:.4f}{way}")
     print(f"record: {RunDirectory(arguments.dir).record}")
 
 
