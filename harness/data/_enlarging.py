@@ -27,6 +27,10 @@ class Images:
     def to(self, device: torch.device | str) -> "Images":
         return Images(tuple(each.to(device) for each in self.low), tuple(each.to(device) for each in self.high))
 
+    def some(self, indices: Sequence[int]) -> "Images":
+        """Those at these places."""
+        return Images(tuple(self.low[i] for i in indices), tuple(self.high[i] for i in indices))
+
 
 @dataclass(frozen=True, eq=False)
 class Crops:

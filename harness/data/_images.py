@@ -60,8 +60,8 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
                 raise _unequal(source, names[0], first, names[index], image)
             images[index] = image.transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(_cores()) as pool:
-        for _ in pool.map(decode_chunk, range(0, len(names), CHUNK)):
+    with pool() as workers:
+        for _ in workers.map(decode_chunk, range(0, len(names), CHUNK)):
             pass  # results come in order, so the first damaged file is the one named
     return torch.from_numpy(images)
 
@@ -113,6 +113,11 @@ def _unequal(source: Source, one: str, first: np.ndarray, other: str, image: np.
         f"{source.show(other)} is {sizes[1]} (width x height); data.resize: {min(first.shape[:2])} "
         "would make all squares of that side"
     )
+
+
+def pool() -> ThreadPoolExecutor:
+    """Threads that decode, one a core: Pillow runs without the interpreter's lock."""
+    return ThreadPoolExecutor(_cores())
 
 
 def _cores() -> int:

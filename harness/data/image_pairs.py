@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from harness.core.config_base import IDENTITY_IF_CHANGED
 from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 from harness.data._config import EnlargingConfig, refuse_download, root_of
 from harness.data._source import Folder
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor
 
-    from harness.data._enlarging import EnlargingData
+    from harness.data._enlarging import EnlargingData, Images
 
 LAYOUT = "folders of large images below data.root (data.train, data.test and, optionally, data.val)"
 _SPLITS = ("train", "val", "test")
@@ -36,6 +36,11 @@ class Config(EnlargingConfig):
     val_low: str | None = Field(None, description="the same of val")
     test_low: str | None = Field(None, description="the same of test")
     val_fraction: float = Field(0.1, gt=0, lt=0.5, description="part of train set aside where there is no val")
+    colour: bool = Field(
+        default=False,
+        description="read grey images as colour ones: some sets, such as Set14, have both",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
 
 
 #: Of each split: names of large and of small images, the latter None where they are to be made.
@@ -52,7 +57,7 @@ def shape(config: Config) -> tuple[tuple[int, int, int], int]:
     from harness.data._images import decode_one
 
     source, names = _scan(config)
-    first = decode_one(source, names["train"][0][0], grey=True)
+    first = decode_one(source, names["train"][0][0], grey=not config.colour)
     return (first.shape[2], config.patch, config.patch), config.scale
 
 
@@ -64,28 +69,26 @@ def load(config: Config, seed: int, device: "torch.device | str") -> "EnlargingD
     """
     import torch
 
-    from harness.data._enlarging import Crops, EnlargingData, check_sizes, digest_of, gathered
+    from harness.data._enlarging import Crops, EnlargingData, check_sizes
 
     source, names = _scan(config)
     flat = [name for pair in names.values() for part in pair if part for name in part]
-    pairs = _pairs(config, source.fingerprint(flat))
-    splits = {split: gathered(found) for split, found in pairs.items()}
-    digest = digest_of(list(splits.values()))
+    found, digest = _splits(config, source.fingerprint(flat))
+    splits = dict(found)
     for split, images in splits.items():
         shown = [source.show(name) for name in names[split][0]]
         least = config.patch if split == "train" else -(-11 // config.scale) + 2
         check_sizes(images, shown, least, f"data.patch: {least}" if split == "train" else f"data.{split}")
     if "val" not in splits:
-        held = round(len(pairs["train"]) * config.val_fraction)
-        if not 0 < held < len(pairs["train"]):
+        count = len(splits["train"])
+        held = round(count * config.val_fraction)
+        if not 0 < held < count:
             raise UserError(
-                f"data.val_fraction: {config.val_fraction} of {len(pairs['train'])} images holds out none; "
-                "name a folder at data.val"
+                f"data.val_fraction: {config.val_fraction} of {count} images holds out none; name a folder at data.val"
             )
         generator = torch.Generator().manual_seed(sub_seed(seed, "split"))
-        drawn = torch.randperm(len(pairs["train"]), generator=generator).tolist()
-        splits["val"] = gathered([pairs["train"][index] for index in sorted(drawn[:held])])
-        splits["train"] = gathered([pairs["train"][index] for index in sorted(drawn[held:])])
+        drawn = torch.randperm(count, generator=generator).tolist()
+        splits["val"], splits["train"] = (found["train"].some(sorted(part)) for part in (drawn[:held], drawn[held:]))
     return EnlargingData(
         train=Crops(splits["train"].to(device), config.crops),
         val=splits["val"].to(device),
@@ -125,40 +128,71 @@ def _images_of(source: Folder, field: str, top: str) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def _pairs(config: Config, fingerprint: str) -> "dict[str, list[tuple[Tensor, Tensor]]]":
-    """Small and large images by split; a process with several runs decodes them once."""
-    from harness.data._enlarging import smaller
-    from harness.data._images import decode_one
+def _splits(config: Config, fingerprint: str) -> "tuple[dict[str, Images], str]":
+    """Small and large images by split, and the digest of all; decoded once, by this process or an earlier one."""
+    from harness.data._cache import decoded_once
+    from harness.data._enlarging import Images, digest_of
 
     source, names = _scan(config)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    channels: dict[int, str] = {}
-    for split, (large, small) in names.items():
-        found[split] = []
-        for index, name in enumerate(large):
-            high = decode_one(source, name, grey=True)
-            channels.setdefault(high.shape[2], name)
-            if len(channels) > 1:
-                grey, colour = (source.show(channels[count]) for count in (1, 3))
-                raise UserError(f"data.root: {grey} is grey and {colour} is in colour; convert one, or remove it")
-            low, high_cut = smaller(high, config.scale)
-            if small is not None:
-                low = _given(config, source, small[index], (name, high), low)
-            found[split].append((low, high_cut))
+
+    def make() -> "tuple[dict[str, Images], str]":
+        found = _decoded(config, source, names)
+        return found, digest_of(list(found.values()))
+
+    def pack(made: "tuple[dict[str, Images], str]") -> dict[str, Any]:
+        return {"splits": {split: [list(of.low), list(of.high)] for split, of in made[0].items()}, "digest": made[1]}
+
+    def unpack(stored: Any) -> "tuple[dict[str, Images], str] | None":
+        found = {split: Images(*map(tuple, parts)) for split, parts in stored["splits"].items()}
+        return (found, stored["digest"]) if digest_of(list(found.values())) == stored["digest"] else None
+
+    # Which of the files that the fingerprint counts is what: two divisions of the same files are two data sets.
+    counts = [(split, len(large), small is not None) for split, (large, small) in names.items()]
+    return decoded_once(config.name, f"{config.scale}/{config.colour}/{counts}/{fingerprint}", make, pack, unpack)
+
+
+def _decoded(config: Config, source: Folder, names: _Names) -> "dict[str, Images]":
+    """Raises UserError as `load` says; of several reasons, for the first image in order."""
+    from harness.data._enlarging import gathered
+    from harness.data._images import pool
+
+    found: dict[str, Images] = {}
+    kinds: dict[int, str] = {}  # channels -> the first image that has them
+    with pool() as workers:
+        for split, (large, small) in names.items():
+            jobs = list(zip(large, small or [None] * len(large), strict=True))
+            pairs = list(workers.map(lambda job: _pair(config, source, *job), jobs))
+            for job, pair in zip(jobs, pairs, strict=True):
+                for name, image in zip(job, reversed(pair), strict=True):
+                    if name is not None:
+                        kinds.setdefault(len(image), name)
+            if len(kinds) > 1:
+                grey, colour = (source.show(kinds[channels]) for channels in (1, 3))
+                raise UserError(
+                    f"data.root: {grey} is grey and {colour} is in colour; convert one, remove it, or set data.colour: "
+                    "true, which reads all as colour"
+                )
+            found[split] = gathered(pairs)
     return found
 
 
-def _given(config: Config, source: Folder, name: str, large: "tuple[str, np.ndarray]", made: "Tensor") -> "Tensor":
-    """A small image as it is. Raises UserError where its size or colours are not those of the large one."""
+def _pair(config: Config, source: Folder, name: str, small: str | None) -> "tuple[Tensor, Tensor]":
+    """A small image, made or as given, and the large one, cut. Raises UserError where their sizes do not match."""
     import torch
 
+    from harness.data._enlarging import smaller
     from harness.data._images import decode_one
 
-    low: Any = decode_one(source, name, grey=True)
-    if low.shape != (*made.shape[1:], made.shape[0]):
-        sizes = [f"{each.shape[1]}x{each.shape[0]}x{each.shape[2]}" for each in (low, large[1])]
+    large = decode_one(source, name, grey=not config.colour)
+    if min(large.shape[:2]) < config.scale:
+        raise UserError(f"data.scale: {source.show(name)} is too small: {large.shape[1]}x{large.shape[0]} pixels")
+    low, high = smaller(large, config.scale)
+    if small is None:
+        return low, high
+    given = torch.from_numpy(decode_one(source, small, grey=not config.colour).transpose(2, 0, 1).copy())
+    if given.shape[1:] != low.shape[1:]:
         raise UserError(
-            f"data.scale: {source.show(name)} is {sizes[0]} and {source.show(large[0])} is {sizes[1]} (width x height "
-            f"x channels), which is no factor of {config.scale}"
+            f"data.scale: {source.show(small)} is {given.shape[2]}x{given.shape[1]} and {source.show(name)} is "
+            f"{large.shape[1]}x{large.shape[0]} (width x height), which is no factor of {config.scale}"
         )
-    return torch.from_numpy(low.transpose(2, 0, 1).copy())
+    return given, high

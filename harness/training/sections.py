@@ -22,7 +22,7 @@ class TrainConfig(StrictConfig):
     """The training loop. Epochs count from 1; learning rates are those of the chosen optimizer."""
 
     epochs: int = Field(40, ge=0, le=100_000, description="at most; patience may end training earlier")
-    batch_size: int = Field(128, ge=1, le=1_000_000, description="images per step")
+    batch_size: int = Field(128, ge=1, le=1_000_000, description="samples per step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="of torch.optim; sgd has momentum")
     learning_rate: float = Field(1e-3, gt=0, le=1e3, description="after warm-up, before any decay")
     weight_decay: float = Field(0.0, ge=0, le=10, description="as the optimizer defines it; 0: none")
@@ -102,7 +102,7 @@ class MonitorConfig(StrictConfig):
 
     deploy: Annotated[dict[str, Any], BeforeValidator(by_name), AfterValidator(deployable)] = Field(
         {"name": "rtn"},
-        description="accuracy is measured after it: rtn (round-to-nearest), or a method with a deployment of its own, "
+        description="the metric is measured after: rtn (round-to-nearest), or a method with a deployment of its own, "
         "by name or {name: ..., setting: ...}",
     )
 
@@ -122,7 +122,7 @@ class RuntimeConfig(StrictConfig):
         description="torch.compile for the network; auto: where runs are long; off: training steps by plain operations",
     )
     deterministic: bool = Field(False, description="refuse CUDA kernels that do not repeat bit for bit")
-    eval_batch_size: int = Field(1024, ge=1, description="images per evaluation pass")
+    eval_batch_size: int = Field(1024, ge=1, description="samples per evaluation pass")
     checkpoint_every_s: float = Field(10.0, ge=0, description="seconds between checkpoints")
     wandb: Literal["auto", "online", "offline", "off"] = Field(
         "auto", description="the copy on W&B; auto: offline without a key"

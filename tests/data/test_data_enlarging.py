@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from harness import data
+from harness.core.cache import cache_folder
 from harness.core.errors import UserError
-from harness.data import image_pairs, sample_images
+from harness.data import _images, image_pairs, sample_images
 from harness.data._enlarging import Crops, EnlargingData, Images
 from harness.training.config import component
 
@@ -124,7 +125,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": ({"train": "DIV2K"}, "data.train: no folder"),
     "patch": ({"patch": 30}, r"data.patch: 30: .*0.png is too small: 40x36 pixels, made smaller 20x18"),
     "scale": ({"scale": 5}, "scale"),
-    "low of other sizes": ({"train_low": "LR", "scale": 3}, r"0x2.png is 20x18x3 and .*0.png is 40x36x3.*factor of 3"),
+    "low of other sizes": (
+        {"train_low": "LR", "scale": 3},
+        r"0x2.png is 20x18 and .*0.png is 40x36.*no factor of 3",
+    ),
     "low of another number": ({"test_low": "LR"}, r"data.test_low: .*LR holds 4 images, and .*Set5 1"),
     "low without high": ({"val_low": "LR"}, "data.val_low: 'LR' has no large images"),
     "no validation": ({"val_fraction": 0.1}, "data.val_fraction: 0.1 of 4 images holds out none"),
@@ -133,6 +137,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"test": "none"}, "none holds no images"),
     "too small to measure": ({"test": "small"}, "data.test: .*dot.png is too small"),
     "grey": ({"test": "grey"}, "grey.png is grey and .*0.png is in colour"),
+    "one pixel high": ({"test": "line"}, "data.scale: .*line.png is too small: 40x1 pixels"),
+    "grey small images": ({"train_low": "grey small"}, "0.png is grey and .*0.png is in colour"),
     "damaged": ({"test": "damaged"}, "cannot decode .*x.png"),
 }
 
@@ -142,6 +148,9 @@ def test_what_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], sai
     (folder / "none").mkdir()
     picture(folder / "grey/grey.png", 40, 40, "L")
     picture(folder / "small/dot.png", 12, 40)
+    picture(folder / "line/line.png", 40, 1)
+    for number in range(4):
+        picture(folder / f"grey small/{number}.png", 20 + number // 2, 18, "L")
     picture(folder / "damaged/x.png", 40, 40)
     (folder / "damaged/x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=said):
@@ -153,3 +162,51 @@ def test_grey_images_alone_are_fine(folder: Path) -> None:
         picture(folder / f"grey/{name}.png", 40, 40, "L")
     found = image_pairs.load(config(folder, train="grey", test="grey", val="grey"), 0, "cpu")
     assert found.input_shape == (1, 8, 8)
+
+
+def test_the_layouts_of_div2k_and_set14(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        picture(tmp_path / f"DIV2K_train_HR/{number:04d}.png", 41, 36, seed=number)
+        picture(tmp_path / f"DIV2K_train_LR_bicubic/X2/{number:04d}x2.png", 20, 18, seed=number)
+    picture(tmp_path / "Set14/baboon.png", 30, 31)
+    picture(tmp_path / "Set14/bridge.png", 30, 30, "L")
+    layout = {"train": "DIV2K_train_HR", "train_low": "DIV2K_train_LR_bicubic/X2", "val_fraction": 0.4, "test": "Set14"}
+    found: Any = data.load_dataset(config(tmp_path, **layout, colour=True), 0, "cpu")
+    assert [len(each) for each in (found.train.images, found.val, found.test)] == [2, 1, 2]
+    assert [tuple(each.shape) for each in found.test.high] == [(3, 30, 30), (3, 30, 30)]
+    assert torch.equal(found.test.high[1][0], found.test.high[1][2])
+    with pytest.raises(UserError, match=r"bridge.png is grey and .*0001.png is in colour.*set data.colour: true"):
+        data.load_dataset(config(tmp_path, **layout), 0, "cpu")
+    assert config(tmp_path).identity() == config(tmp_path, colour=False).identity()
+
+
+def test_images_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    own = _images.decode_one
+
+    def decode_one(source: Any, name: str, **settings: Any) -> np.ndarray:
+        read.append(name)
+        return own(source, name, **settings)
+
+    monkeypatch.setattr(_images, "decode_one", decode_one)
+
+    def loaded(**settings: Any) -> Any:
+        image_pairs._splits.cache_clear()  # as another process would
+        read.clear()
+        return image_pairs.load(config(folder, **settings), 0, "cpu")
+
+    first = loaded()
+    assert len(read) == 5
+    again = loaded()
+    assert (read, again.digest) == ([], first.digest)
+    assert all(map(torch.equal, again.train.images.low + again.test.high, first.train.images.low + first.test.high))
+    assert [len(loaded(**settings).digest) for settings in ({"crops": 8}, {"patch": 6})] == [16, 16]
+    assert read == []
+    assert loaded(scale=3).digest != first.digest
+    assert len(read) == 5
+    # The same files, divided otherwise: small images are no further split.
+    assert loaded(train_low="LR").digest != loaded(val="LR", patch=6).digest
+    for path in cache_folder().iterdir():
+        path.write_bytes(path.read_bytes()[:-200])
+    assert loaded().digest == first.digest
+    assert len(read) == 5
