@@ -2,130 +2,27 @@
 
 import math
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from analysis import deployment, paired
+from analysis.claim import Claim, ClaimTest, claims_about
 from analysis.escape import in_latex, in_markdown
-from analysis.paired import QAT, REGULARIZER, Lacking, Sides
+from analysis.paired import Lacking
 from analysis.series import Group
-from analysis.t_tests import ALPHA, CONTRADICTED, SUPPORTED, UNDECIDED, Comparison, compare, decide, holm
+from analysis.t_tests import ALPHA, compare, decide, holm
 from analysis.table_text import aligned, latex, latex_row, latex_table, latex_title, markdown
 
 NAME = "claims"
-NOT_TESTED = "not tested"
 LEGEND = (
     "Each effect is a mean over seeds with its 95 % t interval (unadjusted), on the test split. p: two-sided t test "
     f"against the margin, by Holm over all {{count}} tests; below {ALPHA:g} it decides."
 )
-#: Accuracy this many points (%) below is still "within"; any accuracy above is no contradiction.
-WITHIN = 1.0
 _WIDTH = 108
 _ALIGNMENT = "lrrrrll"
 COLUMNS = ("trained", "effect", "95 % interval", "p (Holm)", "n", "test", "verdict")
-
-
-@dataclass(frozen=True)
-class ClaimTest:
-    """A claim for one method at one target bit-width (None where the sweep has none to test it at)."""
-
-    method: str
-    target: int | None
-    statement: str
-    result: Comparison = field(default_factory=Comparison)
-    p_holm: float = math.nan
-    verdict: str = NOT_TESTED
-    #: Why there is no verdict or no test, and what a reader of the numbers should know.
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """ "The effect is above the margin" (both in `unit`), and the tests of it."""
-
-    key: str
-    text: str
-    #: The claim at one target, with {method} and {bits}.
-    statement: str
-    effect: str
-    unit: str
-    margin: float
-    methods: tuple[str, ...]
-    #: The targets to test at, from those that the sweep has.
-    targets: Callable[[list[int]], list[int]] = field(repr=False)
-    sides: Callable[[Group, str, int], Sides] = field(repr=False)
-    #: The sweep and group that were tested.
-    title: str = ""
-    tests: tuple[ClaimTest, ...] = ()
-    #: What of the group takes no part, as a sentence after another; nothing where all does.
-    left_out: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """Contradicted if one of the tests made is, supported if all of them are."""
-        found = {test.verdict for test in self.tests} - {NOT_TESTED}
-        if not found:
-            return NOT_TESTED
-        return CONTRADICTED if CONTRADICTED in found else SUPPORTED if found == {SUPPORTED} else UNDECIDED
-
-    @property
-    def head(self) -> str:
-        """`(b) undecided (2 of 3 supported)`: verdicts and how many tests have another."""
-        return f"({self.key}) {self.verdict}{self.split}"
-
-    @property
-    def split(self) -> str:
-        """How the tests fell where they did not all fall alike: ` (1 of 3 supported, 1 of 3 not tested)`."""
-        counts = Counter(test.verdict for test in self.tests)
-        if len(counts) < 2:
-            return ""
-        order = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED)
-        told = [
-            f"{counts[name]} of {len(self.tests)} {name}" for name in order if counts[name] and name != self.verdict
-        ]
-        return f" ({', '.join(told)})"
-
-    @property
-    def definition(self) -> str:
-        return f"Effect: {self.effect}, in {self.unit}; supported above {self.margin:g}."
-
-
-CLAIMS = (
-    Claim(
-        "a", "QAT and the regularizer oscillate far more than float training",
-        f"{{method}}@{{bits}} oscillates more than {paired.FAR_MORE:g} times as often as float training",
-        f"oscillation frequency, mean over epochs, less {paired.FAR_MORE:g} times that of float training",
-        "1/step", 0.0,
-        (QAT, REGULARIZER), lambda found: found, paired.frequency_sides,
-    ),
-    Claim(
-        "b", f"the regularizer is within {WITHIN:g} point of QAT (or above it) at targets of 3 bits and more",
-        f"{REGULARIZER}@{{bits}} is less than {WITHIN:g} point below {QAT}@{{bits}} at {{bits}} bits",
-        "accuracy of the regularizer less that of QAT at their target", "points", -WITHIN,
-        (REGULARIZER,), lambda found: [bits for bits in found if bits >= 3], paired.target_sides,
-    ),
-    Claim(
-        "c", "QAT beats the regularizer at ternary (2 bits)",
-        f"{QAT}@{{bits}} is above {REGULARIZER}@{{bits}} at {{bits}} bits",
-        "accuracy of QAT less that of the regularizer at their target", "points", 0.0,
-        (QAT,), lambda found: [2], paired.target_sides,
-    ),
-    Claim(
-        "d", f"above its target the regularizer stays within {WITHIN:g} point of its own float accuracy",
-        f"{REGULARIZER}@{{bits}} is less than {WITHIN:g} point below its float accuracy at every higher bit-width",
-        "lowest accuracy at the bit-widths above the target less float accuracy of the same run", "points", -WITHIN,
-        (REGULARIZER,), lambda found: found, paired.float_sides,
-    ),
-    Claim(
-        "e", "the regularizer beats QAT in mean accuracy over the other bit-widths, for targets 2 and 3",
-        f"{REGULARIZER}@{{bits}} is above {QAT}@{{bits}} in the mean over the other bit-widths",
-        "accuracy of the regularizer less that of QAT, mean over the integer bit-widths but the target", "points", 0.0,
-        (REGULARIZER,), lambda found: [2, 3], paired.other_sides,
-    ),
-)  # fmt: skip
 
 
 def make_claims(group: Group) -> list[Claim]:
@@ -134,7 +31,8 @@ def make_claims(group: Group) -> list[Claim]:
     Two-sided t test over seeds against the claim's margin, p corrected by Holm over all tests of the group. Adjusted
     p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below.
     """
-    drafts = [(claim, test) for claim in CLAIMS for test in _tests(group, claim)]
+    stated = claims_about(group.metric)
+    drafts = [(claim, test) for claim in stated for test in _tests(group, claim)]
     adjusted = holm([test.result.p for _, test in drafts])
     count = sum(not math.isnan(p) for p in adjusted)
     judged: dict[str, list[ClaimTest]] = {}
@@ -142,7 +40,7 @@ def make_claims(group: Group) -> list[Claim]:
         judged.setdefault(claim.key, []).append(_judged(test, claim.margin, p_holm, count))
     title = f"{group.sweep}: {group.title}"
     left_out = _left_out(group)
-    return [replace(claim, title=title, tests=tuple(judged[claim.key]), left_out=left_out) for claim in CLAIMS]
+    return [replace(claim, title=title, tests=tuple(judged[claim.key]), left_out=left_out) for claim in stated]
 
 
 def _left_out(group: Group) -> str:
@@ -157,8 +55,7 @@ def _left_out(group: Group) -> str:
 def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
     """The tests of a claim before their verdict; one that cannot be made has no effect but a reason."""
     found = sorted({one.target for one in group.series if one.method in paired.WORDS and isinstance(one.target, int)})
-    foreign = claim.unit == "points" and group.metric.unit != "%"
-    targets = [] if foreign else claim.targets(found)
+    targets = claim.targets(found)
     for bits in targets:
         for method in claim.methods:
             test = ClaimTest(method, bits, claim.statement.format(method=method, bits=bits))
@@ -172,8 +69,7 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
         only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
         none = f"no {'finished ' if group.missing else ''}ste and no oscillation"
         which = only if found else f"{none} for weights alone" if _left_out(group) else none
-        why = f"it is about accuracy, not {group.metric.name}" if foreign else f"{which} in this sweep"
-        yield ClaimTest("", None, claim.text, reason=why)
+        yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
 
 
 def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimTest:
@@ -208,8 +104,8 @@ def _legend(claims: Sequence[Claim]) -> str:
 def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:
     """The texts of a row, under `COLUMNS`; — for a number that there is not."""
     result = test.result
-    style = "+.2f" if claim.unit == "points" else "+#.2g"
-    effect, low, high = ("—" if math.isnan(x) else f"{x:{style}}" for x in (result.effect, result.low, result.high))
+    found = (result.effect, result.low, result.high)
+    effect, low, high = ("—" if math.isnan(value) else f"{value:{claim.style}}" for value in found)
     p = "—" if math.isnan(test.p_holm) else "<0.0001" if test.p_holm < 1e-4 else f"{test.p_holm:.4f}"
     label = "—" if test.target is None else f"{test.method}@{test.target}"
     interval = "—" if low == "—" else f"[{low}, {high}]"

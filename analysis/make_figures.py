@@ -17,7 +17,7 @@ from harness.core.command import run_command
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from analysis.figures import FigureModule
     from analysis.render import Section
@@ -57,16 +57,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Draw everything; a sweep that cannot be drawn does not keep the others from it."""
     options = parse(arguments)
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only, whatever a session shows its figures with
     from analysis import render, style
+    from analysis.disk_source import sweep_names
     from analysis.grouping import make_groups
-    from analysis.load import sweep_names
 
     modules = render.chosen_figures(options.figure)
     if options.venue:
         style.use_venue(options.venue)
     style.use_titles(not options.no_titles)
     names = list(dict.fromkeys(options.sweep)) or sweep_names(options.root)
-    drawn: list[Group] = []
+    sweeps: list[SweepResults] = []
+    drawn: dict[str, list[Group]] = {}
     sections: list[Section] = []
     errors = []
     for name in names:
@@ -74,14 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
             sweep = _load(options, name)
             groups = make_groups(sweep)
             sections += draw_sweep(options, sweep, groups, modules, several=len(names) > 1)
-            drawn += groups
+            sweeps.append(sweep)
+            drawn[name] = groups
         except UserError as error:
             errors.append(str(error))
     if len(names) > 1 and drawn:
         try:
-            draw_root(options, drawn, modules, sections)
+            draw_root(options, [group for groups in drawn.values() for group in groups], modules, sections)
         except UserError as error:
             errors.append(str(error))
+    if options.sweep and len(drawn) > 1:
+        draw_joint(options, sweeps, drawn, modules)
     if errors:
         raise UserError("\nerror: ".join(errors))
     return 0
@@ -92,7 +99,7 @@ def _load(options: argparse.Namespace, name: str) -> "SweepResults":
         from analysis.wandb_source import load_results as load_from_wandb
 
         return load_from_wandb(options.entity, options.project, name)
-    from analysis.load import load_results
+    from analysis.disk_source import load_results
 
     return load_results(options.root, name)
 
@@ -134,7 +141,7 @@ def draw_sweep(
     folder = options.root / sweep.name / "figures"
     if options.out:
         folder = options.out / sweep.name if several else options.out
-    complete, command = not options.figure, _command(options, [sweep.name])
+    complete, command = not options.figure, _command(options, sweep.parts or [sweep.name])
     with output(folder, complete) as made:
         sections = render.draw_sweep(groups, made, command, modules, complete)
         render.refuse_undrawn([module.name for module in modules if options.figure], sections)
@@ -177,6 +184,28 @@ def draw_root(
             made.text("report.html", report.overview(pages, command, made))
     render.print_sections([section])
     render.print_files(folder, made.names)
+
+
+def draw_joint(
+    options: argparse.Namespace,
+    sweeps: "Sequence[SweepResults]",
+    groups: "Mapping[str, Sequence[Group]]",
+    modules: "Sequence[FigureModule]",
+) -> None:
+    """Draw sweeps that were named together as one, each model and data set that several of them have.
+
+    Where their runs were not made alike, say what differs.
+    """
+    from analysis.grouping import make_groups
+    from analysis.joint import joint
+    from analysis.render import OVERALL as SEVERAL
+
+    whole, reasons = joint(sweeps, groups)
+    for reason in reasons:
+        print(f"no joint figures: {reason}")
+    own = [module for module in modules if module.scope not in SEVERAL]
+    if whole and own:
+        draw_sweep(options, whole, make_groups(whole), own, several=True)
 
 
 if __name__ == "__main__":

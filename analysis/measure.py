@@ -1,6 +1,7 @@
 """What a sweep measures, by the task of its data, and how figures and tables call it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.core.bits import PlainPoint
@@ -8,6 +9,9 @@ from harness.core.errors import UserError
 from harness.core.metric import Metric
 from harness.records.schema import score_of
 from harness.tasks.base import DEFAULT, find, task_of
+
+#: What readers of texts that name no metric take it to be.
+_SEVERAL = "score"
 
 
 def metric_of(config: Mapping[str, Any]) -> Metric:
@@ -41,3 +45,69 @@ def label(metric: Metric, split: str = "Test") -> str:
 def shown(metric: Metric, value: float) -> float:
     """A value as figures and tables have it: accuracies in %."""
     return metric.scale * value
+
+
+def margin(metric: Metric) -> float:
+    """The difference that claims call close, as differences are shown: 1 point of accuracy, 0.1 dB."""
+    return shown(metric, metric.margin)
+
+
+def difference_unit(metric: Metric) -> str:
+    """Of a difference of two values: points for %."""
+    return "points" if metric.unit == "%" else metric.unit
+
+
+def close(metric: Metric) -> str:
+    """The margin as text: `1 point`, `0.1 dB`."""
+    unit = difference_unit(metric)
+    if margin(metric) == 1 and unit == "points":
+        unit = "point"
+    return f"{margin(metric):g} {unit}".rstrip()
+
+
+def decimals(metric: Metric) -> int:
+    """Of a value in a table: a tenth of the margin is its last place."""
+    if not margin(metric) > 0:
+        return metric.digits
+    return max(0, 1 - math.floor(math.log10(margin(metric))))
+
+
+def name_of(metrics: Iterable[Metric]) -> str:
+    """The name of a metric, or what several have in common."""
+    names = {metric.name for metric in metrics}
+    return names.pop() if len(names) == 1 else _SEVERAL
+
+
+def capital(text: str) -> str:
+    """The same at the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def range_of(metric: Metric) -> tuple[float, float]:
+    """The lowest and highest value there can be, as values are shown."""
+    return float(shown(metric, metric.low)), float(shown(metric, metric.high))
+
+
+def limits(metric: Metric) -> str:
+    """`0 or 100 %`: what no value is beyond."""
+    ends = [f"{shown(metric, end):g}" for end in (metric.low, metric.high) if math.isfinite(end)]
+    return f"{' or '.join(ends)} {metric.unit}".rstrip() if ends else "what is possible"
+
+
+def worded(text: str, metrics: Iterable[Metric]) -> str:
+    """A title or caption with the words of what it is about in place of {metric}, {Metric}, {unit}, {limits}, {higher}
+    (better), {lowest} (worst), {above} (better) and {inverse}; as it is where it is about no metric."""
+    found = list(metrics)
+    if not found:
+        return text
+    name, higher = name_of(found), found[0].higher_is_better
+    return text.format(
+        metric=name,
+        Metric=capital(name),
+        unit=f" ({found[0].unit})" if found[0].unit and name != _SEVERAL else "",
+        limits=limits(found[0]),
+        higher="higher" if higher else "lower",
+        lowest="lowest" if higher else "highest",
+        above="above" if higher else "below",
+        inverse="" if higher else " (the inverse, since lower is better)",
+    )

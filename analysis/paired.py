@@ -22,7 +22,7 @@ class Lacking(Exception):
 
 
 class Sides(NamedTuple):
-    """Values by seed whose difference is the effect (in points or 1/step), and what to know of them."""
+    """Values by seed whose difference is the effect (in 1/step, or the metric's unit), and what to know of them."""
 
     first: dict[int, float]
     second: dict[int, float]
@@ -50,36 +50,42 @@ def frequency_sides(group: Group, method: str, bits: int) -> Sides:
 
 
 def target_sides(group: Group, method: str, bits: int) -> Sides:
-    """Accuracy (points) at the target of the one method against the other's with the same target."""
+    """The score at the target of the one method against the other's with the same target."""
     one, rival = _rivals(group, method, bits)
-    return Sides(_at(one, bits), _at(rival, bits))
+    return _better(group, _at(one, bits), _at(rival, bits))
 
 
 def float_sides(group: Group, method: str, bits: int) -> Sides:
-    """The lowest accuracy (points) at the bit-widths above the target against the same run's float accuracy.
+    """The worst score at the bit-widths above the target against the same run's score in float.
 
-    The lowest of several noisy values is biased downwards, against the claim.
+    The worst of several noisy values is biased against the claim.
     """
     one = _trained(group, method, bits)
     own = _at(one, FLOAT)
     above = [b for b in _shared_bits(one) if b > bits]
     if not above:
         raise Lacking(f"{one.training_label} was not tested above {bits} bits")
-    found = one.percent_by_seed()
-    return Sides({seed: min(found[seed][b] for b in above) for seed in own}, own, _listed(above))
+    found = one.shown_by_seed()
+    worst = {seed: group.metric.worst(found[seed][b] for b in above) for seed in own}
+    return _better(group, worst, own, _listed(above))
 
 
 def other_sides(group: Group, method: str, bits: int) -> Sides:
-    """Mean accuracy (points) over the integer bit-widths but the target, of one method against the other."""
+    """Mean score over the integer bit-widths but the target, of one method against the other."""
     one, rival = _rivals(group, method, bits)
     others = [b for b in _shared_bits(one, rival) if b != bits]
     if not others:
         raise Lacking(f"{one.training_label} and {rival.training_label} were not both tested at a bit-width but {bits}")
     first, second = (
-        {seed: statistics.mean(found[b] for b in others) for seed, found in side.percent_by_seed().items()}
+        {seed: statistics.mean(found[b] for b in others) for seed, found in side.shown_by_seed().items()}
         for side in (one, rival)
     )
-    return Sides(first, second, _listed(others))
+    return _better(group, first, second, _listed(others))
+
+
+def _better(group: Group, one: dict[int, float], other: dict[int, float], remark: str = "") -> Sides:
+    """Sides whose difference is positive where `one` is better."""
+    return Sides(one, other, remark) if group.metric.higher_is_better else Sides(other, one, remark)
 
 
 def _listed(bits: Sequence[int]) -> str:
@@ -110,8 +116,8 @@ def _only(found: Sequence[Series], what: str, group: Group) -> Series:
 
 
 def _at(one: Series, bits: PlainPoint) -> dict[int, float]:
-    """Seed -> test accuracy in points, of the seeds tested at `bits`."""
-    values = {seed: found[bits] for seed, found in one.percent_by_seed().items() if bits in found}
+    """Seed -> test score as it is shown, of the seeds tested at `bits`."""
+    values = {seed: found[bits] for seed, found in one.shown_by_seed().items() if bits in found}
     if not values:
         raise Lacking(f"{one.training_label} was not tested at {bits}{'' if bits == FLOAT else ' bits'}")
     return values
@@ -119,7 +125,7 @@ def _at(one: Series, bits: PlainPoint) -> dict[int, float]:
 
 def _shared_bits(*series: Series) -> list[int]:
     """The bit-widths of weights alone at which every run was tested: means over others would not compare."""
-    found = [set(bits) for one in series for bits in one.percent_by_seed().values()]
+    found = [set(bits) for one in series for bits in one.shown_by_seed().values()]
     return sorted(b for b in set.intersection(*found) if isinstance(b, int))
 
 

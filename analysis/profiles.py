@@ -4,15 +4,18 @@ Agarwal et al. 2021 (arXiv 2108.13264, sections 3 and 4). A task is one model on
 bit-width; a method has one score a task and seed. Scores of all tasks are pooled, and resampled task by task.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import deployment
+from analysis import deployment, measure
 from analysis.series import Group
 from harness.core.bits import FLOAT
+from harness.core.metric import Metric
 
 Floats = NDArray[np.float64]
 #: Task -> scores, shape (seeds,).
@@ -26,14 +29,17 @@ _SEED = 20250200490
 class Benchmark(NamedTuple):
     """Method (training label) -> task -> scores, over tasks that all of the methods have in common.
 
-    relative: whether scores are shares of the group's float accuracy, or accuracies in %.
-    groups: those that the tasks are from.
+    relative: whether scores are shares of the group's score in float (of metrics of which the lowest is best: shares
+    that the latter is of them), or scores as they are shown.
+    groups: those that the tasks are from, all of one metric.
     """
 
     scores: dict[str, dict[str, Floats]]
     relative: bool
     notes: tuple[str, ...]
     groups: tuple[Group, ...] = ()
+    #: What no score that is not relative can be above.
+    highest: float = 100.0
 
     @property
     def tasks(self) -> list[str]:
@@ -46,25 +52,27 @@ class Benchmark(NamedTuple):
 
 def collect(groups: Sequence[Group]) -> Benchmark:
     """The scores of the methods that every task has, at least one seed each; nothing is filled in for the others."""
-    groups, notes = _fullest([group for group in groups if group.metric.higher_is_better])
-    groups, without = _unlabelled(groups)
-    notes += without
-    float_accuracy = [_float_accuracy(group) for group in groups]
-    relative = None not in float_accuracy
-    notes += [] if relative else [_lacking(groups, float_accuracy)]
+    groups, notes = _comparable(groups)
+    for chosen in (_fullest, _unlabelled):
+        groups, without = chosen(groups)
+        notes += without
+    in_float = [_in_float(group) for group in groups]
+    relative = None not in in_float
+    notes += [] if relative else [_lacking(groups, in_float)]
     scores: dict[str, dict[str, Floats]] = {}
     tasks: dict[str, None] = {}
-    for group, name, whole in zip(groups, _names(groups), float_accuracy):
-        divisor = whole if relative and whole else 1 / group.metric.scale
+    for group, name, whole in zip(groups, _names(groups), in_float):
         for point in (point for point in group.points() if point != FLOAT):
             task = f"{name}, {deployment.title(point)}"
             tasks[task] = None
             for one in group.trained:
-                if values := one.accuracies(point):
-                    scores.setdefault(one.training_label, {})[task] = np.array(values) / divisor
+                if values := one.scores(point):
+                    own = _scores(values, whole if relative else None, group.metric)
+                    scores.setdefault(one.training_label, {})[task] = own
     complete = {method: own for method, own in scores.items() if len(own) == len(tasks)}
     notes += [_left_out(method, own, list(tasks)) for method, own in scores.items() if method not in complete]
-    return Benchmark(complete, relative, tuple(notes), tuple(groups))
+    highest = measure.range_of(groups[0].metric)[1] if groups else math.inf
+    return Benchmark(complete, relative, tuple(notes), tuple(groups), highest)
 
 
 def _fullest(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
@@ -99,21 +107,45 @@ def _unlabelled(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
     return kept, [f"left out, since a label sets it apart: {'; '.join(left)}"]
 
 
-def _float_accuracy(group: Group) -> float | None:
-    """Mean over seeds of the float accuracy of float training; None without exactly one such series.
+def _comparable(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """Those of the metric that the most of them have: shares of accuracies and of decibels say nothing together.
+
+    Of a metric whose lowest is best, those that have a score in float to be compared with.
+    """
+    metric = Counter(group.metric for group in groups).most_common(1)[0][0]
+    kept = [group for group in groups if group.metric == metric]
+    left = [f"{group.title} ({group.metric.name})" for group in groups if group.metric != metric]
+    notes = [f"left out, since most are about {metric.name}: {'; '.join(left)}"] if left else []
+    if metric.higher_is_better:
+        return kept, notes
+    whole = [group for group in kept if _in_float(group) is not None]
+    lacking = [group.title for group in kept if group not in whole]
+    why = "left out, without exactly one series of float training to compare with"
+    return whole, [*notes, *([f"{why}: {'; '.join(lacking)}"] if lacking else [])]
+
+
+def _in_float(group: Group) -> float | None:
+    """Mean over seeds of the float score of float training; None without exactly one such series, or one above 0.
 
     Of several, which differ in some other setting, none is the reference more than the others.
     """
     found = [one for one in group.trained if one.method == FLOAT]
-    values = found[0].accuracies(FLOAT) if len(found) == 1 else []
-    return float(np.mean(values)) or None if values else None
+    values = found[0].scores(FLOAT) if len(found) == 1 else []
+    mean = float(np.mean(values)) if values else 0.0
+    return mean if mean > 0 else None
 
 
-def _lacking(groups: Sequence[Group], float_accuracy: Sequence[float | None]) -> str:
-    names = [name for name, value in zip(_names(groups), float_accuracy) if value is None]
-    return (
-        f"scores are accuracies in %: not exactly one series of float training to compare with for {'; '.join(names)}"
-    )
+def _scores(values: Sequence[float], whole: float | None, metric: Metric) -> Floats:
+    """Of a method at a task: relative to the score in float, or as they are shown without one."""
+    if whole is None:
+        return np.array(values) / (1 / metric.scale)
+    return np.array(values) / whole if metric.higher_is_better else whole / np.array(values)
+
+
+def _lacking(groups: Sequence[Group], in_float: Sequence[float | None]) -> str:
+    names = [name for name, value in zip(_names(groups), in_float) if value is None]
+    what = "accuracies in %" if groups[0].metric.unit == "%" else f"{groups[0].metric.name}, not relative to float"
+    return f"scores are {what}: not exactly one series of float training to compare with for {'; '.join(names)}"
 
 
 def _left_out(method: str, own: Scores, tasks: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The ranking: every method of a sweep by its accuracy at the target bit-widths, with what it costs elsewhere."""
+"""The ranking: every method of a sweep by its score at the target bit-widths, with what it costs elsewhere."""
 
 import math
 import statistics
@@ -32,7 +32,7 @@ _DEPLOYED = (
 
 @dataclass(frozen=True)
 class Standing:
-    """One method on one model and data set. Accuracies in %; what is not known is nan, or an Interval with n = 0."""
+    """One method on one model and data set. Scores as shown; what is not known is nan, or an Interval with n = 0."""
 
     method: str
     seeds: str
@@ -57,8 +57,9 @@ class Ranking:
     standings: tuple[Standing, ...] = field(default=())
     #: Whether networks were deployed in several ways, so that it matters what each took.
     compares_deployments: bool = False
-    #: What the numbers are.
+    #: What the numbers are, and their decimals.
     label: str = "Test accuracy (%)"
+    decimals: int = 1
 
     def frame(self) -> pd.DataFrame:
         """One line per method."""
@@ -87,20 +88,20 @@ def make_ranking(group: Group) -> Ranking | None:
         return None
     reference = _step_ms([one for one in group.series if one.target is None and one.method == FLOAT])
     found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
-    label, higher = measure.label(group.metric), group.metric.higher_is_better
+    higher, told = group.metric.higher_is_better, (measure.label(group.metric), measure.decimals(group.metric))
     sign = 1 if higher else -1
     ranked = sorted((one for one in found if one.at_target.n), key=lambda one: -sign * one.at_target.mean)
     columns = [one.at_target for one in ranked], [one.others for one in ranked]
     best = [separate_best(column, higher) for column in columns]
     placed = []
     for place, standing in enumerate(ranked):
-        # Those that are equal share a rank; accuracies are fractions of a split, so equal is exact but for rounding.
+        # Those that are equal share a rank; scores are means over a split, so equal is exact but for rounding.
         rank = 1 + sum(sign * other.at_target.mean > sign * standing.at_target.mean + 1e-9 for other in ranked)
         placed.append(replace(standing, rank=rank, best=(place == best[0], place == best[1])))
     every = (*placed, *(one for one in found if not one.at_target.n))
     several = len({one.deploy for one in group.series}) > 1
     known = any(not math.isnan(one.deployment[0]) for one in every)
-    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, label)
+    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, *told)
 
 
 def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: float) -> Standing:
@@ -125,9 +126,9 @@ def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoin
 
 
 def _by_seed(one: Series, target: PlainPoint, own: bool) -> dict[int, float]:
-    """Seed -> accuracy (%) at the target, or the mean over the other points that round what the target rounds."""
+    """Seed -> score at the target, or the mean over the other points that round what the target rounds."""
     values = {}
-    for seed, found in one.percent_by_seed().items():
+    for seed, found in one.shown_by_seed().items():
         wanted = {target} & found.keys() if own else deployment.others(found, target)
         if wanted:
             values[seed] = statistics.mean(found[point] for point in wanted)
@@ -186,9 +187,9 @@ def cells(ranking: Ranking, one: Standing) -> list[str]:
         "—" if one.rank is None else str(one.rank),
         one.method,
         one.seeds,
-        *(f"{one.at[bits]:.1f}" if bits in one.at else "—" for bits in ranking.targets),
-        interval_text(one.at_target),
-        interval_text(one.others),
+        *(f"{one.at[bits]:.{ranking.decimals}f}" if bits in one.at else "—" for bits in ranking.targets),
+        interval_text(one.at_target, ranking.decimals),
+        interval_text(one.others, ranking.decimals),
         "—" if math.isnan(one.frequency) else f"{one.frequency:.5f}",
         "—" if math.isnan(one.cost) else f"{one.cost:.2f}x",
         *(_deployment_texts(one) if ranking.compares_deployments else ()),

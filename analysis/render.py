@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis import claims, frames, provenance, ranking, tables
-from analysis.claims import Claim
+from analysis import claims, comparisons, frames, measure, provenance, ranking, tables
+from analysis.claim import NOT_TESTED, Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
 from analysis.results import SweepResults
@@ -27,6 +27,9 @@ class Picture:
     module: FigureModule
     stem: str
     notes: tuple[str, ...]
+    #: In the words of what is measured.
+    title: str
+    caption: str
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Section:
     title: str
     table: tables.Table | None = None
     claims: list[Claim] = field(default_factory=list)
+    compared: comparisons.Comparisons | None = None
     pictures: list[Picture] = field(default_factory=list)
     #: Name of a figure -> why it was not drawn.
     undrawn: dict[str, str] = field(default_factory=dict)
@@ -45,6 +49,11 @@ class Section:
     standings: ranking.Ranking | None = None
     #: The end of the names of its files, before the dot.
     suffix: str = ""
+
+    @property
+    def tests_claims(self) -> bool:
+        """Whether one of the paper's claims was tested."""
+        return any(claim.verdict != NOT_TESTED for claim in self.claims)
 
 
 def chosen_figures(names: Sequence[str]) -> list[FigureModule]:
@@ -115,12 +124,15 @@ def _draw(
         section.undrawn[module.name] = str(reason)
         return
     stem = module.name + suffix
-    content = provenance.describe(drawing.groups or groups, command, drawing.frame, drawing.notes)
+    about = drawing.groups or groups
+    metrics = [group.metric for group in about]
+    content = provenance.describe(about, command, drawing.frame, drawing.notes)
     made.figure(stem, drawing.figure, f"points sha256 {content['points_sha256']}")
     plt.close(drawing.figure)
     made.csv(f"{stem}.csv", drawing.frame)
     made.json(f"{stem}.json", content)
-    section.pictures.append(Picture(module, stem, drawing.notes))
+    words = [measure.worded(text, metrics) for text in (module.title, module.caption)]
+    section.pictures.append(Picture(module, stem, drawing.notes, *words))
 
 
 def _tabulate(group: Group, suffix: str, made: Output, command: str, section: Section) -> None:
@@ -129,7 +141,11 @@ def _tabulate(group: Group, suffix: str, made: Output, command: str, section: Se
     _write_table(tables.NAME + suffix, table.frame, *texts, [group], made, command)
     texts = claims.to_markdown(tested), claims.to_latex(tested)
     _write_table(claims.NAME + suffix, claims.to_frame(tested), *texts, [group], made, command)
-    section.table, section.claims = table, tested
+    section.table, section.claims, section.compared = table, tested, comparisons.of_group(group)
+    if section.compared:
+        frame = comparisons.to_frame(section.compared.rows, group.metric)
+        texts = comparisons.to_markdown(section.compared), comparisons.to_latex(section.compared)
+        _write_table(comparisons.NAME + suffix, frame, *texts, [group], made, command)
 
 
 def _rank(groups: Sequence[Group], made: Output, command: str, sections: Sequence[Section]) -> None:
@@ -166,7 +182,12 @@ def print_sections(sections: Iterable[Section]) -> None:
     for section in sections:
         if section.table:
             print(tables.to_text(section.table), end="\n\n")
+        if section.compared:
+            print(comparisons.to_text(section.compared), end="\n\n")
+        if section.tests_claims:
             print(claims.to_text(section.claims), end="\n\n")
+        elif section.claims:
+            print(f"the paper's claims are not tested: {section.claims[1].tests[0].reason}\n")
         if section.standings:
             print(ranking.to_text(section.standings), end="\n\n")
         for figure, reason in section.undrawn.items():

@@ -104,6 +104,8 @@ class SweepResults:
     #: Finals whose epochs are not all there: their rows count, no mean over epochs does.
     incomplete: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    #: The sweeps that it is made of, where it is several.
+    parts: tuple[str, ...] = ()
 
 
 def refuse_nothing(sweep: SweepResults) -> None:

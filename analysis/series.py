@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import deployment
 from analysis.intervals import t_interval
-from analysis.measure import metric_of, shown
+from analysis.measure import metric_of, range_of, shown
 from analysis.results import Cell, Final, Missing, Trial
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.metric import Metric
@@ -60,12 +60,12 @@ class Series:
         """The label less the target, for a panel that names the target itself."""
         return self.method + self.suffix + self.deploy_suffix
 
-    def accuracies(self, point: PlainPoint) -> list[float]:
+    def scores(self, point: PlainPoint) -> list[float]:
         """Test scores, of accuracies in [0, 1], at a deployment point, one for each seed that has it."""
         rows = [row for final in self.finals for row in self._rows(final)]
         return [score_of(row) for row in rows if deployment.of_row(row) == point]
 
-    def percent_by_seed(self) -> dict[int, dict[PlainPoint, float]]:
+    def shown_by_seed(self) -> dict[int, dict[PlainPoint, float]]:
         """Seed -> deployment point -> test score as it is shown: accuracy in %."""
         metric = metric_of(self.finals[0].config)
         return {
@@ -148,14 +148,14 @@ def method_of(config: dict[str, Any]) -> str:
 def summarize(group: Group) -> pd.DataFrame:
     """Mean test score over seeds of each series at each point, accuracies in %; `n` 0 where there is none.
 
-    An interval may reach past what is possible; `low` and `high`, which are drawn, stop there, at 0 and 100 %.
+    An interval may reach past what is possible; `low` and `high`, which are drawn, stop there (0 and 100 %).
     """
     lines: list[dict[str, Any]] = []
     metric = group.metric
-    least, most = float(shown(metric, metric.low)), float(shown(metric, metric.high))
+    least, most = range_of(metric)
     for one in group.series:
         for point in group.points():
-            values = [shown(metric, value) for value in one.accuracies(point)]
+            values = [shown(metric, value) for value in one.scores(point)]
             interval = t_interval(values)
             lines.append(
                 {

@@ -1,4 +1,4 @@
-"""The cross-bit table: accuracy of every method and target at every deployment bit-width."""
+"""The cross-bit table: the score of every method and target at every deployment bit-width."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from analysis.intervals import Interval, separate_best
 from analysis.series import Group, summarize
 from analysis.table_text import LATEX, MARKDOWN, Marks, latex, latex_row, latex_table, markdown, ruled
 from harness.core.bits import PlainPoint
+from harness.core.metric import Metric
 
 NAME = "cross_bit_table"
 _SPREAD = "mean ± half-width of the 95% t interval over seeds"
@@ -25,9 +26,11 @@ class Entry:
     interval: Interval
     best: bool
     target: bool
+    #: Of the numbers in its text.
+    decimals: int = 1
 
     def text(self) -> str:
-        return interval_text(self.interval)
+        return interval_text(self.interval, self.decimals)
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,17 @@ class Table:
     points: tuple[PlainPoint, ...]
     rows: tuple[tuple[str, str, tuple[Entry, ...]], ...]
     frame: pd.DataFrame
-    #: What the numbers are: `Test accuracy (%)`.
-    label: str
+    metric: Metric
+
+    @property
+    def label(self) -> str:
+        """What the numbers are: `Test accuracy (%)`."""
+        return measure.label(self.metric)
+
+    @property
+    def heading(self) -> str:
+        """Of the table in a report."""
+        return f"{measure.capital(self.metric.name)} at every deployment bit-width"
 
     @property
     def what(self) -> str:
@@ -57,7 +69,7 @@ class Table:
 def make_table(group: Group) -> Table:
     """The table of a group; rows by target, then in the order of the sweep file."""
     frame = summarize(group)
-    columns = tuple(group.points())
+    columns, places = tuple(group.points()), measure.decimals(group.metric)
     targets = group.targets()
     order = sorted(group.series, key=lambda one: len(targets) if one.target is None else targets.index(one.target))
     keys = zip(frame["series"], frame["bits"])
@@ -70,12 +82,12 @@ def make_table(group: Group) -> Table:
         (
             one.label,
             _seeds([intervals[one.label, str(point)].n for point in columns], len(one.cell.seeds)),
-            tuple(Entry(intervals[one.label, str(p)], best[p] == one.label, p == one.target) for p in columns),
+            tuple(Entry(intervals[one.label, str(p)], best[p] == one.label, p == one.target, places) for p in columns),
         )
         for one in order
     )
     title = f"{group.sweep}: {group.title}"
-    return Table(title, columns, (*rows, *_baseline(group, columns)), frame, measure.label(group.metric))
+    return Table(title, columns, (*rows, *_baseline(group, columns)), frame, group.metric)
 
 
 def _baseline(group: Group, points: Sequence[PlainPoint]) -> list[tuple[str, str, tuple[Entry, ...]]]:
@@ -83,9 +95,9 @@ def _baseline(group: Group, points: Sequence[PlainPoint]) -> list[tuple[str, str
     found = measure.baseline_scores(group.finals[0].record)
     if not found:
         return []
-    name, scores = found
-    intervals = [Interval(scores[p], math.nan, 1) if p in scores else Interval(math.nan, math.nan, 0) for p in points]
-    return [(name, "—", tuple(Entry(interval, best=False, target=False) for interval in intervals))]
+    (name, scores), places = found, measure.decimals(group.metric)
+    intervals = [Interval(scores[p], 0.0, 1) if p in scores else Interval(math.nan, math.nan, 0) for p in points]
+    return [(name, "—", tuple(Entry(interval, False, False, places) for interval in intervals))]
 
 
 def _seeds(counts: Sequence[int], planned: int) -> str:
@@ -95,13 +107,15 @@ def _seeds(counts: Sequence[int], planned: int) -> str:
     return text if found == [planned] else f"{text}/{planned}"
 
 
-def interval_text(interval: Interval) -> str:
-    """`97.1 ± 0.8`; one seed has no interval and prints `97.1 ±—`."""
+def interval_text(interval: Interval, decimals: int = 1) -> str:
+    """`97.1 ± 0.8`; one seed has no interval and prints `97.1 ±—`; what does not depend on a seed prints `97.1`."""
     if not interval.n:
         return "—"
+    if interval.n == 1 and interval.half_width == 0:
+        return f"{interval.mean:.{decimals}f}"
     if math.isnan(interval.half_width):
-        return f"{interval.mean:.1f} ±—"
-    return f"{interval.mean:.1f} ± {interval.half_width:.1f}"
+        return f"{interval.mean:.{decimals}f} ±—"
+    return f"{interval.mean:.{decimals}f} ± {interval.half_width:.{decimals}f}"
 
 
 def to_text(table: Table) -> str:

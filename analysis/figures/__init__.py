@@ -3,7 +3,8 @@
 NAME     of the output files, and of `make_figures.py --figure NAME`
 ORDER    its place in the report
 SCOPE    what `draw` is given: a `Group`, a sequence of them, or nothing (see `Scope`)
-TITLE, CAPTION   for the report: a heading, and what a reader has to know to read the picture
+TITLE, CAPTION   for the report: a heading, and what a reader has to know to read the picture; words that depend on what
+                 is measured are {metric} and such (`analysis.measure.worded`)
 draw     returns a `Drawing`, or raises `NothingToDraw`
 """
 

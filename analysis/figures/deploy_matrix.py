@@ -1,4 +1,4 @@
-"""Which training survives which rounding: accuracy of each training under each deploy method, and what that took."""
+"""Which training survives which rounding: the score of each training under each deploy method, and what that took."""
 
 import math
 from typing import Any
@@ -9,20 +9,20 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from analysis import deployment, style
+from analysis import deployment, measure, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.intervals import t_interval
-from analysis.measure import shown
 from analysis.series import Group
+from harness.core.metric import Metric
 
 NAME, ORDER, SCOPE = "deploy_matrix", 15, Scope.GROUP
 TITLE = "Training and rounding"
 CAPTION = (
-    "Test accuracy (%) of every training (rows, with its target) under every deploy method (columns), a panel for each "
-    "deployment point: mean over seeds and half of the 95% Student-t interval, of two seeds the lowest and highest. "
-    "Darker is higher, within a panel. Below a method: the median time, and the most memory beyond what was in use, "
-    "that deploying one network took. A method that does not serve a point has no column there."
+    "Test {metric}{unit} of every training (rows, with its target) under every deploy method (columns), a panel "
+    "for each deployment point: mean over seeds and half of the 95% Student-t interval, of two seeds the lowest and "
+    "highest. Darker is {higher}, within a panel. Below a method: the median time, and the most memory beyond what was "
+    "in use, that deploying one network took. A method that does not serve a point has no column there."
 )
 
 _ROW_INCHES, _HEAD_INCHES = 0.28, 0.85
@@ -39,7 +39,7 @@ def draw(group: Group) -> Drawing:
     columns = style.panel_columns(len(points))
     for place, (point, (axes,)) in enumerate(zip(points, blocks)):
         own = frame[frame["bits"] == point]
-        _panel(axes, own, trainings, labelled=place % columns == 0)
+        _panel(axes, own, trainings, group.metric, labelled=place % columns == 0)
         axes.set_title(in_figure(f"{point} bits" if point.isdigit() else point))
     counts = frame.loc[frame["n"] > 0, "n"].unique().tolist()
     figure.suptitle(style.title_of(in_figure(f"{group.title}: {style.seeds_text(counts)}")) or "", fontsize=8)
@@ -53,11 +53,11 @@ def _cells(group: Group) -> pd.DataFrame:
     scales = {scale for _, scale in ways}
     lines = []
     for point in group.points():
-        found = [one for one in group.series if one.accuracies(point)]
+        found = [one for one in group.series if one.scores(point)]
         if len({(one.deploy, one.scale) for one in found}) < 2:
             continue
         for one in group.series:
-            values = [shown(group.metric, value) for value in one.accuracies(point)]
+            values = [measure.shown(group.metric, value) for value in one.scores(point)]
             interval = t_interval(values)
             seconds, mebibytes = one.deployment_cost([point])
             lines.append(
@@ -74,18 +74,19 @@ def _cells(group: Group) -> pd.DataFrame:
     return frame.assign(target_bit=deployment.tidy(frame["target_bit"]))
 
 
-def _panel(axes: Axes, own: pd.DataFrame, trainings: list[str], labelled: bool) -> None:
+def _panel(axes: Axes, own: pd.DataFrame, trainings: list[str], metric: Metric, labelled: bool) -> None:
     ways = list(dict.fromkeys(own.loc[own["n"] > 0, "deploy"]))
     cells = own.set_index(["training", "deploy"])
     means = cells["mean"].unstack().reindex(index=trainings, columns=ways).to_numpy(float)
     # Not the whole scale: text has to be read on all of its colours.
     colours = sns.light_palette("#3b7ea1", as_cmap=True)
-    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    better = means if metric.higher_is_better else -means
+    low, high = float(np.nanmin(better)), float(np.nanmax(better))
     norm = Normalize(low - 0.05 * (high - low), high + 0.6 * (high - low) + 1e-9)
-    axes.imshow(np.ma.masked_invalid(means), cmap=colours.with_extremes(bad="white"), norm=norm, aspect="auto")
+    axes.imshow(np.ma.masked_invalid(better), cmap=colours.with_extremes(bad="white"), norm=norm, aspect="auto")
     for (row, column), mean in np.ndenumerate(means):
         if np.isfinite(mean):
-            text = _text(cells.loc[(trainings[row], ways[column])])
+            text = _text(cells.loc[(trainings[row], ways[column])], measure.decimals(metric))
             axes.text(column, row, text, ha="center", va="center", fontsize=5.5, linespacing=0.95)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -95,12 +96,14 @@ def _panel(axes: Axes, own: pd.DataFrame, trainings: list[str], labelled: bool) 
     axes.set_yticks(range(len(trainings)), names, fontsize=6.5)
 
 
-def _text(cell: "pd.Series[Any]") -> str:
+def _text(cell: "pd.Series[Any]", decimals: int) -> str:
     """The mean, and below it how far seeds are apart: nine times as wide would be the t interval of two."""
+    mean, half_width, lowest, highest = (
+        f"{cell[name]:.{decimals}f}" for name in ("mean", "half_width", "lowest", "highest")
+    )
     if cell["n"] == 1:
-        return f"{cell['mean']:.1f}"
-    spread = f"{cell['lowest']:.1f} to {cell['highest']:.1f}" if cell["n"] == 2 else f"±{cell['half_width']:.1f}"
-    return f"{cell['mean']:.1f}\n{spread}"
+        return mean
+    return f"{mean}\n{lowest} to {highest}" if cell["n"] == 2 else f"{mean}\n±{half_width}"
 
 
 def _head(own: pd.DataFrame, way: str) -> str:

@@ -1,4 +1,4 @@
-"""What one network for every bit-width costs, against a network trained for each: accuracy at each, and the worst."""
+"""What one network for every bit-width costs, against a network trained for each: the score at each, and the worst."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -19,11 +19,12 @@ from analysis.series import Group, Series
 from analysis.t_tests import compare
 from harness.core.bits import FLOAT, BitWidths, PlainPoint
 from harness.core.errors import UserError
+from harness.core.metric import Metric
 
 NAME, ORDER, SCOPE = "one_checkpoint", 95, Scope.SWEEPS
 TITLE = "One network for every bit-width"
 CAPTION = (
-    "Test accuracy of networks each of which is rounded to every bit-width, tuned (strength, learning rate, target) "
+    "Test {metric} of networks each of which is rounded to every bit-width, tuned (strength, learning rate, target) "
     f"for the worst of them, against {WORDS[QAT]} with a network for each bit-width, tuned for that one (where there "
     "is none for a bit-width, that for the next lower one). Mean over seeds and 95% t interval. At the right the worst "
     "bit-width of each seed: of one network, or of several that were trained apart. The points as csv hold the "
@@ -35,7 +36,7 @@ PER_BIT, WORST = f"{QAT}, a network each", "worst"
 
 
 class Line(NamedTuple):
-    """A line of the figure: accuracies in % by seed, at each bit-width and at the worst of them."""
+    """A line of the figure: scores as shown by seed, at each bit-width and at the worst of them."""
 
     label: str
     values: Mapping[str, Mapping[int, float]]
@@ -47,7 +48,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     """A panel for each sweep of the first kind that has one of the second, of the same protocol."""
     pairs, reasons = [], []
     for group in groups:
-        if group.objective[:1] == ("worst",) and group.metric.higher_is_better:
+        if group.objective[:1] == ("worst",):
             try:
                 pairs.append((group, lines(group, _counterpart(group, groups))))
             except NothingToDraw as reason:
@@ -57,7 +58,8 @@ def draw(groups: Sequence[Group]) -> Drawing:
         raise NothingToDraw("; ".join(reasons) or wanted)
     style.use_style()
     names = [_panel_name(group, [other for other, _ in pairs]) for group, _ in pairs]
-    frame = pd.concat([_points(name, found) for name, (_, found) in zip(names, pairs, strict=True)], ignore_index=True)
+    parts = [_points(name, found, group.metric) for name, (group, found) in zip(names, pairs, strict=True)]
+    frame = pd.concat(parts, ignore_index=True)
     marks = {PER_BIT: Mark("0.0", "*", "-"), **_marks([line.label for _, found in pairs for line in found[1:]])}
     rows = 4 if len(marks) > _FEW and len(pairs) == 1 else 1  # in one column of text the legend is a list
     figure, blocks = style.panels(len(pairs), 1, 2.3, rows * len(marks), shared=False)
@@ -112,14 +114,14 @@ def lines(single: Group, each: Sequence[Series]) -> list[Line]:
     Where no network was trained for a point, that for the next lower one is taken, or the lowest, of those that round
     what the point rounds; where none does, of all.
     """
-    tested = [set(found) for one in (*single.trained, *each) for found in one.percent_by_seed().values()]
+    tested = [set(found) for one in (*single.trained, *each) for found in one.shown_by_seed().values()]
     bits = [point for point in deployment.in_order(set.intersection(*tested) - {FLOAT}) if not is_by_layer(point)]
     by_target = {one.target: one for one in each if one.target in bits}
     if not by_target:
         raise NothingToDraw(f"no network of {QAT} was trained for a bit-width that all were deployed at")
     chosen = {point: by_target[_nearest(point, by_target)] for point in bits}
-    found = [Line(PER_BIT, *_values(chosen))]
-    return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one))) for one in single.trained)]
+    found = [Line(PER_BIT, *_values(chosen, single.metric))]
+    return [*found, *(Line(one.label, *_values(dict.fromkeys(bits, one), single.metric)) for one in single.trained)]
 
 
 def _nearest(point: PlainPoint, targets: Collection[PlainPoint]) -> PlainPoint:
@@ -131,25 +133,28 @@ def _nearest(point: PlainPoint, targets: Collection[PlainPoint]) -> PlainPoint:
     return lower[-1] if lower else ordered[0]
 
 
-def _values(networks: Mapping[PlainPoint, Series]) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
-    """Accuracies by bit-width and seed, of the seeds that have all; then the networks' names."""
+def _values(
+    networks: Mapping[PlainPoint, Series], metric: Metric
+) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
+    """Scores by bit-width and seed, of the seeds that have all; then the networks' names."""
     columns = {
-        bits: {seed: found[bits] for seed, found in one.percent_by_seed().items()} for bits, one in networks.items()
+        bits: {seed: found[bits] for seed, found in one.shown_by_seed().items()} for bits, one in networks.items()
     }
     seeds = sorted(set.intersection(*(set(column) for column in columns.values())))
     values = {str(bits): {seed: column[seed] for seed in seeds} for bits, column in columns.items()}
-    values[WORST] = {seed: min(column[seed] for column in columns.values()) for seed in seeds}
+    values[WORST] = {seed: metric.worst(column[seed] for column in columns.values()) for seed in seeds}
     names = {str(bits): one.label for bits, one in networks.items()}
     return values, {**names, WORST: "/".join(dict.fromkeys(names.values()))}
 
 
-def _points(title: str, found: Sequence[Line]) -> pd.DataFrame:
-    """One line per network and bit-width; `cost`: how far below the networks trained for each, with its interval."""
+def _points(title: str, found: Sequence[Line], metric: Metric) -> pd.DataFrame:
+    """One line per network and bit-width; `cost`: what it loses to the networks trained for each, with its interval."""
     rows = []
     for line in found:
         for place, by_seed in line.values.items():
             interval = t_interval(list(by_seed.values()))
-            cost = compare(found[0].values[place], by_seed, 0.0)
+            better, worse = found[0].values[place], by_seed
+            cost = compare(*((better, worse) if metric.higher_is_better else (worse, better)), 0.0)
             rows.append(
                 {
                     "group": title, "series": line.label, "bits": place, "network": line.networks[place],

@@ -1,6 +1,6 @@
-"""Accuracy at the target against the worst over all bit-widths: every tuning trial, and those that no other beats."""
+"""The score at the target against the worst over all bit-widths: every tuning trial, and those that no other beats."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,14 @@ from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import trials_frame
 from analysis.marks import Mark, marks_of
 from analysis.series import Group, reading_order
+from harness.core.metric import Metric
 
 NAME, ORDER, SCOPE = "pareto", 80, Scope.GROUP
-TITLE = "Accuracy at the target against the worst bit-width"
+TITLE = "{Metric} at the target against the worst bit-width"
 CAPTION = (
-    "Validation accuracy of every tuning trial at the panel's target bit-width, and the lowest over all deployment "
+    "Validation {metric} of every tuning trial at the panel's target bit-width, and the {lowest} over all deployment "
     "bit-widths, one seed. The grey line joins the trials that no other trial beats in both; circled are the trials "
-    "that the final runs use. Nothing can lie above the dotted diagonal: the target is one of the bit-widths."
+    "that the final runs use. Nothing can lie {above} the dotted diagonal: the target is one of the bit-widths."
 )
 
 #: Around a trial, so that what lies below it can be seen.
@@ -41,10 +42,10 @@ def draw(group: Group) -> Drawing:
         panel = frame[frame["panel"] == target]
         for method in methods:
             _scatter(axes, panel[panel["method"] == method], marks[method])
-        _front(axes, panel[panel["on_front"]])
+        _front(axes, panel[panel["on_front"]], metric)
         axes.set_title(f"Target: {deployment.title(target)}")
-        axes.axline((50, 50), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
-        _limits(axes, panel)
+        axes.axline((0, 0), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
+        _limits(axes, panel, metric)
     style.label_left(blocks, f"Worst over bit-widths,\n{measure.label(metric, 'validation')}")
     figure.supxlabel(f"Validation {metric.name} at the target bit-width{unit}", fontsize=8)
     handles: list[Any] = [
@@ -59,8 +60,6 @@ def draw(group: Group) -> Drawing:
 
 
 def _points(group: Group) -> pd.DataFrame:
-    if not group.metric.higher_is_better:
-        raise NothingToDraw(f"its axes go up to what is better, and of {group.metric.name} that is the lowest")
     trials = trials_frame(group)
     targets = deployment.in_order(trials["target_bit"].dropna().tolist())
     parts = []
@@ -73,13 +72,14 @@ def _points(group: Group) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)[kept].dropna(subset=["at_target", "worst"]) if parts else pd.DataFrame()
     if frame.empty:
         raise NothingToDraw("no tuning trial has a target bit-width that its network was evaluated at")
-    frame["on_front"] = np.concatenate([undominated(own) for _, own in frame.groupby("panel", sort=False)])
+    panels = (own for _, own in frame.groupby("panel", sort=False))
+    frame["on_front"] = np.concatenate([undominated(own, group.metric.higher_is_better) for own in panels])
     return frame.reset_index(drop=True)
 
 
-def undominated(points: pd.DataFrame) -> np.ndarray:
+def undominated(points: pd.DataFrame, higher_is_better: bool = True) -> np.ndarray:
     """Whether no other point is at least as good in both `at_target` and `worst`, and better in one; bool (n,)."""
-    values = points[["at_target", "worst"]].to_numpy(float)
+    values = points[["at_target", "worst"]].to_numpy(float) * (1 if higher_is_better else -1)
     as_good = (values[None, :, :] >= values[:, None, :]).all(2)
     better = (values[None, :, :] > values[:, None, :]).any(2)
     return ~(as_good & better).any(1)
@@ -94,12 +94,15 @@ def _scatter(axes: Axes, points: pd.DataFrame, mark: Mark) -> None:
     axes.plot(chosen["at_target"], chosen["worst"], **_RING, zorder=3)
 
 
-def _front(axes: Axes, points: pd.DataFrame) -> None:
+def _front(axes: Axes, points: pd.DataFrame, metric: Metric) -> None:
+    """Stairs around what the front beats."""
+    where: Literal["pre", "post"] = "pre" if metric.higher_is_better else "post"
     ordered = points.sort_values(["at_target", "worst"], ascending=[True, False])
-    axes.step(ordered["at_target"], ordered["worst"], where="pre", color="0.45", linewidth=0.9, zorder=1)
+    axes.step(ordered["at_target"], ordered["worst"], where=where, color="0.45", linewidth=0.9, zorder=1)
 
 
-def _limits(axes: Axes, points: pd.DataFrame) -> None:
+def _limits(axes: Axes, points: pd.DataFrame, metric: Metric) -> None:
+    room, most = measure.margin(metric), measure.shown(metric, metric.high)
     for values, setter in ((points["at_target"], axes.set_xlim), (points["worst"], axes.set_ylim)):
-        margin = 0.08 * (values.max() - values.min()) + 0.5
-        setter(values.min() - margin, min(values.max() + margin, 101))
+        beside = 0.08 * (values.max() - values.min()) + 0.5 * room
+        setter(values.min() - beside, min(values.max() + beside, most + room))

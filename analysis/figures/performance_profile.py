@@ -1,5 +1,6 @@
 """Methods over all models, data sets and bit-widths of a root: performance profile and interquartile mean."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,10 @@ from harness.core.bits import FLOAT
 NAME, ORDER, SCOPE = "performance_profile", 100, Scope.ROOT
 TITLE = "Methods over models, data sets and bit-widths"
 CAPTION = (
-    "A task is one model on one data set deployed at one bit-width; a score is a run's test accuracy there, relative "
-    "to the float accuracy of float training of that model on that data where all have it. Left: the share of all "
-    "scores, over tasks and seeds, that are at least τ. Right: the mean of the middle half of all scores. Bands and "
-    "bars: 95% intervals of a bootstrap that draws seeds anew within each task (Agarwal et al. 2021)."
+    "A task is one model on one data set deployed at one bit-width; a score is a run's test {metric} there, relative "
+    "to the float {metric} of float training of that model on that data where all have it{inverse}. Left: the share "
+    "of all scores, over tasks and seeds, that are at least τ. Right: the mean of the middle half of all scores. Bands "
+    "and bars: 95% intervals of a bootstrap that draws seeds anew within each task (Agarwal et al. 2021)."
 )
 
 #: How the targets of one method differ, in ascending order: face of the marker, width of the line.
@@ -35,7 +36,7 @@ _THRESHOLDS = 401
 _MEANS, _PROFILE = "interquartile mean", "profile"  # the panels, as the frame names them
 # Where the middle score lies this far up the range, a linear axis squeezes most scores into a hair.
 _HIGH = 0.85
-#: Added to the distance from the best score, as a share of the float accuracy, before its logarithm is taken.
+#: Added to the distance from the best score, as a share of the score in float, before its logarithm is taken.
 _OFFSET = 0.02
 #: The more telling first: of two whose labels would touch, it stays.
 _TICKS = np.array([1.0, 0.9, 0.5, 0.8, 0.95, 0.0, 0.98, 1.1, 0.7, 1.05, 1.2, 0.2, 0.6, 0.4, 1.5])
@@ -63,10 +64,12 @@ def draw(groups: Sequence[Group]) -> Drawing:
         _draw_profile(left, frame[(frame["panel"] == _PROFILE) & (frame["series"] == method)], looks[method], i)
     _draw_means(right, frame[frame["panel"] == _MEANS], looks)
     axis.dress(left)
-    unit = "relative to float" if benchmark.relative else "(%)"
-    label = f"Test accuracy {unit}, $\\tau$" + (" (log-error axis)" if axis.log else "")
+    metric = benchmark.groups[0].metric
+    unit = "relative to float" if benchmark.relative else f"({metric.unit})" if metric.unit else ""
+    whole = metric.name if metric.higher_is_better or not benchmark.relative else f"{metric.name}, inverse,"
+    label = f"Test {whole} {unit}, $\\tau$" + (" (log-error axis)" if axis.log else "")
     left.set(xlabel=label, ylabel="Share of scores $\\geq\\tau$", ylim=(-0.04, 1.04))
-    right.set(xlabel=f"Interquartile mean{',' if benchmark.relative else ''} {unit}")
+    right.set(xlabel=f"Interquartile mean{',' if benchmark.relative else ''} {unit}".rstrip())
     handles = [Line2D([], [], **looks[method]) for method in methods]
     style.legend_of(figure, handles, methods, _legend_title(benchmark))
     return Drawing(figure, frame, (*benchmark.notes, *_seed_notes(benchmark), axis.note), benchmark.groups)
@@ -77,7 +80,7 @@ class _Axis(NamedTuple):
 
     low: float
     high: float
-    unit: float  # the score of float training, or 100 %
+    unit: float  # the score of float training, or the highest there can be: 100 %
     log: bool
 
     @classmethod
@@ -85,8 +88,9 @@ class _Axis(NamedTuple):
         """Linear, or logarithmic in the distance from the best score where most scores are close to it."""
         scores = np.concatenate([profiles.pooled(own) for own in benchmark.scores.values()])
         low, high = float(scores.min()), float(scores.max())
-        log = bool(np.median(scores) - low > _HIGH * (high - low))
-        return cls(low, high, 1.0 if benchmark.relative else 100.0, log)
+        unit = 1.0 if benchmark.relative else benchmark.highest
+        log = math.isfinite(unit) and bool(np.median(scores) - low > _HIGH * (high - low))
+        return cls(low, high, unit if math.isfinite(unit) else high, log)
 
     @property
     def note(self) -> str:
@@ -213,7 +217,8 @@ def _legend_title(benchmark: Benchmark) -> str:
 def _seed_notes(benchmark: Benchmark) -> list[str]:
     """What the intervals do not say."""
     counts = benchmark.seeds()
-    notes = ["intervals are over seeds: of other tasks, and of the float accuracy divided by, they say nothing"]
+    metric = benchmark.groups[0].metric.name
+    notes = [f"intervals are over seeds: of other tasks, and of the float {metric} divided by, they say nothing"]
     if 1 < min(counts) < 5:
         notes.append("a bootstrap over so few seeds is narrow, for n of them by about sqrt((n - 1) / n)")
     if len(set(counts)) > 1:

@@ -1,4 +1,4 @@
-"""What a method's strength does: validation accuracy of every tuning trial over the setting that was searched."""
+"""What a method's strength does: the validation score of every tuning trial over the setting that was searched."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from analysis.series import Group
 NAME, ORDER, SCOPE = "strength_sensitivity", 70, Scope.GROUP
 TITLE = "Sensitivity to the strength"
 CAPTION = (
-    "Validation accuracy of every tuning trial over the method's own searched setting, one seed: at the target "
+    "Validation {metric} of every tuning trial over the method's own searched setting, one seed: at the target "
     "bit-width, and the mean over the other deployment bit-widths. The line marks the trial that the final runs use."
 )
 

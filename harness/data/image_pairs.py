@@ -5,6 +5,7 @@ may differ in size.
 """
 
 from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -160,7 +161,7 @@ def _decoded(config: Config, source: Folder, names: _Names) -> "dict[str, Images
     kinds: dict[int, str] = {}  # channels -> the first image that has them
     with pool() as workers:
         for split, (large, small) in names.items():
-            jobs = list(zip(large, small or [None] * len(large), strict=True))
+            jobs = list(zip(large, small or repeat(None, len(large)), strict=True))
             pairs = list(workers.map(lambda job: _pair(config, source, *job), jobs))
             for job, pair in zip(jobs, pairs, strict=True):
                 for name, image in zip(job, reversed(pair), strict=True):

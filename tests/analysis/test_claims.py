@@ -12,8 +12,8 @@ from synthetic_sweep import SweepWriter, paper
 
 from analysis import claims
 from analysis.claims import Claim, ClaimTest, make_claims
+from analysis.disk_source import load_results
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.t_tests import compare, decide, holm
 
 #: Student's t, 0.975, 2 degrees of freedom, from a printed table.

@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 from synthetic_sweep import SweepWriter, quickstart
 
 from analysis import style
+from analysis.disk_source import load_results
 from analysis.figures import Drawing, NothingToDraw, find_figures
 from analysis.figures.pareto import undominated
 from analysis.frames import rows_frame, trials_frame
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.marks import marks_of
 from analysis.series import Group, reading_order
 from harness.core.bits import FLOAT

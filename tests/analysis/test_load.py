@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from synthetic_sweep import MEASURED, SweepWriter, only_group, quickstart
 
+from analysis.disk_source import load_results, read_metrics, sweep_names
 from analysis.grouping import make_groups
-from analysis.load import load_results, read_metrics, sweep_names
 from analysis.series import summarize
 from harness.core.errors import UserError
 

@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic_sweep import SweepWriter, add_exactly, near
 
+from analysis.disk_source import load_results
 from analysis.figures import NothingToDraw, one_checkpoint
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.make_figures import main
 from analysis.series import Group
 

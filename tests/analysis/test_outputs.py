@@ -15,8 +15,8 @@ from analysis_cost import Shape, write_sweep
 from synthetic_sweep import only_group, quickstart, steady
 
 from analysis import make_figures
+from analysis.disk_source import load_results
 from analysis.figures import Drawing, NothingToDraw, find_figures
-from analysis.load import load_results
 from analysis.output import as_csv
 from analysis.provenance import digest
 from analysis.series import Group

@@ -13,10 +13,10 @@ from mixed_sweep import METHODS, POINTS, mixed
 from synthetic_sweep import SweepWriter, add_exactly, make_row, near, only_group, paper
 
 from analysis import claims, deployment, ranking, records, tables, watched
+from analysis.disk_source import load_results
 from analysis.figures import Drawing, find_figures, one_checkpoint
 from analysis.frames import rows_frame, trials_frame
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.profiles import collect
 from analysis.series import Group, summarize
 from harness.core.errors import UserError

@@ -11,10 +11,10 @@ from mixed_sweep import mixed
 from synthetic_sweep import make_row, only_group
 
 from analysis import claims, deployment, records, tables
+from analysis.disk_source import load_results
 from analysis.figures import accuracy_over_bits, one_checkpoint
 from analysis.frames import objective_value, trials_frame
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.series import Group
 from harness.core.errors import UserError
 
@@ -45,7 +45,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Group:
 
 def test_they_are_read_and_come_before_float(group: Group) -> None:
     assert group.points() == [2, 4, "head8", "float"]
-    assert group.series[0].accuracies("head8") == [0.55] * 3
+    assert group.series[0].scores("head8") == [0.55] * 3
     assert {"w2", "w4", "layers.head8"} <= set(trials_frame(group).columns)
     assert {objective_value(trial, "val/acc_head8") for trial in group.trials} == {0.55}
 

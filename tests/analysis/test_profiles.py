@@ -10,9 +10,9 @@ from scipy.stats import trim_mean
 from synthetic_sweep import MEASURED, SweepWriter, quickstart
 
 from analysis import profiles
+from analysis.disk_source import load_results
 from analysis.figures import NothingToDraw, performance_profile
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.series import Group
 from harness.sweep.config import plain, read_sweep
 

@@ -8,8 +8,8 @@ import pytest
 from synthetic_sweep import BITS, SweepWriter, add_exactly, keep_bits
 
 from analysis import make_figures, ranking
+from analysis.disk_source import load_results
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.ranking import Ranking, make_ranking
 
 SEEDS = (0, 1)

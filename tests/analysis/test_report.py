@@ -13,9 +13,10 @@ from analysis_cost import Shape, write_sweep
 from PIL import Image
 from synthetic_sweep import MEASURED, SweepWriter, quickstart
 
-from analysis import make_figures, render, style
+from analysis import make_figures, measure, render, style
 from analysis.figures import find_figures
 from harness.core.errors import UserError
+from harness.tasks.classification import ACCURACY
 
 #: What a sweep of one model on one data set shows: the others compare several, or several deploy methods.
 OF_ONE_GROUP = [
@@ -54,10 +55,11 @@ def page(root: Path) -> str:
 
 
 def test_the_report_says_everything(page: str) -> None:
-    for title in (module.title for module in OF_ONE_GROUP):
+    for title in (measure.worded(module.title, [ACCURACY]) for module in OF_ONE_GROUP):
         assert f"<h3>{title}</h3>" in page
     assert page.count("data:image/png;base64,") == len(OF_ONE_GROUP)
     assert page.count('<span class="verdict') == 5
+    assert page.index("<h3>Comparisons</h3>") < page.index("<h3>The paper's claims</h3>")
     assert "28 of 30 final runs" in page
     assert "ste,target_bit=2: seed 2: final not finished" in page
     assert "skipped corrupt records: 1" in page

@@ -1,12 +1,33 @@
 """What figures and tables take from the task: labels, direction, the row of its baseline."""
 
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
+from analysis_cost import Shape, write_sweep
+from matplotlib.text import Text
+from retold_sweep import ERROR, MAE, retell, use_error
+from retold_sweep import PSNR as PSNR_TOLD
+from synthetic_sweep import SweepWriter, paper, quickstart, refuted
 
-from analysis import measure
+from analysis import claims, make_figures, measure, profiles
+from analysis.claim import claims_about
+from analysis.disk_source import load_results
+from analysis.figures import accuracy_over_bits, one_checkpoint
+from analysis.figures.pareto import undominated
+from analysis.grouping import make_groups
 from analysis.intervals import Interval, separate_best
+from analysis.ranking import make_ranking
+from analysis.ranking import to_text as ranking_text
 from analysis.records import _rows_problem
+from analysis.score_axis import Distance
+from analysis.series import Group, reading_order
+from analysis.tables import make_table
 from harness.tasks.base import find
 
 PSNR = find("super_resolution").metric
@@ -47,3 +68,146 @@ def test_where_lower_is_better_the_lowest_is_best() -> None:
     means = [Interval(5.0, 0.5, 3), Interval(3.0, 0.5, 3), Interval(7.0, 0.5, 3)]
     assert (separate_best(means, higher_is_better=False), separate_best(means)) == (1, 2)
     assert separate_best([*means, Interval(3.2, 0.5, 3)], higher_is_better=False) is None
+
+
+@pytest.fixture
+def error(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_error(monkeypatch)
+
+
+def group_of(folder: Path) -> Group:
+    (group,) = make_groups(load_results(folder.parent, folder.name))
+    return group
+
+
+def both(tmp_path: Path, sweep: Callable[[Path], SweepWriter]) -> tuple[Group, Group]:
+    """The same sweep measured by accuracy, and by an error of which 1 is a point."""
+    one, other = sweep(tmp_path / "one").write(), sweep(tmp_path / "other").write()
+    return group_of(one.folder), group_of(retell(other.folder, ERROR))
+
+
+@pytest.mark.usefixtures("error")
+@pytest.mark.parametrize("sweep", [paper, refuted])
+def test_claims_about_an_error_are_those_about_accuracy(tmp_path: Path, sweep: Any) -> None:
+    accuracy, error = both(tmp_path, sweep)
+    columns = ["claim", "target_bit", "method", "n", "test", "verdict"]
+    numbers = ["effect", "low", "high", "margin", "p", "p_holm"]
+    one, other = (claims.to_frame(claims.make_claims(group)) for group in (accuracy, error))
+    assert one[columns].equals(other[columns])
+    assert np.allclose(one[numbers], other[numbers], rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def test_claims_are_in_the_words_of_the_task() -> None:
+    psnr, error = claims_about(PSNR), claims_about(MAE)
+    assert psnr[1].text == "the regularizer is within 0.1 dB of QAT (or above it) at targets of 3 bits and more"
+    assert (psnr[1].margin, psnr[1].unit, psnr[0].unit) == (-0.1, "dB", "1/step")
+    assert psnr[3].definition.endswith("float PSNR of the same run, in dB; supported above -0.1.")
+    assert error[1].statement == "oscillation@{bits} is less than 1 above ste@{bits} at {bits} bits"
+    assert error[1].definition == (
+        "Effect: mean absolute error of QAT less that of the regularizer at their target; supported above -1."
+    )
+    assert "highest mean absolute error at the bit-widths above the target of the same run" in error[3].definition
+    assert not [claim for claim in (*psnr, *error) if "accuracy" in f"{claim.text}{claim.statement}{claim.effect}"]
+
+
+@pytest.mark.usefixtures("error")
+def test_order_and_marks_go_by_what_is_better(tmp_path: Path) -> None:
+    accuracy, error = both(tmp_path, paper)
+    names = {one.name for one in accuracy.series}
+    assert reading_order(accuracy, names) == reading_order(error, names)
+    one, other = (make_ranking(group) for group in (accuracy, error))
+    assert one
+    assert other
+    assert [(each.method, each.rank, each.best) for each in one.standings] == [
+        (each.method, each.rank, each.best) for each in other.standings
+    ]
+    marks = [[[entry.best for entry in row[2]] for row in make_table(group).rows] for group in (accuracy, error)]
+    assert marks[0] == marks[1]
+    assert any(any(row) for row in marks[0])
+    assert "test mean absolute error" in ranking_text(other)
+
+
+def test_decimals_and_margins_are_the_tasks() -> None:
+    accuracy = find("classification").metric
+    assert [measure.decimals(metric) for metric in (accuracy, PSNR, PSNR.beside[0], MAE)] == [1, 2, 4, 1]
+    assert [measure.close(metric) for metric in (accuracy, PSNR, MAE)] == ["1 point", "0.1 dB", "1"]
+    assert [measure.limits(metric) for metric in (accuracy, PSNR, MAE)] == ["0 or 100 %", "0 or 100 dB", "0"]
+
+
+def test_what_beats_what_depends_on_the_direction() -> None:
+    points = pd.DataFrame({"at_target": [1.0, 2.0, 3.0, 2.0], "worst": [3.0, 2.0, 1.0, 1.0]})
+    assert undominated(points).tolist() == [True, True, True, False]
+    assert undominated(points, higher_is_better=False).tolist() == [True, False, False, True]
+
+
+@pytest.mark.usefixtures("error")
+def test_one_network_for_all_loses_as_much_in_error_as_in_accuracy(tmp_path: Path) -> None:
+    found = []
+    for task in (None, ERROR):
+        for name, methods in (("each", {"ste": (2, 3)}), ("single", {"oscillation": (2,)})):
+            sweep = SweepWriter(tmp_path / str(bool(task)), name)
+            sweep.objective = ["worst"] if name == "single" else ["target"]
+            for method, targets in methods.items():
+                for target in targets:
+                    sweep.add(method, target)
+            sweep.write()
+            if task:
+                retell(sweep.folder, task)
+        groups = [group_of(tmp_path / str(bool(task)) / name) for name in ("each", "single")]
+        drawing = one_checkpoint.draw(groups)
+        plt.close(drawing.figure)
+        assert drawing.figure.axes[0].get_ylabel() == measure.label(groups[0].metric)
+        found.append(drawing.frame[["cost", "cost_low", "cost_high"]])
+    assert np.allclose(*found, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.usefixtures("error")
+def test_profiles_are_relative_to_float_in_either_direction_and_of_one_metric(tmp_path: Path) -> None:
+    error = [group_of(retell(quickstart(tmp_path / name).write().folder, ERROR)) for name in ("a", "b")]
+    accuracy = group_of(quickstart(tmp_path / "c").write().folder)
+    found = profiles.collect([*error, accuracy])
+    assert found.groups == tuple(error)
+    assert "left out, since most are about mean absolute error: mlp5 on digits (accuracy)" in found.notes[0]
+    scores = found.scores["ste@2"]["mlp5 on diabetes (quickstart), 2 bits"]
+    (ste,) = [one for one in error[0].trained if one.training_label == "ste@2"]
+    (none,) = [one for one in error[0].trained if one.method == "float"][:1]
+    assert scores == pytest.approx(np.mean(none.scores("float")) / np.array(ste.scores(2)))
+
+
+def test_a_distance_axis_is_up_to_the_best_and_back() -> None:
+    for higher, better, worse in ((True, 35.8, 20.0), (False, 1.9, 4.0)):
+        scale = Distance(better, 0.1, higher)
+        values = np.linspace(worse, better, 9)
+        places = scale.position(values)
+        assert np.allclose(scale.score(places), values)
+        assert (np.diff(places) > 0).all() == higher
+        assert abs(places[-1] - places[-2]) > 2 * abs(places[1] - places[0])
+
+
+def test_psnr_is_drawn_with_its_unit_and_the_baseline(tmp_path: Path) -> None:
+    group = group_of(retell(paper(tmp_path).write().folder, PSNR_TOLD))
+    drawing = accuracy_over_bits.draw(group)
+    plt.close(drawing.figure)
+    texts = [text.get_text() for text in drawing.figure.findobj(Text)]
+    assert [text for text in texts if text.startswith("Test PSNR (dB)")]
+    assert "bicubic" in texts
+    assert not [text for text in texts if "accuracy" in text or "100" in text]
+    assert drawing.frame.iloc[-1][["series", "bits", "mean"]].tolist() == ["bicubic", "float", 33.5]
+    table = make_table(group)
+    assert table.rows[-1][0] == "bicubic"
+    assert [entry.text() for entry in table.rows[-1][2]] == ["—"] * 4 + ["33.50"]
+    assert table.heading == "PSNR at every deployment bit-width"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("error")
+@pytest.mark.parametrize("task", [PSNR_TOLD, ERROR], ids=lambda task: task[1])
+def test_a_report_of_another_task_does_not_speak_of_accuracy(tmp_path: Path, task: Any) -> None:
+    write_sweep(tmp_path, Shape(trials=10, seeds=3, epochs=2, layers=3))
+    retell(tmp_path / "large", task)
+    assert make_figures.main(["--root", str(tmp_path)]) == 0
+    page = re.sub(r'src="data:[^"]*"', "", (tmp_path / "large/figures/report.html").read_text())
+    assert "ccuracy" not in re.sub("accuracy_over_bits", "", page)
+    assert not re.search(r"points|\(%\)|100 %", page)
+    drawn = {path.stem for path in (tmp_path / "large/figures").glob("*.png")}
+    assert {"accuracy_over_bits", "pareto", "strength_sensitivity", "parameter_importance"} <= drawn

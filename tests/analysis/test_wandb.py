@@ -11,10 +11,10 @@ import yaml
 from wandb_reading import ReadableServer
 
 from analysis import make_figures
+from analysis.disk_source import load_results as load_from_disk
 from analysis.figures import find_figures
 from analysis.frames import rows_frame, trials_frame
 from analysis.grouping import make_groups
-from analysis.load import load_results as load_from_disk
 from analysis.results import SweepResults
 from analysis.series import summarize
 from analysis.wandb_source import load_results as load_from_wandb

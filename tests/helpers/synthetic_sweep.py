@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.disk_source import load_results
 from analysis.grouping import make_groups
-from analysis.load import load_results
 from analysis.series import Group
 from harness.core.bits import FLOAT, BitWidths
 from harness.records import schema

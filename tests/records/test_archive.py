@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_sweep import RUNS, records, write_sweep
 
-from analysis.load import load_results
+from analysis.disk_source import load_results
 from harness.archive import main as archive
 from harness.cancel import main as cancel
 from harness.core.errors import UserError
