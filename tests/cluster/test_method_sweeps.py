@@ -15,7 +15,7 @@ from harness.sweep.config import read_sweep
 
 DIGITS, CIFAR = (REPOSITORY / f"sweeps/{name}.yaml" for name in ("methods_digits", "methods_cifar10_mlp"))
 #: For batch norm alone, which neither network of these sweeps has; and what came after their committed results.
-NOT_THERE = {"bn_reestimation", "pqn", "gptq", "adaround", "erq", "statquant", "ohq", "mpiq", "kivi", "wkvquant"}
+NOT_THERE = {"bn_reestimation", "pqn", "gptq", "adaround", "erq", "statquant", "ohq", "mpiq", "kivi", "wkvquant", "daq"}
 
 
 def named(sweep: Path) -> set[str]:

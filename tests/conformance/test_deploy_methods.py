@@ -1,6 +1,6 @@
 """Deploy methods that round weights cross with every way of training: on the same grid as round-to-nearest.
 
-Those that round them given the rounding of inputs have a grid of their own, and serve other points.
+Those that round them given the rounding of inputs, or have a grid of their own for both, serve other points.
 """
 
 from dataclasses import replace
@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from conformance_common import fitting, groups
+from torch import nn
 
 from harness.core import registry
 from harness.core.bits import BitWidths
 from harness.methods import find
 from harness.quantization import ActivationQuantizer
 from harness.quantization.layers import weight_layers
+from harness.quantization.observing import input_sites
 from harness.training.build import build
 from harness.training.config import complete
 
@@ -29,6 +31,8 @@ GIVEN_INPUTS = [name for name in registry.deploy_methods()[1:] if find(name).act
 ALLOCATING = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "bits of layers"]
 #: Those of decoders have tests of their own (tests/methods, tests/quantization/test_key_values.py).
 OF_CACHES = [name for name in registry.deploy_methods()[1:] if "keys and values" in find(name).acts_on]
+#: Those that may be trained, too.
+OWN_GRIDS = [name for name in registry.deploy_methods()[1:] if find(name).acts_on == "inputs, weights"]
 
 
 def crossed(method: str, deploy: str, target: int | str) -> tuple[Any, Any]:
@@ -77,17 +81,30 @@ QUICK: dict[str, tuple[int | str, ...]] = {
     "lsq": (3, "w3a4"),
     "any_precision": ("w3a4",),
 }
-PAIRS = [
-    pytest.param(method, target, marks=() if target in QUICK.get(method, ()) else pytest.mark.slow)
-    for method in registry.names("method")
-    for target in (3, "w3a4")
-    if method not in (*ROUNDING, *GIVEN_INPUTS, *ALLOCATING, *OF_CACHES)
+
+
+def pairs_with(quick: dict[str, tuple[int | str, ...]], *more: str) -> list[Any]:
+    """Trained methods and targets, and what is given besides; all but the quick ones are marked slow."""
+    return [
+        pytest.param(method, target, *more, marks=() if target in quick.get(method, ()) else pytest.mark.slow)
+        for method in registry.names("method")
+        for target in (3, "w3a4")
+        if method not in (*ROUNDING, *GIVEN_INPUTS, *ALLOCATING, *OF_CACHES, *more)
+    ]
+
+
+PAIRS = pairs_with(QUICK)
+QUICK_OWN_GRIDS: dict[str, tuple[int | str, ...]] = {"none": (3,), "lsq": ("w3a4",)}
+CROSSED = [
+    each
+    for deploys, quick in ((GIVEN_INPUTS, QUICK), (OWN_GRIDS, QUICK_OWN_GRIDS))
+    for deploy in deploys
+    for each in pairs_with(quick, deploy)
 ]
 
 
-@pytest.mark.parametrize("deploy", GIVEN_INPUTS)
-@pytest.mark.parametrize(("method", "target"), PAIRS)
-def test_weights_that_make_up_for_rounded_inputs(method: str, target: int | str, deploy: str) -> None:
+@pytest.mark.parametrize(("method", "target", "deploy"), CROSSED)
+def test_weights_and_inputs_are_rounded_on_grids_of_the_point(method: str, target: int | str, deploy: str) -> None:
     session, evaluator = crossed(method, deploy, target)
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
     found, again, rounded = (evaluator.deployed(session.model, "w3a4", way) for way in (deploy, deploy, "rtn"))
@@ -98,11 +115,14 @@ def test_weights_that_make_up_for_rounded_inputs(method: str, target: int | str,
         assert all(len(part.unique()) <= 8 for part in groups(sources[name], layer.weight))
     other = [name for name, layer in layers.items() if not torch.equal(layer.weight, nearest[name].weight)]
     assert len(other) >= len(layers) / 2, "some layers of an untrained network get inputs that are all rounded to 0"
-    quantizers = [module for module in found.modules() if isinstance(module, ActivationQuantizer)]
-    wanted = [module for module in rounded.modules() if isinstance(module, ActivationQuantizer)]
-    assert [each.bits for each in quantizers] == [each.bits for each in wanted]
+    assert bits_of_inputs(found) == bits_of_inputs(rounded)
     assert bool(found(session.dataset.batch(session.dataset.val, slice(0, 20))[0]).isfinite().all())
     assert not find(deploy).serves(BitWidths(3))
+
+
+def bits_of_inputs(model: nn.Module) -> dict[str, int]:
+    held = {name: site.held for name, site in input_sites(model).items()}
+    return {name: each.bits for name, each in held.items() if isinstance(each, ActivationQuantizer)}
 
 
 @pytest.mark.parametrize("deploy", ALLOCATING)
