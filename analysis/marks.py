@@ -17,6 +17,9 @@ _COLOURS += ["#b3a800", "#49006a", "#c2185b"]
 _MARKERS = "os^DvPX<>p"
 _DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (7, 2))]
 _DASHES += [(0, (2.5, 1.2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 1.5, 2, 1.5))]
+#: Of further ways to deploy a method: their tints differ little, and none is so faint that it is lost on white.
+_FURTHER_DASHES: list[Any] = [(0, (1, 1)), (0, (3, 1)), (0, (1, 1, 4, 1)), (0, (6, 1, 1, 1)), (0, (1, 3))]
+_FAINTEST = 0.35
 #: As many pairs of a colour and a marker differ.
 _PLACES = len(_COLOURS) * len(_MARKERS)
 #: The place of each method and stack of the harness: the first ten have colours of their own. Only ever append.
@@ -42,7 +45,7 @@ def marks_of(methods: Iterable[str]) -> dict[str, Mark]:
 
     Methods of the harness have places of their own. The place of any other comes from its name, and is the next free
     one only where two such names fall on the same place.
-    Further ways to deploy one method (`ste, rtn` and `ste, bn_reestimation`) are lighter and dotted.
+    Further ways to deploy one method (`ste, rtn` and `ste, bn_reestimation`) are lighter, with short dashes.
     """
     ways: dict[str, list[str]] = {}
     for method in dict.fromkeys(methods):
@@ -79,6 +82,7 @@ def _mark(place: int) -> Mark:
 def _lighter(mark: Mark, times: int) -> Mark:
     if times == 0:
         return mark
-    red, green, blue = to_rgb(mark.color)
-    color = tuple(1 - 0.55**times * (1 - part) for part in (red, green, blue))
-    return Mark(color, _MARKERS[(_MARKERS.find(mark.marker) + 5 * times) % len(_MARKERS)], (0, (1, 1)))
+    share = max(_FAINTEST, 0.55 + 0.08 * (1 - times))
+    color = tuple(1 - share * (1 - part) for part in to_rgb(mark.color))
+    marker = _MARKERS[(_MARKERS.find(mark.marker) + 5 * times) % len(_MARKERS)]
+    return Mark(color, marker, _FURTHER_DASHES[(times - 1) % len(_FURTHER_DASHES)])

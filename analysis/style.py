@@ -22,6 +22,8 @@ from harness.core.errors import unknown
 
 #: Inches; narrower panels have no room for four bit-widths and a label.
 _NARROWEST_PANEL = 1.55
+#: Points: the mean width of a character in a figure's title.
+_TITLE_CHARACTER = 4.4
 #: Of the label at the left of a panel, and of a character of a tick's label with its share of a gap.
 _Y_LABEL, _CHARACTER = 0.35, 0.08
 #: Of a character of the label below a figure, and of a line of it.
@@ -78,9 +80,11 @@ def use_titles(wanted: bool) -> None:
     _titles = wanted
 
 
-def title_of(text: str) -> str | None:
-    """A figure's title, or None where none is wanted."""
-    return text if _titles else None
+def title_of(text: str, figure: Figure) -> str | None:
+    """A figure's title, lines broken that are wider than the figure; None where none is wanted."""
+    longest = int(figure.get_figwidth() * 72 / _TITLE_CHARACTER)
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, longest) or [""]]
+    return "\n".join(lines) if _titles else None
 
 
 def use_style() -> None:
@@ -101,20 +105,20 @@ def use_style() -> None:
     )  # fmt: skip
 
 
-def panel_columns(number: int) -> int:
-    """How many of `number` panels are side by side: 5 as 3 and 2, not as 4 and 1."""
-    most = max(1, int(_venue.page / _NARROWEST_PANEL))
+def panel_columns(number: int, narrowest: float = 0) -> int:
+    """How many of `number` panels are side by side: 5 as 3 and 2, not as 4 and 1. narrowest: inches that each needs."""
+    most = max(1, int(_venue.page / max(narrowest, _NARROWEST_PANEL)))
     return -(-number // -(-number // most))
 
 
 def panels(
-    number: int, rows_each: int, height: float, legend_entries: int, shared: bool = True
+    number: int, rows_each: int, height: float, legend_entries: int, shared: bool = True, narrowest: float = 0
 ) -> tuple[Figure, list[list[Axes]]]:
     """`number` small multiples side by side, each of `rows_each` axes from top to bottom.
 
-    shared: all axes share x, and a row of axes its y axis; more panels than fit a page's width wrap.
+    shared: all axes share x, and a row of axes its y axis; more panels than fit a page's width wrap. narrowest: inches.
     """
-    columns = panel_columns(number)
+    columns = panel_columns(number, narrowest)
     wraps = -(-number // columns)
     width = _venue.column if columns == 1 else _venue.page
     legend_height = 0.32 + _LEGEND_LINE * -(-legend_entries // _ENTRIES_A_LINE)
@@ -228,7 +232,7 @@ def legend_of(figure: Figure, handles: Sequence[Any], labels: Sequence[str], tit
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
     legend = figure.legend(
         [handles[i] for i in order], [in_figure(labels[i]) for i in order], ncols=columns,
-        title=title_of(in_figure(title)),
+        title=title_of(in_figure(title), figure),
         loc="outside upper center", frameon=False, handlelength=3.2, columnspacing=1.4, borderaxespad=0.1,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},  # several marks for one entry, side by side
     )  # fmt: skip

@@ -26,6 +26,8 @@ CAPTION = (
 )
 
 _ROW_INCHES, _HEAD_INCHES = 0.28, 0.85
+#: A column needs more where its cells say from where to where two seeds are.
+_COLUMN_INCHES, _RANGE_INCHES = 0.38, 0.56
 
 
 def draw(group: Group) -> Drawing:
@@ -35,14 +37,17 @@ def draw(group: Group) -> Drawing:
     points = list(dict.fromkeys(frame["bits"]))
     trainings = list(dict.fromkeys(frame["training"]))
     height = _ROW_INCHES * len(trainings) + _HEAD_INCHES
-    figure, blocks = style.panels(len(points), 1, height, 1, shared=False)
-    columns = style.panel_columns(len(points))
+    ways = frame[frame["n"] > 0].groupby("bits")["deploy"].nunique().max()
+    narrowest = float(ways * (_RANGE_INCHES if (frame["n"] == 2).any() else _COLUMN_INCHES))
+    figure, blocks = style.panels(len(points), 1, height, 1, shared=False, narrowest=narrowest)
+    columns = style.panel_columns(len(points), narrowest)
     for place, (point, (axes,)) in enumerate(zip(points, blocks)):
         own = frame[frame["bits"] == point]
         _panel(axes, own, trainings, group.metric, labelled=place % columns == 0)
         axes.set_title(in_figure(f"{point} bits" if point.isdigit() else point))
     counts = frame.loc[frame["n"] > 0, "n"].unique().tolist()
-    figure.suptitle(style.title_of(in_figure(f"{group.title}: {style.seeds_text(counts)}")) or "", fontsize=8)
+    title = in_figure(f"{group.title}: {style.seeds_text(counts)}")
+    figure.suptitle(style.title_of(title, figure) or "", fontsize=8)
     recorded = frame["deploy_s"].notna().any()
     return Drawing(figure, frame, () if recorded else ("the records do not say what a deployment took",))
 

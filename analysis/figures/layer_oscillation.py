@@ -54,7 +54,7 @@ def draw(group: Group) -> Drawing:
     bar.outline.set_linewidth(0.6)
     counts = {len(one.finals) for one in group.series}
     title = f"{in_figure(group.title)}: mean over seeds ({style.seeds_text(counts)})"
-    figure.suptitle(style.title_of(title) or "", fontsize=8)
+    figure.suptitle(style.title_of(title, figure) or "", fontsize=8)
     return Drawing(figure, _tidy(blocks), tuple(dict.fromkeys(notes)))
 
 

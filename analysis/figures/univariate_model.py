@@ -184,6 +184,6 @@ def _legend(figure: Figure) -> None:
         return
     figure.legend(
         [Line2D([], [], **_look(variant)) for variant in _VARIANTS], labels, ncols=len(labels), frameon=False,
-        title=style.title_of(_LEGEND), loc="outside upper center", handlelength=2.6, columnspacing=1.2,
+        title=style.title_of(_LEGEND, figure), loc="outside upper center", handlelength=2.6, columnspacing=1.2,
         handletextpad=0.5, borderaxespad=0.1,
     )  # fmt: skip

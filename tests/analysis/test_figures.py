@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from analysis_cost import Shape, write_sweep
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from synthetic_sweep import SweepWriter, quickstart
 
@@ -189,6 +191,24 @@ def test_a_corrupt_trial_is_named_and_left_out(tmp_path: Path) -> None:
     sweep = load_results(tmp_path, "large")
     assert len(sweep.trials) == 19
     assert sweep.corrupt == [f"{path}: accuracy 1.5 is not in [0, 1]"]
+
+
+def test_many_ways_to_deploy_a_method_are_told_apart_and_none_is_lost_on_white() -> None:
+    ways = ("rtn", "bn_reestimation", "gptq", "adaround", "erq", "daq")
+    marks = [
+        mark for name in ("oscillation", "float") for mark in marks_of([f"{name}, {way}" for way in ways]).values()
+    ]
+    assert len(set(marks)) == 12
+    assert all(min(to_rgb(mark.color)) < 0.8 for mark in marks)
+
+
+def test_titles_wider_than_their_figure_are_broken() -> None:
+    title = "resnet18 on cifar10 images (reduced: quarter width, 16 pixels, 8 epochs)\nmean over seeds"
+    broken = style.title_of(title, plt.figure(figsize=(3.25, 2)))
+    assert broken is not None
+    assert max(map(len, broken.split("\n"))) <= 53
+    assert broken.replace("\n", " ") == title.replace("\n", " ")
+    assert style.title_of(title, plt.figure(figsize=(6.75, 2))) == title
 
 
 def test_a_hundred_methods_have_marks_of_their_own() -> None:
