@@ -1,6 +1,6 @@
 """A deployment point as a budget, for methods that allocate bits: their mean over layers is that of the point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,14 +155,12 @@ class Budget:
             found["activation_bits"] = _mean([(self.sizes[name].inputs, point.activations) for name, point in free])
         return found
 
-    def rounded_weights(self) -> dict[tuple[str, int], Tensor]:
-        """The weight of each layer at all its bits, as round-to-nearest would have it."""
+    def rounded_weights(self) -> Iterator[tuple[tuple[str, int], Tensor]]:
+        """The weight of each layer at all its bits, as round-to-nearest would have it: name and bits, weight."""
         context = self.context
-        found: dict[tuple[str, int], Tensor] = {}
         for bits in self.candidates:
             at = choices(self.model, BitWidths(bits), context.scale, context.quantizer, context.exclude)
-            found |= {(name, bits): at[name].rounded() for name in self.sizes}
-        return found
+            yield from (((name, bits), at[name].rounded()) for name in self.sizes)
 
     def input_quantizers(self, bits: Sequence[int]) -> dict[int, dict[str, nn.Module]]:
         """The quantizer of each layer's input at some bits, as round-to-nearest would have it."""

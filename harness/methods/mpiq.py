@@ -82,7 +82,7 @@ class Mpiq(Method):
             "score", description="measured: only what lowers the loss on the calibration images"
         )
         draws: int = Field(
-            32, ge=1, le=100_000, description="of signs for each batch, with allocation: hessian (HAWQ-V2: 50 in all)"
+            8, ge=1, le=100_000, description="of signs for each batch, with allocation: hessian (HAWQ-V2: 50 in all)"
         )
 
         @model_validator(mode="after")
@@ -138,7 +138,7 @@ class Mpiq(Method):
         seed = sub_seed(self.context.seed, "signs")
         of_weights, of_inputs = hessian_traces(network, names, batches, loss, self.config.draws, seed)
         weights: ByBits = {}
-        for (name, bits), rounded in budget.rounded_weights().items():
+        for (name, bits), rounded in budget.rounded_weights():
             weight = network.get_submodule(name).weight
             error = float((rounded - weight).double().square().sum())  # type: ignore[operator]
             weights[name, bits] = max(of_weights[name], 0.0) / rounded.numel() * error

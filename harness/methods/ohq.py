@@ -157,7 +157,7 @@ class Ohq(Method):
         measured = MaskedSensitivity(
             budget.float_network, self._images(budget), divergence, config.mask, config.draws, self.context.seed
         )
-        weights = {key: measured.of_weight(key[0], rounded) for key, rounded in budget.rounded_weights().items()}
+        weights = {key: measured.of_weight(key[0], rounded) for key, rounded in budget.rounded_weights()}
         inputs: ByBits = {}
         for bits, quantizers in budget.input_quantizers(budget.free_candidates).items():
             inputs |= {(name, bits): measured.of_input(name, quantizers[name]) for name in budget.free_inputs}

@@ -34,7 +34,7 @@ def sensitivities(given: Budget, mask: float, draws: int) -> list[float]:
     measured = MaskedSensitivity(
         given.float_network, given.calibration.images(128), given.context.task.divergence, mask, draws
     )
-    return [measured.of_weight(key[0], rounded) for key, rounded in given.rounded_weights().items()]
+    return [measured.of_weight(key[0], rounded) for key, rounded in given.rounded_weights()]
 
 
 def test_masked_parts_rank_layers_as_whole_layers_do() -> None:
