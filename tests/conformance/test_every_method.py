@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_common import fitting, groups, pairs
+from conformance_common import fitting, groups, pairs, point_of_layer
 
 from harness.core import registry
+from harness.core.bits import BitWidths
 from harness.core.errors import Stopped
 from harness.methods import find
 from harness.quantization.audit import Audit
@@ -168,10 +169,12 @@ def test_deployment_leaves_the_source_untouched_and_is_on_a_grid(method: str) ->
     session = trained(config(method))
     before, sources = state(session), weight_layers(session.model)
     for bits in range(2, 9):
-        deployed = session.evaluator.deployed(session.model, bits)
-        for name, layer in weight_layers(deployed).items():
-            own_steps = groups(sources[name], layer.weight, bits)
-            assert max(len(group.unique()) for group in own_steps) <= 2**bits, (name, bits)
+        (found,) = session.evaluator.deployments(session.model, [("rtn", BitWidths(bits))])
+        for name, layer in weight_layers(found.model).items():
+            own = point_of_layer(found, name).weights
+            assert own is not None
+            own_steps = groups(sources[name], layer.weight, own)
+            assert max(len(group.unique()) for group in own_steps) <= 2**own, (name, bits)
     floating = session.evaluator.deployed(session.model, "float")
     assert_same(state(session), before)
     for name, layer in weight_layers(floating).items():

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance_common import fitting, groups, pairs
+from conformance_common import fitting, groups, pairs, point_of_layer
 from torch import Tensor
 
 import harness
@@ -150,10 +150,13 @@ def test_every_group_that_shares_a_step_is_on_a_grid(method: str, quantizer: dic
         context = replace(session.evaluator.context, scale=scale)  # training knows nothing of it
         for each in session.methods:
             each.context = context
-        deployed = replace(session.evaluator, context=context).deployed(session.model, bits)
-        for name, layer in weight_layers(deployed).items():
+        evaluator = replace(session.evaluator, context=context)
+        (found,) = evaluator.deployments(session.model, [("rtn", BitWidths(bits))])
+        for name, layer in weight_layers(found.model).items():
+            own = point_of_layer(found, name).weights
+            assert own is not None
             own_steps = list(layer.weight) if "granularity" in quantizer else groups(sources[name], layer.weight, None)
-            assert max(len(group.unique()) for group in own_steps) <= 2**bits, (name, scale, bits)
+            assert max(len(group.unique()) for group in own_steps) <= 2**own, (name, scale, bits)
             assert bool(torch.isfinite(layer.weight).all())
 
 

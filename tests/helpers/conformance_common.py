@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+from harness.core.bits import BitWidths
 from harness.methods import find
 from harness.methods._requirements import lacking
 from harness.models import build_model
 from harness.quantization import WeightQuantizer
 from harness.quantization.layers import QuantLayer
 from harness.training.config import component
+from harness.training.evaluator import Deployment
 
 DIGITS = (1, 8, 8)
 
@@ -50,3 +52,9 @@ def groups(source: QuantLayer, weight: Tensor, bits: int | None = None) -> list[
     own = source.weight_quantizer
     per_channel = isinstance(own, WeightQuantizer) and own.per_channel and bits in (None, own.bits)
     return list(weight) if per_channel else [weight]
+
+
+def point_of_layer(found: Deployment, name: str) -> BitWidths:
+    """The point of a layer in a network that was deployed at one for all: that one, unless its method chose others."""
+    assert isinstance(found.point, BitWidths)
+    return found.allocated.mapping[name] if found.allocated else found.point
