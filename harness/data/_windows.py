@@ -55,12 +55,12 @@ class TextData:
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Tokens and the ones after them, int64 (B, T) each.
 
-        With a generator the windows' places are drawn; without, window i begins at token i T, and again at the front.
+        With a generator the windows' places are drawn; without, those of an epoch are spread over the text.
         """
         tokens, context = self.train.tokens, self.train.context
         places = len(tokens) - context
         if generator is None:
-            begins = indices * context % places
+            begins = indices * places // len(self.train)
         else:
             begins = torch.randint(0, places, (len(indices),), generator=generator, device=generator.device)
         found = tokens[begins[:, None] + torch.arange(context + 1, device=tokens.device)].long()

@@ -41,7 +41,7 @@ def stored(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 
 def attend(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -59,7 +59,8 @@ def attend(
     for name in _UNKNOWN:
         if others.get(name) is not None:
             raise UserError(f"{type(module).__name__}: attention with {name!r} is not supported")
-    setattr(module, OPENS, True)
+    if not hasattr(module, OPENS):
+        setattr(module, OPENS, True)
     key, value = stored(module, key, value)
     repeats = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(repeats, 1) if repeats > 1 else each for each in (key, value))
@@ -95,7 +96,8 @@ def as_decoder(network: Any, name: str, input_shape: Sequence[int], outputs: int
     if head.weight is embedding.weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
         network.config.tie_word_embeddings = False
-    network.__class__ = _with_logits(type(network))
+    kind: Any = type(network)
+    network.__class__ = _with_logits(kind)
     model: nn.Module = network.eval()
     with torch.no_grad():
         model(torch.zeros(1, 2, dtype=torch.long))
@@ -105,7 +107,7 @@ def as_decoder(network: Any, name: str, input_shape: Sequence[int], outputs: int
 
 
 @cache
-def _with_logits(kind: type[Any]) -> type[nn.Module]:
+def _with_logits(kind: Any) -> type[nn.Module]:
     """The subclass of a causal language model whose forward pass takes tokens, and a cache, and gives logits alone."""
     cached = "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 

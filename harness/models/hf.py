@@ -56,6 +56,7 @@ def build(config: Config, input_shape: tuple[int, ...], outputs: int) -> "nn.Mod
 def _loaded(library: Any, config: Config, attention: str) -> Any:
     import torch
 
+    library.utils.logging.disable_progress_bar()
     source, reaching = opened(config.name.removeprefix(_PREFIX))
     how: dict[str, Any] = {"attn_implementation": attention, "dtype": torch.float32}
     try:

@@ -16,7 +16,7 @@ from harness.records.code_version import code_version
 from harness.training.effort import process_peak_bytes
 from harness.training.session import Session
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "optuna", "submitit", "wandb")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "optuna", "submitit", "wandb", "transformers")
 
 
 def describe(session: Session, started: float) -> dict[str, Any]:

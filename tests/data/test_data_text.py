@@ -54,7 +54,10 @@ def test_a_window_may_begin_anywhere_and_depends_on_the_generator_alone() -> Non
     again, other = (found.train_batch(indices, torch.Generator().manual_seed(seed))[0] for seed in (1, 2))
     assert torch.equal(again, inputs)
     assert not torch.equal(other, inputs)
-    assert found.train_batch(torch.tensor([0, 1, 2]))[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [3, 4, 5, 6]]
+    inputs, targets = found.train_batch(indices)
+    assert inputs[:, 0].tolist() == sorted(inputs[:, 0].tolist())
+    assert set(inputs[:, 0].tolist()) == {0, 1, 2, 3, 4}, "spread over the text"
+    assert torch.equal(inputs + 1, targets)
 
 
 def test_parts_of_a_file(tmp_path: Path) -> None:
