@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.core.errors import UserError
 from harness.core.extras import from_extra
-from harness.quantization.attention import OPENS, additive_mask
+from harness.quantization import key_values
+from harness.quantization.attention import OPENS, PRODUCTS
 
 #: The name of `attend` among transformers' attention functions.
 ATTENTION = "oscillation_harness"
+#: Of an attention module: the slots for its keys and values; empty ones until it has them.
+KEY_VALUE_SLOTS = "key_value_slots"
+_EMPTY = key_values.KeyValueSlots()
 #: Arguments of other attention functions that change what is computed.
 _UNKNOWN = ("softcap", "s_aux", "position_bias")
 
@@ -30,14 +33,6 @@ def transformers_for(where: str) -> Any:
     library.AttentionInterface.register(ATTENTION, attend)
     library.AttentionMaskInterface.register(ATTENTION, masks.sdpa_mask)
     return library
-
-
-def stored(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values as a cache holds them, (N, kv heads, tokens, d) each: the place to round them.
-
-    module: the attention module. With a cache these are the keys and values of all tokens so far.
-    """
-    return key, value
 
 
 def attend(
@@ -53,28 +48,21 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of queries (N, heads, q, d) to keys and values (N, kv heads, k, d): (N, q, heads, d).
 
-    attention_mask: bool, True where a query may attend; None: causal for several queries, all keys for one. Products
-    are fused unless the module has them as `qk_matmul` and `av_matmul` (`expose_attention_products`).
+    attention_mask: bool, True where a query may attend; None: causal for several queries, all keys for one. Keys and
+    values, with a cache those of all tokens so far, go through the module's slots for them. Products are fused unless
+    the module has them as `qk_matmul` and `av_matmul` (`expose_attention_products`).
     """
     for name in _UNKNOWN:
         if others.get(name) is not None:
             raise UserError(f"{type(module).__name__}: attention with {name!r} is not supported")
     if not hasattr(module, OPENS):
         setattr(module, OPENS, True)
-    key, value = stored(module, key, value)
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (each.repeat_interleave(repeats, 1) if repeats > 1 else each for each in (key, value))
-    causal = attention_mask is None and query.shape[2] > 1 and is_causal is not False
+    if attention_mask is None and is_causal is False:
+        attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool)
+    products = (module.qk_matmul, module.av_matmul) if hasattr(module, PRODUCTS[0]) else None
+    slots = getattr(module, KEY_VALUE_SLOTS, _EMPTY)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if hasattr(module, "qk_matmul"):
-        scores = module.qk_matmul(query * scale, key.transpose(2, 3))
-        bias = additive_mask(scores, attention_mask, causal)
-        weights = (scores if bias is None else scores + bias).softmax(-1, dtype=torch.float32).to(value.dtype)
-        mixed = module.av_matmul(functional.dropout(weights, dropout), value)
-    else:
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=causal, scale=scale
-        )
+    mixed = key_values.attend(slots, query, key, value, attention_mask, scale, dropout, products)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -101,7 +89,10 @@ def as_decoder(network: Any, name: str, input_shape: Sequence[int], outputs: int
     model: nn.Module = network.eval()
     with torch.no_grad():
         model(torch.zeros(1, 2, dtype=torch.long))
-    if not any(hasattr(module, OPENS) for module in model.modules()):
+    attentions = [module for module in model.modules() if hasattr(module, OPENS)]
+    for module in attentions:
+        module.add_module(KEY_VALUE_SLOTS, key_values.KeyValueSlots())
+    if not attentions:
         raise UserError(f"model {name!r}: {type(network).__name__} does not compute attention by AttentionInterface")
     return model.train()
 

@@ -22,6 +22,7 @@ class Config(TaskModelConfig):
     """Settings of checkpoints."""
 
     tasks: ClassVar[tuple[str, ...]] = ("language_modelling",)
+    keeps_cache: ClassVar[bool] = True
     init: str = Field(
         "pretrained", description="pretrained: the checkpoint's weights; scratch: random ones; checkpoint:<path>"
     )

@@ -22,6 +22,7 @@ class Config(TaskModelConfig):
     """Settings of llama. Embeddings and the last layer are not tied."""
 
     tasks: ClassVar[tuple[str, ...]] = ("language_modelling",)
+    keeps_cache: ClassVar[bool] = True
     name: str = "llama"
     layers: int = Field(4, ge=1, le=256, description="decoder layers")
     width: int = Field(128, ge=2, le=65_536, description="of embeddings and of the residual stream")

@@ -37,8 +37,10 @@ class KeyValueSlots(Slotted):
 
     def kept_in_float(self, queries: Tensor, keys: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Which keys, and which values, each query has in float, bool (L, T) each; None: none. See `in_float`."""
-        age = ages(queries.shape[-2], keys.shape[-2], keys.device)
         slots = (self.key_quantizer, self.value_quantizer)
+        if not any(isinstance(each, KeyValueQuantizer) for each in slots):
+            return None, None
+        age = ages(queries.shape[-2], keys.shape[-2], keys.device)
         one, other = (each.in_float(age) if isinstance(each, KeyValueQuantizer) else None for each in slots)
         return one, other
 

@@ -7,26 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from harness.methods.base import Calibration
-from harness.quantization.key_values import KeyValueSlots, attend
+from harness.models._decoder import ATTENTION, as_decoder, transformers_for
+from harness.models._decoder import decoded as decode
 
 VOCABULARY, LENGTH = 24, 20
-
-
-def keys_and_values(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **more: Any
-) -> tuple[Tensor, None]:
-    found = attend(module.kv_slots, query, key, value, mask, scaling, more.get("dropout", 0.0))
-    return found.transpose(1, 2).contiguous(), None
 
 
 class Decoder(nn.Module):
     """Tokens (N, T) to logits (N, T, V). family: of transformers."""
 
     def __init__(self, family: str = "Llama", **sizes: Any) -> None:
-        import transformers
-        from transformers import AttentionInterface
-
-        AttentionInterface.register("kv_test", keys_and_values)
+        library = transformers_for("a test")
         super().__init__()
         settings = {
             "vocab_size": VOCABULARY,
@@ -36,15 +27,14 @@ class Decoder(nn.Module):
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 64,
-            "attn_implementation": "kv_test",
+            "attn_implementation": ATTENTION,
         }
-        config = getattr(transformers, f"{family}Config")(**(settings | sizes))
-        self.network: Any = getattr(transformers, f"{family}ForCausalLM")(config)
-        for layer in self.network.model.layers:
-            layer.self_attn.kv_slots = KeyValueSlots()
+        config = getattr(library, f"{family}Config")(**(settings | sizes))
+        network = getattr(library, f"{family}ForCausalLM")(config)
+        self.network: Any = as_decoder(network, family, (LENGTH,), VOCABULARY)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
+        logits: Tensor = self.network(tokens)
         return logits
 
 
@@ -79,13 +69,7 @@ CALIBRATION = Calibration(lambda index: (tokens(), tokens()), 1)
 
 def decoded(model: Decoder, sequences: Tensor) -> Tensor:
     """Logits of a decoder that gets one token at a time and keeps a cache."""
-    from transformers import DynamicCache
-
-    cache_of, found = DynamicCache(), []
-    for place in range(sequences.shape[1]):
-        part = sequences[:, place : place + 1]
-        found.append(model.network(input_ids=part, cache=cache_of, use_cache=True).logits)
-    return torch.cat(found, dim=1)
+    return decode(model.network, sequences)
 
 
 def output_error(model: nn.Module, source: nn.Module, sequences: Tensor) -> float:

@@ -10,12 +10,15 @@ from harness.core.bits import BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints
+from harness.quantization.key_value_points import key_value_slots
+from harness.records import schema
 from harness.run import main as run_main
 from harness.training.config import RunConfig, complete
+from harness.training.trial_build import session_without_data
 
 
 def config(**more: Any) -> RunConfig:
-    raw = {
+    raw: dict[str, Any] = {
         "methods": "none",
         "watch_bit": 4,
         "model": {"name": "mlp5", "width": 8, "depth": 2},
@@ -63,3 +66,25 @@ def test_points_say_whether_they_have_them() -> None:
     assert not BitWidths(4, 8).has_kv
     assert LayerPoints.of({"*": 4, "a": "w4kv4"}).has_kv
     assert not LayerPoints.of({"*": 4}).has_kv
+
+
+def test_rows_of_a_decoder_say_their_bits() -> None:
+    quick = {"name": "wkvquant", "as": "quick", "sequences": 2, "batch": 2, "iterations": 1}
+    found = config(
+        model={"name": "llama", "layers": 2, "width": 16, "heads": 2},
+        data={"name": "python_stdlib"},
+        deploy={"bits": [4, "w4kv2", "w4a8kv2"], "scale": "recalibrate", "methods": ["rtn", "kivi", quick]},
+        kv={"group": 4},
+    )
+    session = session_without_data(found, (12,), 11)
+    deployments = session.evaluator.deployments(session.model)
+    rows = session.evaluator.rows_of(deployments, "final", "val")
+    at = {(row["deploy"], str(schema.point(row))): row for row in rows}
+    assert {deploy for deploy, point in at if point == "w4kv2"} == {"rtn", "kivi", "quick"}
+    assert {deploy for deploy, point in at if point == "4"} == {"rtn"}
+    assert all(("kv" in row) == ("kv" in point) for (_, point), row in at.items())
+    assert at["rtn", "w4kv2"]["kv"] == 2
+    slots = next(iter(key_value_slots(session.evaluator.deployed(session.model, "w4kv2")).values()))
+    assert repr(slots.key_quantizer) == "TokenGroupQuantizer(bits=2, group=4, recent=0)"
+    assert len({row["score"] for row in rows if row["bits"] == 4}) == len(at) - 1, "all differ"
+    assert [each.cost["kv"] for each in deployments if each.point.has_kv] == [2] * 6
