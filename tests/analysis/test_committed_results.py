@@ -121,24 +121,33 @@ def test_the_table_of_weights_and_activations_holds_what_was_computed() -> None:
     )
 
 
+def means_at_three_bits(sweep: str, further: str = "") -> "pd.Series[float]":
+    """Of final runs: test accuracy in %, by method and deploy method, weights alone rounded to 3 bits."""
+    frame = pd.read_csv(RESULTS / sweep / "figures/rows.csv").query(f"split == 'test' {further}")
+    frame = frame[frame["trial"].isna() & (frame["bits"].astype(str) == "3") & frame["activations"].isna()]
+    return (100 * frame["accuracy"]).groupby([frame["method"], frame["deploy"]]).mean()
+
+
 def test_the_tables_of_rivals_hold_what_was_computed() -> None:
-    """Of the small ViT: accuracy at 3 bits by deploy method, and at w8a8 by bits and quantizer of gradients."""
+    """Of the small ViT and a ResNet: accuracy at 3 bits by deploy method; at w8a8 by bits and quantizer of gradients."""
     lines = (RESULTS / "rivals.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    frame = pd.read_csv(RESULTS / "rivals_ptq/figures/rows.csv").query("split == 'test' and model == 'vit_tiny'")
-    frame = frame[frame["trial"].isna() & (frame["bits"] == "3") & frame["activations"].isna()]
-    means = (100 * frame["accuracy"]).groupby([frame["method"], frame["deploy"]]).mean()
+    means = means_at_three_bits("rivals_ptq", "and model == 'vit_tiny'")
     for label, rtn, gptq, gained, adaround, more in rows[2:7]:
         method = label.strip("`").removesuffix(" training")
         assert [rtn, gptq, adaround] == [f"{means[method, way]:.1f}" for way in ("rtn", "gptq", "adaround")]
         for way, difference in {"gptq": gained, "adaround": more}.items():
             assert difference.startswith(f"{means[method, way] - means[method, 'rtn']:+.1f} [")
+    means = means_at_three_bits("rivals_ptq_cifar")
+    for label, *cells in rows[9:11]:
+        ways = ("rtn", "bn_reestimation", "gptq", "adaround")
+        assert cells == [f"{means[label.strip('`').removesuffix(' training'), way]:.1f}" for way in ways]
     frame = pd.read_csv(RESULTS / "rivals_gradients/figures/rows.csv").query("split == 'test' and model == 'vit_tiny'")
     frame = frame[frame["trial"].isna() & (frame["bits"] == "8") & (frame["activations"] == 8)]
     means = (100 * frame["accuracy"]).groupby(frame["cell"]).mean()
     (control,) = (value for cell, value in means.items() if str(cell).startswith("ste"))
-    assert len(rows) == 14
-    for bits, *cells in rows[9:]:
+    assert len(rows) == 18
+    for bits, *cells in rows[13:]:
         for place, quantizer in enumerate(("tensor", "sample", "householder")):
             (mean,) = (v for c, v in means.items() if str(c).endswith(f"bits={bits},statquant.quantizer={quantizer}"))
             assert cells[2 * place] == f"{mean:.1f}"
