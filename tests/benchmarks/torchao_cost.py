@@ -4,6 +4,8 @@ int8: `Int8Tensor`, a scale per row. int4: `Int4OpaqueTensor`, of torchao's prot
 runs on CPUs; its groups of 32 inputs share the scale of their row, and its zero point is the code 8, which is that of
 codes at 4 bits. Each layer's outputs are compared with the deployed ones first. Times are CPU seconds of one thread,
 the least of some rounds in turn, so that other processes count little.
+
+python tests/benchmarks/torchao_cost.py [--tiny]
 """
 
 import argparse
