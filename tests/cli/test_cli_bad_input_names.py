@@ -117,7 +117,7 @@ NAMES = {
     "timm alone": ({"base/model": {"name": "timm"}}, ["model name 'timm' is not of the form timm:<name>"]),
     "no model": ({"base/model": GONE}, ["model: missing"]),
     "no model name": ({"base/model": {"width": 3}}, ["names no model (name: edsr | hf | llama | mlp5 | resnet18"]),
-    "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: ", " | lsq | none | "]),
+    "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: ", " | none | "]),
     "optimizer": ({"base/train/optimizer": "adma"}, ["train.optimizer: 'adma'", "'adam', 'adamw' or 'sgd'"]),
     "init": ({"base/model/init": "pretraned"}, ["init 'pretraned' is none of scratch", "did you mean 'pretrained'?"]),
     "sweep": ({"name": "a/b"}, ["name: 'a/b'"]),
