@@ -22,15 +22,16 @@ are over the tokens of an image, (N, T, C); where a channel has a single value i
 are over the image's channels, since a grid of one value would leave it in float. Whether a site is after a ReLU is
 taken from calibration: it is, if no value is below 0. The paper leaves the head, the layer after the blocks, upsampler
 and tail of a network in float: `exclude`, with `first_last: same`. Operands of attention's products have ranges per
-tensor (in training moving ones), as no channel of theirs stays one. Norms stay float.
+tensor (in training moving ones): the method is about the inputs of layers. Norms stay float.
 
 Use. Without training: `deploy.methods: [rtn, daq]`, or `--deploy daq --bits w4a4` of harness.evaluate, at points with
 activations; others give no row. It takes the effective weights of a network, however that was trained. Trained:
 `methods: daq` with a target such as w4a4 (w4: weights alone). `rtn` then deploys the trained quantizers at the target;
 at other points `deploy.scale` decides, where `daq` in `deploy.methods` keeps to DAQ. A stack may hold regularizers.
 
-Settings: `sigma_bits` 8 as in the released training script (4 is its other value). `weights: run` leaves weights to the
-run's quantizer, so that activations are compared alone. Released: L1 loss, Adam, 5e-5, halved after 150 of 300 epochs.
+Settings: `sigma_bits` 8, for which the released fine-tuning has its step (4 is the other value in use). `weights: run`
+leaves weights to the run's quantizer, so that activations are compared alone. Released: L1 loss, Adam, 5e-5, halved
+after 150 of 300 epochs.
 
 Cost: two statistics of every input of every layer at run time, which static ranges do not have. They need all of an
 image's channel before its first value can be rounded.
@@ -40,7 +41,7 @@ it. The paper could not be read.
 
 Deviations. The released code takes D_(b-1) for D_b, for s too; with training it takes D_1 and, for s, D_7 whatever the
 bits are; after a ReLU it does not clip, so that there are more than 2^b levels; a deviation rounded to 0 or less
-switches its channel off. `official_quirks` has these four. Here the bin that 0 is in stands for the middle of its
+switches its channel off. `official_quirks` has these four. Here the level of the bin that 0 is in is the middle of its
 positive part. The released code tells inputs after a ReLU by the least value of a batch being 0, so that images of a
 batch change each other's grids; here that is a property of the site. Bits of channels by their sensitivity, of a later
 version of the paper, are not in the released code.
