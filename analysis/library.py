@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis import comparisons, frames
+from analysis import comparisons, deployment, frames, measure
 from analysis.disk_source import load_results, sweep_names
 from analysis.grouping import make_groups
 from analysis.joint import joint
@@ -28,6 +28,10 @@ class Results:
     sweep: SweepResults
     groups: tuple[Group, ...]
 
+    def __repr__(self) -> str:
+        about = "; ".join(group.title for group in self.groups)
+        return f"<{self.sweep.name}: {about}; {len(self.sweep.finals)} finals, {len(self.sweep.trials)} trials>"
+
     @property
     def rows(self) -> pd.DataFrame:
         """Every result row of finals and trials, one line for a run, split, way of deployment and point."""
@@ -46,7 +50,7 @@ class Results:
                 numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
                 lines.append({**of_run, **numbers, "epoch": epoch})
         frame = pd.DataFrame(lines)
-        return frame.assign(target_bit=frames.deployment.tidy(frame["target_bit"])) if lines else frame
+        return frame.assign(target_bit=deployment.tidy(frame["target_bit"])) if lines else frame
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -143,10 +147,10 @@ def compare(a: Series, b: Series, at: "PlainPoint | Iterable[PlainPoint] | None"
     finals = [*a.finals, *b.finals]
     refuse_mixed_protocols(f"{a.label} and {b.label}", finals, list({f.cell.id: f.cell for f in finals}.values()))
     tested = [set.intersection(*(set(found) for found in one.shown_by_seed().values())) for one in (a, b)]
-    both = frames.deployment.in_order(tested[0] & tested[1])
+    both = deployment.in_order(tested[0] & tested[1])
     wanted = both if at is None else [at] if isinstance(at, int | str) else list(at)
     for point in wanted:
         if point not in both:
             raise unknown("point", str(point), list(map(str, both)))
-    metric = frames.metric_of(a.finals[0].config)
+    metric = measure.metric_of(a.finals[0].config)
     return comparisons.to_frame(comparisons.between(metric, [(a, b, point) for point in wanted]), metric)

@@ -33,6 +33,9 @@ class Series:
     #: False for all but the first way of deployment: they share their training.
     first: bool = True
 
+    def __repr__(self) -> str:
+        return f"<{self.label}: seeds {', '.join(str(final.seed) for final in self.finals)}>"
+
     @property
     def watched(self) -> tuple[int, ...]:
         """The bit-widths of weights at which its oscillations were counted, the run's own first."""

@@ -37,6 +37,8 @@ def test_frames_are_tidy(results: Results) -> None:
     assert results.trials.empty
     assert results.names == ["float", "ste@2", "oscillation@2", "ste@3", "oscillation@3"]
     assert len(results.scores) == 5 * 5
+    assert repr(results) == "<quickstart: mlp5 on digits; 15 finals, 0 trials>"
+    assert repr(results["ste@2"]) == "<ste@2: seeds 0, 1, 2>"
 
 
 def test_a_sweep_is_found_by_its_root_or_its_folder(results: Results, tmp_path: Path) -> None:
