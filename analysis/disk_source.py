@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.records import read_record
 from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
+from harness.core import outside
 from harness.core.dotted import flatten
 from harness.core.errors import UserError, unknown
 from harness.records.archive import runs_of
@@ -34,6 +35,7 @@ def load_results(root: Path, name: str) -> SweepResults:
     folder = root / name
     cells, objective = _read_cells(folder / "cells.json")
     sweep = SweepResults(name, cells, _read_object(folder / "sweep.json"), objective)
+    outside.look_in(folder / outside.KEPT)
     runs = runs_of(folder)
     for cell in sweep.cells:
         for seed in cell.seeds:

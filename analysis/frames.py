@@ -10,6 +10,7 @@ from analysis import deployment
 from analysis.measure import metric_of, shown
 from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, method_of
+from harness.core import outside
 from harness.core.bits import FLOAT, PlainPoint
 from harness.records import schema
 from harness.sweep import objective
@@ -43,9 +44,10 @@ def _rows(run: Final | Trial, sweep: str, further: list[str]) -> Iterable[dict[s
     own = schema.ROW if "accuracy" in schema.scored(metric, 0.0) else schema.SCORED_ROW
     fields = [field for name in own for field in (name, *(further if name == "bits" else ()))]
     fields += [each.key for each in metric.beside]
+    model, data = (outside.shown(run.config[section]["name"]) for section in ("model", "data"))
     shared = {
-        "sweep": sweep, "cell": run.cell.id, "run_id": run.run_id, "trial": trial, "model": run.config["model"]["name"],
-        "data": run.config["data"]["name"], "method": method_of(run.config),
+        "sweep": sweep, "cell": run.cell.id, "run_id": run.run_id, "trial": trial, "model": model,
+        "data": data, "method": method_of(run.config),
         "target_bit": run.config.get("target_bit"), "seed": run.config["seed"],
     }  # fmt: skip
     for row in run.record["rows"]:

@@ -10,6 +10,7 @@ from analysis.measure import task_baseline
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, Series, method_of
+from harness.core import outside
 
 #: Grid keys that split a sweep into groups rather than into series.
 _GROUPING = re.compile(r"(model|data)(\.|$)")
@@ -46,7 +47,7 @@ def _group_key(run: Final | Trial) -> tuple[str, str]:
             for key, value in run.cell.grid.items()
             if key.startswith(f"{section}.") and key != f"{section}.name"
         ]
-        return str(run.config[section]["name"]) + "".join(extras)
+        return outside.shown(str(run.config[section]["name"])) + "".join(extras)
 
     return name("model"), name("data")
 

@@ -17,7 +17,7 @@ _SEVERAL = "score"
 def metric_of(config: Mapping[str, Any]) -> Metric:
     """The metric of a run's configuration. That of classification for a data set that this harness does not have."""
     try:
-        return task_of(config["data"]).metric
+        return task_of(config["data"], config.get("tasks") or ()).metric
     except UserError:
         return find(DEFAULT).metric
 
@@ -25,7 +25,7 @@ def metric_of(config: Mapping[str, Any]) -> Metric:
 def task_baseline(config: Mapping[str, Any]) -> str | None:
     """The name under which its records have rows of what needs no training; None without."""
     try:
-        return task_of(config["data"]).baseline or None
+        return task_of(config["data"], config.get("tasks") or ()).baseline or None
     except UserError:
         return None
 

@@ -13,6 +13,7 @@ from analysis import deployment
 from analysis.intervals import t_interval
 from analysis.measure import metric_of, range_of, shown
 from analysis.results import Cell, Final, Missing, Trial
+from harness.core import outside
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.metric import Metric
 from harness.records.schema import score_of, watched_at
@@ -144,7 +145,7 @@ class Group:
 
 def method_of(config: dict[str, Any]) -> str:
     """`float`, `ste`, `lsq+oscillation`: the methods of a run as one word."""
-    names = [method["name"] for method in config["methods"]] or ["none"]
+    names = [outside.shown(method["name"]) for method in config["methods"]] or ["none"]
     return FLOAT if names == ["none"] and config.get("target_bit") is None else "+".join(names)
 
 

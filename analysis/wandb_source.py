@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.records import problem_of
 from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
+from harness.core import outside
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.schema import EPOCH, RECORD
@@ -91,7 +92,8 @@ def _add_cell(
     tuned = [(run, record) for run, record in found if record["phase"] == "tune"]
     chosen = next((record["labels"] for _, record in tuned if finals and _params(record) == labels["params"]), None)
     cell = Cell(
-        cell_id, tuple(method["name"] for method in found[-1][1]["config"]["methods"]), dict(flatten(labels["grid"])),
+        cell_id, tuple(outside.shown(method["name"]) for method in found[-1][1]["config"]["methods"]),
+        dict(flatten(labels["grid"])),
         seeds, chosen and {"trial": chosen["trial"], "params": chosen["params"]},
         {seed: run.id for seed, (run, _) in current.items()}, (),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """`python -m harness.config [NAME] [--markdown]`: every setting of a sweep file and of a run, with type and default.
 
-NAME: a section (sweep, run, train, deploy, ...), a method, model, data set, sampler or pruner. Without: all sections.
+NAME: a section (sweep, run, train, deploy, ...), a method, model, data set, sampler or pruner, or the file of one of
+your own. Without: all sections.
 `--json-schema` prints the JSON Schema of sweep files instead, for editors; sweeps/schema.json is this one.
 """
 
@@ -12,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from harness.core import registry
+from harness.cli.component import kind_and_name
+from harness.core import outside, registry
 from harness.core.command import run_command
 from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig
 from harness.core.errors import UserError, unknown
@@ -138,11 +140,20 @@ def find(name: str) -> tuple[str, type[BaseModel]]:
     kinds = {each: kind for kind in registry.WITH_SETTINGS for each in registry.names(kind)}
     if name in kinds:
         return f"{kinds[name]} {name}", config_class(kinds[name], name)
+    if outside.is_reference(name) or any(name in outside.registered(kind) for kind in registry.WITH_SETTINGS):
+        return _find_outside(name)
     for kind, options in OPTIONS.items():
         if name in options:
             return f"{kind} {name}", options[name]
     others = (each for options in OPTIONS.values() for each in options)
     raise unknown("section, method, model, data set, sampler or pruner", name, {*SECTIONS, *kinds, *others})
+
+
+def _find_outside(reference: str) -> tuple[str, type[BaseModel]]:
+    kind, name = kind_and_name(reference)
+    if kind == "task":
+        raise UserError(f"{reference}: a task has no settings")
+    return f"{kind} {registry.shown(name)}", config_class(kind, name)
 
 
 def as_text(title: str, settings: list[Setting]) -> str:

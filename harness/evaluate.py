@@ -12,17 +12,17 @@ from typing import Any
 
 from filelock import Timeout
 
-from harness.core import registry, yaml_file
+from harness.core import outside, registry, yaml_file
 from harness.core.bits import LEGAL_POINTS, BitWidths
 from harness.core.command import run_command
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, Written, in_words, point_of
 from harness.records import schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
-from harness.tasks.base import task_of
+from harness.tasks.base import task_of_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,13 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deploy", action="append", default=[], metavar="NAME", help="a method; may be repeated")
     parser.add_argument("--device", help="default: each run's runtime.device")
     options = parser.parse_args(arguments)
-    for name in options.deploy:
-        if name not in registry.deploy_methods():
-            raise unknown("deploy method", name, registry.deploy_methods())
+    deploys = [registry.check_deploy(name) for name in options.deploy]
     failed = 0
     for folder in finished_runs(options.where):
         try:
-            added = add_rows(folder, options.bits, options.deploy, options.device)
+            added = add_rows(folder, options.bits, deploys, options.device)
             print(f"{folder.name}: {added} rows added", flush=True)
         except UserError as error:
             failed += 1
@@ -71,6 +69,7 @@ def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[s
     Returns how many. Raises UserError for weights, data or code that do not reproduce the record.
     """
     files = RunDirectory(folder)
+    outside.look_near(folder)
     try:
         with files.lock().acquire(timeout=1):
             record = read_json(files.record)
@@ -83,6 +82,7 @@ def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[s
                 record["rows"] += found
                 record["deployments"] = [*record.get("deployments", ()), *costs]
                 record["provenance"]["rows_added"] = [*record["provenance"].get("rows_added", ()), note]
+                outside.keep(files.components, list(deploys))
                 write_json(files.record, record)
             return len(rows)
     except Timeout:
@@ -147,7 +147,7 @@ def _place(case: tuple[str, AnyPoint]) -> tuple[bool, str, AnyPoint]:
 
 def _compare(record: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
     """Raises UserError for weights that do not reproduce the scores of the record, but for how devices round."""
-    metric = task_of(record["config"]["data"]).metric
+    metric = task_of_run(record["config"]).metric
     recorded = {_key(row): schema.score_of(row) for row in record["rows"]}
     for row in found:
         before, here = recorded.get(_key(row)), schema.score_of(row)

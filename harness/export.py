@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from harness.cli.find import run_folder
-from harness.core import registry
+from harness.core import outside, registry
 from harness.core.command import run_command
 from harness.core.errors import unknown
 
@@ -30,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.format not in FORMATS:
         raise unknown("format", options.format, FORMATS)
-    if options.deploy not in registry.deploy_methods():
-        raise unknown("deploy method", options.deploy, registry.deploy_methods())
     folder = run_folder(options.run, options.root)
+    outside.look_near(folder)
+    deploy = registry.check_deploy(options.deploy)
     from harness.exporting.runs import export_run
 
-    print("\n".join(export_run(folder, options.bits, options.deploy, options.format, options.to)))
+    print("\n".join(export_run(folder, options.bits, deploy, options.format, options.to)))
     return 0
 
 

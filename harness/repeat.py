@@ -20,6 +20,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from harness.core import outside
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.records import schema
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     if line := other_data(recorded, prepare(component("data set", config.data)).digest):
         print(line, flush=True)
     config = in_recorded_precision(config, recorded)
+    outside.keep(RunDirectory(options.dir).components, config.model_dump(mode="json"))
     again = run(config, options.dir, RunContext(partial(print_epoch, config)))
     found = differences(recorded, again)
     print("\n".join(found) or f"run {recorded['run_id']}: all {len(recorded['rows'])} rows are the same")
@@ -109,6 +111,7 @@ def read_record(named: str, root: Path) -> dict[str, Any]:
     found: dict[str, Traversable] = {}
     named = Path(named).name  # a run's folder is named by its id
     for sweep in sweeps_below(root):
+        outside.look_in(sweep.components)
         runs = runs_of(sweep.path)
         for folder in runs.iterdir() if runs.is_dir() else ():
             if folder.name.startswith(named) and (folder / RECORD).is_file():

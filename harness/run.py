@@ -4,12 +4,13 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from harness.core import yaml_file
+from harness.core import outside, yaml_file
 from harness.core.command import run_command
 from harness.records.run_directory import RunDirectory
 from harness.records.schema import point, score_of
 from harness.records.wandb_names import check_project
-from harness.training.config import complete, component
+from harness.training.components import component, located
+from harness.training.config import complete
 from harness.training.run import RunContext, print_epoch, run
 
 
@@ -22,12 +23,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="the run's directory; an unfinished run goes on")
     arguments = parser.parse_args()
     raw = yaml_file.read(arguments.config)
-    config = complete(raw["config"] if set(raw) == {"run_id", "config"} else raw)
+    outside.look_near(arguments.config.parent)
+    raw = raw["config"] if set(raw) == {"run_id", "config"} else raw
+    config = complete(located(raw, arguments.config.parent))
     from harness.data import prepare
 
     if config.runtime.wandb != "off":
         check_project(config.runtime.wandb_project)
     prepare(component("data set", config.data))
+    outside.keep(RunDirectory(arguments.dir).components, config.model_dump(mode="json"))
     record = run(config, arguments.dir, RunContext(partial(print_epoch, config)))
     metric = config.task.metric
     for row in record["rows"]:

@@ -15,7 +15,7 @@ HARNESS = Path(harness.__file__).parent
 #: A module imports its own folder and folders to the left; folders in one group do not import each other.
 ORDER = (
     "core | records kernels | quantization | data models tasks | oscillation | methods"
-    " | training | sweep exporting | cluster | cli"
+    " | training | sweep exporting conformance | cluster | cli"
 )
 #: The files beside the folders. They import any folder; nothing imports them, and they do not import each other.
 COMMANDS = [
@@ -23,6 +23,7 @@ COMMANDS = [
     "archive",
     "cancel",
     "config",
+    "conform",
     "dashboard",
     "evaluate",
     "export",

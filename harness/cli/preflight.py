@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from harness import data
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints
+from harness.core.outside import shown
 from harness.records.wandb_names import check_project
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
@@ -106,7 +107,7 @@ def _check_build(
             except UserError as of_model:
                 size = "x".join(map(str, shape))
                 return [f"cell {cell_id}: the data is not there, and for {size} images: {of_model}"]
-        names = [entry["name"] for entry in config.methods]
+        names = [shown(entry["name"]) for entry in config.methods]
         where = f"methods {names}: " if isinstance(error, SlotTakenError) else ""
         raise UserError(f"cell {cell_id}: {where}{error}") from None
     except Exception as error:  # random images may not do for a method: only a run can tell

@@ -1,13 +1,19 @@
 """Components are files: `methods/ste.py` is the method `ste`. Nothing is registered by hand.
 
-Names come from the folder alone, so a misspelt name is refused without importing torch.
+Names come from the folder alone, so a misspelt name is refused without importing torch. A sweep may also name
+components from outside this package, by file or module (harness/core/outside.py).
 """
 
 import os
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
+from typing import Any
 
-from harness.core.errors import UserError, unknown
+from harness.core import outside
+from harness.core.errors import UserError, nearest, unknown
+from harness.core.outside import shown
+
+__all__ = ["KINDS", "WITH_SETTINGS", "check", "deploy_methods", "has_deploy", "known", "load", "names", "shown"]
 
 _HARNESS = os.path.dirname(os.path.dirname(__file__))
 KINDS = {"method": "methods", "model": "models", "data set": "data", "task": "tasks"}
@@ -16,17 +22,36 @@ WITH_SETTINGS = ("method", "model", "data set")
 
 
 def names(kind: str) -> list[str]:
-    """The components of a kind ("method", "model", "data set" or "task"), sorted."""
+    """The components of a kind ("method", "model", "data set" or "task") in this package, sorted."""
     files = os.listdir(os.path.join(_HARNESS, KINDS[kind]))  # as text: a sweep asks thousands of times, pathlib is slow
     return sorted(file[:-3] for file in files if file.endswith(".py") and file != "base.py" and file[0] not in "_.")
 
 
-def check(kind: str, name: str) -> str:
-    """`name` itself. Raises UserError with the nearest legal spelling."""
+def known(kind: str) -> list[str]:
+    """These, and those that installed packages register."""
+    return sorted({*names(kind), *outside.registered(kind)})
+
+
+def check(kind: str, name: str, base: Path | None = None) -> str:
+    """The name by which a component is loaded: of one from outside by its content, else `name` itself.
+
+    base: what paths of files are relative to; None: the working directory. Raises UserError with the nearest legal
+    spelling, for a file that is not there, and for one that has the name of a component of this package.
+    """
     family = name.partition(":")[0] if kind == "model" else name  # `timm:resnet34`: models/timm.py builds a resnet34
-    if family not in names(kind):
-        raise unknown(kind, name, names(kind))
-    return name
+    legal = names(kind)
+    if family in legal:
+        return name
+    reference = name if outside.is_reference(name) else outside.registered(kind).get(name)
+    if reference is None:
+        raise unknown(kind, name, known(kind))
+    try:
+        found = outside.resolve(kind, reference, base or Path())
+    except outside.AbsentError as error:
+        raise UserError(f"{error}{nearest(family, known(kind))} (legal: {', '.join(known(kind))}, FILE.py)") from None
+    if shown(found) in legal:
+        raise UserError(f"{kind} {reference!r}: {shown(found)!r} is the name of a {kind} of the harness; rename it")
+    return found
 
 
 def deploy_methods() -> list[str]:
@@ -34,16 +59,38 @@ def deploy_methods() -> list[str]:
     return ["rtn", *(name for name in names("method") if has_deploy(name))]
 
 
+def check_deploy(name: str, base: Path | None = None) -> str:
+    """The same as `check` for a deploy method. Raises UserError for a method without a `deploy` of its own, too."""
+    if name == "rtn":
+        return name
+    if name not in names("method") and not outside.is_reference(name) and name not in known("method"):
+        raise unknown("deploy method", name, deploy_methods())
+    found = check("method", name, base)
+    if not has_deploy(found):
+        legal = deploy_methods()
+        why = f"method {shown(found)!r} has no deployment of its own{nearest(name, legal)}"
+        raise UserError(f"{why} (legal: {', '.join(legal)})")
+    return found
+
+
 def has_deploy(method: str) -> bool:
     """Whether a method, which is there, has a `deploy` of its own."""
     # By its text, so that a name is refused without importing torch; tests/conformance compares it with the class.
+    if outside.is_name(method):
+        return b"\n    def deploy(" in outside.get("method", method).source
     with open(os.path.join(_HARNESS, KINDS["method"], f"{method}.py"), encoding="utf-8") as file:
         return "\n    def deploy(" in file.read()
 
 
-def load(kind: str, name: str) -> ModuleType:
-    """Import the file of a component. Raises UserError for a name without a file."""
-    family = check(kind, name).partition(":")[0]
+def load(kind: str, name: str) -> Any:
+    """Import a component: the module of its file or, from outside, perhaps what it names there.
+
+    Raises UserError for a name without a file, and for a file that cannot be imported.
+    """
+    found = check(kind, name)
+    if outside.is_name(found):
+        return outside.load(kind, found)
+    family = found.partition(":")[0]
     module = import_module(f"harness.{KINDS[kind]}.{family}")
     if not hasattr(module, "Config") and kind in WITH_SETTINGS[1:]:
         raise UserError(f"{kind} {name!r}: harness/{KINDS[kind]}/{family}.py defines no Config")

@@ -9,8 +9,8 @@ imported by `shape`, `prepare` and `load_dataset`, not before.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.core import outside, registry
 from harness.core.errors import UserError
-from harness.core.registry import load
 from harness.core.seeding import sub_seed
 from harness.data._config import Augment, DataConfig, TaskDataConfig
 
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from harness.data._samples import TaskData
     from harness.data.base import Dataset, Raw, Split, order
 
-__all__ = ["Augment", "DataConfig", "Dataset", "Raw", "Split", "check", "load_dataset", "order", "prepare", "shape"]
+__all__ = [
+    "Augment",
+    "DataConfig",
+    "Dataset",
+    "Raw",
+    "Split",
+    "check",
+    "find",
+    "load_dataset",
+    "order",
+    "prepare",
+    "shape",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,12 +41,22 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'harness.data' has no attribute {name!r}")
 
 
+def find(name: str) -> Any:
+    """What a data set's file defines, as said above. Raises UserError for an unknown name."""
+    found = registry.check("data set", name)
+    if outside.is_name(found):
+        from harness.data._outside import data_set
+
+        return data_set(found)
+    return registry.load("data set", found)
+
+
 def check(config: TaskDataConfig) -> None:
     """Refuse what the file system already shows to be wrong: cheap, without torch, nothing is decoded.
 
     Raises UserError: missing root or folders, empty class folders, classes that differ between splits.
     """
-    load("data set", config.name).check(config)
+    find(config.name).check(config)
 
 
 def shape(config: TaskDataConfig) -> tuple[tuple[int, ...], int]:
@@ -44,7 +66,7 @@ def shape(config: TaskDataConfig) -> tuple[tuple[int, ...], int]:
 
     Raises UserError where the files are not there, or do not tell.
     """
-    module = load("data set", config.name)
+    module = find(config.name)
     if not hasattr(module, "shape"):
         raise UserError(f"data set {config.name!r} does not tell its shape without reading all of it")
     found: tuple[tuple[int, ...], int] = module.shape(config)
@@ -57,7 +79,7 @@ def prepare(config: TaskDataConfig) -> "Raw | TaskData":
     Raises UserError: all that `check` raises, a damaged file, unequal image sizes, a failed download, and
     settings that do not fit the data.
     """
-    module = load("data set", config.name)
+    module = find(config.name)
     if hasattr(module, "load"):
         found: TaskData = module.load(config, 0, "cpu")
         return found
@@ -78,7 +100,7 @@ def _read(config: Any, module: Any) -> "Raw":
 
 def load_dataset(config: TaskDataConfig, seed: int, device: "torch.device | str") -> "TaskData":
     """The data set of a run, on `device`. Raises UserError like `prepare`."""
-    module = load("data set", config.name)
+    module = find(config.name)
     if hasattr(module, "load"):
         found: TaskData = module.load(config, seed, device)
         return found

@@ -84,7 +84,10 @@ def load_packed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         return restore(model, network)
     if "config" not in about:
         raise UserError(f"{path}: holds no configuration of a run; give it the network: load_packed(path, model)")
+    from harness.core import outside
     from harness.exporting.architecture import architecture
+
+    outside.look_near(Path(path).parent)
 
     return restore(architecture(about), network)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.core import yaml_file
+from harness.core import outside, yaml_file
 from harness.core.bits import FLOAT
 from harness.core.errors import UserError, nearest
 from harness.core.layer_points import AnyPoint, in_words, point_of
@@ -39,6 +39,7 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     cannot hold, and a file that does not reproduce the record.
     """
     files = RunDirectory(folder)
+    outside.look_near(folder)
     record = read_json(files.record)
     if record is None:
         raise UserError(f"{folder}: no finished run (there is no record.json to read)")
@@ -50,8 +51,10 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     network = _parts(session, deployment.model, deployment.allocated or schema.point(row))
     metric = session.config.task.metric
     _compare("the network here", _score(session, deployment, row), row, metric, metric.tolerance)
-    path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{deploy}{_SUFFIX[kind]}"
+    path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{outside.shown(deploy)}{_SUFFIX[kind]}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if to is not None:  # else it is beside them
+        outside.keep(to / outside.KEPT, record["config"])
     written = _write(path, kind, session, deployment.model, network, _about(record, session, row))
     try:
         found = _score(session, replace(deployment, model=written), row)

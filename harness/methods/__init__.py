@@ -3,25 +3,24 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.core import registry
+from harness.core import outside, registry
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
-from harness.methods.base import Context, Method, MethodConfig
+from harness.methods._outside import method, methods_in
+from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
 
-__all__ = ["build_stack", "check_norms", "find"]
+__all__ = ["Calibration", "Context", "Method", "MethodConfig", "Step", "build_stack", "check_norms", "find"]
 
 
 def find(name: str) -> type[Method]:
-    """The Method subclass of `methods/<name>.py`.
+    """The Method subclass of `methods/<name>.py`, or one from outside.
 
     Raises UserError for an unknown name, and for a file that does not define exactly one.
     """
-    module = registry.load("method", name)
-    own = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == module.__name__
-    ]
+    found = registry.check("method", name)
+    if outside.is_name(found):
+        return method(found)
+    own = methods_in(registry.load("method", found))
     if len(own) != 1:
         raise UserError(f"harness/methods/{name}.py must define one Method subclass, not {len(own)}")
     return own[0]
@@ -33,8 +32,8 @@ def check_norms(names: Iterable[str], quantizer: QuantizerConfig) -> None:
     for name in refusing:
         able = [each for each in registry.names("method") if not find(each).refuses_norms]
         raise UserError(
-            f"quantizer.norms: 'quantized' does not go with method {name!r}, which {find(name).refuses_norms} "
-            f"(legal: float, or methods among {', '.join(able)})"
+            f"quantizer.norms: 'quantized' does not go with method {registry.shown(name)!r}, which "
+            f"{find(name).refuses_norms} (legal: float, or methods among {', '.join(able)})"
         )
 
 

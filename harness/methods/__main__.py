@@ -1,8 +1,11 @@
-"""`python -m harness.methods [--markdown] [--cost FILE]`: all methods, their settings, sources and costs."""
+"""`python -m harness.methods [FILE.py ...] [--markdown] [--cost FILE]`: all methods, their settings, sources and costs.
+
+FILE.py: methods from outside, to list too.
+"""
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +31,10 @@ class Entry(NamedTuple):
     cost: str = ""
 
 
-def entries(costs: Mapping[str, str] | None = None) -> list[Entry]:
-    """All methods, by name. costs: of those that were measured."""
-    return [_entry(name)._replace(cost=(costs or {}).get(name, "")) for name in registry.names("method")]
+def entries(costs: Mapping[str, str] | None = None, further: Sequence[str] = ()) -> list[Entry]:
+    """All methods, by name. costs: of those that were measured. further: methods from outside."""
+    names = [*registry.known("method"), *further]
+    return [_entry(name)._replace(cost=(costs or {}).get(name, "")) for name in names]
 
 
 def read_costs(path: Path) -> dict[str, str]:
@@ -62,17 +66,17 @@ def _entry(name: str) -> Entry:
         for setting, field in found.Config.model_fields.items()
         if setting != "name"
     )
-    return Entry(
-        name, what.removesuffix("."), found.kind, found.acts_on, found.activations, settings, source.removesuffix(".")
-    )
+    label = registry.shown(registry.check("method", name))
+    texts = (found.kind, found.acts_on, found.activations)
+    return Entry(label, what.removesuffix("."), *texts, settings, source.removesuffix("."))
 
 
-def markdown(costs: Mapping[str, str] | None = None) -> str:
+def markdown(costs: Mapping[str, str] | None = None, further: Sequence[str] = ()) -> str:
     """The table of harness/methods/README.md; costs, where given, are its last column."""
     last = ["cost of a step"] if costs else []
     columns = ["method", "what", "kind", "acts on", "activations", "settings", "source", *last]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for one in entries(costs):
+    for one in entries(costs, further):
         settings = ", ".join(f"`{setting}`" for setting in one.settings)
         texts = [
             f"`{one.name}`",
@@ -91,15 +95,16 @@ def markdown(costs: Mapping[str, str] | None = None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.methods", description="All methods.")
+    parser.add_argument("further", nargs="*", metavar="FILE.py", help="methods from outside, to list too")
     parser.add_argument("--markdown", action="store_true", help="as a table for a page")
     parser.add_argument("--cost", type=Path, metavar="FILE", help="show the costs that the benchmarks measured")
     options = parser.parse_args(arguments)
     costs = read_costs(options.cost) if options.cost else None
     if options.markdown:
-        print(markdown(costs))
+        print(markdown(costs, options.further))
         return 0
     table = Table(*(name.replace("_", " ") for name in Entry._fields[: None if costs else -1]))
-    for one in entries(costs):
+    for one in entries(costs, options.further):
         last = [one.cost.replace("; ", "\n")] if costs else []
         table.add_row(*one[:5], "\n".join(one.settings), one.source, *last)
     console = Console()

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.core import registry
+from harness.core import outside, registry
 from harness.core.seeding import sub_seed
 from harness.models._weights import load_checkpoint
 from harness.models.base import ModelConfig, TaskModelConfig
@@ -11,7 +11,17 @@ from harness.models.base import ModelConfig, TaskModelConfig
 if TYPE_CHECKING:  # imported on use, here and in each model's file: settings are checked without torch
     from torch import Tensor, nn
 
-__all__ = ["ModelConfig", "TaskModelConfig", "build_model", "load_checkpoint", "resized_shape"]
+__all__ = ["ModelConfig", "TaskModelConfig", "build_model", "find", "load_checkpoint", "resized_shape"]
+
+
+def find(name: str) -> Any:
+    """What a model's file defines: `Config` and `build`. Raises UserError for an unknown name."""
+    found = registry.check("model", name)
+    if outside.is_name(found):
+        from harness.models._outside import model
+
+        return model(found)
+    return registry.load("model", found)
 
 
 def build_model(config: TaskModelConfig, input_shape: tuple[int, ...], outputs: int, seed: int) -> "nn.Module":
@@ -28,7 +38,7 @@ def build_model(config: TaskModelConfig, input_shape: tuple[int, ...], outputs: 
     # Only the CPU generator: torch.manual_seed would reach, and fork_rng would start, every GPU.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(sub_seed(seed, "init"))
-        model: nn.Module = registry.load("model", config.name).build(config, shape, outputs)
+        model: nn.Module = find(config.name).build(config, shape, outputs)
     if config.checkpoint is not None:
         load_checkpoint(model, config.checkpoint, new_head=getattr(config, "head", "keep") == "new")
     if shape != input_shape:

@@ -84,7 +84,16 @@ def pack(sweep: Path, to: Path, unfinished: bool = False) -> Path:
         write_json(packed.code, code)
     if journal:
         write_bytes(packed.journal, journal)
+    for folder in (files.components, *(RunDirectory(run).components for run in files.runs_named())):
+        _copy_components(folder, packed.components)
     return packed.path
+
+
+def _copy_components(folder: Path, to: Path) -> None:
+    """The files from outside that runs need to be repeated, by names that tell what is in them."""
+    for path in sorted(folder.glob("*.py")):
+        to.mkdir(exist_ok=True)
+        write_bytes(to / path.name, path.read_bytes())
 
 
 def whole_lines(path: Path) -> bytes:
@@ -166,6 +175,7 @@ def unpack(archive: Path, to: Path) -> Path:
                 write_json(aside.path / path.name, content)
         if packed.journal.exists():
             write_bytes(aside.journal, packed.journal.read_bytes())
+        _copy_components(packed.components, aside.components)
         aside.path.rename(folder)
     finally:
         shutil.rmtree(aside.path, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.core.errors import Stopped
+from harness.core.outside import KEPT
 from harness.records.files import written_aside
 from harness.records.schema import EPOCH
 
@@ -23,7 +24,10 @@ RECORD, TRIALS = "record.json", "trials.json"
 
 
 class RunDirectory:
-    """The files of one run. pretrained: the float network that a run by hand starts from, a run directory itself."""
+    """The files of one run. pretrained: the float network that a run by hand starts from, a run directory itself.
+
+    components: files from outside that it needs, of a run by hand; a sweep keeps those of its runs.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,6 +35,7 @@ class RunDirectory:
         self.record, self.trials = path / RECORD, path / TRIALS
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.pt"
         self.best, self.log, self.pretrained = path / "best.safetensors", path / "log.txt", path / "pretrained"
+        self.components = path / KEPT
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch. Values that are not finite are left out: JSON has none."""

@@ -12,6 +12,7 @@ from harness.core.bits import BitWidths
 from harness.core.config_base import by_name
 from harness.core.errors import UserError, unknown
 from harness.core.layer_points import AnyPoint, point_of
+from harness.core.outside import shown
 from harness.records import schema
 from harness.sweep import objective
 from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
@@ -35,7 +36,7 @@ class Cell:
     @property
     def measured_after(self) -> str:
         """The deploy method after which its runs are measured to choose among them (`monitor.deploy`)."""
-        return str(by_name(self.raw.get("monitor", {}).get("deploy", "rtn"))["name"])
+        return shown(str(by_name(self.raw.get("monitor", {}).get("deploy", "rtn"))["name"]))
 
     def config(self, params: Mapping[str, Any], seed: int, phase: str, check: Check = complete) -> RunConfig:
         """The configuration of a run of this cell, as `check` completes it. Raises UserError for an illegal value."""
@@ -54,7 +55,7 @@ def assign(raw: dict[str, Any], key: str, value: Any) -> None:
     Raises UserError when its first part is neither a section nor a method of the stack.
     """
     head, _, rest = key.partition(".")
-    entries = {entry["name"]: entry for entry in raw.get("methods", ())}
+    entries = {shown(entry["name"]): entry for entry in raw.get("methods", ())}
     if rest and head in entries:
         entries[head][rest] = value
         return
@@ -95,7 +96,7 @@ def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
         raise UserError(f"cells: {', '.join(sorted(twice))} is in two of grid, set and search; name it in one")
     raw = deepcopy(spec.base)
     raw["methods"] = [dict(entry) for entry in config.methods]
-    parts = ["+".join(entry["name"] for entry in config.methods)]
+    parts = ["+".join(shown(entry["name"]) for entry in config.methods)]
     for key, value in (point | config.set).items():
         if key == "target_bit":
             with suppress(UserError):  # what is illegal is refused when the cell is checked
@@ -110,10 +111,10 @@ def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
 
 def _label(value: Any) -> str:
     if isinstance(value, dict):
-        return "-".join(str(value[key]) for key in sorted(value, key=lambda key: (key != "name", key)))
+        return "-".join(shown(str(value[key])) for key in sorted(value, key=lambda key: (key != "name", key)))
     if isinstance(value, list | tuple):
-        return "-".join(map(str, value))
-    return str(value)
+        return "-".join(shown(str(each)) for each in value)
+    return shown(str(value))
 
 
 def check_all_but_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:

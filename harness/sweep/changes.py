@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.core import outside
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.files import read_json
@@ -70,6 +71,7 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
 def _written(folder: Path) -> dict[str, Any] | None:
     """The sweep a folder holds, with defaults for keys that an older version did not have."""
     raw = read_json(SweepDirectory(folder).sweep)
+    outside.look_in(SweepDirectory(folder).components)
     try:
         return None if raw is None else plain(from_json(raw))
     except ValidationError:  # written by a version whose files this one does not read: the keys will differ

@@ -16,10 +16,11 @@ from harness.core.errors import UserError, masked, unknown
 from harness.core.layer_points import LayerPoints
 from harness.core.metric import Metric
 from harness.core.validation import explain
-from harness.sweep import objective, reported
+from harness.sweep import objective
+from harness.sweep.components import located_sweep, tasks_of
 from harness.sweep.objective import AnyObjective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
-from harness.tasks.base import DEFAULT, Task, find, task_of
+from harness.tasks.base import DEFAULT, Task, find
 from harness.training.config import MethodStack, RunConfig
 
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
@@ -148,8 +149,7 @@ class SweepConfig(StrictConfig):
         """
         sections = [each for each in self._written("data") if isinstance(each, dict)]
         names = [*self._written("data", "name"), *(each.get("name") for each in sections)]
-        known = [name for name in dict.fromkeys(map(str, names)) if name in registry.names("data set")]
-        tasks = {name: task_of({"name": name}) for name in known}
+        tasks = tasks_of(map(str, names), self._written("tasks"))
         if len(set(tasks.values())) > 1:
             listed = ", ".join(f"{name} ({task.name})" for name, task in tasks.items())
             raise ValueError(f"base.data: {listed}: data sets of one sweep have one task")
@@ -207,13 +207,8 @@ def read_sweep(path: Path, replaced: Iterable[str] = ()) -> SweepConfig:
     raw = yaml_file.read(path)
     for override in replaced:
         apply_override(raw, override)
-    if "objective" in raw:
-        try:
-            raw["objective"] = reported.located(raw["objective"], path.parent)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
     try:
-        spec = SweepConfig.model_validate(raw)
+        spec = SweepConfig.model_validate(located_sweep(raw, path))
     except ValidationError as error:
         raise UserError(f"{path}: " + explain(error, SweepConfig)) from None
     _check_names(path, spec)

@@ -25,6 +25,8 @@ _DEFS = "#/$defs/"
 _WIDTH = 200
 #: In this order, so that the file does not change with the order of imports.
 _KINDS = {"method": "method", "model": "model", "data set": "data"}
+#: A component from outside: a file, a module, or what either names.
+_OUTSIDE: Schema = {"type": "string", "pattern": r"\.py(:\w+)?$|^\w+(\.\w+)*:\w+$|^\w+(\.\w+)+$"}
 _OBJECTIVE: Schema = {
     "anyOf": [
         {"enum": ["target", "worst", "mean"]},
@@ -41,7 +43,7 @@ def sweep_schema() -> Schema:
     for kind, prefix in _KINDS.items():
         for name in registry.names(kind):
             defs[f"{prefix}-{name}"] = _component(kind, name, defs)
-        defs[prefix] = _by_name({name: f"{prefix}-{name}" for name in registry.names(kind)}, defs)
+        defs[prefix] = _by_name({name: f"{prefix}-{name}" for name in registry.names(kind)}, defs, _OUTSIDE)
     for kind, options in OPTIONS.items():
         for name, config in options.items():
             defs[f"{kind}-{name}"] = _named(_taken(config, defs), {"const": name})
@@ -105,8 +107,11 @@ def _named(schema: Schema, name: Schema) -> Schema:
     return {**schema, "properties": {"name": name, **_without(schema["properties"], "name")}}
 
 
-def _by_name(targets: Mapping[str, str], defs: Mapping[str, Schema]) -> Schema:
-    """A section whose `name` decides which other keys it has; targets: definition of each name."""
+def _by_name(targets: Mapping[str, str], defs: Mapping[str, Schema], *further: Schema) -> Schema:
+    """A section whose `name` decides which other keys it has; targets: definition of each name.
+
+    further: names beside these, with any keys.
+    """
     names = [defs[target]["properties"]["name"] for target in targets.values()]
     words = [each["const"] for each in names if "const" in each]
     forms = [each for each in names if "const" not in each]
@@ -116,6 +121,7 @@ def _by_name(targets: Mapping[str, str], defs: Mapping[str, Schema]) -> Schema:
         for name, target in zip(names, targets.values(), strict=True)
     ]
     nameless = {"if": {"not": {"required": ["name"]}}, "then": {"propertyNames": {"enum": keys}}}
+    forms += further
     name = {"anyOf": [{"enum": words}, *forms]} if forms else {"enum": words}
     return {"type": "object", "properties": {"name": name}, "allOf": [*cases, nameless]}
 
@@ -126,19 +132,23 @@ def _add_run(defs: dict[str, Schema]) -> None:
     properties = _without(run["properties"], *NOT_SET)
     for key in ("model", "data"):
         properties[key] = _described(properties[key], {"$ref": _DEFS + key})
+    properties["tasks"] = _described(properties["tasks"], _one_or_list({"anyOf": [{"type": "string"}]}))
     for section in ("TrainConfig", "DeployConfig", "QuantizerConfig", "ActivationsConfig", "MonitorConfig"):
         defs[section].pop("required", None)
     names = registry.deploy_methods()
     settled = {
         "type": "object",
-        "properties": {"name": {"enum": names[1:]}, AS: {"type": "string"}},
+        "properties": {"name": {"anyOf": [{"enum": names[1:]}, _OUTSIDE]}, AS: {"type": "string"}},
         "required": ["name"],
     }
-    defs["DeployConfig"]["properties"]["methods"]["items"] = {"anyOf": [{"enum": names}, settled]}
+    defs["DeployConfig"]["properties"]["methods"]["items"] = {"anyOf": [{"enum": names}, _OUTSIDE, settled]}
     monitored = defs["MonitorConfig"]["properties"]
-    monitored["deploy"] = _described(monitored["deploy"], {"anyOf": [{"enum": names}, {"$ref": f"{_DEFS}deploy"}]})
+    monitored["deploy"] = _described(
+        monitored["deploy"], {"anyOf": [{"enum": names}, _OUTSIDE, {"$ref": f"{_DEFS}deploy"}]}
+    )
     defs["deploy-rtn"] = {"type": "object", "properties": {"name": {"const": "rtn"}}, "additionalProperties": False}
-    defs["deploy"] = _by_name({name: f"{'deploy' if name == 'rtn' else 'method'}-{name}" for name in names}, defs)
+    of_names = {name: f"{'deploy' if name == 'rtn' else 'method'}-{name}" for name in names}
+    defs["deploy"] = _by_name(of_names, defs, _OUTSIDE)
     defs["deploy"]["required"] = ["name"]
     defs["run"] = {**_without(run, "required"), "properties": properties}
 
@@ -146,7 +156,7 @@ def _add_run(defs: dict[str, Schema]) -> None:
 def _add_cells(defs: dict[str, Schema]) -> None:
     """Cells, whose keys are dotted: `set`, `grid` and `search`."""
     defs["method"]["required"] = ["name"]
-    entry = {"anyOf": [{"enum": registry.names("method")}, {"$ref": f"{_DEFS}method"}]}
+    entry = {"anyOf": [{"enum": registry.names("method")}, _OUTSIDE, {"$ref": f"{_DEFS}method"}]}
     for config in (Range, Choices):
         defs[config.__name__] = _taken(config, defs)
     keys = {key: _any_of(places) for key, places in _dotted(defs).items()}
@@ -154,11 +164,22 @@ def _add_cells(defs: dict[str, Schema]) -> None:
     dimensions = {key: value for key, value in tuned.items() if value is not None}
     lists = {key: {"type": "array", "items": value} for key, value in keys.items()}
     for name, properties in (("set", keys), ("grid", lists), ("search", dimensions)):
-        defs[name] = {"type": "object", "properties": properties, "additionalProperties": False}
+        own = {_own_keys(defs): {}}
+        defs[name] = {
+            "type": "object",
+            "properties": properties,
+            "patternProperties": own,
+            "additionalProperties": False,
+        }
     cell = defs["CellConfig"]["properties"]
     cell["methods"] = _described(cell["methods"], _one_or_list(entry))
     for name in ("set", "grid", "search"):
         cell[name] = _described(cell[name], {"$ref": _DEFS + name})
+
+
+def _own_keys(defs: Mapping[str, Schema]) -> str:
+    """Dotted keys of methods from outside: `pull.strength`, for no section or method of the harness."""
+    return rf"^(?!({'|'.join([*defs['run']['properties'], *registry.names('method')])})\.)[A-Za-z_]\w*\.\w+$"
 
 
 def _dotted(defs: Mapping[str, Schema]) -> dict[str, list[str]]:

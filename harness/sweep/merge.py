@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from harness.core import outside
 from harness.core.errors import UserError
 from harness.records.archive import unpack, whole_lines
 from harness.records.files import read_json, write_bytes, write_json
@@ -30,6 +31,8 @@ def merge(archive: Path, to: Path) -> int:
         lacking = [run for run in there.runs_named() if not _is_over(files.run(run.name))]
         for run in lacking:
             shutil.copytree(run, files.run(run.name).path, dirs_exist_ok=True)
+        if there.components.is_dir():
+            shutil.copytree(there.components, files.components, dirs_exist_ok=True)
         theirs, ours = whole_lines(there.journal), whole_lines(files.journal)
         if len(theirs) > len(ours) and theirs.startswith(ours):
             write_bytes(files.journal, theirs)
@@ -42,6 +45,7 @@ def _is_over(run: RunDirectory) -> bool:
 
 
 def _check_same(archive: Path, files: SweepDirectory) -> None:
+    outside.look_in(*(SweepDirectory(each).components for each in (files.path, archive)))
     specs = [read_json(path) for path in (files.sweep, SweepDirectory(archive).sweep)]
     ours, theirs = (None if raw is None else plain(SweepConfig.model_validate(raw)) for raw in specs)
     if ours is None or theirs is None:

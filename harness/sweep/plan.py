@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from harness.core.outside import shown
 from harness.core.seeding import sub_seed
 from harness.records.files import read_json, write_json
 from harness.sweep.cells import Cell
@@ -124,7 +125,7 @@ def _cell_entry(sweep: OpenSweep, cell: Cell, earlier: dict[str, Any] | None) ->
         finals = {str(seed): cell.config(chosen["params"], seed, "final").run_id() for seed in seeds}
     return {
         "id": cell.id,
-        "methods": [entry["name"] for entry in cell.raw["methods"]],
+        "methods": [shown(entry["name"]) for entry in cell.raw["methods"]],
         "grid": dict(cell.grid),
         "set": dict(cell.set),
         "search": sorted(cell.search),

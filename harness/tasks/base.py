@@ -6,9 +6,10 @@ A task's file imports torch inside its functions: names, directions and units ar
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.core import registry
+from harness.core import outside, registry
 from harness.core.errors import UserError, nearest, unknown
 from harness.core.metric import Metric
 
@@ -101,31 +102,44 @@ def _measuring(task: Task, figures: tuple[str, ...]) -> Task:
 
 @cache
 def find(name: str) -> Task:
-    """The task in `tasks/<name>.py`. Raises UserError for an unknown name, or a file without exactly one Task."""
-    module = registry.load("task", name)
-    own = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Task) and item.__module__ == module.__name__
-    ]
+    """The task in `tasks/<name>.py`, or one from outside. Raises UserError for any other, or not exactly one Task."""
+    found = registry.load("task", name)
+    of_file = isinstance(found, ModuleType)
+    own = [item for item in (vars(found).values() if of_file else [found]) if _is_task(item)]
+    own = [item for item in own if not of_file or item.__module__ == found.__name__]
     if len(own) != 1:
-        raise UserError(f"harness/tasks/{name}.py must define one Task subclass, not {len(own)}")
+        place = outside.get("task", name).path if outside.is_name(name) else f"harness/tasks/{name}.py"
+        raise UserError(f"{place} must define one Task subclass, not {len(own)}")
+    if outside.is_name(name):
+        return type(own[0].__name__, (own[0],), {"name": registry.shown(name)})()
     return own[0]()
 
 
-def task_of(data: Mapping[str, Any]) -> Task:
-    """The task of a data section, `{name: digits, ...}`, by what its file states. Imports no torch."""
-    return _task_of_data(str(data["name"]))
+def _is_task(item: Any) -> bool:
+    return isinstance(item, type) and issubclass(item, Task) and item is not Task
+
+
+def task_of(data: Mapping[str, Any], further: Sequence[str] = ()) -> Task:
+    """The task of a data section, `{name: digits, ...}`, by what its file states. Imports no torch.
+
+    further: tasks from outside, which it may state, too.
+    """
+    return _task_of_data(str(data["name"]), tuple(further))
 
 
 @cache
-def _task_of_data(name: str) -> Task:
-    task = registry.load("data set", name).Config.task
-    if task not in registry.names("task"):
-        raise UserError(f"data set {name!r}: {unknown('task', task, registry.names('task'))}")
-    return find(task)
+def _task_of_data(name: str, further: tuple[str, ...] = ()) -> Task:
+    found = registry.load("data set", name)
+    task = getattr(getattr(found, "Config", None), "task", DEFAULT)  # a callable gives images of classes
+    own = {registry.shown(each): each for each in further}
+    if task not in own and task not in registry.names("task"):
+        legal = [*registry.names("task"), *own]
+        advice = "" if not outside.is_name(name) else "; name its file, too: base.tasks: [FILE.py]"
+        raise UserError(f"data set {registry.shown(name)!r}: {unknown('task', task, legal)}{advice}")
+    return find(own.get(task, task))
 
 
 def task_of_run(config: Mapping[str, Any]) -> Task:
     """The task of a run's plain configuration, with the further figures that it asks for."""
-    return task_of(config["data"]).measuring(config.get("deploy", {}).get("figures", ()))
+    task = task_of(config["data"], config.get("tasks") or ())
+    return task.measuring(config.get("deploy", {}).get("figures", ()))

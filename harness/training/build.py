@@ -9,6 +9,7 @@ from torch import nn
 
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints
+from harness.core.outside import shown
 from harness.core.seeding import sub_seed
 from harness.data import load_dataset
 from harness.data._samples import TaskData
@@ -83,12 +84,13 @@ def _network(config: RunConfig, dataset: TaskData, weights: Path | None, device:
         load_checkpoint(model, weights)
     model = model.to(memory_format=torch.channels_last)  # what convolutions are fastest in, on CPUs and GPUs alike
     used = dict.fromkeys([*(entry["name"] for entry in config.methods), config.monitor.name])
-    check_requirements(model, settings.name, {name: find(name).requires for name in used if name != "rtn"})
+    required = {shown(name): find(name).requires for name in used if name != "rtn"}
+    check_requirements(model, shown(settings.name), required)
     layers = attach(model, config.exclude, config.quantizer.quantizes_norms)
     if config.quantizer.quantizes_norms and not any(isinstance(layer, QuantNorm) for layer in layers.values()):
         raise UserError(
-            f"quantizer.norms: 'quantized' has no effect: model {settings.name!r} has no norm layer with a weight that "
-            "exclude leaves in (legal here: float)"
+            f"quantizer.norms: 'quantized' has no effect: model {shown(settings.name)!r} has no norm layer with a "
+            "weight that exclude leaves in (legal here: float)"
         )
     return model
 

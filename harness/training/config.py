@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from harness.core import registry
 from harness.core.bits import FLOAT, BitWidths
@@ -32,6 +32,7 @@ from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint
 from harness.core.validation import explain
 from harness.tasks.base import Task, task_of
+from harness.training.components import component, config_class
 from harness.training.deploy_entries import with_all_settings
 from harness.training.point_checks import check_points
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
@@ -41,12 +42,16 @@ def _named(kind: str) -> AfterValidator:
     def check(value: dict[str, Any]) -> dict[str, Any]:
         if "name" not in value:
             raise ValueError(f"names no {kind} (name: {' | '.join(registry.names(kind))})")
-        registry.check(kind, str(value["name"]))
-        return value
+        return {**value, "name": registry.check(kind, str(value["name"]))}
 
     return AfterValidator(check)
 
 
+def _task(name: str) -> str:
+    return registry.check("task", name)
+
+
+TaskName = Annotated[str, AfterValidator(_task)]
 MethodEntry = Annotated[dict[str, Any], BeforeValidator(by_name), _named("method")]
 MethodStack = Annotated[tuple[MethodEntry, ...], BeforeValidator(listed), Field(min_length=1)]
 
@@ -71,6 +76,11 @@ class RunConfig(StrictConfig):
     )
     data: Annotated[dict[str, Any], _named("data set")] = Field(
         description="name of a file of harness/data; its settings"
+    )
+    tasks: Annotated[tuple[TaskName, ...], BeforeValidator(listed)] = Field(
+        (),
+        description="further tasks that data sets and models may name: files of your own",
+        json_schema_extra=IDENTITY_IF_CHANGED,
     )
     train: TrainConfig = Field(TrainConfig(), description="the training loop")
     pretrain: TrainConfig | None = Field(
@@ -122,7 +132,7 @@ class RunConfig(StrictConfig):
     @property
     def task(self) -> Task:
         """What the network is trained for, which its data set decides, with the further figures of `deploy`."""
-        return task_of(self.data).measuring(self.deploy.figures)
+        return task_of(self.data, self.tasks).measuring(self.deploy.figures)
 
     @property
     def target(self) -> BitWidths | None:
@@ -168,29 +178,6 @@ class RunConfig(StrictConfig):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def config_class(kind: str, name: str) -> type[BaseModel]:
-    """The Config of a method, model or data set. Imports its file."""
-    if kind == "method":
-        from harness.methods import find
-
-        return find(name).Config
-    found: type[BaseModel] = registry.load(kind, name).Config
-    return found
-
-
-def component(kind: str, raw: Mapping[str, Any], where: str = "") -> Any:
-    """The checked Config of a method, model or data set, from its plain settings.
-
-    Raises UserError naming the setting. where: how its message begins. Imports the component's file; torch with it for
-    methods and timm's models.
-    """
-    config_type = config_class(kind, str(raw["name"]))
-    try:
-        return config_type.model_validate(dict(raw))
-    except ValidationError as error:
-        raise UserError(explain(error, config_type, f"{where}{kind} {raw['name']!r}: ")) from None
-
-
 def complete(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig with every setting of its components checked and every default filled in.
 
@@ -224,11 +211,11 @@ def complete_but_methods(raw: Mapping[str, Any]) -> RunConfig:
 
 def _check_task(config: RunConfig, served: tuple[str, ...]) -> None:
     """Refuse a model that does not serve the data's task, and settings that mean nothing there."""
-    task, model = config.task, config.model["name"]
+    task, model, data = config.task, *(registry.shown(each["name"]) for each in (config.model, config.data))
     if task.name not in served:
         able = [each for each in registry.names("model") if task.name in config_class("model", each).tasks]  # type: ignore[attr-defined]
         raise UserError(
-            f"model {model!r} serves {', '.join(served)}, and the task of data set {config.data['name']!r} is "
+            f"model {model!r} serves {', '.join(served)}, and the task of data set {data!r} is "
             f"{task.name} (models for it: {', '.join(able) or 'none'})"
         )
     for name, section in (("train", config.train), ("pretrain", config.pretrain)):
@@ -244,7 +231,7 @@ def parse(raw: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(dict(raw))
     except ValidationError as error:
         raise UserError(explain(error, RunConfig)) from None
-    names = [entry["name"] for entry in config.methods]
+    names = [registry.shown(entry["name"]) for entry in config.methods]
     if len(set(names)) < len(names):
         raise UserError(f"methods: {names} names a method twice")
     return config

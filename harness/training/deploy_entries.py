@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from harness.core import registry
-from harness.core.errors import nearest, unknown
+from harness.core import outside, registry
+from harness.core.errors import unknown
 
 #: Key of an entry of `deploy.methods`: what its rows have as their deploy method.
 AS = "as"
@@ -22,31 +22,29 @@ def deployable(value: dict[str, Any]) -> dict[str, Any]:
     name, settings = value.get("name"), sorted({*value} - {"name"})
     if name == "rtn" and settings:
         raise ValueError(f"rtn (round-to-nearest) has no settings, got {', '.join(settings)}")
-    known = name in registry.names("method")
-    if name != "rtn" and not (known and registry.has_deploy(str(name))):
-        legal = registry.deploy_methods()
-        if not known:
-            raise unknown("deploy method", name, legal)
-        why = f"method {name!r} has no deployment of its own{nearest(name, legal)}"
-        raise ValueError(f"{why} (legal: {', '.join(legal)})")
-    return value
+    return {**value, "name": registry.check_deploy(str(name))}
+
+
+def _known(name: Any) -> str:
+    """The name of a method, or rtn. Raises UserError for any other."""
+    ours = ["rtn", *registry.names("method")]
+    if name not in ours and not (outside.is_reference(str(name)) or name in registry.known("method")):
+        raise unknown("deploy method", name, ["rtn", *registry.known("method")])
+    return name if name in ours else registry.check("method", str(name))
 
 
 def _checked(value: Any) -> Any:
     legal = ["rtn", *registry.names("method")]
     if not isinstance(value, Mapping) or {*value} == {"name"}:
-        name = value["name"] if isinstance(value, Mapping) else value
-        if name not in legal:
-            raise unknown("deploy method", name, legal)
-        return name
-    deployable(dict(value) if value.get("name") == "rtn" else settings_of(dict(value)))
-    own = value.get(AS, value["name"])
-    if not isinstance(own, str) or not _NAME.fullmatch(own) or (own in legal and own != value["name"]):
+        return _known(value["name"] if isinstance(value, Mapping) else value)
+    name = deployable(dict(value) if value.get("name") == "rtn" else settings_of(dict(value)))["name"]
+    own = value.get(AS, name)
+    if own != name and (not isinstance(own, str) or not _NAME.fullmatch(own) or own in legal):
         raise ValueError(
-            f"{AS}: {own!r} is no name for rows of {value['name']} (legal: up to 40 letters, digits and _; no other "
-            "method's name)"
+            f"{AS}: {own!r} is no name for rows of {registry.shown(name)} (legal: up to 40 letters, digits and _; no "
+            "other method's name)"
         )
-    return dict(value)
+    return {**value, "name": name}
 
 
 #: An entry of `deploy.methods`: `gptq`, or `{name: gptq, as: gptq_ordered, act_order: true}`.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from harness import NUMERICS_VERSION
+from harness.core.outside import described
 from harness.records.code_version import code_version
 from harness.training.effort import process_peak_bytes
 from harness.training.session import Session
@@ -30,6 +31,7 @@ def describe(session: Session, started: float) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(session.device) if cuda else _cpu_name(),
         "threads": torch.get_num_threads(),
         "data_digest": session.dataset.digest,
+        **({"components": found} if (found := described(session.config.model_dump(mode="json"))) else {}),
         "wall_time_s": round(time.time() - started, 3),
         # Without the trackers, whose number differs between runs.
         "step_ms": round(1e3 * statistics.median(steps), 4) if (steps := session.stopwatch.means) else None,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.core.errors import masked
+from harness.core.outside import shown
 from harness.records import schema
 from harness.records.wandb_names import MOST_OF_NAME, shortened, tag_of
 from harness.training.config import RunConfig
@@ -58,8 +59,8 @@ def explain_mode(wanted: str) -> str:
 
 def group_of(config: RunConfig) -> str:
     """`mlp5/oscillation/w2`: the W&B group of all seeds of a cell."""
-    methods = "+".join(entry["name"] for entry in config.methods)
-    group = "/".join((config.model["name"], methods, config.monitored_point.key))
+    methods = "+".join(shown(entry["name"]) for entry in config.methods)
+    group = "/".join((shown(config.model["name"]), methods, config.monitored_point.key))
     return shortened(group, MOST_OF_NAME)
 
 
@@ -215,7 +216,7 @@ class Mirror:
 
 def _described(config: RunConfig) -> dict[str, Any]:
     """Methods and their settings in a form that W&B can sort and filter, which it cannot do within lists."""
-    settings = {entry["name"]: {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
+    settings = {shown(entry["name"]): {k: v for k, v in entry.items() if k != "name"} for entry in config.methods}
     return {schema.METHOD: "+".join(settings), schema.KNOBS: {name: own for name, own in settings.items() if own}}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from commands import run_here
-from pages import CHANGELOG, REPOSITORY, WRITTEN, blocks, codes, commands, name_of
+from pages import CHANGELOG, COMPONENTS, REPOSITORY, WRITTEN, blocks, codes, commands, name_of, write_files
 
 FINISHED = REPOSITORY / "tests/cluster/previous_version"
 RUN = "32bb5f258e16"  # a final run of it
@@ -52,6 +52,7 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / f"runs/small/runs/{RUN}/log.txt").write_text("epoch 1\n")
     (tmp_path / "mine.yaml").write_text(blocks(README, "yaml")[0])
     (tmp_path / "run.yaml").write_text(BY_HAND)
+    write_files(COMPONENTS, tmp_path)
     return tmp_path
 
 
@@ -67,6 +68,7 @@ def on_the_finished_sweep(line: str) -> list[str]:
         ("--sweep quickstart", "--sweep small"),
         ("--sweep mine", "--sweep small"),
         ("WHERE", "runs/small"),
+        ("FILE.py", "data/rings.py"),
         ("--root DIR", "--root runs"),
         ("RUN", RUN),
     ):
@@ -104,7 +106,7 @@ def module(name: str, arguments: list[str], here: Path) -> None:
     made = {"launch": "runs\n", "status": "complete", "logs": "done", "cancel": "0 workers stopped", "repeat": "row"}
     made |= {"retry": "no run failed", "run": "record:", "evaluate": "rows added", "archive": " runs"}
     made |= {"dashboard": '"displayName": "oscillation-harness: ', "config": "default", "methods": "oscillation"}
-    made |= {"export": "% in the record"}
+    made |= {"export": "% in the record", "conform": "4 of 4 checks passed"}
     assert made[verb] in ended.stdout
 
 

@@ -10,6 +10,8 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *(page for name in _FOLDERS for page i
 #: Those that somebody wrote.
 WRITTEN = [page for page in PAGES if "figures" not in page.parts]
 CHANGELOG = REPOSITORY / "CHANGELOG.md"
+#: Components of one's own; its blocks are files, whose names are in their first lines.
+COMPONENTS = REPOSITORY / "harness/components.md"
 
 
 def name_of(page: Path) -> str:
@@ -20,6 +22,15 @@ def name_of(page: Path) -> str:
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the blocks of a page whose first line is `# path/to/file.py` to a folder."""
+    for block in (*blocks(page, "python"), *blocks(page, "yaml")):
+        if found := re.match(r"# (\S+\.(?:py|yaml))\n", block):
+            path = folder / found[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block[found.end() :], encoding="utf-8")
 
 
 def without_blocks(page: Path) -> str:

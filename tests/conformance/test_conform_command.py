@@ -1,0 +1,63 @@
+"""`python -m harness.conform`: a line for each check, and exit status 1 where one fails."""
+
+from pathlib import Path
+
+import pytest
+from commands import run_here
+from own_components import edit, write_study
+from test_state_and_pickup import NEW_METHOD
+
+
+def test_components_that_do_what_they_must(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    for name, count in (("data/rings.py", 4), ("classification", 3)):
+        ended = run_here("harness.conform", name, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ended.stdout.count("ok    ") == count
+        assert ended.stdout.endswith(f"{count} of {count} checks passed\n")
+
+
+BROKEN = {
+    "another seed each time": ("data/rings.py", ".manual_seed(0)", "", "it is read the same each time: read again"),
+    "labels": ("data/rings.py", '("disc", "ring", "hole")', '("disc", "ring")', "labels are 0 to 1"),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_data_set_that_does_not_is_found(name: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    edit(tmp_path / name, old, new)
+    ended = run_here("harness.conform", name, "--set", "count=60", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert said in ended.stdout
+
+
+def test_settings_and_names_are_checked(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "nothing.py").write_text("x = 1\n")
+    for arguments, said in (
+        (("nothing.py",), "nothing.py: no component: it defines no Method, no Task, no build"),
+        (("digit",), "unknown component 'digit'; did you mean 'digits'?"),
+        (("methods/pull.py", "--set", "strength=1"), "--set is for models and data sets"),
+    ):
+        ended = run_here("harness.conform", *arguments, cwd=tmp_path)
+        assert ended.returncode == 2
+        assert said in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_network_and_methods(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "dropped_in.py").write_text(NEW_METHOD)
+    # a step counter that no checkpoint holds
+    unruly = NEW_METHOD.replace("+ step.index", "+ self.calls()")
+    unruly += "\n    def calls(self):\n        self.n = getattr(self, 'n', 0) + 1\n        return self.n\n"
+    (tmp_path / "dropped_bad.py").write_text(unruly)
+    for name in ("nets/small_cnn.py", "dropped_in.py"):
+        ended = run_here("harness.conform", name, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stdout
+    ended = run_here("harness.conform", "dropped_bad.py", cwd=tmp_path)
+    assert ended.returncode == 1
+    failed = [line for line in ended.stdout.splitlines() if line.startswith("FAIL")]
+    assert failed
+    assert all("resumed" in line for line in failed), ended.stdout
