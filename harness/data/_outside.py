@@ -1,6 +1,6 @@
 """Data sets from outside: a file as those in this folder, or a callable that gives `Raw`."""
 
-from functools import cache, lru_cache
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +44,16 @@ def _of_callable(target: Any, name: str, where: str) -> Any:
     if not callable(target):
         raise UserError(f"{where}: {target!r} is no function, and load(config, seed, device) wants a Config")
 
-    @lru_cache(maxsize=1)  # its shape is asked for, then all of it
-    def read_as(settings: str) -> "Raw":
-        return _read(target, where, wanted.model_validate_json(settings))
-
     def read(config: Any) -> "Raw":
-        return read_as(config.model_dump_json())
+        return _read(target, where, config)
+
+    @cache  # all of it is read for this
+    def shape_as(settings: str) -> tuple[tuple[int, ...], int]:
+        raw = read(wanted.model_validate_json(settings))
+        return tuple(raw.train.images.shape[1:]), len(raw.class_names)
 
     def shape(config: Any) -> tuple[tuple[int, ...], int]:
-        raw = read(config)
-        return tuple(raw.train.images.shape[1:]), len(raw.class_names)
+        return shape_as(config.model_dump_json())
 
     wanted = from_signature(target, DataConfig, name, where, ROOT)
     return SimpleNamespace(Config=wanted, check=_nothing_to_check, read=read, shape=shape)

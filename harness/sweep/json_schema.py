@@ -164,7 +164,7 @@ def _add_cells(defs: dict[str, Schema]) -> None:
     dimensions = {key: value for key, value in tuned.items() if value is not None}
     lists = {key: {"type": "array", "items": value} for key, value in keys.items()}
     for name, properties in (("set", keys), ("grid", lists), ("search", dimensions)):
-        own = {_own_keys(defs): {}}
+        own: Schema = {_own_keys(defs): {}}
         defs[name] = {
             "type": "object",
             "properties": properties,

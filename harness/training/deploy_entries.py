@@ -22,7 +22,9 @@ def deployable(value: dict[str, Any]) -> dict[str, Any]:
     name, settings = value.get("name"), sorted({*value} - {"name"})
     if name == "rtn" and settings:
         raise ValueError(f"rtn (round-to-nearest) has no settings, got {', '.join(settings)}")
-    return {**value, "name": registry.check_deploy(str(name))}
+    if not isinstance(name, str):
+        raise unknown("deploy method", name, registry.deploy_methods())
+    return {**value, "name": registry.check_deploy(name)}
 
 
 def _known(name: Any) -> str:

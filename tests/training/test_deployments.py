@@ -78,7 +78,9 @@ def test_rows_added_later_are_deployed_once_too(tmp_path: Path) -> None:
 
 
 def test_only_methods_with_a_deployment_can_be_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown deploy method 'kure' \(legal: .*bn_reestimation.*gptq.*rtn"):
+    with pytest.raises(
+        UserError, match=r"method 'kure' has no deployment of its own \(legal: rtn, .*bn_reestimation.*gptq"
+    ):
         evaluate.main([str(tmp_path), "--deploy", "kure"])
 
 
