@@ -129,7 +129,7 @@ def means_at_three_bits(sweep: str, further: str = "") -> "pd.Series[float]":
 
 
 def test_the_tables_of_rivals_hold_what_was_computed() -> None:
-    """Of the small ViT and a ResNet: accuracy at 3 bits by deploy method; at w8a8 by bits and quantizer of gradients."""
+    """Accuracy of a small ViT and a ResNet at 3 bits by deploy method; at w8a8 by bits and quantizer of gradients."""
     lines = (RESULTS / "rivals.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     means = means_at_three_bits("rivals_ptq", "and model == 'vit_tiny'")
