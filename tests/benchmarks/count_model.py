@@ -8,7 +8,7 @@ The next token is predicted from the two before it, by counts of the training sp
     p(c|b)  = (n(bc) + k p(c)) / (n(b) + k)
     p(c|ab) = (n(abc) + m p(c|b)) / (n(ab) + m)
 
-k and m are those of 2^-4 to 2^10 with the fewest bits on the validation split. Every token but the first is predicted,
+k and m are those of 2^-4 to 2^14 with the fewest bits on the validation split. Every token but the first is predicted,
 as in the evaluation of a run; --run prints the float rows of a finished one beside.
 """
 
@@ -23,7 +23,7 @@ from harness.data import load_dataset
 from harness.records.files import read_json
 from harness.training.config import component
 
-STRENGTHS = [2.0**power for power in range(-4, 11)]
+STRENGTHS = [2.0**power for power in range(-4, 15)]
 
 
 class CountModel:
