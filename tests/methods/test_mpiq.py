@@ -34,7 +34,7 @@ def deployed(point: Any, network: str = "mlp", seed: int | None = None, **settin
     return found
 
 
-@pytest.mark.parametrize("point", [3, "w4a4"])
+@pytest.mark.parametrize("point", [pytest.param(3, marks=pytest.mark.slow), "w4a4"])
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_every_allocation_keeps_the_budget(allocation: str, point: Any) -> None:
     found, wanted = deployed(point, **ALLOCATIONS[allocation]), BitWidths.of(point)
@@ -53,6 +53,7 @@ def test_every_allocation_keeps_the_budget(allocation: str, point: Any) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.slow
 def test_uniform_is_round_to_nearest() -> None:
     session = trained("vit")
     for point in (3, "w4a4"):
@@ -95,7 +96,7 @@ def test_more_bits_are_never_worse_in_the_programs_score() -> None:
     assert all(later <= earlier for earlier, later in pairwise(found))
 
 
-@pytest.mark.parametrize("point", [3, "w3a3"])
+@pytest.mark.parametrize("point", [pytest.param(3, marks=pytest.mark.slow), "w3a3"])
 def test_what_is_accepted_by_measuring_never_has_a_higher_loss_than_uniform(point: Any) -> None:
     session, found = trained(), deployed(point, accept="measured", allocation="hessian")
     images, targets = (torch.cat(each)[:128] for each in zip(*session.evaluator.calibration.batches(4)))

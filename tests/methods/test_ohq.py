@@ -50,7 +50,7 @@ def means(found: Deployment, network: str = "mlp") -> tuple[float, float]:
     return float(weights), float(np.average([points[name].activations or 0 for name in inner], weights=sizes))
 
 
-@pytest.mark.parametrize("network", ["mlp", "vit"])
+@pytest.mark.parametrize("network", ["mlp", pytest.param("vit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", [3, "w4a4"])
 def test_a_point_is_a_budget(network: str, point: Any) -> None:
     found, wanted = deployed(point, network), BitWidths.of(point)

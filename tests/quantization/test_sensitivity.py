@@ -124,6 +124,7 @@ def test_the_first_order_score_by_hand() -> None:
     assert errors["2", 4] == pytest.approx(float((0.02 * hidden.square()).square().sum(1).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_traces_are_those_of_the_hessian() -> None:
     model, loss = small(), functional.cross_entropy
     weights, inputs = hessian_traces(model, ["0", "2"], data(), loss, 600, seed=0)
@@ -139,5 +140,5 @@ def test_traces_are_those_of_the_hessian() -> None:
     assert weights["0"] == pytest.approx(float(exact.reshape(20, 20).trace()), rel=0.15)  # type: ignore[union-attr]
     exact = torch.autograd.functional.hessian(of_input, x)
     assert inputs["0"] == pytest.approx(float(exact.reshape(64, 64).trace()), rel=0.15)  # type: ignore[union-attr]
-    again = hessian_traces(model, ["0", "2"], data(), loss, 600, seed=0)
-    assert (weights, inputs) == again
+    first, again = (hessian_traces(model, ["0", "2"], data(), loss, 2, seed=0) for _ in range(2))
+    assert first == again
