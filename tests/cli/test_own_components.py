@@ -1,4 +1,4 @@
-"""The study of harness/components.md, in an empty folder outside of the repository: launched, drawn and exported."""
+"""The study of sweeps/components.md, in an empty folder outside of the repository: launched, drawn and exported."""
 
 import json
 from pathlib import Path

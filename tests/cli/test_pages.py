@@ -11,7 +11,7 @@ from pages import CHANGELOG, PAGES, REPOSITORY, WRITTEN, anchors, codes, name_of
 from harness import config
 
 README = REPOSITORY / "README.md"
-#: Files of one's own that harness/components.md shows.
+#: Files of one's own that sweeps/components.md shows.
 WRITTEN_BY_A_PAGE = ("nets/small_cnn.py", "data/rings.py", "methods/pull.py", "tasks/regression.py")
 #: English that has to be read twice, and words that are no terms of the field.
 UNCLEAR = re.compile(

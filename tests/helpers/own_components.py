@@ -1,4 +1,4 @@
-"""The study of harness/components.md in a folder, and a process that has seen none of its files."""
+"""The study of sweeps/components.md in a folder, and a process that has seen none of its files."""
 
 from pathlib import Path
 

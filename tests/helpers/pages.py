@@ -11,7 +11,7 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *(page for name in _FOLDERS for page i
 WRITTEN = [page for page in PAGES if "figures" not in page.parts]
 CHANGELOG = REPOSITORY / "CHANGELOG.md"
 #: Components of one's own; its blocks are files, whose names are in their first lines.
-COMPONENTS = REPOSITORY / "harness/components.md"
+COMPONENTS = REPOSITORY / "sweeps/components.md"
 
 
 def name_of(page: Path) -> str:
