@@ -98,7 +98,7 @@ def _round_distances(scale: Distance, margin: float) -> list[float]:
     """Round numbers at about these distances from the best."""
     found = []
     for distance in (margin * each for each in _DISTANCES):
-        power = 10.0 ** math.floor(math.log10(distance or margin) + 1e-9)
+        power = 10.0 ** math.floor(math.log10(max(distance, scale.offset)) + 1e-9)  # the axis tells no finer ones apart
         step = power / 2 if distance < 2 * power else power
         found.append(round((scale.best - distance if scale.higher else scale.best + distance) / step) * step)
     return [float(f"{tick:.10g}") for tick in dict.fromkeys(found)]

@@ -42,7 +42,7 @@ class GaussianQuantizer(StatisticalQuantizer):
         self.spread = gaussian_step(bits, quirk) * -self.levels.low
 
     def size(self, weight: Tensor) -> Tensor:
-        return spread(weight, self.per_channel)
+        return spread(weight.detach(), self.per_channel)
 
     def described(self) -> tuple[str, str]:
         return f"{self.spread:.3g} std(w)", f"range / {-self.levels.low}"

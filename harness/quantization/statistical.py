@@ -28,11 +28,11 @@ class StatisticalQuantizer(WeightQuantizer):
 
     def width(self, weight: Tensor) -> Tensor:
         """The bins' width alpha / n, without gradient: shape () per tensor, (O, 1, ...) per output channel."""
-        return self.spread * self.size(weight.detach()) / -self.levels.low
+        return self.spread * self.size(weight) / -self.levels.low
 
     def size(self, weight: Tensor) -> Tensor:
-        """What the range is a multiple of, `spread` times: shape () or (O, 1, ...)."""
-        return weight.abs().mean(dim=shared_dims(weight, self.per_channel), keepdim=self.per_channel)
+        """What the range is a multiple of, `spread` times, without gradient: shape () or (O, 1, ...)."""
+        return weight.detach().abs().mean(dim=shared_dims(weight, self.per_channel), keepdim=self.per_channel)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on the grid, same shape, with gradient 1 everywhere."""

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from analysis_cost import Shape, write_sweep
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from synthetic_sweep import SweepWriter, quickstart
 
@@ -204,11 +204,11 @@ def test_many_ways_to_deploy_a_method_are_told_apart_and_none_is_lost_on_white()
 
 def test_titles_wider_than_their_figure_are_broken() -> None:
     title = "resnet18 on cifar10 images (reduced: quarter width, 16 pixels, 8 epochs)\nmean over seeds"
-    broken = style.title_of(title, plt.figure(figsize=(3.25, 2)))
+    broken = style.title_of(title, Figure(figsize=(3.25, 2)))
     assert broken is not None
     assert max(map(len, broken.split("\n"))) <= 53
     assert broken.replace("\n", " ") == title.replace("\n", " ")
-    assert style.title_of(title, plt.figure(figsize=(6.75, 2))) == title
+    assert style.title_of(title, Figure(figsize=(6.75, 2))) == title
 
 
 def test_a_hundred_methods_have_marks_of_their_own() -> None:

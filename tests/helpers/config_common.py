@@ -87,6 +87,8 @@ OTHER: dict[type[StrictConfig], dict[str, Any]] = {
         "train": {"epochs": 1},
         "quantizer": {"range": "mse", "granularity": "channel"},
         "activations": {"range": "max", "first_last": "float"},
+        "kv": {"group": 16},
+        "tasks": ("super_resolution",),
         "exclude": ["layer1"],
         "deploy": {"scale": "keep_range"},
         "monitor": {"deploy": "any_precision"},

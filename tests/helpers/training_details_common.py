@@ -27,6 +27,11 @@ def config(method: str | list[dict[str, Any]] = "ste", **changes: Any) -> RunCon
     return complete(raw)
 
 
+def without_codes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a record as an epoch has them: the digest of codes is for records alone."""
+    return [{name: value for name, value in row.items() if name != "codes_sha256"} for row in rows]
+
+
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left) and left.keys() == right.keys()
 

@@ -40,6 +40,7 @@ FOLLOWING = [
     "erq",
     "freezing",
     "gptq",
+    "kivi",
     "lsq",
     "mpiq",
     "none",
@@ -48,6 +49,7 @@ FOLLOWING = [
     "pqn",
     "statquant",
     "ste",
+    "wkvquant",
 ]
 CALIBRATION = Calibration(lambda index: batch())
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysis.load import load_results
 from studies_common import claims
 
+from analysis.disk_source import load_results
 from harness.archive import main as archive
 from harness.cli import preflight, progress
 from harness.sweep import plan, queue
