@@ -24,7 +24,7 @@ CAPTION = (
 
 #: Decades of the colour scale at most; anything below them is drawn like no oscillation.
 _DECADES = 4
-_LABELLED = 12
+_LABELLED, _LABEL_INCHES = 12, 0.115
 _ROW_INCHES, _LEAST_INCHES, _MOST_INCHES = 0.075, 0.75, 2.6
 
 
@@ -39,14 +39,14 @@ def draw(group: Group) -> Drawing:
     if not blocks:
         raise NothingToDraw("no epoch of a final reports oscillation by layer for all seeds")
     layers = list(dict.fromkeys(name for block in blocks.values() for name in block.index))
-    height = min(max(_ROW_INCHES * len(layers), _LEAST_INCHES), _MOST_INCHES) + 0.45
-    figure, panels = style.panels(len(blocks), 1, height, 1)
+    height = min(max(_ROW_INCHES * len(layers), _LEAST_INCHES), _MOST_INCHES)
+    figure, panels = style.panels(len(blocks), 1, height + 0.45, 1)
     norm = _norm(blocks)
     image: Any = None
     for (axes,), (title, block) in zip(panels, blocks.items()):
         image = _heat(axes, block.reindex(layers), norm)
         axes.set_title(in_figure(title))
-    panels[0][0].set_yticks(*_ticks(layers))
+    panels[0][0].set_yticks(*_ticks(layers, min(_LABELLED, int(height / _LABEL_INCHES))))
     style.label_left(panels, "Layer")
     figure.supxlabel("Epoch", fontsize=8)
     bar = figure.colorbar(image, ax=[axes for (axes,) in panels], pad=0.01, aspect=35, extend="min", extendfrac=0.02)
@@ -109,9 +109,9 @@ def _heat(axes: Axes, block: pd.DataFrame, norm: LogNorm) -> Any:
     return image
 
 
-def _ticks(layers: list[str]) -> tuple[list[int], list[str]]:
-    """Every layer's name, or every other where there is no room."""
-    places = list(range(0, len(layers), -(-len(layers) // _LABELLED)))
+def _ticks(layers: list[str], most: int) -> tuple[list[int], list[str]]:
+    """Every layer's name, or every other, or fewer still where there is no room for more than `most`."""
+    places = list(range(0, len(layers), -(-len(layers) // most)))
     return places, [in_figure(layers[place]) for place in places]
 
 

@@ -86,6 +86,7 @@ def test_what_runs_say_is_text(page: str) -> None:
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None and "HARNESS_CI" not in os.environ, reason="needs Chromium")
 def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
     """Offline: every picture is drawn, nothing sticks out sideways, and no text is left to a template."""

@@ -37,6 +37,7 @@ def sensitivities(given: Budget, mask: float, draws: int) -> list[float]:
     return [measured.of_weight(key[0], rounded) for key, rounded in given.rounded_weights()]
 
 
+@pytest.mark.slow  # trains a ViT
 def test_masked_parts_rank_layers_as_whole_layers_do() -> None:
     given = budget(network="vit")
     masked, whole = (np.array(sensitivities(given, *how)).reshape(3, -1) for how in ((0.25, 4), (1.0, 1)))
