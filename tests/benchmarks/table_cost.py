@@ -48,7 +48,7 @@ def lines(name: str, device: str, tiny: bool) -> list[dict[str, Any]]:
     }
     steps: dict[str, Callable[[], object]] = {method: Loop(session) for method, session in sessions.items()}
     repeat = 1 if device == "cpu" else 10
-    times = in_turn(steps, 1 if tiny else 4, warmup=1 if tiny else 2, device=device, repeat=repeat)
+    times = in_turn(steps, 1 if tiny else 2, warmup=1, device=device, repeat=repeat)
     plain = sessions["oscillation"]
     evaluation = {"all": lambda: plain.evaluator.rows(plain.model, plain.config.phase, "val")}
     image_s = statistics.median(in_turn(evaluation, 1 if tiny else 2, warmup=1, device=device)["all"]) / val
