@@ -205,7 +205,7 @@ def bits_of_layers_stay_within_a_budget(method: str, deploy: str, target: int | 
         require(mean <= 3 + 1e-6, f"{point}: {mean} bits per weight")
         for name, layer in layers.items():
             own = points[name].weights
-            parts = groups(sources[name], layer.weight, own)
+            parts = groups(sources[name], layer.weight)  # with deploy.scale: keep_range channels may keep theirs
             require(own is not None and all(len(part.unique()) <= 2**own for part in parts), f"{name}: more values")
         quantized = any(isinstance(each, ActivationQuantizer) for each in first.model.modules())
         require(quantized == point.has_activations, f"{point}: activations are quantized: {quantized}")

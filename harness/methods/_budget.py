@@ -16,7 +16,6 @@ from harness.quantization.allocation import Program
 from harness.quantization.deploy import choices, round_to_nearest
 from harness.quantization.inputs import quantize_inputs, site_bits
 from harness.quantization.layer_sizes import LayerSize, layer_sizes
-from harness.quantization.observing import input_sites
 from harness.quantization.sensitivity import ByBits
 
 #: Bits that a layer may get, by default. A point's own are always among them.
@@ -170,9 +169,9 @@ class Budget:
         for each in bits:
             copy = deepcopy(self.model)
             quantize_inputs(copy, lambda *_, b=each: b, context.activations, self.observed, keep, context.exclude)
-            sites = input_sites(copy, context.exclude)
-            held = {name: sites[f"{name}.input_quantizer"].held for name in self.sizes}
-            found[each] = {name: module.eval() for name, module in held.items()}
+            # By the layer: what is left of a learned quantizer in float may be a part of the network, and no free site.
+            layers = {name: copy.get_submodule(name) for name in self.sizes}
+            found[each] = {name: layer.get_submodule("input_quantizer").eval() for name, layer in layers.items()}
         return found
 
     def batches(self, count: int) -> list[tuple[Tensor, Tensor]]:

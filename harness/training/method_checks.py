@@ -44,5 +44,7 @@ def _check_monitor(config: "RunConfig") -> None:
     if find(name).needs_target_bit and config.target_bit is None:
         raise UserError(f"monitor.deploy: {shown(name)!r} prepares for a bit-width; set target_bit to 2 to 8")
     if not find(name).serves(point):
-        served = "2 to 8" if find(name).serves(BitWidths(4)) else "a point such as w4a4"
+        legal = (point for point in (BitWidths(4), BitWidths(4, 4), BitWidths(4, None, 4)) if find(name).serves(point))
+        example = next(legal, None)
+        served = "2 to 8" if example == BitWidths(4) else f"a point such as {example}"
         raise UserError(f"monitor.deploy: {shown(name)!r} does nothing {in_words(point)}; set target_bit to {served}")

@@ -22,6 +22,8 @@ from harness.methods import find
 from harness.training.build import build
 
 METHODS = registry.names("method")
+#: Deploy methods of points with a decoder's keys and values have tests of their own.
+DEPLOYING = [name for name in registry.deploy_methods()[1:] if "keys and values" not in find(name).acts_on]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -32,7 +34,7 @@ def test_the_whole_state_after_a_resume(method: str, model: str, device: str, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deploy", registry.deploy_methods()[1:])
+@pytest.mark.parametrize("deploy", DEPLOYING)
 def test_a_resume_where_epochs_are_measured_after_a_deploy_method(deploy: str, tmp_path: Path) -> None:
     deploying.a_resume_where_epochs_are_measured_after_it(Case(deploy, folder=tmp_path))
 
