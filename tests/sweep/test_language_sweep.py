@@ -33,9 +33,10 @@ SWEEP: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_a_sweep_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("".join(f"{number} squared is {number**2}\n" for number in range(60)))
-    data = {"name": "text", "root": str(tmp_path / "text.txt"), "context": 8, "windows": 16}
+    data = {"name": "text", "root": "text.txt", "context": 8, "windows": 16}
     spec = SweepConfig.model_validate({**SWEEP, "base": {**SWEEP["base"], "data": data}})
     opened = queue.open_sweep(spec, tmp_path / "runs")
     assert preflight.check_builds(opened.spec, opened.cells) == []
