@@ -53,6 +53,6 @@ def test_a_sweep_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert archive(["pack", str(tmp_path / "runs/text"), "--to", str(tmp_path / "kept")]) == 0
     for root in ("runs", "kept"):
         found = load_results(tmp_path / root, "text")
-        assert (len(found.trials), len(found.finals)) == (4, 2)
+        assert len(found.finals) == 2
         scores = {row["score"] for final in found.finals for row in final.record["rows"]}
         assert all(1 < score < 8 for score in scores)

@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 #: Tiny ViT has 5 M weights, whatever its settings.
 #: The models that have what methods require.
 HAVE = {"attention": {"vit_tiny", "tiny_vit"}, "norms": {"resnet18", "vit_tiny", "tiny_vit"}}
-#: Methods that act at deployment alone train as float training does; what they deploy is compared on the small networks.
+#: Methods that act at deployment alone train as float training does; their work is compared on the small networks.
 PAIRS = [
     (method, model)
     for method in METHODS
