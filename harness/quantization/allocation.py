@@ -48,7 +48,7 @@ class Program:
         fixed: layers, by place, whose option is given. By branch and bound (HiGHS), to the optimum; of equal ones
         always the same.
         """
-        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second, for whoever allocates
+        from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second, only where bits are allocated
         from scipy.sparse import csr_matrix
 
         counts = [len(score) for score in self.scores]
