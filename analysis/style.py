@@ -23,7 +23,7 @@ from harness.core.errors import unknown
 #: Inches; narrower panels have no room for four bit-widths and a label.
 _NARROWEST_PANEL = 1.55
 #: Characters of a line of the title of the narrowest panel.
-TITLE_OF_PANEL = 26
+TITLE_OF_PANEL = 18
 #: Points: the mean width of a character in a figure's title.
 _TITLE_CHARACTER = 4.4
 #: Of the label at the left of a panel, and of a character of a tick's label with its share of a gap.
