@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from harness.core.config_base import NOT_IDENTITY, StrictConfig
+from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, StrictConfig
 from harness.core.errors import UserError, nearest
 
 #: Tokenizers: one of no package, and the prefix of those of the transformers library.
@@ -70,6 +70,11 @@ class EnlargingConfig(TaskDataConfig):
     patch: int = Field(48, ge=4, le=1024, description="side of training crops, in pixels of the small image (EDSR: 48)")
     crops: int = Field(16000, ge=1, le=10_000_000, description="crops in an epoch (EDSR: 16000)")
     augment: bool = Field(True, description="flip and rotate crops at random")
+    shuffle_colours: bool = Field(
+        False,
+        description="put the colour channels of each crop in a random order: more colours than few images have",
+        json_schema_extra=IDENTITY_IF_CHANGED,
+    )
 
 
 class TextConfig(TaskDataConfig):

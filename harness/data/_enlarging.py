@@ -1,4 +1,7 @@
-"""Pairs of small and large images for super-resolution, on the training device as uint8."""
+"""Pairs of small and large images for super-resolution, on the training device as uint8.
+
+Training crops are flipped, rotated (EDSR) and, where that is asked for, have their colour channels in a random order.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -56,7 +59,7 @@ class Crops:
 
 @dataclass(frozen=True, eq=False)
 class EnlargingData:
-    """Training: crops of `patch` pixels of the low images, in turn flipped and rotated. Evaluation: whole images.
+    """Training: crops of `patch` pixels of the low images, changed at random. Evaluation: whole images.
 
     outputs: the factor of enlargement.
     """
@@ -67,6 +70,7 @@ class EnlargingData:
     outputs: int
     patch: int
     augment: bool
+    shuffle_colours: bool
     digest: str
 
     @property
@@ -89,13 +93,18 @@ class EnlargingData:
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Crops (B, C, patch, patch) and what they are to become, float32 in [0, 1].
 
-        With a generator their places are drawn, and how they are flipped and rotated; without, each index has a place.
+        With a generator their places are drawn, and how they are changed; without, each index has a place.
         """
         if generator is None:
             return self.crops(self._places[indices], None)
         drawn = torch.rand(len(indices), generator=generator, device=generator.device, dtype=torch.float64)
         turns = torch.randint(0, 8, (len(indices),), generator=generator, device=generator.device)
-        return self.crops(drawn, turns if self.augment else None)
+        low, high = self.crops(drawn, turns if self.augment else None)
+        if not self.shuffle_colours:
+            return low, high
+        drawn = torch.rand(low.shape[:2], generator=generator, device=generator.device)
+        order = drawn.argsort(dim=1)[:, :, None, None]
+        return low.take_along_dim(order, dim=1), high.take_along_dim(order, dim=1)
 
     @cached_property
     def _places(self) -> Tensor:

@@ -54,6 +54,7 @@ def load(config: Config, seed: int, device: "torch.device | str") -> "EnlargingD
         outputs=config.scale,
         patch=config.patch,
         augment=config.augment,
+        shuffle_colours=config.shuffle_colours,
         digest=digest_of([own, val, tested]),
     )
 

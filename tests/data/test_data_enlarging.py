@@ -1,5 +1,7 @@
 """Super-resolution data: crops stay within an image and small and large ones agree; folders; what is refused."""
 
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ def made(sizes: list[tuple[int, int]], scale: int = 2, patch: int = 4, pixels: A
         low = [torch.full_like(each, pixels(number)) for number, each in enumerate(low)]
     high = [each.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for each in low]
     images = Images(tuple(low), tuple(high))
-    return EnlargingData(Crops(images, 32), images, images, scale, patch, augment=True, digest="made")
+    return EnlargingData(
+        Crops(images, 32), images, images, scale, patch, augment=True, shuffle_colours=False, digest="made"
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -35,6 +39,21 @@ def test_crops_of_small_and_large_images_agree_however_they_are_turned(scale: in
         assert (inputs.shape, targets.shape) == ((32, 3, 4, 4), (32, 3, 4 * scale, 4 * scale))
         assert (inputs.dtype, inputs.max() <= 1) == (torch.float32, True)
         assert torch.equal(inputs.repeat_interleave(scale, 2).repeat_interleave(scale, 3), targets)
+
+
+def test_colours_change_places_in_both_images_alike_and_only_where_that_is_asked_for() -> None:
+    plain = made([(9, 5)], 2)
+    shuffled = replace(plain, shuffle_colours=True)
+    orders = set()
+    for seed in range(3):
+        (low, _), (inputs, targets) = (
+            each.train_batch(torch.arange(32), torch.Generator().manual_seed(seed)) for each in (plain, shuffled)
+        )
+        assert torch.equal(inputs.repeat_interleave(2, 2).repeat_interleave(2, 3), targets)
+        assert torch.equal(inputs.sort(dim=1).values, low.sort(dim=1).values)
+        for before, after in zip(low, inputs, strict=True):
+            orders.add(next(p for p in permutations(range(3)) if torch.equal(before[list(p)], after)))
+    assert len(orders) == 6
 
 
 def test_a_crop_is_of_one_image_and_every_place_is_drawn() -> None:
