@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis import deployment, measure
+from analysis import by_sample, deployment, measure
+from analysis.by_sample import BySample
 from analysis.escape import in_latex, in_markdown
 from analysis.series import Group, Series
 from analysis.t_tests import ALPHA, SUPPORTED, UNDECIDED, Comparison, compare, decide, holm
@@ -17,13 +18,19 @@ from harness.core.metric import Metric
 NAME = "comparisons"
 COLUMNS = ("at", "method", "against", "difference", "95 % interval", "p (Holm)", "n", "test", "better")
 _ALIGNMENT = "lllrrrrll"
+#: Follows the interval over seeds where runs have kept which samples were right.
+OVER_SAMPLES = "95 % over samples"
+_PLACE = COLUMNS.index("p (Holm)")
 #: What the others trained for a target are compared with, where it is there; otherwise float training.
 REFERENCE = "ste"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two series at a point. better: the label of the better one, or nothing; reason: why there is none."""
+    """Two series at a point. better: the label of the better one, or nothing; reason: why there is none.
+
+    by_sample: the same difference with its interval over test samples, where runs have kept which were right.
+    """
 
     at: PlainPoint
     first: Series
@@ -32,6 +39,7 @@ class Compared:
     p_holm: float = math.nan
     better: str = ""
     reason: str = ""
+    by_sample: BySample | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,29 @@ class Comparisons:
             f"Difference: test {self.metric.name} of the method less that of what it is against"
             f"{f', in {unit}' if unit else ''}: mean over seeds with its 95 % t interval (unadjusted). "
             f"p: two-sided t test against 0, by Holm over all {count} tests; below {ALPHA:g} it decides."
+            f"{_ABOUT_SAMPLES if self.has_samples else ''}"
         )
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether some rows have an interval over test samples."""
+        return any(one.by_sample for one in self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """The heads of the table's columns."""
+        return [*COLUMNS[:_PLACE], *[OVER_SAMPLES] * self.has_samples, *COLUMNS[_PLACE:]]
+
+    @property
+    def alignment(self) -> str:
+        """One letter for each column."""
+        return _ALIGNMENT[:_PLACE] + "r" * self.has_samples + _ALIGNMENT[_PLACE:]
+
+
+_ABOUT_SAMPLES = (
+    f" {OVER_SAMPLES}: what other test samples would give these very networks, each sample compared within its seed; "
+    "it says nothing about other seeds and decides nothing."
+)
 
 
 def of_group(group: Group) -> Comparisons | None:
@@ -70,7 +100,8 @@ def between(metric: Metric, pairs: Iterable[tuple[Series, Series, PlainPoint]]) 
             for each in (first, second)
         )
         if one and other:
-            drafts.append(Compared(point, first, second, compare(one, other, 0.0)))
+            samples = by_sample.compare(first, second, point)
+            drafts.append(Compared(point, first, second, compare(one, other, 0.0), by_sample=samples))
     adjusted = holm([one.result.p for one in drafts])
     count = sum(not math.isnan(p) for p in adjusted)
     return [_judged(one, p, count, metric) for one, p in zip(drafts, adjusted, strict=True)]
@@ -105,8 +136,9 @@ def _reference(able: Sequence[Series], target: PlainPoint) -> Series:
 
 def to_frame(found: Iterable[Compared], metric: Metric) -> pd.DataFrame:
     """One row per comparison."""
+    found = list(found)
     unit = measure.difference_unit(metric)
-    lines = [
+    lines: list[dict[str, object]] = [
         {
             "at": str(one.at), "method": one.first.label, "against": one.second.label, "difference": one.result.effect,
             "low": one.result.low, "high": one.result.high, "unit": unit, "n": one.result.n, "test": one.result.test,
@@ -114,42 +146,56 @@ def to_frame(found: Iterable[Compared], metric: Metric) -> pd.DataFrame:
         }
         for one in found
     ]  # fmt: skip
+    if any(one.by_sample for one in found):
+        for line, one in zip(lines, found, strict=True):
+            over = one.by_sample
+            line |= {"sample_low": over and over.low, "sample_high": over and over.high, "samples": over and over.n}
     return pd.DataFrame(lines)
 
 
-def cells_of(one: Compared, metric: Metric) -> list[str]:
-    """The texts of a row, under `COLUMNS`; — for a number that there is not."""
-    values = (one.result.effect, one.result.low, one.result.high)
-    difference, low, high = ("—" if math.isnan(value) else f"{value:+.{metric.digits}f}" for value in values)
+def cells_of(one: Compared, metric: Metric, samples: bool = False) -> list[str]:
+    """The texts of a row, under `Comparisons.columns`; — for a number that there is not."""
+    difference = _signed(one.result.effect, metric)
+    intervals = [_interval(one.result.low, one.result.high, metric)]
+    if samples:
+        intervals.append(_interval(one.by_sample.low, one.by_sample.high, metric) if one.by_sample else "—")
     p = "—" if math.isnan(one.p_holm) else "<0.0001" if one.p_holm < 1e-4 else f"{one.p_holm:.4f}"
-    interval = "—" if low == "—" else f"[{low}, {high}]"
     last = ": ".join(filter(None, (one.better or UNDECIDED, one.reason)))
     labels = deployment.title(one.at), one.first.label, one.second.label
-    return [*labels, difference, interval, p, one.result.n, one.result.test or "—", last]
+    return [*labels, difference, *intervals, p, one.result.n, one.result.test or "—", last]
+
+
+def _signed(value: float, metric: Metric) -> str:
+    return "—" if math.isnan(value) else f"{value:+.{metric.digits}f}"
+
+
+def _interval(low: float, high: float, metric: Metric) -> str:
+    return "—" if math.isnan(low) else f"[{_signed(low, metric)}, {_signed(high, metric)}]"
 
 
 def _rows(found: Comparisons) -> list[list[str]]:
-    return [cells_of(one, found.metric) for one in found.rows]
+    return [cells_of(one, found.metric, found.has_samples) for one in found.rows]
 
 
 def to_text(found: Comparisons) -> str:
     """Aligned plain text for a terminal; a reason is only in the files."""
     rows = [[*cells[:-1], cells[-1].partition(": ")[0]] for cells in _rows(found)]
-    return "\n".join([f"{found.title} - comparisons", "", *ruled([list(COLUMNS), *rows])])
+    return "\n".join([f"{found.title} - comparisons", "", *ruled([found.columns, *rows])])
 
 
 def to_markdown(found: Comparisons) -> str:
     """A GitHub table."""
-    rows = [[in_markdown(text) if i in (1, 2, 8) else text for i, text in enumerate(cells)] for cells in _rows(found)]
-    lines = markdown([list(COLUMNS), *rows], _ALIGNMENT)
+    texts = (1, 2, len(found.columns) - 1)
+    rows = [[in_markdown(text) if i in texts else text for i, text in enumerate(cells)] for cells in _rows(found)]
+    lines = markdown([found.columns, *rows], found.alignment)
     return "\n".join([f"**{in_markdown(found.title)}**: comparisons", "", *lines, "", found.legend, ""])
 
 
 def to_latex(found: Comparisons) -> str:
     """A booktabs `tabular`; a reason is a comment beside its row."""
-    lines = [latex_row(map(latex, COLUMNS)), r"\midrule"]
+    lines = [latex_row(map(latex, found.columns)), r"\midrule"]
     for one in found.rows:
-        at, first, second, *numbers, _ = cells_of(one, found.metric)
+        at, first, second, *numbers, _ = cells_of(one, found.metric, found.has_samples)
         texts = [latex(at), in_latex(first), in_latex(second), *map(latex, numbers), in_latex(one.better or UNDECIDED)]
         lines.append(latex_row(texts, one.reason))
-    return latex_table(_ALIGNMENT, [f"{found.title}: comparisons", found.legend], lines)
+    return latex_table(found.alignment, [f"{found.title}: comparisons", found.legend], lines)

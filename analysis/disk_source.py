@@ -92,7 +92,8 @@ def _load_final(sweep: SweepResults, runs: Traversable, cell: Cell, seed: int) -
             if lacking and lacking not in sweep.incomplete:
                 sweep.incomplete.append(lacking)
             epochs = partial(_no_epochs, lacking) if lacking else partial(read_metrics, folder)
-            sweep.finals.append(Final(cell, seed, run_id, record, epochs))
+            outcomes = partial(_read_outcomes, folder / "outcomes.json")
+            sweep.finals.append(Final(cell, seed, run_id, record, epochs, outcomes))
             return
         reason = "corrupt record"
         if (line := f"{folder / 'record.json'}: {problem}") not in sweep.corrupt:
@@ -144,6 +145,11 @@ def _read_list(path: Traversable) -> list[dict[str, Any]]:
     needed = ("cell", "trial", "params")
     entries = content if isinstance(content, list) else []
     return [entry for entry in entries if isinstance(entry, dict) and all(key in entry for key in needed)]
+
+
+def _read_outcomes(path: Traversable) -> list[dict[str, Any]]:
+    content = _read_json(path)
+    return content if isinstance(content, list) else []
 
 
 def _lacking_epochs(path: Traversable, trained: int) -> str:

@@ -50,6 +50,8 @@ class Final(Recorded):
     record: dict[str, Any] = field(repr=False)
     #: Reads what the run reported, epoch by epoch (harness/records/schema.py has the names).
     epochs: Callable[[], Epochs] = field(repr=False)
+    #: Reads which test samples were right, the content of outcomes.json; nothing where there is none.
+    outcomes: Callable[[], list[dict[str, Any]]] = field(repr=False, default=list)
 
 
 @dataclass(frozen=True)

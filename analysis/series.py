@@ -16,6 +16,7 @@ from analysis.results import Cell, Final, Missing, Trial
 from harness.core import outside
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.metric import Metric
+from harness.records.outcomes import right_of
 from harness.records.schema import score_of, watched_at
 
 
@@ -77,6 +78,15 @@ class Series:
             for final in self.finals
         }
 
+    def right(self, point: PlainPoint) -> dict[int, list[bool]]:
+        """Seed -> whether each test sample was right at a deployment point, of finals that have kept it."""
+        return {
+            final.seed: right_of(entry)
+            for final in self.finals
+            for entry in final.outcomes()
+            if self._is_own(entry) and deployment.of_row(entry) == point
+        }
+
     def deployment_cost(self, points: Iterable[PlainPoint]) -> tuple[float, float]:
         """Of deploying one of its networks at one of these points: the median seconds, and the most MiB of memory
         beyond what was in use; nan where no record says so."""
@@ -92,7 +102,10 @@ class Series:
         return seconds, max(peaks, default=math.nan) / 2**20
 
     def _rows(self, final: Final) -> list[dict[str, Any]]:
-        return [row for row in final.rows("test") if (row["deploy"], row["scale"]) == (self.deploy, self.scale)]
+        return [row for row in final.rows("test") if self._is_own(row)]
+
+    def _is_own(self, row: dict[str, Any]) -> bool:
+        return (row["deploy"], row["scale"]) == (self.deploy, self.scale)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from harness.core.bits import LEGAL_POINTS, BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, Written, in_words, point_of
-from harness.records import schema
+from harness.records import outcomes, schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
@@ -77,12 +77,13 @@ def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[s
                 raise UserError(f"{files.record} cannot be read")
             rows = _missing(record, points, deploys)
             if rows:
-                found, costs = _evaluated(record, rows, files.best, device)
+                found, costs, of_samples = _evaluated(record, rows, files.best, device)
                 note = {"rows": len(found), "deploy": sorted({r["deploy"] for r in found}), "git": code_version()}
                 record["rows"] += found
                 record["deployments"] = [*record.get("deployments", ()), *costs]
                 record["provenance"]["rows_added"] = [*record["provenance"].get("rows_added", ()), note]
                 outside.keep(files.components, list(deploys))
+                outcomes.add(files, of_samples)
                 write_json(files.record, record)
             return len(rows)
     except Timeout:
@@ -116,8 +117,8 @@ def _serves(deploy: str, point: AnyPoint) -> bool:
 
 def _evaluated(
     record: Mapping[str, Any], wanted: set[_Key], weights: Path, device: str | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows, and what the deployments took that the record does not know yet."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows, what the deployments took that the record does not know yet, and the outcomes of test rows."""
     from harness.quantization.by_layer import check_layer_points
     from harness.quantization.key_value_points import check_keys_and_values
     from harness.training.recorded import session_of
@@ -131,12 +132,15 @@ def _evaluated(
     cases = {(deploy, point) for _, deploy, point in wanted} | {("rtn", BitWidths())}
     deployments = session.evaluator.deployments(session.model, sorted(cases, key=_place), measure=True)
     rows: list[dict[str, Any]] = []
+    of_samples: list[dict[str, Any]] = []
     for split in sorted({split for split, _, _ in wanted}, reverse=True):  # val first, as runs write them
-        found = session.evaluator.rows_of(deployments, record["phase"], split)  # type: ignore[arg-type]
+        found, outcome = session.evaluator.measured(deployments, record["phase"], split)  # type: ignore[arg-type]
         _compare(record, found)
         rows += [row for row in found if _key(row) in wanted]
+        of_samples += [each for each in outcome if split == "test" and _key(each) in wanted]
     known = {(each["deploy"], schema.point(each)) for each in record.get("deployments", ())}
-    return rows, [each.cost for each in deployments if (each.deploy, each.point) not in known]
+    costs = [each.cost for each in deployments if (each.deploy, each.point) not in known]
+    return rows, costs, of_samples
 
 
 def _place(case: tuple[str, AnyPoint]) -> tuple[bool, str, AnyPoint]:

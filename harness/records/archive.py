@@ -131,6 +131,8 @@ def _files(run: RunDirectory, final: bool, epochs: bool) -> Iterator[tuple[str, 
     for path in (run.config, run.record, run.trials):
         if (content := read_json(path)) is not None:
             yield path.name, _json(content)
+    if final and (outcomes := read_json(run.outcomes)) is not None:
+        yield run.outcomes.name, _json(outcomes)
     if (final or epochs) and run.metrics.exists():
         yield run.metrics.name, run.metrics.read_bytes()
 

@@ -35,7 +35,7 @@ class RunDirectory:
         self.record, self.trials = path / RECORD, path / TRIALS
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.pt"
         self.best, self.log, self.pretrained = path / "best.safetensors", path / "log.txt", path / "pretrained"
-        self.components = path / KEPT
+        self.outcomes, self.components = path / "outcomes.json", path / KEPT
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch. Values that are not finite are left out: JSON has none."""

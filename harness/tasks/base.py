@@ -60,6 +60,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def right(self, outputs: "Tensor", targets: "Tensor") -> "Tensor | None":
+        """Which samples of a batch are right, bool (N,). None, unless each sample is either right or wrong."""
+        return None
+
     def counted(self, targets: "Tensor") -> int:
         """How many of a row's `n` a batch is: samples, unless a task counts parts of them."""
         return len(targets)

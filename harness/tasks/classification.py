@@ -51,14 +51,17 @@ class Classification(Task):
         import torch
         from torch.nn import functional
 
-        predicted = outputs.argmax(dim=1)
-        right = predicted == targets
+        predicted, right = outputs.argmax(dim=1), self.right(outputs, targets)
         loss = functional.cross_entropy(outputs, targets, reduction="sum").double()
         sums = torch.stack([right.sum().double(), loss])
         if not self.metric.beside:
             return sums
         counts = [torch.bincount(each, minlength=outputs.shape[1]) for each in (targets[right], targets, predicted)]
         return torch.cat([sums, *counts])
+
+    def right(self, outputs: "Tensor", targets: "Tensor") -> "Tensor":
+        """Those whose class has the largest logit."""
+        return outputs.argmax(dim=1) == targets
 
     def results(self, sums: Sequence[float], n: int) -> tuple[float, ...]:
         correct, loss, *counts = sums

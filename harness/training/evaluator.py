@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from harness.quantization.deploy import round_to_nearest, weight_bits
 from harness.quantization.inputs import float_inputs
 from harness.quantization.integer_codes import codes_digest, codes_of
 from harness.quantization.observing import LazyObservations, input_sites
-from harness.records import schema
+from harness.records import outcomes, schema
 from harness.tasks.base import Task
 from harness.training.effort import Effort, effort
 
@@ -83,19 +83,29 @@ class Evaluator:
         self, deployments: Sequence[Deployment], phase: str, split: Literal["val", "test"]
     ) -> list[dict[str, Any]]:
         """One row per deployed network: see schema.ROW and schema.SCORED_ROW."""
+        return self.measured(deployments, phase, split, outcomes_too=False)[0]
+
+    def measured(
+        self, deployments: Sequence[Deployment], phase: str, split: Literal["val", "test"], outcomes_too: bool = True
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """`rows_of`, and what outcomes.json holds of them; see records/outcomes.py."""
         models, task = [each.model for each in deployments], self.context.task
         samples = getattr(self.dataset, split)
-        found = evaluate_all(models, task, self.dataset, samples, self.batch_size, self.precision)
-        rows = []
-        for one, (score, loss, *beside, n) in zip(deployments, found, strict=True):
-            scale, bits = self.context.scale, one.point.in_row
-            row: dict[str, Any] = {"phase": phase, "split": split, "deploy": one.deploy, "scale": scale, "bits": bits}
-            row |= {**schema.scored(task.metric, score), "loss": loss, "n": int(n)}
-            row |= {each.key: value for each, value in zip(task.metric.beside, beside, strict=True)}
-            further = {schema.ALLOCATED: one.allocated.plain["layers"]} if one.allocated else {}
-            further |= {schema.CODES: one.codes} if one.codes else {}
-            rows.append(row | schema.fields_of(one.point) | further)
-        return rows
+        how = (self.batch_size, self.precision, outcomes_too)
+        found = evaluate_all(models, task, self.dataset, samples, *how)
+        rows = [self._row(one, phase, split, each) for one, each in zip(deployments, found, strict=True)]
+        pairs = zip(rows, found, strict=True)
+        return rows, [outcomes.entry(row, each.right) for row, each in pairs if each.right is not None]
+
+    def _row(self, one: Deployment, phase: str, split: str, found: "Measured") -> dict[str, Any]:
+        metric, (score, loss, *beside) = self.context.task.metric, found.figures
+        scale, bits = self.context.scale, one.point.in_row
+        row: dict[str, Any] = {"phase": phase, "split": split, "deploy": one.deploy, "scale": scale, "bits": bits}
+        row |= {**schema.scored(metric, score), "loss": loss, "n": found.n}
+        row |= {each.key: value for each, value in zip(metric.beside, beside, strict=True)}
+        further = {schema.ALLOCATED: one.allocated.plain["layers"]} if one.allocated else {}
+        further |= {schema.CODES: one.codes} if one.codes else {}
+        return row | schema.fields_of(one.point) | further
 
     def deployments(
         self, model: nn.Module, cases: Iterable[Case] | None = None, measure: bool = False
@@ -195,15 +205,30 @@ class Evaluator:
         return copy, chosen, notes
 
 
+class Measured(NamedTuple):
+    """Of a model on a split. figures: the task's metric, its loss, those beside the metric. right: of each sample."""
+
+    figures: tuple[float, ...]
+    n: int
+    right: list[bool] | None
+
+
 @torch.inference_mode()
 def evaluate_all(
-    models: Sequence[nn.Module], task: Task, dataset: TaskData, split: Any, batch_size: int, precision: str = "fp32"
-) -> list[tuple[float, ...]]:
-    """The task's metric, its loss, the figures beside the metric and their `n`, of each model in evaluation mode.
+    models: Sequence[nn.Module],
+    task: Task,
+    dataset: TaskData,
+    split: Any,
+    batch_size: int,
+    precision: str = "fp32",
+    outcomes_too: bool = False,
+) -> list[Measured]:
+    """What the task measures of each model in evaluation mode. outcomes_too: also which samples are right.
 
-    One pass over the data for all models; one device synchronisation.
+    One pass over the data for all models; the device is waited for at its end alone.
     """
     sums: list[Tensor | float] = [0.0] * len(models)
+    right: list[list[Tensor]] = [[] for _ in models]
     n = 0
     for inputs, targets in dataset.batches(split, batch_size):
         n += task.counted(targets)
@@ -211,5 +236,8 @@ def evaluate_all(
             with torch.autocast(dataset.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 outputs = model(inputs).float()
             sums[place] = sums[place] + task.summed(outputs, targets, inputs)
+            if outcomes_too and (batch := task.right(outputs, targets)) is not None:
+                right[place].append(batch)
     found = torch.stack([torch.as_tensor(each) for each in sums]).tolist() if models else []
-    return [(*task.results(each, n), n) for each in found]
+    each_right = [torch.cat(batches).tolist() if batches else None for batches in right]
+    return [Measured(task.results(each, n), n, one) for each, one in zip(found, each_right, strict=True)]

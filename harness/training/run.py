@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import Pruned, Stopped, UserError
 from harness.core.layer_points import in_words
-from harness.records import schema
+from harness.records import outcomes, schema
 from harness.records.code_version import code_version
 from harness.records.files import read_json, write_json
 from harness.records.heartbeat import Heartbeat
@@ -105,10 +105,11 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
     try:
         _train(session, files, mirror, saver, context)
         notes = {**context.notes, **describe_pretrained(config, networks)}
-        record = _record(session, run_id, {**describe(session, started), **notes})
+        record, of_samples = _record(session, run_id, {**describe(session, started), **notes})
         if context.keep_best:
             checkpoint.save_weights(files.best, session.progress.best_state, checkpoint.about_weights(session))
-        write_json(files.record, record)
+        outcomes.add(files, of_samples)
+        write_json(files.record, record)  # last: a run with a record is over
         files.checkpoint.unlink(missing_ok=True)
     except BaseException as error:
         stopped = isinstance(error, Stopped)
@@ -170,16 +171,18 @@ class _Saver:
         self._due = ended + max(self._every_s, (ended - begun) / CHECKPOINT_SHARE)
 
 
-def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The content of record.json. The test split is read here, once, and for final runs only."""
+def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The contents of record.json and outcomes.json. The test split is read here, once, and for final runs only."""
     config, progress = session.config, session.progress
     session.model.load_state_dict(progress.best_state)
     deployments = session.evaluator.deployments(session.model, measure=True)
     measured = [*deployments, *session.evaluator.baseline()]
     rows = session.evaluator.rows_of(measured, config.phase, "val")
+    of_samples: list[dict[str, Any]] = []
     if config.phase == "final":
-        rows += session.evaluator.rows_of(measured, config.phase, "test")
-    return {
+        tested, of_samples = session.evaluator.measured(measured, config.phase, "test")
+        rows += tested
+    record = {
         "run_id": run_id,
         "phase": config.phase,
         "config": config.model_dump(mode="json"),
@@ -196,6 +199,7 @@ def _record(session: "Session", run_id: str, provenance: dict[str, Any]) -> dict
             for bits, tracker in session.trackers.items()
         },
     }
+    return record, of_samples
 
 
 def epoch_line(config: RunConfig, metrics: dict[str, Any]) -> str:

@@ -233,7 +233,7 @@ def test_at_8_bits_accuracy_moves_by_a_tenth_of_a_point_at_most(model: dict[str,
     networks = [one.evaluator.deployed(one.model, point, "erq") for point in ("float", "w8a8")]
     splits = [one.dataset.train, one.dataset.val, one.dataset.test]
     counts = [evaluate_all(networks, one.evaluator.context.task, one.dataset, split, 512) for split in splits]
-    right = [sum(scores[0] * scores[-1] for scores in each) for each in zip(*counts)]
+    right = [sum(found.figures[0] * found.n for found in each) for each in zip(*counts)]
     total = sum(len(split) for split in splits)
     assert right[0] / total > 0.8
     assert abs(right[0] - right[1]) / total <= 1e-3

@@ -35,7 +35,7 @@ def by_hand(session: Session, bits: Any) -> float:
     copy = deepcopy(session.model).eval()
     round_to_nearest(copy, bits)
     reestimate(copy, batch_norms(copy), session.evaluator.calibration, 2)
-    return evaluate_all([copy], session.task, session.dataset, session.dataset.val, 1024)[0][0]
+    return evaluate_all([copy], session.task, session.dataset, session.dataset.val, 1024)[0].figures[0]
 
 
 @pytest.mark.parametrize("target", [3, None], ids=["w3", "float"])
