@@ -63,10 +63,23 @@ def test_options_that_are_given_stay() -> None:
     assert given.solved(dict(enumerate(free))) == free
 
 
-def test_scores_that_differ_little_are_told_apart() -> None:
-    scores = [np.array([1.0, 1e-9, 0.0]), np.array([2.0, 3e-9, 1e-9])]
-    uses = [np.array([[2.0, 3.0, 4.0]])] * 2
-    assert Program(scores, uses, np.array([7.0])).solved() == [1, 2]
+def test_the_unit_of_scores_does_not_matter() -> None:
+    """The solver ends at an absolute gap of 1e-6: in scores as small as that it would take any options that fit."""
+    for seed in range(3):
+        given = program(seed, layers=8)
+        best = given.solved()
+        for unit in (1e-9, 1e9):
+            assert Program([unit * each for each in given.scores], given.uses, given.limits).solved() == best, seed
+
+
+def test_scores_that_differ_little_beside_a_large_one_are_told_apart() -> None:
+    given = program(0, layers=8)
+    best = given.solved()
+    scores = [1e-8 * each / np.ptp(np.concatenate(given.scores)) for each in given.scores]
+    scores[0] = np.append(scores[0], 1.0)  # an option that nobody would take
+    uses = [np.append(given.uses[0], [[0.0]], axis=1), *given.uses[1:]]
+    other = Program(scores, uses, given.limits)
+    assert other.score(other.solved()) <= other.score(best) + 1e-10
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -49,6 +49,18 @@ def test_masked_parts_rank_layers_as_whole_layers_do() -> None:
     assert 0.5 < np.median(inside) < 2, "the size of the part is divided out"
 
 
+def test_of_the_whole_of_a_weight_it_is_the_divergence_of_rounding_it() -> None:
+    given = budget()
+    images, divergence = given.calibration.images(128), given.context.task.divergence
+    measured = MaskedSensitivity(given.float_network, images, divergence, mask=1.0, draws=1)
+    (name, bits), rounded = next(each for each in given.rounded_weights() if each[0][0] == list(given.sizes)[2])
+    whole = deepcopy(given.float_network)
+    with torch.no_grad():
+        whole.get_submodule(name).weight.copy_(rounded)  # type: ignore[operator]
+        expected = divergence(whole(images), given.float_network(images))
+    assert measured.of_weight(name, rounded) == pytest.approx(float(expected), rel=1e-4), bits
+
+
 def test_masked_inputs_rank_layers_too() -> None:
     given = budget("w4a3")
     images, divergence = given.calibration.images(128), given.context.task.divergence
