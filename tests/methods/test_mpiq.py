@@ -14,6 +14,7 @@ from harness.core.bits import BitWidths
 from harness.methods._budget import Budget
 from harness.methods.mpiq import Mpiq
 from harness.quantization.layers import weight_layers
+from harness.quantization.sensitivity import first_order_scores
 from harness.training.evaluator import Deployment
 
 QUICK = {"images": 128, "draws": 2}
@@ -110,6 +111,37 @@ def test_what_is_accepted_by_measuring_never_has_a_higher_loss_than_uniform(poin
     assert found.notes["calibration_loss"] == pytest.approx(loss(found.model), rel=1e-5)
     assert loss(found.model) < uniform
     assert len({each.weights for each in chosen(found).values()}) > 1
+
+
+def test_what_raises_the_loss_is_not_accepted() -> None:
+    """With the scores upside down each solution is worse than the uniform allocation."""
+    given = budget("w4a4")
+    batches = given.batches(64)
+    method = Mpiq(Mpiq.Config(accept="measured"), given.context)
+    program = given.program(*method._by_inputs(given, batches))
+    wrong = replace(program, scores=[-each for each in program.scores])
+    uniform = given.loss(given.uniform, batches)
+    assert given.loss(wrong.solved(), batches) > uniform
+    assert given.loss(method._accepted(given, wrong, batches), batches) <= uniform
+    assert method.notes["calibration_loss"] <= method.notes["uniform_calibration_loss"]
+
+
+def test_weights_and_inputs_have_a_budget_each() -> None:
+    """Where more bits are always better, and nothing else is a limit."""
+    given = budget("w4a4")
+    more_is_better = {(name, bits): -float(bits) for name in given.sizes for bits in given.candidates}
+    found = given.means(given.program(more_is_better, more_is_better).solved())
+    assert 3.5 < found["weight_bits"] <= 4
+    assert 3.5 < found["activation_bits"] <= 4
+
+
+def test_weights_take_the_score_of_their_input() -> None:
+    given = budget("w3a4")
+    batches = given.batches(32)
+    weights, inputs = Mpiq(Mpiq.Config(), given.context)._by_inputs(given, batches)
+    every = sorted({*given.candidates, *given.free_candidates})
+    expected = first_order_scores(given.float_network, given.input_quantizers(every), batches, given.context.task.loss)
+    assert weights == inputs == expected
 
 
 def test_random_allocations_follow_the_seed() -> None:

@@ -122,11 +122,11 @@ def test_keys_stay_until_their_block_is_complete() -> None:
 def test_attention_by_a_plain_loop(recent: int) -> None:
     """Two query heads share one of keys; the queries are the last three of five tokens."""
     query, key, value = some(2, 4, 3, 8), some(2, 2, 5, 8, seed=1), some(2, 2, 5, 8, seed=2)
-    slots = KeyValueSlots()
-    for slot in slots.SLOTS:
-        slots.fill(slot, TokenGroupQuantizer(2, recent=recent))
+    slots, of_keys, of_values = KeyValueSlots(), *(TokenGroupQuantizer(bits, recent=recent) for bits in (2, 3))
+    slots.fill("key_quantizer", of_keys)
+    slots.fill("value_quantizer", of_values)
     found = attend(slots, query, key, value, None, 0.5)
-    keys, values = slots.rounded(key, value)
+    keys, values = of_keys(key), of_values(value)
     for head in range(4):
         for place in range(3):
             now = 2 + place
