@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = {
     "cpu": (
         *("step_cost", "paper_loop", "eval_cost", "input_cost", "run_cost", "command_cost", "worker_scaling"),
-        *("growth_cost", "table_cost", "method_cost", "precision_cost", "activation_cost"),
+        *("growth_cost", "table_cost", "table_levers", "method_cost", "precision_cost", "activation_cost"),
     ),
     "cuda": (
         *("peak_cost", "gpu_cost", "table_cost", "step_cost", "eval_cost"),

@@ -104,6 +104,15 @@ def test_it_takes_the_scale_and_not_only_the_shift() -> None:
     assert both < 0.5 * shift_alone
 
 
+def test_the_shift_alone_takes_what_all_tokens_have_in_common() -> None:
+    """A value channel of each head that is far from 0 in all tokens."""
+    source = decoder(attention_bias=True)
+    for layer in source.network.model.layers:
+        layer.self_attn.v_proj.bias[1 :: layer.self_attn.head_dim] += 20
+    plain, shifted = (error(source, **OFF | {"smoothing": on, "power": 0}) for on in (False, True))
+    assert shifted < 0.2 * plain
+
+
 @pytest.mark.parametrize("point", ["w8kv2", "w8kv3", "w8kv4"])
 def test_past_only_is_closer_than_rounding_all(point: str) -> None:
     assert error(decoder(), point, **OFF | {"past_only": True}) < error(decoder(), point, **OFF)

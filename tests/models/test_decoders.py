@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.core.errors import UserError
 from harness.models import build_model
-from harness.models._decoder import ATTENTION, decoded
+from harness.models._decoder import ATTENTION, attend, decoded
 from harness.quantization.attention import expose_attention_products
 from harness.quantization.audit import EXCLUDED, FLOAT, QUANTIZED, probe
 from harness.quantization.layers import QuantMatMul
@@ -80,6 +80,13 @@ def test_a_token_depends_on_none_that_follows() -> None:
         one, two = model(TOKENS), model(other)
     torch.testing.assert_close(one[:, :5], two[:, :5])
     assert (one[:, 5:] - two[:, 5:]).abs().amin((0, 2)).max() > 0
+
+
+def test_attention_that_is_not_causal_sees_all_tokens() -> None:
+    query, key, value = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    found = attend(nn.Module(), query, key, value, None, is_causal=False)[0]
+    wanted = nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(found.transpose(1, 2), wanted)
 
 
 def test_linear_layers_are_quantized_and_embeddings_and_norms_stay_float() -> None:
