@@ -13,6 +13,7 @@ from harness.core.config_base import KeyValueConfig
 from harness.core.errors import UserError
 from harness.core.layer_points import LayerPoints, point_of
 from harness.methods._blocks import BlockInputs, decoder_blocks
+from harness.methods._reconstruction import Reconstruction
 from harness.methods.base import Context
 from harness.methods.wkvquant import WkvQuant
 from harness.quantization import LSQQuantizer
@@ -113,6 +114,17 @@ def test_the_shift_alone_takes_what_all_tokens_have_in_common() -> None:
     assert shifted < 0.2 * plain
 
 
+def test_scales_are_folded_into_layers_with_biases() -> None:
+    source = decoder(attention_bias=True)
+    for layer in source.network.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            layer.self_attn.get_submodule(name).bias.normal_()
+    model = deployed(source, "w8kv8", smoothing=True)
+    quantizers = [slots.key_quantizer for slots in key_value_slots(model).values()]
+    assert all(bool((each.scale == 1).all()) for each in quantizers), "none is left with the cache"  # type: ignore
+    assert output_error(model, source, tokens()) < 0.1
+
+
 @pytest.mark.parametrize("point", ["w8kv2", "w8kv3", "w8kv4"])
 def test_past_only_is_closer_than_rounding_all(point: str) -> None:
     assert error(decoder(), point, **OFF | {"past_only": True}) < error(decoder(), point, **OFF)
@@ -135,6 +147,18 @@ def test_clipping_lowers_the_error_of_weights() -> None:
     alone = {"smoothing": False, "past_only": True}
     plain, clipped = (error(source, "w3kv8", iterations=n, **alone) for n in (0, 30))
     assert clipped < plain
+
+
+def test_a_block_learns_on_what_deployed_blocks_before_it_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[Any] = []
+    monkeypatch.setattr(Reconstruction, "learn", lambda self, xs, targets: learned.append(xs))
+    model = deployed(decoder(), "w3kv2")
+    came: list[Tensor] = []
+    last = model.network.model.layers[1]
+    last.register_forward_pre_hook(lambda _, inputs: came.append(inputs[0]))
+    with torch.no_grad():
+        model(tokens())
+    torch.testing.assert_close(torch.cat(learned[1]), came[0])
 
 
 @pytest.mark.slow
