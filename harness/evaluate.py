@@ -6,23 +6,24 @@ its record. Rows that are there stay as they are. The mirror on W&B is not chang
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
-from harness.core import outside, registry, yaml_file
+from harness.core import outside, yaml_file
 from harness.core.bits import LEGAL_POINTS, BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, Written, in_words, point_of
 from harness.records import outcomes, schema
 from harness.records.code_version import code_version
-from harness.records.files import read_json, write_json
+from harness.records.files import write_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
 from harness.tasks.base import task_of_run
+from harness.training.deploy_entries import method_of, named_in
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.evaluate", description="More rows for finished runs.")
     parser.add_argument("where", type=Path, metavar="WHERE", help="a run's directory, a sweep's folder, or a root")
     parser.add_argument("--bits", type=_points, metavar="2,3,w4a8", help="default: those that each run was deployed at")
-    parser.add_argument("--deploy", action="append", default=[], metavar="NAME", help="a method; may be repeated")
+    parser.add_argument("--deploy", action="append", default=[], metavar="NAME", help="a method, or the `as` of one")
     parser.add_argument("--device", help="default: each run's runtime.device")
     options = parser.parse_args(arguments)
-    deploys = [registry.check_deploy(name) for name in options.deploy]
+    deploys = [named_in(_configs(options.where), name) for name in options.deploy]
     failed = 0
     for folder in finished_runs(options.where):
         try:
@@ -55,12 +56,19 @@ def _points(text: str) -> tuple[AnyPoint, ...]:
 
 def finished_runs(where: Path) -> list[Path]:
     """The run directories at or below a folder that hold a record and its weights. Raises UserError for none."""
-    folders = [path for sweep in (SweepDirectory(where), *sweeps_below(where)) for path in sweep.runs_named()]
-    runs = [RunDirectory(path) for path in ([where] if RunDirectory(where).record.exists() else sorted(folders))]
-    found = [run.path for run in runs if run.record.exists() and run.best.exists()]
-    if not found:
+    if not (found := _with_weights(where)):
         raise UserError(f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)")
     return found
+
+
+def _configs(where: Path) -> Iterator[Mapping[str, Any]]:
+    return (RunDirectory(folder).finished()["config"] for folder in _with_weights(where))
+
+
+def _with_weights(where: Path) -> list[Path]:
+    folders = [path for sweep in (SweepDirectory(where), *sweeps_below(where)) for path in sweep.runs_named()]
+    runs = [RunDirectory(path) for path in ([where] if RunDirectory(where).record.exists() else sorted(folders))]
+    return [run.path for run in runs if run.record.exists() and run.best.exists()]
 
 
 def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[str], device: str | None = None) -> int:
@@ -72,9 +80,7 @@ def add_rows(folder: Path, points: Sequence[Written] | None, deploys: Sequence[s
     outside.look_near(folder)
     try:
         with files.lock().acquire(timeout=1):
-            record = read_json(files.record)
-            if record is None:
-                raise UserError(f"{files.record} cannot be read")
+            record = files.finished()
             rows = _missing(record, points, deploys)
             if rows:
                 found, costs, of_samples = _evaluated(record, rows, files.best, device)
@@ -105,14 +111,14 @@ def _missing(record: Mapping[str, Any], points: Sequence[Written] | None, deploy
     for point in asked:
         if named.get(point.key, point) != point:
             raise UserError(f"{point}: its record has a point of that name with other layers; choose another name")
-    cases = [(deploy, point) for deploy in ("rtn", *deploys) for point in asked if _serves(deploy, point)]
+    cases = [(deploy, point) for deploy in ("rtn", *deploys) for point in asked if _serves(record, deploy, point)]
     return {(split, *case) for split in splits for case in cases} - there
 
 
-def _serves(deploy: str, point: AnyPoint) -> bool:
+def _serves(record: Mapping[str, Any], deploy: str, point: AnyPoint) -> bool:
     from harness.methods import find
 
-    return deploy == "rtn" or find(deploy).serves(point)
+    return deploy == "rtn" or find(method_of(record["config"], deploy)).serves(point)
 
 
 def _evaluated(

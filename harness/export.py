@@ -11,9 +11,11 @@ from types import ModuleType
 from typing import Any
 
 from harness.cli.find import run_folder
-from harness.core import outside, registry
+from harness.core import outside
 from harness.core.command import run_command
 from harness.core.errors import unknown
+from harness.records.run_directory import RunDirectory
+from harness.training.deploy_entries import named_in
 
 FORMATS = ("packed", "onnx")
 
@@ -23,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.export", description="A run's network in integers.")
     parser.add_argument("run", metavar="RUN", help="a run's directory, its id, or the beginning of it")
     parser.add_argument("--bits", required=True, metavar="w4", help="a point of its record: 4, w4a8, or its name")
-    parser.add_argument("--deploy", default="rtn", metavar="NAME", help="the deploy method of that row; default: rtn")
+    parser.add_argument(
+        "--deploy", default="rtn", metavar="NAME", help="what that row has as its deploy method; default: rtn"
+    )
     parser.add_argument("--format", default="packed", metavar="packed|onnx", help="default: packed")
     parser.add_argument("--to", type=Path, metavar="DIR", help="default: the run's directory")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
@@ -32,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise unknown("format", options.format, FORMATS)
     folder = run_folder(options.run, options.root)
     outside.look_near(folder)
-    deploy = registry.check_deploy(options.deploy)
+    deploy = named_in([RunDirectory(folder).finished()["config"]], options.deploy)
     from harness.exporting.runs import export_run
 
     print("\n".join(export_run(folder, options.bits, deploy, options.format, options.to)))

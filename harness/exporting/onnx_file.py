@@ -1,8 +1,8 @@
 """The ONNX format: integer weights with DequantizeLinear, and QuantizeLinear with DequantizeLinear for activations.
 
 Weights of up to 4 bits are INT4 (UINT4 where a table has their levels), others INT8 (UINT8). Opset 21, the first with
-4-bit integers. torch.onnx writes the graph; `torch.onnx.ops.symbolic` puts these operators in it, with 8-bit codes that
-are then stored in 4.
+4-bit integers. torch.onnx writes the graph; the modules of onnx_operators.py put these operators in it, with 8-bit
+codes that are then stored in 4.
 """
 
 import json
@@ -16,19 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.exporting.inputs import GridInput
 from harness.exporting.network import Network
-from harness.quantization.integer_codes import Codes, pack
+from harness.exporting.onnx_operators import CODES, OPSET, Weight, expressed
+from harness.quantization.integer_codes import pack
 from harness.quantization.norms import QuantNorm
 from harness.quantization.observing import input_sites
-from harness.quantization.shaped_activations import MagnitudeQuantizer
 from harness.quantization.slots import QuantLayer
 from harness.records.files import write_bytes
 
-OPSET = 21
 #: Bits of a weight that is stored in 4.
 _SMALL = 4
-_CODES, _LEVELS = "codes", "levels"
+_LEVELS = "levels"
 
 
 def write(
@@ -85,55 +83,6 @@ class Runner(nn.Module):
         return torch.from_numpy(self.session.run(None, {name: inputs.contiguous().numpy()})[0])
 
 
-class _Weight(nn.Module):
-    """In a layer's weight_quantizer: its weight by DequantizeLinear, whatever is given to it."""
-
-    def __init__(self, codes: Codes) -> None:
-        super().__init__()
-        self.axis = 0 if codes.per_channel else None
-        table, half = codes.levels is not None, 2 ** (codes.bits - 1)
-        self.codes = nn.Buffer(codes.codes.clone() if table else (codes.codes.short() - half).to(torch.int8))
-        scale = torch.ones(1) if codes.scale is None else codes.scale
-        self.scale = nn.Buffer(scale.clone() if self.axis == 0 and not table else scale[0].clone())
-        # Levels k + 1/2: half a step is added to those of the operator, which have whole zero points.
-        halves = not table and codes.zero != half
-        shape = [-1, *[1] * (codes.codes.dim() - 1)] if self.axis == 0 else []
-        self.offset = nn.Buffer((half - codes.zero) * self.scale.view(shape)) if halves else None
-
-    def forward(self, weight: Tensor) -> Tensor:
-        given = {} if self.axis is None else {"axis": self.axis}
-        value = _operator("DequantizeLinear", (self.codes, self.scale), torch.float32, self.codes.shape, given)
-        return value if self.offset is None else value + self.offset
-
-
-class _Input(nn.Module):
-    """In a slot for activations: `GridInput` by QuantizeLinear and DequantizeLinear, with codes from 0."""
-
-    def __init__(self, grid: GridInput) -> None:
-        super().__init__()
-        self.grid, self.step = grid, nn.Buffer(grid.step.clone())
-        self.zero = nn.Buffer(torch.tensor(-grid.low, dtype=torch.uint8))
-        self.ends = float(grid.low * grid.step), float(grid.high * grid.step)
-
-    def forward(self, x: Tensor) -> Tensor:
-        grid = self.grid
-        x = x if grid.before is None else x + grid.before
-        if self.ends[0] < self.ends[1]:
-            if grid.high - grid.low < 255:  # the operator itself clips to 8 bits
-                x = x.clamp(*self.ends)
-            codes = _operator("QuantizeLinear", (x, self.step, self.zero), torch.uint8, x.shape)
-            x = _operator("DequantizeLinear", (codes, self.step, self.zero), torch.float32, x.shape)
-        else:
-            x = x * 0
-        return x if grid.after is None else x + grid.after
-
-
-def _operator(
-    name: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, shape: Any, attributes: dict[str, Any] | None = None
-) -> Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, attributes or {}, dtype=dtype, shape=shape, version=OPSET)
-
-
 def _with_operators(deployed: nn.Module, network: Network) -> nn.Module:
     """A copy whose layers and slots compute by the operators of ONNX; norms keep the values of their weights."""
     model = deepcopy(deployed).cpu().eval()
@@ -142,23 +91,11 @@ def _with_operators(deployed: nn.Module, network: Network) -> nn.Module:
         layer = modules[name]
         if isinstance(layer, QuantLayer) and not isinstance(layer, QuantNorm):
             layer.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
-            layer.weight_quantizer = _Weight(codes)
+            layer.weight_quantizer = Weight(codes)
     for name, site in input_sites(model).items():
         if name in network.inputs:
-            site.put(_expressed(name, network.inputs[name]))
+            site.put(expressed(network.inputs[name]))
     return model
-
-
-def _expressed(name: str, held: nn.Module) -> nn.Module:
-    """What rounds an input, by operators of ONNX. Raises UserError where it has none for that."""
-    if isinstance(held, GridInput):
-        return _Input(held)
-    if isinstance(held, MagnitudeQuantizer):
-        raise UserError(
-            f"{name}: {type(held).__name__} has levels that are no multiples of a step, or thresholds of its own, for "
-            "which ONNX has no operator; the packed format holds it"
-        )
-    return deepcopy(held)  # a shift, or ranges of rows, which are found at run time: arithmetic in float
 
 
 def _graph(
@@ -192,7 +129,7 @@ def _store(graph: Any, network: Network) -> None:
 
     kept = {each.name: each for each in graph.initializer}
     for layer, codes in network.layers.items():
-        name = f"{layer}.weight_quantizer.{_CODES}".removeprefix(".")
+        name = f"{layer}.weight_quantizer.{CODES}".removeprefix(".")
         if name not in kept:
             continue  # a norm, or a layer that is never called
         signed = codes.levels is None
@@ -217,7 +154,7 @@ def _look_up(graph: Any, name: str, levels: Tensor) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     place, node = next((i, each) for i, each in enumerate(graph.node) if name in each.input)
-    table = f"{name.removesuffix(_CODES)}{_LEVELS}"
+    table = f"{name.removesuffix(CODES)}{_LEVELS}"
     rows = len(levels)
     size = levels.shape[1]
     graph.initializer.append(numpy_helper.from_array(levels.flatten().numpy(), table))

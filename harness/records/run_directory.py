@@ -12,9 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.core.errors import Stopped
+from harness.core.errors import Stopped, UserError
 from harness.core.outside import KEPT
-from harness.records.files import written_aside
+from harness.records.files import read_json, written_aside
 from harness.records.schema import EPOCH
 
 #: States in which a run needs nothing more.
@@ -61,6 +61,13 @@ class RunDirectory:
             if isinstance(value, dict) and EPOCH in value:
                 epochs[value[EPOCH]] = value
         return [epochs[epoch] for epoch in sorted(epochs)]
+
+    def finished(self) -> dict[str, Any]:
+        """The record. Raises UserError for a run that has none."""
+        record: dict[str, Any] | None = read_json(self.record)
+        if record is None:
+            raise UserError(f"{self.path}: no finished run (there is no record.json to read)")
+        return record
 
     def keep_metrics_until(self, epoch: int) -> None:
         """Drop the epochs after `epoch`, which a resumed run is about to repeat."""

@@ -25,14 +25,16 @@ class Task:
 
     Inputs and targets are tensors whose first dimension counts samples; outputs are the network's, in fp32.
     metric: what epochs, trials and methods are compared by. further: figures that can be measured beside it where
-    `deploy.figures` names them. smooths_labels: whether `train.label_smoothing` means
-    anything; `loss` then takes it. baseline: the name of what does the task without training, if there is such a thing;
-    records have rows of it, with this name as the deploy method.
+    `deploy.figures` names them. smooths_labels: whether `train.label_smoothing` means anything; `loss` then takes it.
+    free_dimensions: names of the dimensions of a batch of inputs that may have other sizes in an exported graph, None
+    for one that is fixed. baseline: the name of what does the task without training, if there is such a thing; records
+    have rows of it, with this name as the deploy method.
     """
 
     metric: ClassVar[Metric]
     further: ClassVar[tuple[Metric, ...]] = ()
     smooths_labels: ClassVar[bool] = False
+    free_dimensions: ClassVar[tuple[str | None, ...]] = ("batch",)
     baseline: ClassVar[str] = ""
 
     @property

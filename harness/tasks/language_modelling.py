@@ -37,6 +37,7 @@ class LanguageModelling(Task):
 
     metric: ClassVar[Metric] = BITS
     smooths_labels: ClassVar[bool] = True
+    free_dimensions: ClassVar[tuple[str | None, ...]] = ("batch", "tokens")
 
     def loss(self, outputs: "Tensor", targets: "Tensor", label_smoothing: float = 0.0) -> "Tensor":
         from torch.nn import functional

@@ -41,6 +41,7 @@ class SuperResolution(Task):
     """PSNR in dB; loss: mean absolute difference, of values in [0, 1]."""
 
     metric: ClassVar[Metric] = PSNR
+    free_dimensions: ClassVar[tuple[str | None, ...]] = ("batch", None, "height", "width")
     baseline: ClassVar[str] = "bicubic"
 
     def loss(self, outputs: "Tensor", targets: "Tensor", label_smoothing: float = 0.0) -> "Tensor":

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from harness.core import outside, registry
-from harness.core.errors import unknown
+from harness.core.errors import UserError, unknown
 
 #: Key of an entry of `deploy.methods`: what its rows have as their deploy method.
 AS = "as"
@@ -61,6 +61,28 @@ def name_in_rows(entry: Entry) -> str:
 def settings_of(entry: Entry) -> dict[str, Any]:
     """The method's name, and the settings that are given."""
     return {"name": entry} if isinstance(entry, str) else {key: entry[key] for key in entry if key != AS}
+
+
+def named_in(configs: Iterable[Mapping[str, Any]], name: str) -> str:
+    """What rows have for a deploy method that a user names: a method, or the name of an entry (`as`) of a run.
+
+    configs: plain configurations of runs, looked at only for what is no method. Raises UserError for other names.
+    """
+    try:
+        return registry.check_deploy(name)
+    except UserError:
+        own = {name_in_rows(entry) for config in configs for entry in config["deploy"].get("methods", ())}
+        if name in own:
+            return name
+        if outside.is_reference(name) or name in registry.known("method"):
+            raise
+    raise unknown("deploy method", name, {*registry.deploy_methods(), *own})
+
+
+def method_of(config: Mapping[str, Any], deploy: str) -> str:
+    """The method of rows of a run, by what they have as their deploy method."""
+    entries = {name_in_rows(entry): entry for entry in config["deploy"].get("methods", ())}
+    return str(settings_of(entries.get(deploy, deploy))["name"])
 
 
 def refuse_equal_names(entries: Iterable[Entry]) -> None:

@@ -138,6 +138,19 @@ def test_points_by_layer_have_names(tmp_path: Path) -> None:
     assert {name: codes.bits for name, codes in network.layers.items()} == {"layer1": 4, "layer2": 8}
 
 
+def test_a_deploy_method_is_named_as_its_rows_are(tmp_path: Path) -> None:
+    entry = {"name": "gptq", "as": "gptq_few", "images": 8}
+    deploy = {"bits": [2], "scale": "keep_range", "methods": ["rtn", entry]}
+    run(complete({**RAW, "deploy": deploy}), tmp_path)
+    ended = export(tmp_path, "--bits", "w2", "--deploy", "gptq_few")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    _, about = packed.read(next(tmp_path.glob("*-w2-gptq_few.safetensors")))
+    assert (about["deploy"], about["row"]["deploy"]) == ("gptq_few", "gptq_few")
+    assert "did you mean 'gptq_few'" in export(tmp_path, "--bits", "w2", "--deploy", "gptq_fwe").stderr
+    added = run_here("harness.evaluate", tmp_path, "--bits", "w3", "--deploy", "gptq_few")
+    assert (added.returncode, added.stdout.split(": ")[1]) == (0, "4 rows added\n")  # by rtn and by it, on two splits
+
+
 def test_deployed_rows_have_a_digest_of_their_codes(finished: Path) -> None:
     rows = json.loads((finished / "record.json").read_text())["rows"]
     digests = {(row["split"], runs.schema.point(row).key): row.get(runs.schema.CODES) for row in rows}

@@ -62,7 +62,7 @@ def check_exports(finished: Path, folder: Path) -> list[str]:
     """Export a run at w4 and w4a8 in both formats; returns the lines that compare scores.
 
     The command itself refuses a file whose score is another than the record's: by more than 0.1 points of accuracy or
-    one image, or 0.05 dB.
+    one image, 0.05 dB, or 0.01 bits per character.
     """
     lines = []
     for point in (4, "w4a8"):
@@ -99,6 +99,18 @@ def test_super_resolution(tmp_path: Path) -> None:
     task = {"model": {"name": "edsr", "blocks": 2, "features": 8}, "data": {"name": "sample_images"}}
     run(complete({**RAW, **task, "methods": "lsq", "train": {"epochs": 0}}), tmp_path)
     assert all(" dB in the record" in line for line in check_exports(tmp_path, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_language_model(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{number} squared is {number**2}\n" for number in range(200)))
+    text = {"name": "text", "context": 12, "windows": 32, "root": str(tmp_path / "text.txt")}
+    model = {"name": "llama", "layers": 1, "width": 16, "heads": 2, "kv_heads": 1}
+    train = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2}
+    run(complete({**RAW, "methods": "lsq", "data": text, "model": model, "train": train}), tmp_path / "run")
+    assert all("bits per character" in line for line in check_exports(tmp_path / "run", tmp_path))
+    runner = onnx_file.Runner(next((tmp_path / "w4a8").glob("*.onnx")))
+    assert runner(torch.zeros(3, 5, dtype=torch.int64)).shape[:2] == (3, 5)
 
 
 @pytest.mark.slow
