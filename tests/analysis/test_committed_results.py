@@ -73,8 +73,9 @@ def test_the_pages_hold_the_ranking_as_it_was_computed() -> None:
 def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
     """In each section, the rows that name a series of the sweep that the section links to first."""
     checked: Counter[str] = Counter()
-    # rivals.md has tables of other columns, and a test of its own.
-    pages = "".join(page.read_text() for page in sorted(RESULTS.glob("*.md")) if page.name != "rivals.md")
+    # Pages on rivals have tables of other columns, and tests of their own.
+    names = [path for path in sorted(RESULTS.glob("*.md")) if not path.name.startswith("rivals")]
+    pages = "".join(path.read_text() for path in names)
     for section in re.split(r"^## ", pages, flags=re.MULTILINE)[1:]:
         linked = re.search(r"\]\(\.\./\.\./sweeps/(\w+)\.yaml\)", section)
         if linked is None:
@@ -159,6 +160,22 @@ def test_the_tables_of_rivals_hold_what_was_computed() -> None:
             (mean,) = (v for c, v in means.items() if str(c).endswith(f"bits={bits},statquant.quantizer={quantizer}"))
             assert cells[2 * place] == f"{mean:.1f}"
             assert cells[2 * place + 1].startswith(f"{mean - control:+.1f} [")
+
+
+def test_the_table_of_bits_by_layer_holds_what_was_computed() -> None:
+    text = (RESULTS / "rivals_mixed_dynamic_cache.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    models = {"MLP": "mlp5", "ViT": "vit_tiny"}
+    own = [row for row in rows if row[0].split(",")[0] in models]
+    assert len(own) == 4
+    for label, rtn, *cells in own:
+        model, training = label.split(", ")
+        means = means_at_three_bits("rivals_mixed", f"and model == '{models[model]}'")
+        method = training.strip("`").removesuffix(" training")
+        assert rtn == f"{means[method, 'rtn']:.1f}"
+        for place, way in enumerate(("ohq", "hessian_trace", "mpiq", "random_bits")):
+            assert cells[2 * place] == f"{means[method, way]:.1f}"
+            assert cells[2 * place + 1].startswith(f"{means[method, way] - means[method, 'rtn']:+.1f} [")
 
 
 @pytest.mark.slow
