@@ -1,6 +1,7 @@
 """The base of every configuration section: frozen, strict, and aware of what names a run."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -36,11 +37,10 @@ class StrictConfig(BaseModel):
     def _number_is_a_number(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
         """Refuse `true` for 1 and '3' for 3, which pydantic would convert."""
         checked = handler(value)
-        kinds = _scalars(cls.model_fields[info.field_name or ""].annotation)
-        numeric = kinds & {int, float} and not kinds & {bool, str}
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if numeric and isinstance(item, bool | str):
-                raise ValueError(f"{item!r} is not a number")
+        if _is_numeric(cls, info.field_name or ""):
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, bool | str):
+                    raise ValueError(f"{item!r} is not a number")
         return checked
 
     def identity(self) -> dict[str, Any]:
@@ -63,6 +63,13 @@ def by_name(value: Any) -> Any:
 def listed(value: Any) -> Any:
     """One name or section in place of a list of one."""
     return [value] if isinstance(value, str | Mapping) else value
+
+
+@cache  # a sweep's check asks a hundred thousand times
+def _is_numeric(section: type[StrictConfig], field: str) -> bool:
+    """Whether a field takes numbers, and neither text nor switches."""
+    kinds = _scalars(section.model_fields[field].annotation)
+    return bool(kinds & {int, float}) and not kinds & {bool, str}
 
 
 def _scalars(annotation: Any) -> set[Any]:

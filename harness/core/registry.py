@@ -5,6 +5,7 @@ components from outside this package, by file or module (harness/core/outside.py
 """
 
 import os
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,17 @@ WITH_SETTINGS = ("method", "model", "data set")
 
 def names(kind: str) -> list[str]:
     """The components of a kind ("method", "model", "data set" or "task") in this package, sorted."""
-    files = os.listdir(os.path.join(_HARNESS, KINDS[kind]))  # as text: a sweep asks thousands of times, pathlib is slow
-    return sorted(file[:-3] for file in files if file.endswith(".py") and file != "base.py" and file[0] not in "_.")
+    folder = os.path.join(_HARNESS, KINDS[kind])
+    return list(_modules(folder, os.stat(folder).st_mtime_ns))
+
+
+@cache  # a sweep asks tens of thousands of times
+def _modules(folder: str, changed_ns: int) -> tuple[str, ...]:
+    """The modules of a folder that last changed at a time, sorted, but for `base` and private ones."""
+    files = os.listdir(folder)
+    return tuple(
+        sorted(file[:-3] for file in files if file.endswith(".py") and file != "base.py" and file[0] not in "_.")
+    )
 
 
 def known(kind: str) -> list[str]:

@@ -4,6 +4,7 @@ A fixed 397 of them are the test split, whatever a run's seed; by default 1200 t
 Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
 """
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,8 @@ from harness.core.seeding import sub_seed
 from harness.data._config import DataConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.data.base import Raw
 
 TEST_COUNT = 397
@@ -42,17 +45,14 @@ def shape(config: Config) -> tuple[tuple[int, int, int], int]:
 
 def read(config: Config) -> "Raw":
     """1400 images for training and validation, 397 for test; uint8 (N, 1, 8, 8), 16 means 1.0."""
-    import torch
-
     from harness.data._images import resized
     from harness.data._split import carve
     from harness.data.base import Raw, Split
 
-    table = _table()
-    images = torch.from_numpy(table[:, :-1]).to(torch.uint8).reshape(-1, 1, 8, 8)
+    images, labels = _images()
     if config.resize is not None:
         images = resized(images, config.resize)
-    everything = Split(images, torch.from_numpy(table[:, -1]).long())
+    everything = Split(images, labels)
     test, rest = carve(everything.labels, TEST_COUNT, sub_seed(0, "digits", "test"))
     return Raw(
         train=everything.take(rest),
@@ -61,6 +61,15 @@ def read(config: Config) -> "Raw":
         class_names=tuple(str(name) for name in range(10)),
         max_value=MAX_VALUE,
     )
+
+
+@cache  # parsing the text takes longer than building a small network
+def _images() -> "tuple[Tensor, Tensor]":
+    """All images, uint8 (1797, 1, 8, 8), and labels, int64. Not to be written to."""
+    import torch
+
+    table = _table()
+    return torch.from_numpy(table[:, :-1]).to(torch.uint8).reshape(-1, 1, 8, 8), torch.from_numpy(table[:, -1]).long()
 
 
 def _table() -> Any:

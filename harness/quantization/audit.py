@@ -4,7 +4,6 @@ A layer's type says that it can be quantized, not that the network calls it: att
 layer, and a module may multiply by a parameter of its own.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from harness.core.errors import UserError
 from harness.quantization.layers import QuantLayer, attach, glob_patterns, weight_layers
+from harness.quantization.slots import copy_of
 from harness.quantization.watching import Seen, tensors, watch
 
 #: Categories of parameters. Float by rule: only added, scaled or looked up (biases, embeddings, norms by default).
@@ -142,7 +142,7 @@ def _copy(model: nn.Module) -> nn.Module:
     """A copy in fp32. Tensors kept from an earlier pass, with its graph, could not be copied as they are."""
     kept = (value for module in model.modules() for value in vars(module).values())
     memo = {id(each): each.detach().clone() for each in tensors(list(kept)) if not each.is_leaf}
-    return copy.deepcopy(model, memo).float()
+    return copy_of(model, memo).float()
 
 
 def _as_fp32(inputs: Any) -> Any:

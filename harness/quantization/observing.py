@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import cache
 from glob import escape
@@ -24,7 +23,7 @@ from harness.quantization.layers import (
     weight_layers,
 )
 from harness.quantization.observed import Observed, Recorder
-from harness.quantization.slots import Slotted, Unfilled
+from harness.quantization.slots import Slotted, Unfilled, copy_of
 from harness.quantization.watching import call, products, tensors
 
 
@@ -97,7 +96,7 @@ def observe(
     as it is. batches: inputs as the model takes them (a tuple is several arguments, a mapping named ones), on its
     device. Raises UserError for no batches, for NaN, and for attention whose products cannot be exposed.
     """
-    copied = deepcopy(model).eval()
+    copied = copy_of(model).eval()
     left = (*glob_patterns(exclude), *map(escape, excluded_by_attach(copied)))
     layers = give_slots(copied, weight_layers(copied, left))
     if attention:

@@ -1,6 +1,10 @@
 """Slots: places in a module that methods fill; Identity until then."""
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +27,16 @@ class Unfilled(nn.Identity):
     def train(self, mode: bool = True) -> "Unfilled":
         """Without a mode, which a copy's `eval()` would change in the source."""
         return self
+
+
+def copy_of(model: nn.Module, memo: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
+    """`deepcopy(model, memo)`, in half the time: of a small network most of that goes into empty tables of hooks."""
+    empty = (value for module in model.modules() for value in vars(module).values() if _is_empty(value))
+    return deepcopy(model, {id(value): type(value)() for value in empty} | dict(memo))
+
+
+def _is_empty(value: Any) -> bool:
+    return type(value) in (OrderedDict, dict, set) and not value
 
 
 class Slotted(nn.Module):

@@ -1,7 +1,6 @@
 """Builds a session from a configuration; every random draw comes from the configuration's seeds."""
 
 import warnings
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from harness.quantization.key_value_points import check_keys_and_values
 from harness.quantization.layers import attach
 from harness.quantization.norms import QuantNorm
 from harness.quantization.observing import observe
+from harness.quantization.slots import copy_of
 from harness.training import compilation
 from harness.training.config import RunConfig, component
 from harness.training.device import choose_device
@@ -135,12 +135,12 @@ def _check_activations(config: RunConfig, model: nn.Module, shape: tuple[int, ..
     """Raise UserError, before training, for a network whose activations cannot be quantized as a point says."""
     points = [point for point in config.evaluated_points if point.has_activations]
     if points:
-        copy, inputs = deepcopy(model), [config.task.example_inputs(2, shape).to(device)]
+        copy, inputs = copy_of(model), [config.task.example_inputs(2, shape).to(device)]
         observed = observe(copy, inputs, config.exclude, config.activations.attention)
         for point in points:
             if isinstance(point, LayerPoints):
                 how = (config.quantizer, config.exclude, config.activations, observed)
-                round_to_nearest(deepcopy(model), point, "keep_range", *how)
+                round_to_nearest(copy_of(model), point, "keep_range", *how)
             else:
                 quantize_inputs(copy, point.activations, config.activations, observed, "keep_range", config.exclude)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
@@ -20,6 +19,7 @@ from harness.quantization.deploy import round_to_nearest, weight_bits
 from harness.quantization.inputs import float_inputs
 from harness.quantization.integer_codes import codes_digest, codes_of
 from harness.quantization.observing import LazyObservations, input_sites
+from harness.quantization.slots import copy_of
 from harness.records import outcomes, schema
 from harness.tasks.base import Task
 from harness.training.effort import Effort, effort
@@ -185,7 +185,7 @@ class Evaluator:
 
         observed: gives what `self.observed(model)` does, if it has been asked for already.
         """
-        copy, chosen = deepcopy(model).eval(), None
+        copy, chosen = copy_of(model).eval(), None
         notes: dict[str, Any] = {}
         context = self.context
         float_inputs(copy, point, context.exclude)  # before methods deploy, which may run the network

@@ -13,11 +13,12 @@ Everywhere else it is fp32.
 
 import warnings
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from harness.quantization.slots import copy_of
 
 #: Inputs of a layer: features, or a convolution's channels of a group times the area of its kernel.
 WIDE = 64
@@ -79,7 +80,7 @@ def multiplications(model: nn.Module, sample: Tensor) -> list[tuple[int, int]]:
         inputs = layer.weight[0].numel()
         found.append((inputs, inputs * outputs.numel()))
 
-    copy = deepcopy(model).eval()
+    copy = copy_of(model).eval()
     for layer in copy.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(count)

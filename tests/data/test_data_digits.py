@@ -58,6 +58,18 @@ def test_the_table_is_scikit_learns(moved: bool, monkeypatch: pytest.MonkeyPatch
     assert (found[:, -1] == wanted.target).all()
 
 
+def test_the_file_is_parsed_once_and_nobody_writes_to_what_others_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(Config())
+    wanted = first.train.images.clone()
+    monkeypatch.setattr(digits, "_table", lambda: pytest.fail("parsed again"))
+    for split in (first.train, first.test):
+        split.images.zero_()
+        split.labels.zero_()
+    again = prepare(Config())
+    assert torch.equal(again.train.images, wanted)
+    assert len(again.test.labels.unique()) == 10
+
+
 def test_all_splits_keep_the_classes_shares(data: Dataset) -> None:
     whole = prepare(Config()).train.labels.bincount()
     assert ((data.val.labels.bincount() - whole * 200 / 1400).abs() < 1).all()
