@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 LEVEL = 0.95
@@ -33,10 +34,14 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     mean = statistics.mean(values)
     if n == 1:
         return Interval(mean, math.nan, 1)
+    return Interval(mean, _quantile(level, n - 1) * statistics.stdev(values) / math.sqrt(n), n)
+
+
+@cache  # a sweep has thousands of intervals over the same few numbers of seeds
+def _quantile(level: float, degrees: int) -> float:
     from scipy.stats import t
 
-    quantile = float(t.ppf(0.5 + level / 2, n - 1))
-    return Interval(mean, quantile * statistics.stdev(values) / math.sqrt(n), n)
+    return float(t.ppf(0.5 + level / 2, degrees))
 
 
 def separate_best(intervals: Sequence[Interval], higher_is_better: bool = True) -> int | None:

@@ -4,13 +4,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from harness.core.errors import UserError
 
@@ -49,16 +52,27 @@ class Output:
 
     def figure(self, stem: str, figure: Figure, subject: str) -> None:
         """Add `stem`.pdf and .png, without the date that would make two runs differ."""
+        figure.draw = partial(_draw_once, figure, figure.draw)  # type: ignore[method-assign]
         for suffix, metadata in (
             (".pdf", {"CreationDate": None, "Subject": subject}),
             (".png", {"Description": subject}),
         ):
             figure.savefig(self.staging / (stem + suffix), format=suffix[1:], metadata=metadata)
             self.names.append(stem + suffix)
+        del figure.draw
 
     def read(self, name: str) -> bytes:
         """A file added before."""
         return (self.staging / name).read_bytes()
+
+
+def _draw_once(figure: Figure, draw: Callable[[RendererBase], None], renderer: RendererBase) -> None:
+    """In place of `figure.draw`, which `savefig` calls twice: the first time for the layout, all that it gets here."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):  # the second time there is none
+        engine.execute(figure)
+    else:
+        draw(renderer)
 
 
 @contextmanager

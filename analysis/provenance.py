@@ -40,7 +40,7 @@ def describe(groups: Sequence[Group], command: str, frame: pd.DataFrame, notes: 
         **of_runs,
         **of_records([run.record for run in runs]),
         "code_of_the_analysis": code_digest(),
-        "packages_of_the_analysis": {name: version(name) for name in PACKAGES},
+        "packages_of_the_analysis": dict(packages()),
         "missing": [vars(missing) for group in sweeps.values() for missing in group.missing],
         "corrupt_records": [line for group in sweeps.values() for line in group.corrupt],
         "notes": [*(note for group in groups for note in group.notes), *notes],
@@ -53,6 +53,12 @@ def code_digest() -> str:
     folder = Path(__file__).parent
     files = [*sorted(folder.rglob("*.py")), folder / "report.html.j2", Path(schema.__file__)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+@cache
+def packages() -> dict[str, str]:
+    """The versions of what figures, tables and claims are made with, by name."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def digest(frame: pd.DataFrame) -> str:

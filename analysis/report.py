@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def _origins(sweep: SweepResults) -> list[tuple[str, str]]:
         ("data digest", ", ".join(found["data_digests"])),
         ("devices", ", ".join(devices)),
         ("packages of the runs", _packages(found["packages_of_the_runs"])),
-        ("packages of the analysis", _packages({name: [version(name)] for name in provenance.PACKAGES})),
+        ("packages of the analysis", _packages({name: [it] for name, it in provenance.packages().items()})),
     ]
 
 

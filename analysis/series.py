@@ -168,10 +168,10 @@ def summarize(group: Group) -> pd.DataFrame:
     An interval may reach past what is possible; `low` and `high`, which are drawn, stop there (0 and 100 %).
     """
     lines: list[dict[str, Any]] = []
-    metric = group.metric
+    metric, points = group.metric, group.points()
     least, most = range_of(metric)
     for one in group.series:
-        for point in group.points():
+        for point in points:
             values = [shown(metric, value) for value in one.scores(point)]
             interval = t_interval(values)
             lines.append(

@@ -9,15 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from analysis_cost import Shape, write_sweep
+from blank_pictures import blank_pictures
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from synthetic_sweep import only_group, quickstart, steady
 
 from analysis import make_figures
 from analysis.disk_source import load_results
 from analysis.figures import Drawing, NothingToDraw, find_figures
-from analysis.output import as_csv
+from analysis.output import Output, as_csv
 from analysis.provenance import digest
 from analysis.series import Group
 from harness.core.errors import UserError
@@ -34,7 +38,10 @@ def draw(name: str, group: Group) -> Drawing:
 
 
 @pytest.mark.slow
-def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(tmp_path: Path) -> None:
+def test_what_a_sweep_is_labelled_stands_in_every_table_and_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank_pictures(monkeypatch)
     sweep = quickstart(tmp_path).write()
     spec = plain(read_sweep(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced: 5 epochs"}
     (sweep.folder / "sweep.json").write_text(json.dumps(spec))
@@ -175,6 +182,33 @@ def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     pdf = first["accuracy_over_bits.pdf"]
     assert b"CreationDate" not in pdf
     assert b"/Type3" not in pdf.replace(b" ", b"")
+
+
+def test_a_figure_is_drawn_once_for_each_file_with_the_bytes_of_savefig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figure() -> Figure:
+        found, axes = plt.subplots(1, 2, layout="constrained", figsize=(4, 2))
+        for one in axes:
+            one.plot([0.1, 3000], [2, 5], label="a line")
+            one.set_xlabel("below")
+        found.legend(loc="outside upper center")
+        return found
+
+    plain = figure()
+    for suffix, metadata in ((".pdf", {"CreationDate": None, "Subject": "s"}), (".png", {"Description": "s"})):
+        plain.savefig(tmp_path / f"plain{suffix}", format=suffix[1:], metadata=metadata)
+    drawn, draw = [], Axes.draw
+    monkeypatch.setattr(Axes, "draw", lambda axes, renderer: drawn.append(axes) or draw(axes, renderer))
+    own = figure()
+    Output(tmp_path).figure("own", own, "s")
+    assert len(drawn) == 2 * 2
+    for suffix in (".pdf", ".png"):
+        assert (tmp_path / f"own{suffix}").read_bytes() == (tmp_path / f"plain{suffix}").read_bytes()
+    own.canvas.draw()
+    assert len(drawn) == 3 * 2, "afterwards it is drawn as any other"
+    for each in (plain, own):
+        plt.close(each)
 
 
 def test_the_last_digits_of_a_processor_are_not_written() -> None:
