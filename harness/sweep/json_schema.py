@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from harness.core import registry
 from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import NOT_SET, SweepConfig
+from harness.sweep.schema_outside import OUTSIDE, OWN_KEYS, only_known
 from harness.sweep.search_space import Choices, Range
 from harness.training.config import RunConfig, config_class
 from harness.training.deploy_entries import AS
@@ -25,8 +26,6 @@ _DEFS = "#/$defs/"
 _WIDTH = 200
 #: In this order, so that the file does not change with the order of imports.
 _KINDS = {"method": "method", "model": "model", "data set": "data"}
-#: A component from outside: a file, a module, or what either names.
-_OUTSIDE: Schema = {"type": "string", "pattern": r"\.py(:\w+)?$|^\w+(\.\w+)*:\w+$|^\w+(\.\w+)+$"}
 _OBJECTIVE: Schema = {
     "anyOf": [
         {"enum": ["target", "worst", "mean"]},
@@ -43,7 +42,7 @@ def sweep_schema() -> Schema:
     for kind, prefix in _KINDS.items():
         for name in registry.names(kind):
             defs[f"{prefix}-{name}"] = _component(kind, name, defs)
-        defs[prefix] = _by_name({name: f"{prefix}-{name}" for name in registry.names(kind)}, defs, _OUTSIDE)
+        defs[prefix] = _by_name({name: f"{prefix}-{name}" for name in registry.names(kind)}, defs, OUTSIDE)
     for kind, options in OPTIONS.items():
         for name, config in options.items():
             defs[f"{kind}-{name}"] = _named(_taken(config, defs), {"const": name})
@@ -57,8 +56,10 @@ def sweep_schema() -> Schema:
     properties["objective"] = _described(properties["objective"], _one_or_list(_OBJECTIVE))
     for kind in OPTIONS:
         properties[kind] = _described(properties[kind], {"$ref": _DEFS + kind})
+    conditions = only_known(defs)
     ordered = {name: defs[name] for name in sorted(defs)}
-    return {"$schema": DRAFT, "title": "A sweep file of the harness", **sweep, "$defs": ordered}
+    about = {"$schema": DRAFT, "title": "A sweep file of the harness"}
+    return {**about, **sweep, "allOf": conditions, "$defs": ordered}
 
 
 def as_text(value: Any, indent: int = 0, before: int = 0) -> str:
@@ -138,17 +139,17 @@ def _add_run(defs: dict[str, Schema]) -> None:
     names = registry.deploy_methods()
     settled = {
         "type": "object",
-        "properties": {"name": {"anyOf": [{"enum": names[1:]}, _OUTSIDE]}, AS: {"type": "string"}},
+        "properties": {"name": {"anyOf": [{"enum": names[1:]}, OUTSIDE]}, AS: {"type": "string"}},
         "required": ["name"],
     }
-    defs["DeployConfig"]["properties"]["methods"]["items"] = {"anyOf": [{"enum": names}, _OUTSIDE, settled]}
+    defs["DeployConfig"]["properties"]["methods"]["items"] = {"anyOf": [{"enum": names}, OUTSIDE, settled]}
     monitored = defs["MonitorConfig"]["properties"]
     monitored["deploy"] = _described(
-        monitored["deploy"], {"anyOf": [{"enum": names}, _OUTSIDE, {"$ref": f"{_DEFS}deploy"}]}
+        monitored["deploy"], {"anyOf": [{"enum": names}, OUTSIDE, {"$ref": f"{_DEFS}deploy"}]}
     )
     defs["deploy-rtn"] = {"type": "object", "properties": {"name": {"const": "rtn"}}, "additionalProperties": False}
     of_names = {name: f"{'deploy' if name == 'rtn' else 'method'}-{name}" for name in names}
-    defs["deploy"] = _by_name(of_names, defs, _OUTSIDE)
+    defs["deploy"] = _by_name(of_names, defs, OUTSIDE)
     defs["deploy"]["required"] = ["name"]
     defs["run"] = {**_without(run, "required"), "properties": properties}
 
@@ -156,7 +157,7 @@ def _add_run(defs: dict[str, Schema]) -> None:
 def _add_cells(defs: dict[str, Schema]) -> None:
     """Cells, whose keys are dotted: `set`, `grid` and `search`."""
     defs["method"]["required"] = ["name"]
-    entry = {"anyOf": [{"enum": registry.names("method")}, _OUTSIDE, {"$ref": f"{_DEFS}method"}]}
+    entry = {"anyOf": [{"enum": registry.names("method")}, OUTSIDE, {"$ref": f"{_DEFS}method"}]}
     for config in (Range, Choices):
         defs[config.__name__] = _taken(config, defs)
     keys = {key: _any_of(places) for key, places in _dotted(defs).items()}
@@ -164,7 +165,7 @@ def _add_cells(defs: dict[str, Schema]) -> None:
     dimensions = {key: value for key, value in tuned.items() if value is not None}
     lists = {key: {"type": "array", "items": value} for key, value in keys.items()}
     for name, properties in (("set", keys), ("grid", lists), ("search", dimensions)):
-        own: Schema = {_own_keys(defs): {}}
+        own: Schema = {_own_keys(defs): {}, OWN_KEYS: {}}
         defs[name] = {
             "type": "object",
             "properties": properties,

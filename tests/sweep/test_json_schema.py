@@ -88,6 +88,9 @@ def test_short_forms_are_valid(key: str, value: str, schema: jsonschema.Draft7Va
         ("cells.0.methods", "lsk", "$.cells[0].methods"),
         ("cells.0.methods", "{name: lsq, levls: full}", "$.cells[0].methods"),
         ("cells.0.grid", "{target_bt: [2]}", "$.cells[0].grid"),
+        ("cells.0.grid", "{model.widht: [2]}", "$.cells[0].grid"),
+        ("grid", "{data.conut: [2]}", "$.grid"),
+        ("cells.0.search", "{model.exclude: [2]}", "$.cells[0].search"),
         ("cells.0.grid", "{target_bit: 2}", "$.cells[0].grid.target_bit"),
         ("cells.0.set", "{train.epochs: x}", "$.cells[0].set['train.epochs']"),
         ("cells.0.search", "{train.optimizer: {low: 1, high: 2}}", "$.cells[0].search['train.optimizer']"),
@@ -103,3 +106,24 @@ def test_short_forms_are_valid(key: str, value: str, schema: jsonschema.Draft7Va
 )
 def test_mistakes_are_refused_where_they_are(key: str, value: str, at: str, schema: jsonschema.Draft7Validator) -> None:
     assert [error.json_path for error in schema.iter_errors(changed(key, value))] == [at]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base.model", "{name: nets/small_cnn.py, own: 3}"),
+        ("base.model", "{name: 'my_package.nets:Net', own: 3}"),
+        ("grid", "{model: [{name: mlp5}, {name: my_package.nets, own: 3}]}"),
+        ("grid", "{model.name: [mlp5, nets/small_cnn.py]}"),
+        ("cells.1.set", "{model.name: nets/small_cnn.py}"),
+        ("cells.1.search", "{model.name: {choices: [mlp5, nets/small_cnn.py]}}"),
+    ],
+)
+def test_a_component_from_outside_has_settings_of_its_own(
+    key: str, value: str, schema: jsonschema.Draft7Validator
+) -> None:
+    raw = changed(key, value)
+    raw["cells"][0] |= {"set": {"model.own": 3}, "grid": {"model.other": [1, 2]}, "search": {"model.own": [1, 2]}}
+    assert [error.message for error in schema.iter_errors(raw)] == []
+    raw["cells"][0]["set"]["data.own"] = 3  # the data set is one of the harness
+    assert [error.json_path for error in schema.iter_errors(raw)] == ["$.cells[0].set"]
