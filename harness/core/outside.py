@@ -3,8 +3,8 @@
 A sweep or run file names one by a reference: `nets/small_cnn.py`, `nets/small_cnn.py:SmallCNN`, `my_package.nets` or
 `my_package.nets:SmallCNN`. Its name, in configurations and records, is by content and holds no path:
 `small_cnn@0123456789ab`, the stem and the first digits of the file's SHA-256; of a module `my_package.nets:Net@...`.
-Loading it by this name gives that content or an error. Files are kept beside a sweep or run, in `components/`; modules
-are not copied.
+Loading it by this name gives that content or an error. Files are kept beside a sweep or run, in `components/`, with
+those in their folder that they import (siblings.py), which count for the digest; modules are not copied.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.core.errors import UserError, nearest, printable
 from harness.core.importing import executed, why
+from harness.core.siblings import Sources, kept, siblings
 
 #: The group of entry points by which packages register components, as `model.small_cnn = "my_package.nets:SmallCNN"`.
 GROUP = "harness.components"
@@ -34,13 +35,17 @@ _FILE = re.compile(rf"(?P<path>.+\.py)(:(?P<attribute>{_WORD}))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Outside:
-    """One component. module: the file's stem, or a module's dotted name. installed: whether it is such a module."""
+    """One component. module: the file's stem, or a module's dotted name. installed: whether it is such a module.
+
+    beside: the modules in its folder that it imports.
+    """
 
     module: str
     attribute: str | None
     path: Path
     source: bytes
     installed: bool
+    beside: Sources = ()
 
     @property
     def name(self) -> str:
@@ -49,13 +54,22 @@ class Outside:
 
     @property
     def sha256(self) -> str:
-        """Of the file, in hexadecimal."""
-        return hashlib.sha256(self.source).hexdigest()
+        """Of the file, then the name and content of each one beside it, in hexadecimal."""
+        digest = hashlib.sha256(self.source)
+        for name, source in self.beside:
+            digest.update(f"\0{name}\0".encode() + source)
+        return digest.hexdigest()
 
     @property
     def file(self) -> str:
         """The name of the file's kept copy."""
         return f"{self.module}@{self.sha256[:DIGITS]}.py"
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """All that is kept: `small_cnn@0123456789ab.py`, `small_cnn@0123456789ab.helper.py`."""
+        stem = self.file.removesuffix("py")
+        return {self.file: self.source, **{f"{stem}{name}.py": source for name, source in self.beside}}
 
 
 class AbsentError(UserError):
@@ -130,7 +144,7 @@ def find(name: str) -> Outside | None:
     for folder in _folders if parts and parts["digest"] else ():
         path = folder / _file_of(parts)  # type: ignore[arg-type]
         if path.is_file():
-            one = Outside(parts["module"], parts["attribute"], path, path.read_bytes(), False)  # type: ignore[index]
+            one = Outside(parts["module"], parts["attribute"], path, path.read_bytes(), False, kept(path))  # type: ignore[index]
             if one.name != name:
                 raise UserError(f"{path}: was changed: its content is that of {one.file}")
             _known[name] = one
@@ -146,7 +160,8 @@ def _of_file(kind: str, path: Path, attribute: str | None) -> Outside:
     if not re.fullmatch(_WORD, path.stem):
         raise UserError(f"{kind} {str(path)!r}: {path.stem!r} is no name of a Python module; rename the file")
     try:
-        return Outside(path.stem, attribute, path, path.read_bytes(), False)
+        source = path.read_bytes()
+        return Outside(path.stem, attribute, path, source, False, siblings(kind, path, source))
     except FileNotFoundError:
         there = sorted(each.name for each in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = nearest(path.name, there) + (f" (there: {', '.join(there)})" if there else "")
@@ -178,7 +193,7 @@ def _loaded(kind: str, name: str) -> Any:
     try:
         place = f"harness_components.d{one.sha256[:DIGITS]}.{one.module}"
         # From what was read when it was resolved, whatever the file has become since.
-        module = import_module(one.module) if one.installed else executed(place, one.path, one.source)
+        module = import_module(one.module) if one.installed else executed(place, one.path, one.source, one.beside)
     except (Exception, SystemExit) as error:
         raise UserError(f"{kind} {shown(name)!r}: {one.path} cannot be imported: {why(error)}") from None
     if one.attribute is None:
@@ -219,12 +234,12 @@ def names_in(value: Any) -> list[str]:
 def keep(folder: Path, value: Any) -> None:
     """Copy the files of all components that plain values name to a folder; it is made if there is one."""
     found = [one for name in names_in(value) if (one := find(name)) is not None and not one.installed]
-    for one in found:
-        copy = folder / one.file
+    for name, source in ((name, source) for one in found for name, source in reversed(one.files.items())):
+        copy = folder / name
         if not copy.exists():
             folder.mkdir(parents=True, exist_ok=True)
             aside = copy.with_name(f".{copy.name}.{os.getpid()}")
-            aside.write_bytes(one.source)
+            aside.write_bytes(source)
             aside.replace(copy)
 
 
@@ -235,7 +250,8 @@ def described(value: Any) -> dict[str, dict[str, str | None]]:
 
 def _described(one: Outside) -> dict[str, str | None]:
     if not one.installed:
-        return {"file": printable(f"{one.module}.py"), "sha256": one.sha256}
+        beside = {"beside": printable(", ".join(f"{name}.py" for name, _ in one.beside))} if one.beside else {}
+        return {"file": printable(f"{one.module}.py"), **beside, "sha256": one.sha256}
     top = one.module.partition(".")[0]
     owner = next(iter(metadata.packages_distributions().get(top, ())), None)
     version = metadata.version(owner) if owner else None

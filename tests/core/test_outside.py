@@ -65,6 +65,73 @@ def test_a_record_says_what_was_run(tmp_path: Path) -> None:
     assert found[name]["sha256"][:12] == name.partition("@")[2]  # type: ignore[index]
 
 
+BLOCKS = (
+    "from torch import nn\n\ndef block(a, b):\n    import sizes\n    return nn.Conv2d(a, b, sizes.SIDE, padding=1)\n"
+)
+
+
+@pytest.fixture
+def with_blocks(tmp_path: Path) -> Path:
+    """The study, whose network imports a file beside it, which imports another one when it is called."""
+    sweep = write_study(tmp_path)
+    edit(tmp_path / "nets/small_cnn.py", "from torch import nn\n", "from torch import nn\nfrom blocks import block\n")
+    edit(tmp_path / "nets/small_cnn.py", "nn.Conv2d(channels, width, 3, padding=1)", "block(channels, width)")
+    (tmp_path / "nets/blocks.py").write_text(BLOCKS)
+    (tmp_path / "nets/sizes.py").write_text("SIDE = 3\n")
+    return sweep
+
+
+def test_files_beside_it_that_it_imports_are_kept_with_it(
+    with_blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets/random.py").write_text("no Python")  # Python's own comes first, and nothing imports it
+    first = run_ids(with_blocks)
+    content = plain(read_sweep(with_blocks, SHORT))
+    name = content["base"]["model"]["name"]
+    assert outside.described([name])[name]["beside"] == "blocks.py, sizes.py"
+    outside.keep(tmp_path / "kept", content["base"]["model"])
+    stem = name.partition(":")[0]
+    kept = [f"{stem}.blocks.py", f"{stem}.py", f"{stem}.sizes.py"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == kept
+    for path in (tmp_path / "nets").iterdir():
+        path.unlink()
+    forget(monkeypatch)
+    outside.look_in(tmp_path / "kept")
+    network = registry.load("model", name).build(3, (1, 12, 12))
+    assert network[0].kernel_size == (3, 3)
+    assert "blocks" not in sys.modules
+    edit(tmp_path / "kept" / kept[2], "3", "5")
+    forget(monkeypatch)
+    outside.look_in(tmp_path / "kept")
+    with pytest.raises(UserError, match="was changed"):
+        outside.get("model", name)
+    write_study(tmp_path)
+    assert not set(run_ids(with_blocks).values()) & set(first.values())
+
+
+def test_an_edited_file_beside_it_is_another_run(with_blocks: Path, tmp_path: Path) -> None:
+    first = run_ids(with_blocks)
+    (tmp_path / "nets/others.py").write_text("SIDE = 3\n")
+    assert run_ids(with_blocks) == first, "nothing imports that file"
+    edit(tmp_path / "nets/sizes.py", "3", "5")
+    assert not set(run_ids(with_blocks).values()) & set(first.values())
+
+
+def test_an_import_with_a_dot_is_refused(with_blocks: Path, tmp_path: Path) -> None:
+    edit(tmp_path / "nets/blocks.py", "import sizes", "from .sizes import SIDE")
+    with pytest.raises(
+        UserError, match=r"imports with a dot \(from .sizes import \.\.\.\), for which it would have to be"
+    ):
+        read_sweep(with_blocks)
+
+
+def test_a_folder_beside_it_is_refused(with_blocks: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets/blocks.py").unlink()
+    (tmp_path / "nets/blocks").mkdir()
+    with pytest.raises(UserError, match="imports the folder 'blocks' beside it; files are kept with a sweep"):
+        read_sweep(with_blocks)
+
+
 NETS = '''
 """Networks."""
 from typing import Annotated, Literal
