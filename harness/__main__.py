@@ -10,7 +10,7 @@ from harness.core.errors import UserError, nearest
 #: In the order in which a study needs them.
 COMMANDS = (
     *("launch", "status", "logs", "cancel", "retry", "evaluate", "export", "archive", "repeat", "run"),
-    *("dashboard", "config", "methods", "conform"),
+    *("dashboard", "config", "methods", "conform", "bench"),
 )
 
 

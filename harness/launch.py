@@ -5,24 +5,10 @@ Idempotent: it creates or loads the studies, counts what is missing and starts t
 """
 
 import argparse
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from harness.core.command import run_command
+from harness.core.command import positive, run_command
 from harness.core.errors import UserError
-from harness.records import code_version
-from harness.records.sweep_directory import SweepDirectory
-
-if TYPE_CHECKING:  # imported on use: `--help` answers without them
-    from harness.cluster.pool import WorkerPool
-    from harness.cluster.slurm import Profile
-    from harness.sweep.cells import Cell
-    from harness.sweep.config import SweepConfig
-    from harness.sweep.queue import OpenSweep
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="of the Slurm cluster (see slurm/)")
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="at once; default: one per GPU or CPU core; on Slurm all that the profile lets run at once",
     )
@@ -48,13 +34,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return number
-
-
 def _devices(text: str) -> list[str]:
     devices = [part.strip() for part in text.split(",")]
     if not all(devices) or len(set(devices)) < len(devices):
@@ -66,63 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     options = _parser().parse_args(arguments)
     _check_flags(options)
-    from harness.cluster.profile import read_profile
-    from harness.sweep.cells import check_all_but_methods, check_methods, expand
+    from harness.sweep.cells import check_all_but_methods, expand
     from harness.sweep.config import read_sweep
 
     spec = read_sweep(options.sweep, options.set)
-    profile = read_profile(options.profile)
     cells = expand(spec, checked=False)
     check_all_but_methods(spec, cells)
-    from harness.cli import dry_run, preflight
-    from harness.cluster.pool import WorkerPool
-    from harness.cluster.slots import local_slots
-    from harness.cluster.slurm import check_root, check_slurm, launch_notes
-    from harness.sweep.queue import open_sweep
-    from harness.sweep.samplers import check_algorithms
+    from harness.cli.launching import carry_out  # and Optuna with it, for which no mistake in the file has to wait
 
-    check_algorithms(spec)
-    slots = local_slots(options.gpus, spec.runs_per_gpu)
-    runs = len(cells) * (spec.tune.trials + len(spec.final.seeds))
-    workers = _workers(options, spec, slots, min(runs, profile.workers_at_once(spec.runs_per_gpu)))
-    if options.cluster == "slurm":
-        check_root(options.root)
-    check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
-    preflight.check_wandb(spec, cells)
-    if options.dry_run:
-        return _dry_run(spec, cells, options, workers, profile, slots)
-    preflight.check_data(spec, cells)
-    if options.cluster == "slurm":
-        check_slurm(profile)
-        print("\n".join(launch_notes(spec, profile, options.root)))
-    if not SweepDirectory(options.root / spec.name).sweep.exists():  # else its first launch has checked it
-        dry_run.show_builds(spec, cells)
-    preflight.prepare_data(spec, cells)
-    opened = open_sweep(spec, options.root)
-    code_version.note_launch(opened.files.code)
-    return _launch(opened, options, WorkerPool(opened, options.cluster, workers, profile, slots))
-
-
-def _dry_run(
-    spec: "SweepConfig",
-    cells: "Sequence[Cell]",
-    options: argparse.Namespace,
-    workers: int,
-    profile: "Profile",
-    slots: tuple[str, ...],
-) -> int:
-    from harness.cli import dry_run
-
-    if options.runs:
-        dry_run.show_runs(spec, cells, options.root)
-    else:
-        dry_run.show_builds(spec, cells)
-    dry_run.show(spec, cells, options.cluster, workers, profile, options.root)
-    if options.estimate:
-        from harness.cli import estimate
-
-        estimate.show(spec, cells, options.cluster, workers, slots)
-    return dry_run.show_status(spec, options.root)
+    return carry_out(spec, cells, options)
 
 
 def _check_flags(options: argparse.Namespace) -> None:
@@ -135,103 +66,6 @@ def _check_flags(options: argparse.Namespace) -> None:
     ):
         if given and not options.dry_run:
             raise UserError(f"{flag} is for --dry-run: {why}")
-
-
-def _workers(options: argparse.Namespace, spec: "SweepConfig", slots: tuple[str, ...], on_slurm: int) -> int:
-    """How many workers may be present at once. on_slurm: there, unless the user says a number.
-
-    Raises UserError for more than the storage allows.
-    """
-    from harness.cluster.slots import visible_gpus
-
-    default = {"slurm": on_slurm, "debug": 1}.get(options.cluster, len(slots))
-    wanted: int = options.workers or spec.workers or default
-    if options.cluster == "local" and wanted > len(slots):
-        print(f"{wanted} workers asked for, {len(slots)} slots here ({', '.join(slots)}): {len(slots)} at a time")
-        wanted = len(slots)
-    if spec.storage.startswith("sqlite") and wanted > 1:
-        raise UserError(
-            f"storage: {spec.storage!r} with {wanted} workers: SQLite gives one trial to two workers under load "
-            "(23 of 100 in our measurement); use storage: journal, or a PostgreSQL or MySQL URL, or --workers 1"
-        )
-    if absent := set(options.gpus or ()) - set(visible_gpus()):
-        names = ", ".join(sorted(absent))
-        print(f"--gpus: no CUDA device {names} is seen here; runs bound to it use the CPU", file=sys.stderr)
-    return wanted
-
-
-def _launch(opened: "OpenSweep", options: argparse.Namespace, pool: "WorkerPool") -> int:
-    from harness.cli import progress
-    from harness.sweep import plan
-    from harness.training import wandb_mirror
-    from harness.training.wandb_environment import say_ignored
-
-    opened.files.stop.unlink(missing_ok=True)
-    plan.top_up(opened)
-    missing = plan.left(opened)
-    if not missing:
-        print(f"{opened.folder}: {plan.ending(opened)}")
-        return progress.summary(opened)
-    if options.detach and options.cluster == "local":
-        return _detach(opened.files.launch_log)
-    runtime = dict(opened.spec.base.get("runtime", {}))
-    print(wandb_mirror.explain_mode(runtime.get("wandb", "auto")))
-    if runtime.get("wandb") != "off":
-        say_ignored()
-    if options.cluster == "debug":
-        pool.worker(keep_signals=True)()
-        return progress.summary(opened)
-    submitted = pool.submit_missing()
-    if options.cluster == "local" and not submitted:
-        print("the workers of another launch carry it out; this one follows them", flush=True)
-    if options.cluster == "slurm":
-        what = f"{submitted} workers submitted" if submitted else "enough workers are there"
-        print(f"{what}, {missing} runs to go; results come to {opened.folder}", flush=True)
-        if not options.wait:
-            return 0
-    return _follow(opened, pool, options.cluster)
-
-
-def _follow(opened: "OpenSweep", pool: "WorkerPool", cluster: str) -> int:
-    """Show progress until the sweep is complete, replacing workers that die while work is left."""
-    from harness.cli import progress
-    from harness.sweep import plan
-
-    # Slurm's controller, or a database, is asked each time.
-    look_every_s = 3.0 if cluster == "slurm" or opened.spec.storage != "journal" else 0.5
-    try:
-        with progress.Display() as display:
-            while plan.left(opened):
-                display.show(opened, plan.count(opened))
-                if opened.files.stop.exists():
-                    print("cancelled by harness.cancel; launch again to go on", file=sys.stderr)
-                    return 130
-                pool.replace_lost()
-                time.sleep(look_every_s)
-            display.show(opened, plan.count(opened))
-    except KeyboardInterrupt:
-        if cluster == "slurm":
-            print("the workers go on; --wait follows again, python -m harness.cancel stops them", file=sys.stderr)
-        else:
-            print("interrupted: workers write their checkpoints and stop; the same command continues", file=sys.stderr)
-            pool.stop()
-        raise
-    return progress.summary(opened)
-
-
-def _detach(log: Path) -> int:
-    """Continue the launch in a session of its own, which survives this terminal."""
-    kept = [argument for argument in sys.argv[1:] if argument != "--detach"]
-    with open(log, "a", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness.launch", *kept],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    print(f"detached as process {process.pid}; log: {log}; python -m harness.status shows progress")
-    return 0
 
 
 if __name__ == "__main__":

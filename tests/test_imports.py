@@ -21,6 +21,7 @@ ORDER = (
 COMMANDS = [
     "__main__",
     "archive",
+    "bench",
     "cancel",
     "config",
     "conform",
@@ -38,8 +39,8 @@ COMMANDS = [
 SERVICES = {
     "optuna": ("sweep",),
     "submitit": ("cluster",),
-    "wandb": ("training.wandb_mirror", "dashboard"),
-    "wandb_workspaces": ("dashboard",),
+    "wandb": ("training.wandb_mirror", "cli.wandb_service", "cli.wandb_report"),
+    "wandb_workspaces": ("dashboard", "cli.wandb_report"),
     "onnx": ("exporting.onnx_file",),
     "onnxruntime": ("exporting.onnx_file",),
     "onnxscript": ("exporting.onnx_file",),

@@ -1,5 +1,6 @@
-"""How a command line ends: one line for an error of the user, and the exit status."""
+"""How a command line ends: one line for an error of the user, and the exit status. Types of options."""
 
+import argparse
 import errno
 import io
 import os
@@ -11,6 +12,14 @@ from harness.core.errors import UserError
 
 #: Errors of the disk whose message is enough for a user: full, over quota, read-only, not allowed.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, of an option."""
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -47,7 +47,7 @@ def test_it_is_refused(files: dict[str, str | None], replaced: list[str], said: 
         path.parent.mkdir(exist_ok=True)
         path.write_text(text) if text is not None else path.unlink()
     options = [argument for each in replaced for argument in ("--set", each)]
-    with patch("harness.launch._launch", return_value=0), pytest.raises(UserError) as refused:
+    with patch("harness.cli.launching._start", return_value=0), pytest.raises(UserError) as refused:
         main([str(sweep), "--root", str(tmp_path / "root"), *options])
     message = str(refused.value)
     assert all(part in message for part in said), message

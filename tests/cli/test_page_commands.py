@@ -69,6 +69,7 @@ def on_the_finished_sweep(line: str) -> list[str]:
         ("--sweep mine", "--sweep small"),
         ("WHERE", "runs/small"),
         ("FILE.py", "data/rings.py"),
+        ("METHOD.py", "methods/pull.py"),
         ("--root DIR", "--root runs"),
         ("RUN", RUN),
     ):
@@ -88,9 +89,9 @@ def test_every_command_runs(line: str, here: Path) -> None:
 
 
 def module(name: str, arguments: list[str], here: Path) -> None:
-    """Run a command of the harness; a launch as a dry run, `repeat` on digits rather than on CIFAR-10."""
+    """Run a command of the harness; what launches a sweep as a dry run, `repeat` on digits rather than on CIFAR-10."""
     verb = name.removeprefix("harness.")
-    if verb == "launch" and "--dry-run" not in arguments:
+    if verb in ("launch", "bench") and "--dry-run" not in arguments:
         arguments = [*arguments, "--dry-run"]
     if verb == "repeat":
         arguments = ["runs" if word == "analysis/results" else word for word in arguments]
@@ -106,7 +107,11 @@ def module(name: str, arguments: list[str], here: Path) -> None:
     made = {"launch": "runs\n", "status": "complete", "logs": "done", "cancel": "0 workers stopped", "repeat": "row"}
     made |= {"retry": "no run failed", "run": "record:", "evaluate": "rows added", "archive": " runs"}
     made |= {"dashboard": '"displayName": "oscillation-harness: ', "config": "default", "methods": "oscillation"}
-    made |= {"export": "% in the record", "conform": "4 of 4 checks passed"}
+    made |= {
+        "export": "% in the record",
+        "conform": "4 of 4 checks passed",
+        "bench": "then compared with the methods in",
+    }
     assert made[verb] in ended.stdout
 
 

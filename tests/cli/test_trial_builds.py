@@ -8,6 +8,7 @@ from cli_bad_input_common import Edits
 from cli_sweep import BASE, SEARCH, Cli, edited
 
 from harness import launch
+from harness.cli import launching
 from harness.sweep.cells import expand
 from harness.sweep.config import SweepConfig
 from harness.training import trial_build
@@ -141,7 +142,7 @@ def test_a_list_of_runs_builds_nothing(cli: Cli, built: list[Any]) -> None:
 
 
 def test_a_sweep_that_was_launched_is_not_built_again(cli: Cli, built: list[Any], monkeypatch: Any) -> None:
-    monkeypatch.setattr(launch, "_launch", lambda *arguments: 0)
+    monkeypatch.setattr(launching, "_start", lambda *arguments: 0)
     for _ in range(2):
         assert launch.main([str(cli.file(BASE)), "--root", str(cli.root)]) == 0
     assert len(built) == 1

@@ -74,7 +74,7 @@ class Cli:
     def refusal(self, *arguments: str | Path) -> str:
         """The message of the UserError that a launch in this process ends with; the root must stay untouched."""
         try:
-            with patch("harness.launch._launch", return_value=0):  # whatever is not refused by now would start
+            with patch("harness.cli.launching._start", return_value=0):  # whatever is not refused by now would start
                 status = main(self._arguments(arguments))
         except UserError as error:
             assert not self.root.exists(), sorted(self.root.rglob("*"))

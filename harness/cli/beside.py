@@ -1,0 +1,121 @@
+"""A method's own sweep beside the records of others: one table and one set of figures of both."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.errors import UserError
+
+if TYPE_CHECKING:  # `analysis` reads records by way of this package
+    from analysis.comparisons import Comparisons
+    from analysis.results import Final, SweepResults
+    from analysis.series import Group
+
+#: The name of the comparison's files, in the sweep's `figures/`.
+NAME = "against"
+
+
+def beside(own: Path, against: Path, command: str) -> None:
+    """Compare a finished sweep's trainings with those of others; prints tables, and writes all to its figures/.
+
+    Both are folders of sweeps, or archives. command: by which it is done, for the files. Raises UserError where runs
+    were not made alike.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from analysis import comparisons, ranking, render, report
+    from analysis.disk_source import load_results
+    from analysis.grouping import make_groups
+    from analysis.output import output
+
+    ours, theirs = (load_results(each.absolute().parent, each.absolute().name) for each in (own, against))
+    mine, others = make_groups(ours), {group.title: group for group in make_groups(theirs)}
+    pairs = [(group, others[group.title]) for group in mine if group.title in others]
+    if not pairs:
+        raise UserError(f"nothing in {against} is of {', '.join(group.title for group in mine)}")
+    groups = [_joined(one, other) for one, other in pairs]
+    compared = [_compared(one, other) for one, other in pairs]
+    whole = _whole(ours, theirs, groups)
+    folder = own / "figures"
+    with output(folder, True) as made:
+        sections = render.draw_sweep(groups, made, command, render.chosen_figures([]), True)
+        render.write_frames(whole, groups, made)
+        for found, group in zip(compared, groups, strict=True):
+            made.csv(f"{NAME}{group.file_suffix}.csv", comparisons.to_frame(found.rows, found.metric))
+            made.text(f"{NAME}{group.file_suffix}.md", comparisons.to_markdown(found))
+        made.text("report.html", report.report(whole, sections, command, made))
+    for section, found in zip(sections, compared, strict=False):
+        if section.standings:
+            print(ranking.to_text(section.standings), end="\n\n")
+        print(comparisons.to_text(found), f"\n{found.legend}\n", sep="\n")
+    render.print_gaps(ours, [note for group in groups for note in group.notes])
+    render.print_files(folder, made.names)
+
+
+def _joined(one: "Group", other: "Group") -> "Group":
+    """The series of both, once their runs are known to have been made alike."""
+    from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds
+
+    finals = [*one.finals, *other.finals]
+    cells = list({id(final.cell): final.cell for final in finals}.values())
+    refuse_unequal_seeds(cells)
+    refuse_mixed_protocols(f"{one.sweep} and {other.sweep}, {one.title}", [_as_today(each) for each in finals], cells)
+    versions = [sorted({str(_version(final)) for final in group.finals}) for group in (one, other)]
+    notes = []
+    if versions[0] != versions[1]:
+        notes = [
+            f"numerics version {', '.join(versions[0])} in {one.sweep}, {', '.join(versions[1])} in {other.sweep}: "
+            "they differ in rounding, by which a run may come out differently (harness/__init__.py says what changed)"
+        ]
+    return replace(
+        other,
+        sweep=f"{one.sweep}+{other.sweep}",
+        series=(*other.series, *one.series),
+        missing=(*one.missing, *other.missing),
+        corrupt=(*one.corrupt, *other.corrupt),
+        notes=(*notes, *dict.fromkeys((*one.notes, *other.notes))),
+        trials=(*other.trials, *one.trials),
+    )
+
+
+def _version(final: "Final") -> Any:
+    return final.record["provenance"].get("numerics_version")
+
+
+def _as_today(final: "Final") -> "Final":
+    """A final with the settings that its version did not have at their defaults, for a check alone; of no numerics."""
+    from harness.training.config import complete_but_methods
+
+    config = complete_but_methods(dict(final.config)).model_dump(mode="json")
+    provenance = {**final.record["provenance"], "numerics_version": None}
+    record = {**final.record, "config": {**config, "methods": final.config["methods"]}, "provenance": provenance}
+    return replace(final, record=record)
+
+
+def _compared(one: "Group", other: "Group") -> "Comparisons":
+    """Each of our trainings against each of theirs for the same target, and against float training; Holm over all."""
+    from analysis.comparisons import Comparisons, between
+
+    pairs = [
+        (ours, theirs, ours.target)
+        for ours in one.trained
+        for theirs in other.trained
+        if ours.target is not None and theirs.target in (None, ours.target) and theirs.scores(ours.target)
+    ]
+    return Comparisons(f"{one.sweep}: {one.title}", one.metric, tuple(between(one.metric, pairs)))
+
+
+def _whole(ours: "SweepResults", theirs: "SweepResults", groups: "Sequence[Group]") -> "SweepResults":
+    """What the report is about: our cells, and those of theirs that are in a group."""
+    from analysis.results import SweepResults
+
+    finals = [final for group in groups for final in group.finals]
+    cells = list({id(final.cell): final.cell for final in finals}.values())
+    whole = SweepResults(groups[0].sweep, cells, objective=ours.objective, parts=(ours.name, theirs.name))
+    whole.finals, whole.trials = finals, [trial for group in groups for trial in group.trials]
+    whole.missing, whole.corrupt = [*ours.missing], [*ours.corrupt, *theirs.corrupt]
+    whole.incomplete, whole.failures = [*ours.incomplete, *theirs.incomplete], ours.failures
+    whole.notes = list(dict.fromkeys(note for group in groups for note in group.notes))
+    return whole

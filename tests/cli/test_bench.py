@@ -1,0 +1,144 @@
+"""`python -m harness.bench`: a method of one's own on a suite of records, and what it is compared with."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import run_here
+from own_components import write_study
+
+from analysis import render
+from harness import bench
+from harness.records import archive
+
+SEARCH = ("--search", "pull.strength={low: 0.1, high: 10, log: true}")
+RECORDS = """
+name: tiny
+base:
+  data: {name: digits, train_fraction: 0.1}
+  train: {epochs: 1, batch_size: 50, precision: fp32}
+  deploy: {bits: [2, 4], scale: recalibrate}
+  runtime: {device: cpu, threads: 1, wandb: "off"}
+grid: {model: [{name: mlp5, width: 8}]}
+cells:
+  - methods: none
+    set: {watch_bit: 2}
+    search: &rate {train.learning_rate: {low: 1e-3, high: 1e-2, log: true}}
+  - methods: ste
+    grid: {target_bit: [2]}
+    search: *rate
+tune: {trials: 1}
+final: {seeds: [0, 1, 2]}
+sampler: qmc
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    write_study(tmp_path)
+    return tmp_path
+
+
+def run(here: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    return run_here("harness.bench", "methods/pull.py", *arguments, cwd=here)
+
+
+def test_a_dry_run_says_what_would_run(here: Path) -> None:
+    ended = run(here, *SEARCH, "--model", "mlp5", "--dry-run")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "3 cells, 12 trials, 9 finals: 21 runs" in ended.stdout
+    assert "searching pull.strength in [0.1, 10] (log); 3 seeds" in ended.stdout
+    assert ended.stdout.splitlines()[-1].endswith(bench.SUITE)
+    assert not (here / "runs").exists()
+
+
+def test_it_tunes_the_learning_rate_unless_told_otherwise(here: Path) -> None:
+    ended = run(here, "--on", "lsq", "--against", _written(here), "--dry-run")
+    assert "train.learning_rate in [0.001, 0.01] (log)" in ended.stdout, ended.stderr
+    assert "lsq+pull," in ended.stdout
+    assert "1 cells, 1 trials, 3 finals" in ended.stdout, "of the target in the cells' own grids"
+
+
+def _records(here: Path) -> Path:
+    (here / "tiny.yaml").write_text(RECORDS)
+    return here / "tiny.yaml"
+
+
+def _written(here: Path) -> Path:
+    """A finished sweep as far as its plan."""
+    from harness.sweep.config import plain, read_sweep
+
+    (here / "tiny").mkdir()
+    (here / "tiny/sweep.json").write_text(json.dumps(plain(read_sweep(_records(here)))))
+    (here / "tiny/cells.json").write_text("{}")
+    return here / "tiny"
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "model": (["--model", "mlp"], "unknown model of the suite 'mlp'; did you mean 'mlp5'?"),
+    "search": (["--search", "pull.strength"], "write key=range"),
+    "range": (["--search", "pull.strength={low: 3}"], "methods/pull.py, as in"),
+    "key": (["--search", "pull.strenth={low: 1, high: 3}"], "did you mean 'strength'"),
+    "below": (["--on", "lsk"], "unknown method 'lsk'; did you mean 'lsq'"),
+    "records": (["--against", "data"], "--against 'data': no sweep was finished there"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_end_with_2_and_one_message(arguments: list[str], said: str, here: Path) -> None:
+    ended = run(here, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert said in ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert not (here / "runs").exists()
+
+
+def test_a_method_of_the_harness_and_records_that_are_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "the suite has it" in run_here("harness.bench", "lsq", cwd=here).stderr
+    monkeypatch.setattr(bench, "SUITE", "no/such/folder")
+    with pytest.raises(bench.UserError, match="an installed package has none"):
+        bench.main(["methods/pull.py"])
+
+
+@pytest.mark.slow
+def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = render.chosen_figures
+    monkeypatch.setattr(render, "chosen_figures", lambda names: chosen(names or ["accuracy_over_bits"]))  # for all
+    assert run_here("harness.launch", _records(here), "--cluster", "debug", cwd=here).returncode == 0
+    packed = archive.pack(here / "runs/tiny", here / "packed")
+    arguments = (*SEARCH, "--against", packed, "--cluster", "debug")
+    ended = run(here, *arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (sweep,) = here.glob("runs/bench-pull-*")
+    with (sweep / "figures/against-mlp5-digits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["at"], row["method"], row["against"]) for row in rows} == {
+        ("2", "pull@2", "float"),
+        ("2", "pull@2", "ste@2"),
+    }
+    assert {(row["n"], row["test"].split()[0]) for row in rows} == {("3", "paired")}
+    for said in ("pull@2", "ste@2", "ranking by", "report.html", "accuracy_over_bits.{pdf,png,csv,json}"):
+        assert said in ended.stdout
+    assert "note: numerics" not in ended.stdout
+    made = sorted(path.name for path in (sweep / "runs").iterdir())
+    _as_of_an_earlier_version(here / "runs/tiny")
+    again = run(here, *SEARCH, "--against", here / "runs/tiny", "--cluster", "debug")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "note: numerics version 5 in bench-pull-" in again.stdout
+    assert sorted(path.name for path in (sweep / "runs").iterdir()) == made
+    _as_of_an_earlier_version(here / "runs/tiny", epochs=2)
+    refused = run(here, *SEARCH, "--against", here / "runs/tiny", "--cluster", "debug")
+    assert refused.returncode == 2
+    assert "train.epochs is 1 in run" in refused.stderr
+
+
+def _as_of_an_earlier_version(sweep: Path, **train: int) -> None:
+    for path in sweep.glob("runs/*/record.json"):
+        record = json.loads(path.read_text())
+        record["provenance"]["numerics_version"] = 2
+        record["config"]["model"].pop("head", None)
+        record["config"]["train"] |= train
+        path.write_text(json.dumps(record))
