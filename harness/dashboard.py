@@ -1,4 +1,6 @@
-"""`python -m harness.dashboard SWEEP.yaml`: a saved view of a sweep's runs on Weights & Biases.
+"""`python -m harness.dashboard SWEEP.yaml [--report]`: a saved view of a sweep's runs on Weights & Biases.
+
+With --report, the tables of its finals as a report: one per sweep, which the same command brings up to date.
 
 Every key comes from harness/records/schema.py. Panels that compare methods group runs by `model/method/w<bit>`. The
 view's own list of runs stays ungrouped: scatter plots follow it, and would show only a group's mean.
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cli import wandb_report, wandb_service
+from harness.cli.find import sweep_folder
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint
@@ -27,8 +31,6 @@ if TYPE_CHECKING:  # imported on use: `--help` answers without them
 
 #: Panels side by side, and runs that one shows at most. (W&B's own 10 would be a part of a group, and of its mean.)
 COLUMNS, MOST_RUNS = 3, 1000
-#: Limits of requests to W&B. Together they stay below wandb's own timeout (19 s), which would hide why they failed.
-TIMEOUT_S, RETRIES, WAIT_S = 8.0, 1, 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--entity", metavar="E", help="user or team on W&B; default: that of the key")
     parser.add_argument("--project", metavar="P", help="default: the sweep's runtime.wandb_project")
     parser.add_argument("--phase", choices=("tune", "final"), help="only these runs, e.g. for means over final seeds")
+    parser.add_argument("--report", action="store_true", help="the tables of its finals, as a report")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     parser.add_argument("--print", action="store_true", help="print what would be sent; needs no network and no key")
     options = parser.parse_args(arguments)
@@ -51,22 +54,24 @@ def main(arguments: list[str] | None = None) -> int:
     facts = _facts(*_read(options.sweep, options.root))
     project = options.project or facts.project
     check_project(project, "--project" if options.project else "runtime.wandb_project")
-    entity = (options.entity or "") if options.print else _prepare(options.entity, project)
-    view = _workspace(facts, entity, project, options.phase)
+    entity = (options.entity or "") if options.print else wandb_service.prepare(options.entity, project)
+    if options.report:
+        shown: Any = wandb_report.results_report(sweep_folder(options.sweep, options.root), entity, project)
+    else:
+        shown = _workspace(facts, entity, project, options.phase)
     if options.print:
-        print(json.dumps(payload(view), indent=1))
+        print(json.dumps(wandb_report.payload(shown) if options.report else payload(shown), indent=1))
         return 0
     try:
-        print(view.save().url)
+        print(wandb_report.save(shown) if options.report else shown.save().url)
     except Exception as error:  # a service may fail in any way
-        raise _unanswered(error) from None
+        raise wandb_service.unanswered(error) from None
     return 0
 
 
 def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
     """A sweep as it was launched, or as in its file. Raises UserError where launching the file would."""
     from harness.cli import preflight
-    from harness.cli.find import sweep_folder
     from harness.sweep.cells import expand
     from harness.sweep.config import read_sweep
     from harness.sweep.queue import load_sweep
@@ -219,32 +224,6 @@ def payload(workspace: Any) -> dict[str, Any]:
     view = workspace._to_model()  # there is no public way
     spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"entityName": view.entity, "projectName": view.project, "displayName": view.display_name, "spec": spec}
-
-
-def _prepare(entity: str | None, project: str) -> str:
-    """The entity that gets the view; creates the project there. Raises UserError without a key or an answer."""
-    import wandb
-
-    retries = {"x_graphql_retry_max": RETRIES, "x_graphql_retry_wait_max_seconds": WAIT_S}
-    # Silent: otherwise it asks for a key where there is a terminal.
-    wandb.setup(wandb.Settings(silent=True, x_graphql_timeout_seconds=TIMEOUT_S, **retries))
-    try:
-        api = wandb.Api()
-        owner = entity or api.settings["entity"] or api.default_entity  # as a run chooses it
-        if owner and all(found.name != project for found in api.projects(owner)):
-            api.create_project(project, owner)  # a sweep that has no run yet
-    except wandb.errors.UsageError:
-        text = "no W&B key was found: `wandb login` stores one, or set WANDB_API_KEY; --print needs none"
-        raise UserError(text) from None
-    except Exception as error:  # a service may fail in any way
-        raise _unanswered(error) from None
-    if not owner:
-        raise UserError("W&B names no default entity for this key; say where the view goes: --entity")
-    return owner
-
-
-def _unanswered(error: Exception) -> UserError:
-    return UserError(f"W&B did not take the view ({' '.join(str(error).split())}); --print shows what would be sent")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import yaml
 from wandb_common import config, fresh_server
 from wandb_server import ENTITY, WandbServer
 
-from harness import dashboard, launch
+from harness import launch
+from harness.cli import wandb_service
 from harness.core.bits import FLOAT
 from harness.core.errors import UserError
 from harness.dashboard import main
@@ -291,7 +292,7 @@ def test_the_package_may_be_missing(sweep: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_server_that_is_away(
     silent: bool, server: WandbServer, sweep: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dashboard, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(wandb_service, "TIMEOUT_S", 2.0)
     server.pause(silent)
     # Whichever of the two clocks of the client runs out first words the message.
     why = "(Client.Timeout|context deadline) exceeded" if silent else "HTTP 503"
@@ -309,6 +310,30 @@ def test_a_server_that_goes_away(server: WandbServer, sweep: Path, monkeypatch: 
     with pytest.raises(UserError, match="W&B did not take the view"):
         main([str(sweep)])
     assert server.views == {}
+
+
+FINISHED = Path(__file__).parents[1] / "cluster/previous_version/small"
+
+
+def test_the_results_of_a_sweep_are_one_report(server: WandbServer, capsys: Output) -> None:
+    payload = printed(capsys, FINISHED, "--report", "--project", "p")
+    texts = [block["content"] for block in payload["spec"]["blocks"] if block["type"] == "markdown-block"]
+    assert "| rank | method | seeds | 2 bits |" in texts[0]
+    assert "| ste@2 |" in texts[1]
+    addresses = []
+    for _ in range(2):
+        assert main([str(FINISHED), "--report", "--project", "p"]) == 0
+        addresses.append(capsys.readouterr().out)
+    assert addresses[0] == addresses[1]
+    assert addresses[0].startswith(f"{server.url}/{ENTITY}/p/reports/oscillation-harness:-small,-results--")
+    (report,) = server.reports.values()
+    assert json.loads(report["spec"])["blocks"] == payload["spec"]["blocks"]
+    assert server.operations["upsertView"] == 2
+
+
+def test_a_sweep_without_results_has_no_report(server: WandbServer, sweep: Path) -> None:
+    with pytest.raises(UserError, match="no sweep was launched there"):
+        main([str(sweep), "--report", "--print"])
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

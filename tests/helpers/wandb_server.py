@@ -136,6 +136,8 @@ class WandbServer:
         self.projects: set[str] = set()
         #: Saved views (dashboards) by name: the variables of the last UpsertView2.
         self.views: dict[str, dict[str, Any]] = {}
+        #: Reports by id: the variables of the last upsertView.
+        self.reports: dict[str, dict[str, Any]] = {}
         #: Artifacts by id, in the order of their creation.
         self.artifacts: dict[str, ReceivedArtifact] = {}
         #: How often each operation was asked for, and how often the server was away when asked.
@@ -238,7 +240,22 @@ class WandbServer:
                 name = given.get("name") or given.get("id") or "view"
                 self.views[name] = given
                 return {"upsertView": {"view": {**given, "id": name, "name": name}, "inserted": True}}
+            case "ProjectViews":
+                edges = [{"node": self._report(name), "cursor": name} for name in self.reports]
+                return {
+                    "project": {"allViews": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+                }
+            case "upsertView":
+                name = given["id"] or f"report{len(self.reports)}"
+                self.reports[name] = given
+                return {"upsertView": {"view": self._report(name), "inserted": given["id"] is None}}
         return self._artifact(operation, given)
+
+    def _report(self, name: str) -> dict[str, Any]:
+        given, time = self.reports[name], "2026-01-01T00:00:00Z"
+        project = {"id": "project", "name": given["projectName"], "entityName": given["entityName"]}
+        shown = {key: given[key] for key in ("name", "displayName", "description", "spec")}
+        return {"id": name, **shown, "project": project, "user": None, "createdAt": time, "updatedAt": time}
 
     def _artifact(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         """The operations of an artifact's upload, in their order."""
