@@ -19,12 +19,17 @@ class BareLoop:
     """
 
     def __init__(
-        self, model: dict[str, Any], batch: int, precision: str, device: str = "cpu", images: int = 4096
+        self,
+        model: dict[str, Any],
+        batch: int,
+        precision: str,
+        device: str = "cpu",
+        shape: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
-        self.model = build_model(component("model", model), (3, 32, 32), 10, seed=0).to(device)
+        self.model = build_model(component("model", model), shape, 10, seed=0).to(device)
         self.model = self.model.to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
-        split = random_split(4096)
+        split = random_split(4096, shape=shape)
         self.images, self.labels = split.images.float().div_(128).sub_(1).to(device), split.labels.to(device)
         self.autocast = torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=precision == "bf16")
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0)).to(device)

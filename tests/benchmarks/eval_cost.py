@@ -6,11 +6,13 @@ batches: a fifth as many images as are evaluated (CIFAR-10: 8 batches of 128, an
 python tests/benchmarks/eval_cost.py [--device cuda] [--tiny]
 """
 
+import statistics
 from typing import Any
 
 from bench_common import compared, configure, in_turn, make_session, models, settings
 from bench_report import Clock, Row, figure
 
+from harness.core.layer_points import AnyPoint
 from harness.training.evaluator import evaluate_all
 from harness.training.session import Session
 
@@ -26,10 +28,15 @@ POINTS = ("w2a2", "w3a3", "w4a4", "w4a8", "w8a4", "w8a8")
 GOAL, GOAL_WITH_ACTIVATIONS = 1.05, 1.6
 
 
-def at_all_points(session: Session) -> None:
-    """As the product evaluates: at the end of an epoch, and for the record."""
+def asked(session: Session) -> list[tuple[str, AnyPoint]]:
+    """What the product evaluates: at the end of an epoch, and for the record."""
     points = [point for point in session.config.evaluated_points if not point.weights_only] or session.evaluator.points
-    session.evaluator.rows(session.model, session.config.phase, "val", [("rtn", point) for point in points])
+    return [("rtn", point) for point in points]
+
+
+def at_all_points(session: Session) -> None:
+    """As the product evaluates."""
+    session.evaluator.rows(session.model, session.config.phase, "val", asked(session))
 
 
 def float_passes(session: Session, count: int) -> None:
@@ -41,8 +48,8 @@ def float_passes(session: Session, count: int) -> None:
     session.model.train()
 
 
-def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> Row:
-    """The row of one network."""
+def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> list[Row]:
+    """The row of one network, and of bit-widths its bound: float passes, and making the networks to be evaluated."""
     clock = Clock()
     model, options, images, rounds = CASES[name]
     activations = points is POINTS
@@ -51,18 +58,25 @@ def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> R
     session = make_session(config, train=images // 5 if activations else 256, val=images)
     count, what = (6, "six points with activations") if activations else (5, "five bit-widths")
     works = {"all": lambda: at_all_points(session), "float": lambda: float_passes(session, count)}
+    if not activations:
+        works["deploy"] = lambda: session.evaluator.deployments(session.model, asked(session)) and None
     times = in_turn(works, 1 if tiny else rounds, warmup=1, device=device)
     found = compared(times, "all", "float")
     measured = found.pop("ratio")
     details = {"images": len(session.dataset.val), **found, **settings(session)}
     passes, goal = ("six", GOAL_WITH_ACTIVATIONS) if activations else ("five", GOAL)
-    what = f"{what} over a validation split, {name}"
-    return figure(what, f"{passes} float passes", measured, goal=goal, seconds=clock.lap(), **details)
+    what, reference = f"{what} over a validation split, {name}", f"{passes} float passes"
+    rows = [figure(what, reference, measured, goal=goal, seconds=clock.lap(), **details)]
+    if not activations:
+        deploy, float_s = min(times["deploy"]), statistics.median(times["float"])
+        bound = (float_s + deploy) / float_s
+        rows.append(figure(f"bound of {what}", reference, bound, seconds=clock.lap(), ms_of_deployment=1e3 * deploy))
+    return rows
 
 
 def measure(device: str = "cpu", tiny: bool = False) -> list[Row]:
     """Rows of all networks."""
-    return [case(name, points, device, tiny) for points in (BITS, POINTS) for name in CASES]
+    return [row for points in (BITS, POINTS) for name in CASES for row in case(name, points, device, tiny)]
 
 
 if __name__ == "__main__":

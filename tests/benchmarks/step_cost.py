@@ -7,8 +7,10 @@ product chooses. All take turns; a turn of the MLP is several steps in a row, si
 network push those of another out of the cache, and a training has the cache for itself. `symreg` has trained for
 STEADY steps before: its pull makes weights nearly symmetric, and what ranks cost must not depend on that.
 
-For the goals of the MLP at a batch of 128, rows of bounds: the step with nothing added to the bare loop (or plain step)
-but the bytes that a pass has to read and write, at the speed of copying a tensor of the network's size.
+For the goals of the MLP at a batch of 128, rows of bounds: the bare loop (or plain step) with nothing added but bytes
+and calls. Bytes: those that a pass has to read and write, at the speed of copying a tensor of the network's size.
+Calls: what the same additions take on a network of as many layers, but 2 units each, and a batch of 2. Both are the
+least of many rounds.
 """
 
 import statistics
@@ -54,11 +56,12 @@ CASES = {
 }
 
 
-def sessions_of(case: Case, device: str) -> dict[str, Session]:
+def sessions_of(case: Case, device: str, precision: str = "auto") -> dict[str, Session]:
     """One session for each thing that is measured. Only `WHOLE` augments; it and `naive` have a tracker."""
 
     def session(method: str, augment: bool = False) -> Session:
-        return make_session(configure(case.model, method, case.batch, augment=augment, device=device))
+        how = {"augment": augment, "device": device, "precision": precision}
+        return make_session(configure(case.model, method, case.batch, **how))  # type: ignore[arg-type]
 
     naive = session("none")
     naive.methods = [NaiveRegularizer(naive.model, BITS, STRENGTH)]
@@ -85,10 +88,13 @@ class Timed:
 
         return timed
 
+    def shares(self, repeat: int) -> list[float]:
+        """Seconds of both in a step, the mean of each turn of `repeat` steps."""
+        return [sum(self.calls[at : at + 2 * repeat]) / repeat for at in range(0, len(self.calls), 2 * repeat)]
+
     def ratio(self, turns: list[float], repeat: int) -> float:
         """The median of step / (step - both), over the turns that were timed: the last ones."""
-        both = [sum(self.calls[at : at + 2 * repeat]) / repeat for at in range(0, len(self.calls), 2 * repeat)]
-        spent = both[-len(turns) :]
+        spent = self.shares(repeat)[-len(turns) :]
         return statistics.median(step / (step - share) for step, share in zip(turns, spent, strict=True))
 
 
@@ -130,7 +136,7 @@ def measured(name: str, device: str, tiny: bool) -> list[Row]:
         if method == "symreg":
             rows[-1]["detail"] |= {"steps_before": warm, **sessions[method].methods[0].metrics()}
     if "symreg" in case.goals and device == "cpu":
-        rows += [_pass_of_symreg(sessions["symreg"], name, times), *_bounds(sessions["none"], name, times)]
+        rows += [_pass_of_symreg(sessions["symreg"], name, times), *_bounds(case, sessions["none"], name, times, tiny)]
     return rows
 
 
@@ -149,26 +155,45 @@ def _pass_of_symreg(session: Session, name: str, times: Mapping[str, list[float]
 
 #: Bytes per weight that must be read (r) and written (w) beyond those of the reference, by what is measured.
 BYTES = {
+    "none": (BARE, 0),
     # Regularizer: r weight and gradient, w gradient. Tracker: r weight and code (int8).
     WHOLE: (BARE, 4 * 3 + 4 + 1),
+    SHARE: ("none", 4 * 3 + 4 + 1),
     # r weight for its largest, again to quantize (where a plain step casts it, too), and again for its gradient.
     "ste": ("none", 4 * 2),
     # r weight for its largest, to count, and for the gradient, w that; r both gradients, w their sum.
     "symreg": ("none", 4 * 4 + 4 * 3),
 }
+#: Layers as many as those of MLP, and next to no weights: what a step of it takes are calls.
+NARROW = {"name": "mlp5", "hidden": [2, 2]}
 
 
-def _bounds(session: Session, name: str, times: Mapping[str, list[float]]) -> list[Row]:
+def calls(case: Case, precision: str, rounds: int) -> dict[str, float]:
+    """Seconds that each addition takes beyond its reference on a network and batch of next to no size."""
+    small = case._replace(model=NARROW, batch=2)
+    sessions = sessions_of(small, "cpu", precision)
+    timed = Timed(sessions[WHOLE])
+    works: dict[str, Callable[[], object]] = {key: Loop(sessions[key]) for key in BYTES if key != SHARE}
+    works[BARE] = BareLoop(small.model, small.batch, precision)
+    least = {key: min(seconds) for key, seconds in in_turn(works, rounds, warmup=2, repeat=case.repeat).items()}
+    found = {what: least[what] - least[reference] for what, (reference, _) in BYTES.items() if what != SHARE}
+    return found | {SHARE: min(timed.shares(case.repeat))}
+
+
+def _bounds(case: Case, session: Session, name: str, times: Mapping[str, list[float]], tiny: bool) -> list[Row]:
     clock, weights = Clock(), sum(each.numel() for each in session.model.parameters())
+    called = calls(case, session.precision, 2 if tiny else 50)
     source, target = torch.ones(weights), torch.ones(weights)
     copying = min(in_turn({"copy": lambda: target.copy_(source)}, 50)["copy"]) / (8 * weights)
     rows = []
     for what, (reference, size) in BYTES.items():
-        plain, needed = statistics.median(times[reference]), size * weights * copying
-        details = {"bytes_per_weight": size, "weights": weights, "gb_per_s": 1e-9 / copying, "ms": 1e3 * needed}
+        plain, bytes_s, calls_s = statistics.median(times[reference]), size * weights * copying, max(0.0, called[what])
+        details = {"bytes_per_weight": size, "weights": weights, "gb_per_s": 1e-9 / copying}
+        details |= {"ms": 1e3 * (bytes_s + calls_s), "ms_of_bytes": 1e3 * bytes_s, "ms_of_calls": 1e3 * calls_s}
         label = f"bound of {what}, a step of {name}"
-        shown = PLAIN if reference == "none" else reference
-        rows.append(figure(label, shown, (plain + needed) / plain, seconds=clock.lap(), **details))
+        shown = "the same step without" if what == SHARE else PLAIN if reference == "none" else reference
+        ratio = (plain + bytes_s + calls_s) / plain
+        rows.append(figure(label, shown, ratio, seconds=clock.lap(), **details))
     return rows
 
 

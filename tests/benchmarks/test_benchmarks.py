@@ -9,6 +9,7 @@ import bench
 import bench_common
 import peak_cost
 import pytest
+import worker_scaling
 from bench_report import Row, figure, verdict
 
 
@@ -122,6 +123,16 @@ def test_a_short_benchmark_makes_a_third_of_the_rounds(monkeypatch: pytest.Monke
     works = {"a": lambda: None}
     monkeypatch.setattr(bench_common, "ROUNDS_SHARE", 1 / 3)
     assert [len(bench_common.in_turn(works, rounds)["a"]) for rounds in (1, 3, 12, 60)] == [1, 2, 4, 20]
+
+
+def test_what_two_workers_bring_is_beside_what_two_bare_loops_do() -> None:
+    leg = {"wall_s": 30.0, "runs_s": 24.0, "threads": 2, "load_before": 0.1}
+    measured = worker_scaling.rows(dict.fromkeys(worker_scaling.LEGS, leg))
+    bounds = worker_scaling.bounds({"one worker": 10.0, "two workers": 15.0, "one worker of one thread": 7.5})
+    assert [row["measured"] for row in bounds] == [1.5, 2.0]
+    for row, bound in zip(measured, bounds, strict=True):
+        assert bound["what"].startswith(f"bound of {row['what']}")
+        assert (bound["reference"], bound["goal"]) == (row["reference"], None)
 
 
 @pytest.mark.slow

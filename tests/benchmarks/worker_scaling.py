@@ -2,7 +2,8 @@
 
 Carries out a shortened sweeps/quickstart.yaml on two CPU cores, by the real command and in turn: one worker with the
 threads of both cores (what `--workers 1` gives it), two workers with one thread each (`--workers 2`), one worker with
-one thread. Wall time of the whole command, start and end included. Prints the rows of `make bench` as JSON.
+one thread. Wall time of the whole command, start and end included. Beside each row its bound: bare loops of the same
+network (two_loops.py), two at once against one. Prints the rows of `make bench` as JSON.
 """
 
 import argparse
@@ -28,6 +29,8 @@ LEGS = {
     "two workers": ("--workers", "2"),
     "one worker of one thread": ("--workers", "1", "--set", "runtime.threads=1"),
 }
+WHAT = f"the quickstart sweep, shortened: 2 workers on {CORES} cores"
+REFERENCES = {"one worker": f"1 worker with {CORES} threads", "one worker of one thread": "1 worker with 1 thread"}
 
 
 def sizes(tiny: bool, epochs: int) -> dict[str, str]:
@@ -67,12 +70,12 @@ def rows(legs: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """The rows of the table from the legs' figures."""
     two = legs["two workers"]
     found = []
-    for name in ("one worker", "one worker of one thread"):
+    for name, reference in REFERENCES.items():
         one = legs[name]
         found.append(
             {
-                "what": f"the quickstart sweep, shortened: 2 workers on {CORES} cores",
-                "reference": f"1 worker with {one['threads']:.0f} thread{'s' if one['threads'] > 1 else ''}",
+                "what": WHAT,
+                "reference": reference,
                 "goal": GOAL,
                 "compare": ">=",
                 "measured": round(one["wall_s"] / two["wall_s"], 3),
@@ -88,6 +91,22 @@ def rows(legs: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     return found
 
 
+def bounds(rates: dict[str, float]) -> list[dict[str, Any]]:
+    """The rows of what two bare loops at once bring, from steps a second."""
+    return [
+        {
+            "what": f"bound of {WHAT}: bare loops",
+            "reference": reference,
+            "goal": None,
+            "compare": ">=",
+            "measured": round(rates["two workers"] / rates[name], 3),
+            "unit": "x",
+            "detail": {"steps_per_s": rates},
+        }
+        for name, reference in REFERENCES.items()
+    ]
+
+
 def measure(tiny: bool = False, epochs: int = 10) -> list[dict[str, Any]]:
     """The rows of the table: how many times faster two workers are than one."""
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < CORES:
@@ -98,7 +117,9 @@ def measure(tiny: bool = False, epochs: int = 10) -> list[dict[str, Any]]:
     for name, options in LEGS.items():
         with tempfile.TemporaryDirectory() as folder:
             legs[name] = launched(Path(folder), options, sizes(tiny, epochs))
-    return rows(legs)
+    import two_loops
+
+    return rows(legs) + bounds(two_loops.rates(CORES, seconds=0.2 if tiny else 2, rounds=1 if tiny else 2))
 
 
 def main() -> None:
