@@ -7,6 +7,7 @@ python tests/benchmarks/eval_cost.py [--device cuda] [--tiny]
 """
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from bench_common import compared, configure, in_turn, make_session, models, settings
@@ -57,9 +58,12 @@ def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> l
     config = configure(models(tiny)[model] | ({} if tiny else options), bits=points, device=device)
     session = make_session(config, train=images // 5 if activations else 256, val=images)
     count, what = (6, "six points with activations") if activations else (5, "five bit-widths")
-    works = {"all": lambda: at_all_points(session), "float": lambda: float_passes(session, count)}
+    works: dict[str, Callable[[], object]] = {
+        "all": lambda: at_all_points(session),
+        "float": lambda: float_passes(session, count),
+    }
     if not activations:
-        works["deploy"] = lambda: session.evaluator.deployments(session.model, asked(session)) and None
+        works["deploy"] = lambda: session.evaluator.deployments(session.model, asked(session))
     times = in_turn(works, 1 if tiny else rounds, warmup=1, device=device)
     found = compared(times, "all", "float")
     measured = found.pop("ratio")

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import two_loops
+
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP, CELLS, CORES = "sweeps/quickstart.yaml", 7, 2
 GOAL = 1.6
@@ -117,8 +119,6 @@ def measure(tiny: bool = False, epochs: int = 10) -> list[dict[str, Any]]:
     for name, options in LEGS.items():
         with tempfile.TemporaryDirectory() as folder:
             legs[name] = launched(Path(folder), options, sizes(tiny, epochs))
-    import two_loops
-
     return rows(legs) + bounds(two_loops.rates(CORES, seconds=0.2 if tiny else 2, rounds=1 if tiny else 2))
 
 
