@@ -18,7 +18,7 @@ from harness.core import outside, registry
 from harness.core.command import run_command
 from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig
 from harness.core.errors import UserError, unknown
-from harness.data._config import Augment
+from harness.data._config import Augment, RandomResizedCrop, ShorterSide
 from harness.sweep import json_schema
 from harness.sweep.algorithms import OPTIONS
 from harness.sweep.config import Algorithm, CellConfig, Final, SweepConfig, Tune
@@ -46,6 +46,8 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "monitor": ("monitor", MonitorConfig),
     "runtime": ("runtime", RuntimeConfig),
     "augment": ("data.augment", Augment),
+    "random_resized_crop": ("data.augment.random_resized_crop", RandomResizedCrop),
+    "resize": ("data.resize of image_folder and tiny_imagenet, where it is no number", ShorterSide),
 }
 _LIMITS = ("ge", "gt", "le", "lt", "min_length", "pattern")
 

@@ -92,7 +92,7 @@ def _read(config: Any, module: Any) -> "Raw":
         raise UserError(
             f"data.val_fraction: {config.val_fraction} of {len(raw.train)} training images holds out no image"
         )
-    side = min(raw.train.images.shape[2:])
+    side = config.crop or min(raw.train.images.shape[2:])
     if config.augment.crop_padding >= side:
         raise UserError(f"data.augment.crop_padding: {config.augment.crop_padding} must be below the image side {side}")
     return raw
@@ -111,32 +111,38 @@ def _of_classes(config: Any, raw: "Raw", seed: int, device: "torch.device | str"
     """Images of classes. Where the files give no val split, `seed` draws it from train."""
     import torch
 
+    from harness.data._residency import place
     from harness.data._split import carve, channel_statistics
-    from harness.data.base import Dataset
+    from harness.data.base import Dataset, Split
 
-    train, val = raw.train, raw.val
+    train, val, test = raw.train, raw.val, raw.test
+    where = place(config, raw, torch.device(device))
+    if raw.mapped or where != "device":
+        train, val, test = train.in_place(), val and val.in_place(), test.in_place()
     if val is None:
         held, rest = _held_out(raw, config, seed)
         train, val = train.take(rest), train.take(held)
     dropped = len(train) - max(1, round(len(train) * config.train_fraction))
     if dropped:
         train = train.take(carve(train.labels, dropped, sub_seed(seed, "split", "train_fraction"))[1])
-    train = train.to(device)
+    move = Split.onto if where == "device" else Split.to
+    train = move(train, device)
     if config.normalize == "standardize":
-        mean, std = channel_statistics(train.images, raw.max_value)
+        mean, std = channel_statistics(train, raw.max_value)
     else:
         channels = train.images.shape[1]
         mean, std = torch.zeros(channels, device=device), torch.ones(channels, device=device)
     return Dataset(
         train=train,
-        val=val.to(device),
-        test=raw.test.to(device),
+        val=move(val, device),
+        test=move(test, device),
         class_names=raw.class_names,
         max_value=raw.max_value,
         mean=mean,
         std=std,
         augment=config.augment,
         digest=raw.digest,
+        crop=config.crop,
     )
 
 

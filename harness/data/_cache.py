@@ -9,7 +9,7 @@ import PIL
 import torch
 
 from harness.core.cache import cached_files, keep
-from harness.data.base import Raw, Split
+from harness.data._raw import Raw, Split
 
 #: Part of every key; goes up when the way images are decoded changes.
 VERSION = 1
@@ -17,12 +17,18 @@ VERSION = 1
 T = TypeVar("T")
 
 
-def cached(name: str, fingerprint: str, resize: int | None, make: Callable[[], Raw]) -> Raw:
+def cached(name: str, fingerprint: str, resize: int | str | None, make: Callable[[], Raw]) -> Raw:
     """What `make` returns, from the cache where an earlier process already called it.
 
     name: the data set. fingerprint: changes whenever a source file does.
     """
     return decoded_once(name, f"{resize}/{fingerprint}", make, _pack, _unpack)
+
+
+def stem(name: str, key: str) -> str:
+    """The name of a file of the cache, without its ending."""
+    # Pillow's version counts because a new one may decode a JPEG to other pixels.
+    return f"{name}-{hashlib.sha256(f'{VERSION}/{PIL.__version__}/{key}'.encode()).hexdigest()[:32]}"
 
 
 def decoded_once(
@@ -34,8 +40,7 @@ def decoded_once(
     anything. A damaged cache file is made again; without a usable cache folder a warning is given, and every run
     decodes.
     """
-    # Pillow's version counts because a new one may decode a JPEG to other pixels.
-    file = f"{name}-{hashlib.sha256(f'{VERSION}/{PIL.__version__}/{key}'.encode()).hexdigest()[:32]}.pt"
+    file = f"{stem(name, key)}.pt"
     for path in cached_files(file):
         try:
             found = unpack(torch.load(path, weights_only=True))

@@ -1,9 +1,8 @@
 """Decoding image files into one uint8 tensor, with a pool of threads."""
 
-import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 
 import numpy as np
 import torch
@@ -11,42 +10,58 @@ from PIL import Image
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.data._cache import cached
+from harness.data._cache import cached, stem
+from harness.data._config import FilesConfig, Resize, ShorterSide
+from harness.data._decoding import cores, decode_one, square, unequal
+from harness.data._mapped import mapped
+from harness.data._raw import Raw, Split
+from harness.data._residency import in_memory
 from harness.data._source import LabelledFiles, Source
-from harness.data.base import Raw, Split
 
 #: Files a task decodes; one task a file would spend a third of its time on the pool.
 CHUNK = 256
-#: Pillow's names of images with 8 bits or fewer per channel. Converting others to RGB would cut values off.
-EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-#: Those of them without colours.
-GREY = ("1", "L", "LA")
-#: How the names of modes with more begin: I, I;16, F.
-DEEP = ("I", "F")
 
 
-def read_labelled(name: str, files: LabelledFiles, resize: int | None, further: Sequence[str] = ()) -> Raw:
-    """All splits, decoded once and then from the cache; 255 means 1.0.
+def read_labelled(config: FilesConfig, files: LabelledFiles, further: Sequence[str] = ()) -> Raw:
+    """All splits, decoded once and then from the cache; 255 means 1.0. In memory, or mapped, as the residency says.
 
-    name: the data set. further: files that decide the labels. Raises UserError like `decode`.
+    further: files that decide the labels. Raises UserError like `decode`, and like `mapped`.
     """
     pairs = [pair for split in files.splits.values() for pair in split]
-    names = [image for image, _ in pairs]
+    names, labels = [image for image, _ in pairs], torch.tensor([label for _, label in pairs])
+    source, resize, fingerprint = files.source, config.resize, files.source.fingerprint([*further, *names])
 
-    def make() -> Raw:
-        images, labels = decode(files.source, names, resize), torch.tensor([label for _, label in pairs])
+    def raw(images: Tensor, digest: str | None = None) -> Raw:
         sizes = [len(split) for split in files.splits.values()]
         parts = zip(files.splits, images.split(sizes), labels.split(sizes), strict=True)
         splits = {split: Split(pixels, numbers) for split, pixels, numbers in parts}
-        return Raw(splits["train"], splits["test"], splits.get("val"), files.class_names, max_value=255)
+        return Raw(splits["train"], splits["test"], splits.get("val"), files.class_names, 255, digest)
 
-    return cached(name, files.source.fingerprint([*further, *names]), resize, make)
+    shape = _shape(source, names[0], resize)
+    if in_memory(config, len(names) * prod(shape)):
+        return cached(config.name, fingerprint, _words(resize), lambda: raw(decode(source, names, resize)))
+    key = stem(config.name, f"{_words(resize)}/{fingerprint}")
+    return raw(*mapped(key, source, names, shape, resize, lambda images: raw(images).digest))
 
 
-def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
+def _words(resize: Resize) -> str:
+    """Of how images are decoded, in the names of files of the cache."""
+    return f"shorter side {resize.shorter_side}" if isinstance(resize, ShorterSide) else str(resize)
+
+
+def _shape(source: Source, name: str, resize: Resize) -> tuple[int, int, int]:
+    """(C, H, W) of a decoded image."""
+    if resize is None:
+        height, width, channels = decode_one(source, name).shape
+        return channels, height, width
+    side = resize.shorter_side if isinstance(resize, ShorterSide) else resize
+    return 3, side, side
+
+
+def decode(source: Source, names: Sequence[str], resize: Resize) -> Tensor:
     """The images as RGB, uint8 (N, 3, H, W), in the order of `names`. Transparency is dropped.
 
-    resize: the side of the squares that all images are made (bilinear), or None to keep their size.
+    resize: how all images are made one size (bilinear), or None to keep theirs.
     Raises UserError, naming the file: damaged, more than 8 bits per channel, another mode that is not read, or another
     size than the first.
     """
@@ -57,7 +72,7 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
         for index in range(start, min(start + CHUNK, len(names))):
             image = decode_one(source, names[index], resize)
             if image.shape != first.shape:
-                raise _unequal(source, names[0], first, names[index], image)
+                raise unequal(source, names[0], first.shape, names[index], image.shape)
             images[index] = image.transpose(2, 0, 1)
 
     with pool() as workers:
@@ -66,62 +81,25 @@ def decode(source: Source, names: Sequence[str], resize: int | None) -> Tensor:
     return torch.from_numpy(images)
 
 
-def first_shape(source: Source, folders: Sequence[str], resize: int | None) -> tuple[int, int, int]:
-    """(C, H, W) of the first image in these folders. Raises UserError like `decode`, and where there is none."""
+def first_shape(source: Source, folders: Sequence[str], config: FilesConfig) -> tuple[int, int, int]:
+    """(C, H, W) of the first image in these folders, as evaluation sees it.
+
+    Raises UserError like `decode`, and where there is none.
+    """
     image = next((name for folder in folders[:1] for name in source.names(folder)), None)
     if image is None:
         raise UserError(f"data.root: {source.show(folders[0] if folders else '.')} holds no images")
-    height, width, channels = decode_one(source, image, resize).shape
-    return channels, height, width
+    height, width, channels = decode_one(source, image, config.resize).shape
+    return channels, config.crop or height, config.crop or width
 
 
 def resized(images: Tensor, side: int) -> Tensor:
     """uint8 (N, C, H, W), C 1 or 3 -> uint8 (N, C, side, side), bilinear like `decode`."""
     pixels = images.permute(0, 2, 3, 1).squeeze(3).numpy()
-    result = np.stack([np.asarray(_square(Image.fromarray(image), side)) for image in pixels])
+    result = np.stack([np.asarray(square(Image.fromarray(image), side)) for image in pixels])
     return torch.from_numpy(result.reshape(len(images), side, side, -1)).permute(0, 3, 1, 2).contiguous()
-
-
-def _square(image: Image.Image, side: int) -> Image.Image:
-    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
-
-
-def decode_one(source: Source, name: str, resize: int | None = None, grey: bool = False) -> np.ndarray:
-    """uint8 (H, W, 3). grey: (H, W, 1) of an image without colours, which is RGB otherwise."""
-    try:
-        with Image.open(io.BytesIO(source.read(name))) as image:
-            mode = image.mode
-            if grey and mode in GREY:
-                return np.asarray(image.convert("L"))[..., None]
-            if mode in EIGHT_BIT:
-                pixels = image.convert("RGB")
-                return np.asarray(_square(pixels, resize) if resize else pixels)
-    except Exception as error:  # Pillow's readers and zipfile raise many kinds for a damaged file
-        raise UserError(f"data.root: cannot decode {source.show(name)}: {error}; remove it") from error
-    if mode.startswith(DEEP):
-        raise UserError(f"data.root: {source.show(name)} has more than 8 bits per channel ({mode}); convert it")
-    raise UserError(
-        f"data.root: {source.show(name)} is of mode {mode}, which is not read (legal: {', '.join(EIGHT_BIT)}); "
-        "convert it to RGB"
-    )
-
-
-def _unequal(source: Source, one: str, first: np.ndarray, other: str, image: np.ndarray) -> UserError:
-    sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, image.shape)]
-    return UserError(
-        f"data.resize must be set, as image sizes differ: {source.show(one)} is {sizes[0]}, "
-        f"{source.show(other)} is {sizes[1]} (width x height); data.resize: {min(first.shape[:2])} "
-        "would make all squares of that side"
-    )
 
 
 def pool() -> ThreadPoolExecutor:
     """Threads that decode, one a core: Pillow runs without the interpreter's lock."""
-    return ThreadPoolExecutor(_cores())
-
-
-def _cores() -> int:
-    """Cores this process may use: a Slurm job sees fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return ThreadPoolExecutor(cores())

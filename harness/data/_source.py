@@ -35,6 +35,16 @@ class Source(Protocol):
     def fingerprint(self, names: Sequence[str]) -> str:
         """A text that changes whenever one of these files does."""
 
+    @property
+    def place(self) -> list[str]:
+        """What `source_at` makes the same source of, in another process."""
+
+
+def source_at(place: Sequence[str]) -> "Source":
+    """A source by its `place`: a folder, or a zip file and the folder inside of it."""
+    root, *inside = place
+    return Archive(Path(root), inside[0]) if inside else Folder(Path(root))
+
 
 @dataclass(frozen=True)
 class LabelledFiles:
@@ -100,6 +110,10 @@ class Folder:
                 digest.update(hashlib.sha256(self.read(name)).digest())
         return digest.hexdigest()
 
+    @property
+    def place(self) -> list[str]:
+        return [str(self.root)]
+
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)  # as text: pathlib would cost seconds over 100000 files
 
@@ -140,3 +154,7 @@ class Archive:
         """From the checksum of each file, which the zip file keeps."""
         lines = (f"{name}\0{self._zip.getinfo(self.prefix + name).CRC}\n" for name in names)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def place(self) -> list[str]:
+        return [str(self.path), self.prefix[:-1]]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from harness.data._raw import Split
+
 
 def carve(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of a stratified draw of `count` samples, and of the rest; both int64 and ascending.
@@ -25,17 +27,20 @@ def carve(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return by_class[taken].sort().values, by_class[~taken].sort().values
 
 
-def channel_statistics(images: Tensor, max_value: int) -> tuple[Tensor, Tensor]:
-    """Mean and (population) standard deviation of each channel in [0, 1] units, both float32 (C,).
+def channel_statistics(split: Split, max_value: int) -> tuple[Tensor, Tensor]:
+    """Mean and (population) standard deviation of each channel in [0, 1] units, both float32 (C,), where labels are.
 
-    images: uint8 (N, C, H, W). Counting pixel values is exact, so each device gives the same numbers.
-    A channel that never varies gets deviation 1.
+    Counting pixel values is exact, so that the same numbers come wherever images are, and in whatever parts they are
+    counted. A channel that never varies gets deviation 1.
     """
-    channels = images.shape[1]
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(channels)])
+    channels = split.images.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.int64, device=split.images.device)
+    for part in split.parts():
+        pixels = split.pixels(part)
+        counts += torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(channels)])
     shares = counts.cpu().double() / counts.cpu().sum(1, keepdim=True)
     values = torch.arange(counts.shape[1], dtype=torch.float64) / max_value
     mean = (shares * values).sum(1)
     std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
     std[std == 0] = 1
-    return mean.float().to(images.device), std.float().to(images.device)
+    return mean.float().to(split.labels.device), std.float().to(split.labels.device)

@@ -1,68 +1,30 @@
-"""What a data set is: config, the decoded images, and the tensors on the device that a run trains on."""
+"""What a run trains on: splits, and the batches that are drawn from them."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from harness.core.seeding import sub_seed
+from harness.data._ahead import Ahead, ahead
 from harness.data._augment import crop_and_flip, draw
 from harness.data._config import Augment
+from harness.data._raw import Raw, Split
+from harness.data._resized_crop import draw_boxes, resized_crops
 from harness.kernels import cpu, dispatch
 
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Decoded images, uint8 (N, C, H, W), and their class numbers, int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> "Split":
-        """The samples at `indices`, int64 (M,), in that order."""
-        return Split(self.images[indices], self.labels[indices])
-
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """What a data-set file reads, on the CPU: all its images before any split is drawn.
-
-    val: None where it is to be carved from train. max_value: the pixel value that means 1.0.
-    """
-
-    train: Split
-    test: Split
-    val: Split | None
-    class_names: tuple[str, ...]
-    max_value: int
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hexadecimal digits that name every decoded pixel and label."""
-        digest = hashlib.sha256(f"max_value {self.max_value}".encode())
-        for name, split in (("train", self.train), ("val", self.val), ("test", self.test)):
-            if split is not None:
-                digest.update(f"/{name}{tuple(split.images.shape)}".encode())
-                digest.update(split.images.contiguous().numpy().data)
-                digest.update(split.labels.contiguous().numpy().data)
-        return digest.hexdigest()[:16]
+__all__ = ["Augment", "Dataset", "Raw", "Split", "order"]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits, on one device as uint8; batches are normalized, and augmented, as they are drawn.
+    """Three splits, as uint8; batches are normalized, and augmented, on the device, as they are drawn.
 
     mean, std: float32 (C,), of the train split in [0, 1] units; zeros and ones where nothing is standardized.
-    digest: names the images and labels that were decoded; it depends neither on the seed nor on paths.
+    digest: names the images and labels that were decoded; it depends neither on the seed nor on paths. crop: side of
+    the square in the middle of images that evaluation sees, and training that does not crop; None: all of them.
     """
 
     train: Split
@@ -74,6 +36,7 @@ class Dataset:
     std: Tensor
     augment: Augment
     digest: str
+    crop: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -88,11 +51,12 @@ class Dataset:
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return channels, self.crop or height, self.crop or width
 
     @property
     def device(self) -> torch.device:
-        return self.train.images.device
+        """Of batches, labels and statistics; images may be elsewhere (`Split.rows`)."""
+        return self.mean.device
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32 of the same shape: `(x / max_value - mean) / std`.
@@ -124,15 +88,47 @@ class Dataset:
         indices: int64 (B,) on the data's device, or a slice.
         """
         labels = split.labels[indices]
-        if isinstance(indices, slice):
-            return self.normalized(split.images[indices]), labels
-        if dispatch.serves_images(split.images):
+        if self._takes_rows(split) and not isinstance(indices, slice):
             return _unambiguous(cpu.image_batch(split.images, indices, self._table, self._formulas)), labels
-        return self.normalized(split.images.index_select(0, indices)), labels
+        return self.normalized(self._middle(self._pixels(split, indices))), labels
+
+    def _takes_rows(self, split: Split) -> bool:
+        """Whether the pass in C makes batches of whole images from where they are."""
+        return split.rows is None and self.crop is None and dispatch.serves_images(split.images)
+
+    def _middle(self, images: Tensor) -> Tensor:
+        """What evaluation sees of images (B, C, H, W)."""
+        if self.crop is None:
+            return images
+        top, left = (round((side - self.crop) / 2) for side in images.shape[2:])
+        return images[:, :, top : top + self.crop, left : left + self.crop].contiguous()
+
+    @cached_property
+    def ahead(self) -> Ahead | None:
+        """Of training images that are not on the device; None where all are."""
+        return None if self.train.rows is None else Ahead(partial(self._gathered, self.train))
+
+    def _gathered(self, split: Split, indices: Tensor | slice) -> Tensor:
+        """The images of a batch, in memory that a GPU reads while the host goes on."""
+        return split.pixels(indices, pinned=self.device.type == "cuda" and split.rows is not None)
+
+    def _pixels(self, split: Split, indices: Tensor | slice) -> Tensor:
+        """The images of a batch, uint8 (B, C, H, W), on the device."""
+        if split is self.train and self.ahead is not None and isinstance(indices, Tensor):
+            return self.ahead.take(indices).to(self.device, non_blocking=True)
+        return self._gathered(split, indices).to(self.device, non_blocking=True)
 
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All of a split in order, as `batch` gives it."""
-        return (self.batch(split, slice(at, at + batch_size)) for at in range(0, len(split), batch_size))
+        parts = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
+        if split.rows is None:
+            return (self.batch(split, part) for part in parts)
+        pixels = ahead(partial(self._gathered, split), parts, depth=1)  # these batches are large
+        return ((self._finished(each), split.labels[part]) for each, part in zip(pixels, parts, strict=True))
+
+    def _finished(self, pixels: Tensor) -> Tensor:
+        """Inputs from images that were gathered."""
+        return self.normalized(self._middle(pixels.to(self.device, non_blocking=True)))
 
     def first(self, split: Split, count: int) -> Split:
         """The first samples of a split."""
@@ -146,14 +142,22 @@ class Dataset:
         """
         if generator is None or not self.augment.active:
             return self.batch(self.train, indices)
+        labels = self.train.labels[indices]
         padding = self.augment.crop_padding
         offsets, mirrored = draw(len(indices), self.augment, generator)
-        if dispatch.serves_images(self.train.images):
+        if how := self.augment.random_resized_crop:
+            images, rows = self._pixels(self.train, indices), None
+            boxes = draw_boxes(len(images), images.shape[2:], how, generator)
+            crops = resized_crops(images, boxes, mirrored, *self.input_shape[1:])
+            return _unambiguous(self._by_plain_operations(crops)), labels
+        if self._takes_rows(self.train):
+            images, rows = self.train.images, indices
+        else:
+            images, rows = self._middle(self._pixels(self.train, indices)), None
+        if dispatch.serves_images(images):
             values = self._table, self._formulas
-            images = cpu.image_batch(self.train.images, indices, *values, padding, offsets, mirrored)
-            return _unambiguous(images), self.train.labels.index_select(0, indices)
-        images = self.train.images.index_select(0, indices)  # whole rows: seven times as fast as [indices] on CPUs
-        return self.normalized(crop_and_flip(images, padding, offsets, mirrored)), self.train.labels[indices]
+            return _unambiguous(cpu.image_batch(images, rows, *values, padding, offsets, mirrored)), labels
+        return self.normalized(crop_and_flip(images, padding, offsets, mirrored)), labels
 
 
 def _unambiguous(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harness.core.errors import UserError, printable
-from harness.data._config import DataConfig, refuse_download, root_of
+from harness.data._config import FilesConfig, refuse_download, root_of
 from harness.data._source import Folder, LabelledFiles, labelled
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LAYOUT = "a folder with train/<class>/*.jpg (or .png, ...), test/<class>/ and, optionally, val/<class>/"
 
 
-class Config(DataConfig):
+class Config(FilesConfig):
     """`root` holds train/ and test/. `resize` is needed where image sizes differ."""
 
     name: Literal["image_folder"] = "image_folder"
@@ -39,14 +39,14 @@ def shape(config: Config) -> tuple[tuple[int, int, int], int]:
     if not (source.root / "train").is_dir():
         check(config)  # says what is missing
     classes = source.folders("train")
-    return first_shape(source, [f"train/{name}" for name in classes], config.resize), len(classes)
+    return first_shape(source, [f"train/{name}" for name in classes], config), len(classes)
 
 
 def read(config: Config) -> "Raw":
     """uint8 (N, 3, H, W), 255 means 1.0. Raises UserError like `check`; a damaged image; unequal sizes."""
     from harness.data._images import read_labelled
 
-    return read_labelled(config.name, _scan(config), config.resize)
+    return read_labelled(config, _scan(config))
 
 
 def _scan(config: Config) -> LabelledFiles:

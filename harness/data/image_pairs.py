@@ -55,7 +55,7 @@ def check(config: Config) -> None:
 
 def shape(config: Config) -> tuple[tuple[int, int, int], int]:
     """(C, h, w) of a crop, by the first image, and the factor of enlargement."""
-    from harness.data._images import decode_one
+    from harness.data._decoding import decode_one
 
     source, names = _scan(config)
     first = decode_one(source, names["train"][0][0], grey=not config.colour)
@@ -182,8 +182,8 @@ def _pair(config: Config, source: Folder, name: str, small: str | None) -> "tupl
     """A small image, made or as given, and the large one, cut. Raises UserError where their sizes do not match."""
     import torch
 
+    from harness.data._decoding import decode_one
     from harness.data._enlarging import smaller
-    from harness.data._images import decode_one
 
     large = decode_one(source, name, grey=not config.colour)
     if min(large.shape[:2]) < config.scale:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harness.core.errors import UserError
-from harness.data._config import DataConfig, refuse_download, root_of
+from harness.data._config import FilesConfig, refuse_download, root_of
 from harness.data._source import Archive, Folder, LabelledFiles, Source, labelled
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LAYOUT = f"a folder holding {FOLDER}/ or {FOLDER}.zip, or either itself ({URL})"
 CLASSES_FILE, WORDS_FILE, TEST_FILE = "wnids.txt", "words.txt", "val/val_annotations.txt"
 
 
-class Config(DataConfig):
+class Config(FilesConfig):
     """`root` holds `tiny-imagenet-200/` or `tiny-imagenet-200.zip`, or is either of them."""
 
     name: Literal["tiny_imagenet"] = "tiny_imagenet"
@@ -40,14 +40,14 @@ def shape(config: Config) -> tuple[tuple[int, int, int], int]:
 
     source = _source(root_of(config, LAYOUT))
     classes = sorted(_text(source, CLASSES_FILE).split())
-    return first_shape(source, [f"train/{name}/images" for name in classes], config.resize), len(classes)
+    return first_shape(source, [f"train/{name}/images" for name in classes], config), len(classes)
 
 
 def read(config: Config) -> "Raw":
     """uint8 (N, 3, 64, 64), 255 means 1.0. Raises UserError like `check`, and for a damaged image."""
     from harness.data._images import read_labelled
 
-    return read_labelled(config.name, _scan(config), config.resize, (CLASSES_FILE, WORDS_FILE, TEST_FILE))
+    return read_labelled(config, _scan(config), (CLASSES_FILE, WORDS_FILE, TEST_FILE))
 
 
 def _scan(config: Config) -> LabelledFiles:

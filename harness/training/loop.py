@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness.core.errors import Stopped
 from harness.core.layer_points import in_words
 from harness.core.seeding import sub_seed
+from harness.data._ahead import drawn_ahead
 from harness.data.base import order
 from harness.methods.base import Method, Step
 from harness.oscillation.tracker import metrics_of
@@ -40,11 +41,13 @@ def train(
     while progress.epoch < settings.epochs and not out_of_patience(progress, settings, session.methods):
         permutation = order(len(session.dataset.train), session.config.seed, progress.epoch, session.device)
         session.model.train()
-        for indices in permutation.split(settings.batch_size)[progress.step : session.steps_per_epoch]:
-            if should_stop():
-                raise Stopped
-            with session.stopwatch.step():
-                step(session, indices)
+        batches = permutation.split(settings.batch_size)[progress.step : session.steps_per_epoch]
+        with drawn_ahead(session.dataset, batches):
+            for indices in batches:
+                if should_stop():
+                    raise Stopped
+                with session.stopwatch.step():
+                    step(session, indices)
         session.stopwatch.epoch_done(session.device)
         epoch_done(_finish_epoch(session))
 

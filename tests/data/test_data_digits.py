@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from harness.core.errors import UserError
-from harness.data import DataConfig, Dataset, digits, load_dataset, order, prepare
+from harness.data import DataConfig, Dataset, Split, digits, load_dataset, order, prepare
 from harness.data._split import channel_statistics
 from harness.data.digits import Config
 
@@ -105,13 +105,13 @@ def test_unit_scaling_is_exact(data: Dataset) -> None:
 
 def test_standardizing_uses_the_train_split_alone() -> None:
     data = load_dataset(Config(normalize="standardize"), seed=0, device="cpu")
-    mean, std = channel_statistics(data.train.images, 16)
+    mean, std = channel_statistics(data.train, 16)
     assert torch.equal(data.mean, mean)
     assert torch.equal(data.std, std)
     inputs, _ = data.batch(data.train, slice(None))
     assert inputs.mean().item() == pytest.approx(0, abs=1e-5)  # float32 sums over 76800 values
     assert inputs.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    with_val, _ = channel_statistics(torch.cat([data.train.images, data.val.images]), 16)
+    with_val, _ = channel_statistics(Split(torch.cat([data.train.images, data.val.images]), torch.zeros(1)), 16)
     assert not torch.equal(data.mean, with_val)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from harness import data
 from harness.core.cache import cache_folder
 from harness.core.errors import UserError
-from harness.data import _images, image_pairs, sample_images
+from harness.data import _decoding, image_pairs, sample_images
 from harness.data._enlarging import Crops, EnlargingData, Images
 from harness.training.config import component
 
@@ -201,13 +201,13 @@ def test_the_layouts_of_div2k_and_set14(tmp_path: Path) -> None:
 
 def test_images_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    own = _images.decode_one
+    own = _decoding.decode_one
 
     def decode_one(source: Any, name: str, **settings: Any) -> np.ndarray:
         read.append(name)
         return own(source, name, **settings)
 
-    monkeypatch.setattr(_images, "decode_one", decode_one)
+    monkeypatch.setattr(_decoding, "decode_one", decode_one)
 
     def loaded(**settings: Any) -> Any:
         image_pairs._splits.cache_clear()  # as another process would

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
+from harness.data import Split, _raw
 from harness.data._split import carve, channel_statistics
 
 
@@ -46,16 +48,29 @@ def test_every_sample_can_be_drawn() -> None:
     assert (seen > 5).all()  # expected 20 times each, deviation 4
 
 
+def labelled(images: Tensor) -> Split:
+    return Split(images, torch.zeros(len(images), dtype=torch.int64))
+
+
 def test_statistics_equal_those_of_float64_pixels() -> None:
     images = torch.randint(0, 200, (50, 3, 6, 5), dtype=torch.uint8)
-    mean, std = channel_statistics(images, 255)
+    mean, std = channel_statistics(labelled(images), 255)
     values = images.double() / 255
     torch.testing.assert_close(mean.double(), values.mean((0, 2, 3)), rtol=1e-6, atol=0)  # float32 result
     torch.testing.assert_close(std.double(), values.std((0, 2, 3), correction=0), rtol=1e-6, atol=0)
 
 
+def test_statistics_are_the_same_in_parts_and_of_images_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = labelled(torch.randint(0, 200, (50, 3, 6, 5), dtype=torch.uint8))
+    chosen = torch.randperm(50)[:41]
+    whole = channel_statistics(split.take(chosen), 255)
+    monkeypatch.setattr(_raw, "PART", 7 * 90)
+    for each in (split.take(chosen), split.in_place().take(chosen)):
+        assert all(map(torch.equal, channel_statistics(each, 255), whole))
+
+
 def test_a_channel_that_never_varies_is_not_divided_by_zero() -> None:
     images = torch.full((4, 2, 3, 3), 51, dtype=torch.uint8)
-    mean, std = channel_statistics(images, 255)
+    mean, std = channel_statistics(labelled(images), 255)
     assert mean.tolist() == pytest.approx([0.2, 0.2])
     assert std.tolist() == [1, 1]
