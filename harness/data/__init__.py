@@ -92,7 +92,7 @@ def _read(config: Any, module: Any) -> "Raw":
         raise UserError(
             f"data.val_fraction: {config.val_fraction} of {len(raw.train)} training images holds out no image"
         )
-    side = config.crop or min(raw.train.images.shape[2:])
+    side = config.evaluation_crop or min(raw.train.images.shape[2:])
     if config.augment.crop_padding >= side:
         raise UserError(f"data.augment.crop_padding: {config.augment.crop_padding} must be below the image side {side}")
     return raw
@@ -128,7 +128,7 @@ def _of_classes(config: Any, raw: "Raw", seed: int, device: "torch.device | str"
     move = Split.onto if where == "device" else Split.to
     train = move(train, device)
     if config.normalize == "standardize":
-        mean, std = channel_statistics(train, raw.max_value)
+        mean, std = channel_statistics(train, raw.max_value, raw.digest if where == "disk" else None)
     else:
         channels = train.images.shape[1]
         mean, std = torch.zeros(channels, device=device), torch.ones(channels, device=device)
@@ -142,7 +142,7 @@ def _of_classes(config: Any, raw: "Raw", seed: int, device: "torch.device | str"
         std=std,
         augment=config.augment,
         digest=raw.digest,
-        crop=config.crop,
+        crop=config.evaluation_crop,
     )
 
 

@@ -118,7 +118,7 @@ class DataConfig(TaskDataConfig):
     )
 
     @property
-    def crop(self) -> int | None:
+    def evaluation_crop(self) -> int | None:
         """Side of the square in the middle of images that evaluation sees; None: it sees all of them."""
         return None
 
@@ -152,8 +152,8 @@ class FilesConfig(DataConfig):
         raise ValueError("no side (legal: 1 to 1024 pixels, or a section such as {shorter_side: 256, crop: 224})")
 
     @property
-    def crop(self) -> int | None:
-        """See `DataConfig.crop`."""
+    def evaluation_crop(self) -> int | None:
+        """See `DataConfig.evaluation_crop`."""
         return self.resize.crop if isinstance(self.resize, ShorterSide) else None
 
 

@@ -90,7 +90,7 @@ def first_shape(source: Source, folders: Sequence[str], config: FilesConfig) -> 
     if image is None:
         raise UserError(f"data.root: {source.show(folders[0] if folders else '.')} holds no images")
     height, width, channels = decode_one(source, image, config.resize).shape
-    return channels, config.crop or height, config.crop or width
+    return channels, config.evaluation_crop or height, config.evaluation_crop or width
 
 
 def resized(images: Tensor, side: int) -> Tensor:

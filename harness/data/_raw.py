@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 #: Bytes of images that are gone through together.
-PART = 2**22
+PART = 2**20
 
 
 @dataclass(frozen=True, eq=False)

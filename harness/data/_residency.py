@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OF_HOST = 1 / 4
 #: The same of the device's free memory, which networks and their activations need.
 OF_DEVICE = 1 / 2
+#: What was said in this process; how much is free differs from time to time.
+_said: set[str] = set()
 
 
 def in_memory(config: "DataConfig", size: int) -> bool:
@@ -25,27 +27,24 @@ def in_memory(config: "DataConfig", size: int) -> bool:
 
 
 def place(config: "DataConfig", raw: "Raw", device: "torch.device") -> Literal["device", "host", "disk"]:
-    """Where a run on a device keeps the images that were read. Where `auto` chooses another place than the device's
-    memory, a warning says so."""
+    """Where a run on a device keeps the images that were read.
+
+    Where `auto` chooses another place than the device's memory, a warning says so, once a process.
+    """
     import torch
 
     if config.residency != "auto":
         return config.residency
-    otherwise: Literal["host", "disk"] = "disk" if raw.mapped else "host"
-    if device.type == "cpu":
-        if not raw.mapped:
-            return "device"
-        free = free_host_memory()
-    else:
-        free = torch.cuda.mem_get_info(device)[0]
-        if raw.size <= OF_DEVICE * free:
-            return "device"
-    where = "in memory of the host" if otherwise == "host" else "on disk"
-    warnings.warn(
-        f"data.residency: auto keeps images {where}: they take {gib(raw.size)}, and {gib(free)} are free on {device}",
-        stacklevel=2,
-    )
-    return otherwise
+    free = free_host_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    fits = not raw.mapped if device.type == "cpu" else raw.size <= OF_DEVICE * free
+    if fits:
+        return "device"
+    where = "on disk" if raw.mapped else "in memory of the host"
+    what = f"data.residency: auto keeps images {where}: they take {gib(raw.size)}"
+    if what not in _said:
+        _said.add(what)
+        warnings.warn(f"{what}, and {gib(free)} are free on {device}", stacklevel=2)
+    return "disk" if raw.mapped else "host"
 
 
 def free_host_memory() -> int:

@@ -39,6 +39,7 @@ PARTS = {
     "cpu": (
         *("step_cost", "paper_loop", "eval_cost", "input_cost", "run_cost", "command_cost", "worker_scaling"),
         *("growth_cost", "table_cost", "table_levers", "method_cost", "precision_cost", "activation_cost"),
+        "large_images",
     ),
     "cuda": (
         *("peak_cost", "gpu_cost", "table_cost", "step_cost", "eval_cost"),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from harness.core.errors import UserError
-from harness.data import Dataset, _decoder, _mapped, _residency, digits, load_dataset, prepare
+from harness.data import Dataset, _decoder, _mapped, _residency, digits, load_dataset, prepare, tiny_imagenet
 from harness.data._ahead import Ahead, ahead
 from harness.data.image_folder import Config
 from harness.training.components import component
@@ -114,8 +115,13 @@ def test_a_set_that_does_not_fit_stays_on_disk_and_that_is_said(
 ) -> None:
     size = 18 * 3 * 8 * 8
     monkeypatch.setattr(_residency, "free_host_memory", lambda: 4 * size - 1)
+    monkeypatch.setattr(_residency, "_said", set())
     with pytest.warns(UserWarning, match=r"auto keeps images on disk: they take 0.0 MiB, and .* are free on cpu"):
         data = load_dataset(Config(root=folder), 0, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(_residency, "free_host_memory", lambda: 4 * size - 2)
+        assert load_dataset(Config(root=folder), 0, "cpu").train.rows is not None
     assert data.train.rows is not None
     assert pixels_file(cache).stat().st_size == size
     assert load_dataset(Config(root=folder, residency="device"), 0, "cpu").train.rows is None
@@ -222,12 +228,22 @@ def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
 
 
 def test_processes_decode_as_this_one_does(
-    folder: Path, make_image: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_tiny_imagenet: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """From a zip file, by the shorter side."""
+    folder = make_tiny_imagenet(tmp_path / "files")
+    archive = shutil.make_archive(str(tmp_path / folder.name), "zip", folder.parent, folder.name)
+    settings: Settings = {"root": archive, "resize": {"shorter_side": 6, "crop": 4}}
     monkeypatch.setattr(_mapped, "CHUNK", 9)
     monkeypatch.setattr(_mapped, "cores", lambda: 2)
-    config = Config(root=folder, residency="disk", resize=6)
-    assert prepare(config).digest == prepare(Config(root=folder, resize=6)).digest
+    monkeypatch.setattr(_mapped, "decode_chunk", None)  # of this process
+    found = prepare(tiny_imagenet.Config(**settings, residency="disk"))
+    assert found.digest == prepare(tiny_imagenet.Config(**settings)).digest
+    assert found.train.images.shape == (12, 3, 6, 6)
+
+
+@pytest.mark.usefixtures("chunks")
+def test_unequal_sizes_name_two_files_and_the_key(folder: Path, make_image: Callable[..., np.ndarray]) -> None:
     make_image(folder / "test/eel/0.png", seed=0, height=9, width=12)
     with pytest.raises(UserError, match=rf"data\.resize must be set.*{folder}/train/cat/0\.png is 8x8.*is 12x9"):
         prepare(Config(root=folder, residency="disk"))
@@ -255,3 +271,59 @@ def test_a_process_that_is_killed_loses_nothing_that_it_logged(folder: Path, cac
     assert again.stdout.strip() == prepare(Config(root=folder)).digest
     known = json.loads(pixels_file(cache).with_suffix(".json").read_text())
     assert len(known["chunks"]) == 5
+
+
+_WATCHED = """
+import sys, threading, time
+import torch
+from harness.data import load_dataset
+from harness.data._ahead import drawn_ahead
+from harness.data.image_folder import Config
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def use(residency, root, **further):
+    data = load_dataset(Config(root=root, residency=residency, **further), 0, "cpu")
+    batches = torch.randperm(len(data.train)).split(2)
+    with drawn_ahead(data, batches):
+        for rows in batches:
+            data.train_batch(rows, torch.Generator().manual_seed(0))
+    for _ in data.batches(data.test, 2):
+        pass
+
+def watch():
+    while True:
+        seen.append(anonymous())
+        time.sleep(0.002)
+
+augment = {"random_resized_crop": {}, "flip": True}
+# So that what is imported is not counted.
+use("disk", sys.argv[1], resize={"shorter_side": 8, "crop": 6}, augment=augment)
+
+before, seen = anonymous(), []
+threading.Thread(target=watch, daemon=True).start()
+use(sys.argv[3], sys.argv[2], resize={"shorter_side": 256, "crop": 224}, augment=augment)
+print(max(seen) - before)
+"""
+
+
+@pytest.mark.slow
+def test_images_on_disk_take_little_memory(folder: Path, tmp_path: Path) -> None:
+    """Decoding, statistics, training batches and an evaluation: below a quarter of the set, 94 MB of pixels."""
+    pixels = np.random.default_rng(0).bytes(3 * 260 * 256)
+    for split, count in (("train", 400), ("test", 80)):
+        for index in range(count):
+            path = tmp_path / "large" / split / "ab"[index % 2] / f"{index}.ppm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"P6 260 256 255\n" + pixels)
+
+    def growth(residency: str) -> int:
+        command = [sys.executable, "-c", _WATCHED, str(folder), str(tmp_path / "large"), residency]
+        return int(subprocess.run(command, timeout=250, capture_output=True, text=True, check=True).stdout)
+
+    size = 480 * 3 * 256 * 256
+    on_disk, in_memory = growth("disk"), growth("host")
+    assert on_disk < size / 4
+    assert in_memory > size  # so that the measure sees what it should

@@ -1,10 +1,12 @@
 """Stratified draws and channel statistics."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from harness.data import Split, _raw
+from harness.data import Split, _raw, _split
 from harness.data._split import carve, channel_statistics
 
 
@@ -67,6 +69,32 @@ def test_statistics_are_the_same_in_parts_and_of_images_elsewhere(monkeypatch: p
     monkeypatch.setattr(_raw, "PART", 7 * 90)
     for each in (split.take(chosen), split.in_place().take(chosen)):
         assert all(map(torch.equal, channel_statistics(each, 255), whole))
+
+
+def test_images_elsewhere_are_copied_onto_a_device_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_raw, "PART", 7 * 90)
+    split = labelled(torch.randint(0, 200, (50, 3, 6, 5), dtype=torch.uint8))
+    chosen = torch.randperm(50)[:41]
+    for each in (split.take(chosen), split.in_place().take(chosen)):
+        there = each.onto("cpu")
+        assert there.rows is None
+        assert torch.equal(there.images, split.images[chosen])
+        assert torch.equal(there.labels, split.labels[chosen])
+
+
+def test_counts_of_images_on_disk_are_kept_for_these_samples(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = labelled(torch.randint(0, 200, (50, 3, 6, 5), dtype=torch.uint8)).in_place()
+    some, others = (split.take(torch.arange(at, at + 20)) for at in (0, 30))
+    counts = _split._counts(some)
+    assert counts.sum(1).tolist() == [20 * 30] * 3
+    assert torch.equal(_split._kept_counts(some, "digest"), counts)
+    with monkeypatch.context() as patch:
+        patch.setattr(_split, "_counts", lambda split: pytest.fail("counted again"))
+        assert torch.equal(_split._kept_counts(some, "digest"), counts)
+    assert torch.equal(_split._kept_counts(others, "digest"), _split._counts(others))
+    for path in cache.iterdir():
+        path.write_text(path.read_text().replace("[0", "[1", 1))
+    assert torch.equal(_split._kept_counts(some, "digest"), counts)
 
 
 def test_a_channel_that_never_varies_is_not_divided_by_zero() -> None:
