@@ -21,7 +21,7 @@ def ahead(work: Callable[[Item], Result], items: Sequence[Item], depth: int = DE
     pool = ThreadPoolExecutor(1)
     coming = iter(items)
     try:
-        begun = deque(pool.submit(work, item) for _, item in zip(range(depth + 1), coming))
+        begun = deque(pool.submit(work, item) for _, item in zip(range(depth), coming))
         while begun:
             found = begun.popleft().result()
             begun.extend(pool.submit(work, item) for _, item in zip(range(1), coming))

@@ -190,8 +190,9 @@ def _reserve(part: Path, size: int) -> None:
     free = shutil.disk_usage(part.parent).free + there
     if free < size + MARGIN:
         raise UserError(
-            f"data.residency: decoded images take {gib(size)}, and {part.parent} has {gib(free)} free; set "
-            "HARNESS_CACHE to a folder on a larger disk, or make images smaller (data.resize)"
+            f"data.residency: decoded images take {gib(size)}, besides {gib(MARGIN)} that stay free, and {part.parent} "
+            f"has {gib(free)} free; set HARNESS_CACHE to a folder on a larger disk, or make images smaller "
+            "(data.resize)"
         )
     with open(part, "ab") as file:
         os.truncate(file.fileno(), size)

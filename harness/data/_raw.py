@@ -60,8 +60,9 @@ class Split:
             indices = self.rows[indices if isinstance(indices, slice) else indices.cpu()]
         if isinstance(indices, slice):
             return self.images[indices]
-        out = self.images.new_empty(len(indices), *self.images.shape[1:], pin_memory=pinned)
-        # Whole rows: seven times as fast as [indices] on CPUs.
+        if not pinned:
+            return self.images.index_select(0, indices)  # whole rows: seven times as fast as [indices] on CPUs
+        out = self.images.new_empty(len(indices), *self.images.shape[1:], pin_memory=True)
         return torch.index_select(self.images, 0, indices, out=out)
 
 

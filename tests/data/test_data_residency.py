@@ -96,7 +96,7 @@ def test_work_is_done_ahead_in_order_until_it_is_closed() -> None:
     assert [next(coming), next(coming)] == [0, 1]
     coming.close()
     assert done == list(range(len(done)))
-    assert 2 <= len(done) <= 5
+    assert 2 <= len(done) <= 4
     failing = ahead(lambda item: 1 // item, [1, 0, 1])
     assert next(failing) == 1
     with pytest.raises(ZeroDivisionError):
@@ -204,7 +204,10 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_decoded(
 ) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=_mapped.MARGIN + 3000))
-    with pytest.raises(UserError, match=rf"take 0\.0 MiB, and {cache} has 64\.0 MiB free; set HARNESS_CACHE"):
+    with pytest.raises(
+        UserError,
+        match=rf"take 0\.0 MiB, besides 64\.0 MiB that stay free, and {cache} has 64\.0 MiB free; set HARNESS_CACHE",
+    ):
         prepare(Config(root=folder, residency="disk"))
     assert not chunks
 
