@@ -22,6 +22,8 @@ from harness.core.errors import unknown
 
 #: Inches; narrower panels have no room for four bit-widths and a label.
 _NARROWEST_PANEL = 1.55
+#: Entries of a legend that need a page's width, in two columns.
+_LONG_LEGEND = 16
 #: Characters of a line of the title of the narrowest panel.
 TITLE_OF_PANEL = 18
 #: Points: the mean width of a character in a figure's title.
@@ -122,7 +124,8 @@ def panels(
     """
     columns = panel_columns(number, narrowest)
     wraps = -(-number // columns)
-    width = _venue.column if columns == 1 else _venue.page
+    fits = columns == 1 and narrowest <= _venue.column and legend_entries <= _LONG_LEGEND
+    width = _venue.column if fits else _venue.page
     legend_height = 0.32 + _LEGEND_LINE * -(-legend_entries // _ENTRIES_A_LINE)
     figure, grid = plt.subplots(
         wraps * rows_each, columns, squeeze=False,

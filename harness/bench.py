@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description="Compare a method with all others.")
     parser.add_argument("method", metavar="METHOD.py", help="or METHOD.py:CLASS, or a module")
-    parser.add_argument("--on", action="append", default=[], metavar="NAME", help="a method below it, such as lsq")
+    parser.add_argument(
+        "--on", action="append", default=[], metavar="NAME", help="a method below it, such as a quantizer"
+    )
     parser.add_argument(
         "--search",
         action="append",

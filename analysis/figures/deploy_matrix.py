@@ -26,8 +26,8 @@ CAPTION = (
 )
 
 _ROW_INCHES, _HEAD_INCHES = 0.28, 0.85
-#: A column needs more where its cells say from where to where two seeds are.
-_COLUMN_INCHES, _RANGE_INCHES = 0.38, 0.56
+#: Of a column at least; where its cells say from where to where two seeds are; and for each character of its head.
+_COLUMN_INCHES, _RANGE_INCHES, _CHARACTER_INCHES = 0.38, 0.56, 0.045
 
 
 def draw(group: Group) -> Drawing:
@@ -37,8 +37,7 @@ def draw(group: Group) -> Drawing:
     points = list(dict.fromkeys(frame["bits"]))
     trainings = list(dict.fromkeys(frame["training"]))
     height = _ROW_INCHES * len(trainings) + _HEAD_INCHES
-    ways = frame[frame["n"] > 0].groupby("bits")["deploy"].nunique().max()
-    narrowest = float(ways * (_RANGE_INCHES if (frame["n"] == 2).any() else _COLUMN_INCHES))
+    narrowest = _panel_inches(frame)
     figure, blocks = style.panels(len(points), 1, height, 1, shared=False, narrowest=narrowest)
     columns = style.panel_columns(len(points), narrowest)
     for place, (point, (axes,)) in enumerate(zip(points, blocks)):
@@ -50,6 +49,14 @@ def draw(group: Group) -> Drawing:
     figure.suptitle(style.title_of(title, figure) or "", fontsize=8)
     recorded = frame["deploy_s"].notna().any()
     return Drawing(figure, frame, () if recorded else ("the records do not say what a deployment took",))
+
+
+def _panel_inches(frame: pd.DataFrame) -> float:
+    """What the panel with the most columns needs, without its labels."""
+    shown = frame[frame["n"] > 0]
+    longest = max(len(word) for way in shown["deploy"] for word in way.split("_"))
+    column = _RANGE_INCHES if (frame["n"] == 2).any() else _COLUMN_INCHES
+    return float(shown.groupby("bits")["deploy"].nunique().max() * max(column, _CHARACTER_INCHES * (longest + 1)))
 
 
 def _cells(group: Group) -> pd.DataFrame:

@@ -108,12 +108,12 @@ def _runs(one: Series, target: int) -> list[dict[str, Any]]:
             "at": [target],
             "above": [b for b in widths if b > target],
         }
-        if final.seed not in found or FLOAT not in scores or target not in scores:
+        rate = final.config["train"].get("learning_rate")
+        if final.seed not in found or rate is None or FLOAT not in scores or target not in scores:
             continue
         of_run = {
             "target_bit": target, "method": one.name, "cell": one.cell.id, "seed": final.seed,
-            "frequency": found[final.seed], "learning_rate": final.config["train"]["learning_rate"],
-            "float": scores[FLOAT],
+            "frequency": found[final.seed], "learning_rate": rate, "float": scores[FLOAT],
         }  # fmt: skip
         for side, bits in wanted.items():
             if bits:

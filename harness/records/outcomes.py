@@ -2,10 +2,9 @@
 
 It allows to compare two methods sample by sample within a seed. One entry for each row of the record's test split, with
 the fields that tell the row from others, `n`, and `right`: one bit per sample in the order of the split, the first one
-highest, filled up with zeros to whole bytes, as base64. Tasks whose outcomes are not right or wrong have no such file.
+highest, filled up with zeros to whole bytes, in hexadecimal. Tasks whose outcomes are not right or wrong have no such file.
 """
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +20,14 @@ def entry(row: Mapping[str, Any], right: Sequence[bool]) -> dict[str, Any]:
     """The entry of a row. right: one value for each of its samples."""
     size = -(-len(right) // 8)
     bits = "".join("1" if each else "0" for each in right).ljust(8 * size, "0")
-    packed = base64.b64encode(int(bits or "0", 2).to_bytes(size, "big")).decode()
+    packed = int(bits or "0", 2).to_bytes(size, "big").hex()
     point = schema.fields_of(schema.point(row))
     return {**{name: row[name] for name in _OF_ROW}, **point, "n": len(right), "right": packed}
 
 
 def right_of(entry: Mapping[str, Any]) -> list[bool]:
     """One value for each sample of an entry."""
-    packed = base64.b64decode(entry["right"])
+    packed = bytes.fromhex(entry["right"])
     bits = format(int.from_bytes(packed, "big"), f"0{8 * len(packed)}b")
     return [bit == "1" for bit in bits[: entry["n"]]]
 

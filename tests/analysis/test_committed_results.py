@@ -178,6 +178,20 @@ def test_the_table_of_bits_by_layer_holds_what_was_computed() -> None:
             assert cells[2 * place + 1].startswith(f"{means[method, way] - means[method, 'rtn']:+.1f} [")
 
 
+def test_the_table_of_caches_holds_what_was_computed() -> None:
+    frame = pd.read_csv(RESULTS / "rivals_language/figures/rows.csv").query("split == 'test'")
+    means = frame.groupby(["method", "kv", "deploy"])["score"].mean()
+    text = (RESULTS / "rivals_mixed_dynamic_cache.md").read_text().partition("cache at |")[2]
+    rows = re.findall(r"^\| `?(\w+)`?(?: training)?, (\d) bits \| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for method, bits, cells in rows:
+        rtn, kivi, less, wkvquant, lesser = cells.split(" | ")
+        own = means[method, int(bits)]
+        assert [rtn, kivi, wkvquant] == [f"{own[way]:.3f}" for way in ("rtn", "kivi", "wkvquant")]
+        for way, cell in (("kivi", less), ("wkvquant", lesser)):
+            assert cell.startswith(f"{own[way] - own['rtn']:+.3f} [")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # all figures of all committed sweeps, a minute and a half on 2 idle cores
 def test_the_committed_records_give_the_committed_figures_to_the_last_byte(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from harness.core.errors import UserError
 from harness.tasks.classification import ACCURACY
 
 #: What a sweep of one model on one data set shows: the others compare several, or several deploy methods.
+#: Those that need several deploy methods, or more trainings than the sweep here has.
+NOT_HERE = ("deploy_matrix", "oscillation_and_accuracy")
 OF_ONE_GROUP = [
-    module for module in find_figures() if module.scope not in render.OVERALL and module.name != "deploy_matrix"
+    module for module in find_figures() if module.scope not in render.OVERALL and module.name not in NOT_HERE
 ]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -42,7 +42,7 @@ def test_the_archive_holds_what_figures_and_reruns_need_and_nothing_of_the_machi
     runs = set(records(carried_out / "runs"))
     assert len(runs) == RUNS
     expected = {f"{run}/{name}.json" for run in runs for name in ("config", "record", "trials")}
-    assert names == expected | {f"{run}/metrics.jsonl" for run in finals}
+    assert names == expected | {f"{run}/{name}" for run in finals for name in ("metrics.jsonl", "outcomes.json")}
     for word in (socket.gethostname(), str(carried_out), "pid"):
         assert word.encode() not in everything
 
@@ -58,6 +58,8 @@ def test_the_analysis_reads_an_archive_as_it_reads_a_sweep(carried_out: Path) ->
     live, kept = (load_results(carried_out / root, "tiny") for root in ("runs", "kept"))
     assert [final.record for final in live.finals] == [final.record for final in kept.finals]
     assert [final.epochs() for final in live.finals] == [final.epochs() for final in kept.finals]
+    assert [final.outcomes() for final in live.finals] == [final.outcomes() for final in kept.finals]
+    assert all(final.outcomes() for final in kept.finals)
     assert [vars(trial) for trial in live.trials] == [vars(trial) for trial in kept.trials]
     assert len(kept.finals) == 4
     assert len(kept.trials) == 4
