@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pandas as pd
@@ -44,9 +45,17 @@ def group(root: Path) -> Group:
     return group
 
 
+#: What was put on a canvas: the figure, the group (kept, so that no other has its id), and whether it had titles.
+RENDERED: dict[tuple[str, int, bool], Group] = {}
+
+
 def draw(name: str, group: Group) -> Drawing:
+    """A figure, put on a canvas where the same was not yet: that takes most of the time."""
     drawing: Drawing = FIGURES[name].draw(group)
-    drawing.figure.canvas.draw()
+    if (key := (name, id(group), style._titles)) not in RENDERED:
+        drawing.figure.canvas.draw()
+        RENDERED[key] = group
+    plt.close(drawing.figure)
     return drawing
 
 

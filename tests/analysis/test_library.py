@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from blank_pictures import blank_pictures
 from matplotlib.figure import Figure
 from pages import REPOSITORY, blocks
 from synthetic_sweep import SweepWriter, add_exactly, near, paper, quickstart
@@ -165,7 +166,8 @@ def test_sweeps_named_together_are_drawn_as_one(
 
 
 @pytest.mark.slow
-def test_the_joint_tables_are_complete(tmp_path: Path) -> None:
+def test_the_joint_tables_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank_pictures(monkeypatch)
     two(tmp_path)
     assert make_figures.main(["--root", str(tmp_path), "--sweep", "a", "--sweep", "b"]) == 0
     folder = tmp_path / "a+b/figures"

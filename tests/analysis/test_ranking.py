@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from blank_pictures import blank_pictures
 from synthetic_sweep import BITS, SweepWriter, add_exactly, keep_bits
 
 from analysis import make_figures, ranking
@@ -177,7 +178,10 @@ def test_nothing_to_rank(kept: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_script_writes_one_table_of_all_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_writes_one_table_of_all_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank_pictures(monkeypatch)
     sweep = small(tmp_path)
     for method, target in (("none", None), ("ste", 2), ("a_b", 2)):
         grid = {"model.name": "vit_tiny", "target_bit": target}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from analysis_cost import Shape, write_sweep
+from blank_pictures import blank_pictures
 from PIL import Image
 from synthetic_sweep import MEASURED, SweepWriter, quickstart
 
@@ -31,14 +32,13 @@ HOSTILE = "<script>document.title = 'taken over'</script> & more"
 
 def draw_one_figure_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is about files, not about figures."""
+    blank_pictures(monkeypatch)
     (one,) = [module for module in find_figures() if module.name == "univariate_model"]
     monkeypatch.setattr(render, "find_figures", lambda: [one])
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(root: Path) -> Path:
     """A drawn sweep in which one run failed, one final is missing and one record is corrupt."""
-    root = tmp_path_factory.mktemp("root")
     write_sweep(root, Shape(trials=10, seeds=3, epochs=4, layers=5))
     folder = root / "large"
     cells = json.loads((folder / "cells.json").read_text())
@@ -52,8 +52,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That sweep; its pictures have no content."""
+    with pytest.MonkeyPatch.context() as patch:
+        blank_pictures(patch)
+        return drawn(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
 def page(root: Path) -> str:
+    return page_of(root)
+
+
+def page_of(root: Path) -> str:
     return (root / "large/figures/report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its pictures, which take most of the time: for slow tests."""
+    return drawn(tmp_path_factory.mktemp("whole"))
 
 
 def test_the_report_says_everything(page: str) -> None:
@@ -90,7 +108,7 @@ def test_what_runs_say_is_text(page: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None and "HARNESS_CI" not in os.environ, reason="needs Chromium")
-def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
+def test_the_report_in_a_browser(whole: Path, tmp_path: Path) -> None:
     """Offline: every picture is drawn, nothing sticks out sideways, and no text is left to a template."""
     probe = """<script>addEventListener("load", () => {
         const pictures = [...document.images];
@@ -100,7 +118,7 @@ def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
             sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
             text: document.body.innerText.includes("{{"), title: document.title });
     })</script></body>"""
-    (tmp_path / "report.html").write_text(page.replace("</body>", probe), encoding="utf-8")
+    (tmp_path / "report.html").write_text(page_of(whole).replace("</body>", probe), encoding="utf-8")
     shot = tmp_path / "shot.png"
     assert CHROMIUM is not None
     command = [
@@ -127,10 +145,10 @@ def test_the_report_in_a_browser(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_records_give_the_same_page(root: Path, tmp_path: Path) -> None:
-    out = root / "large/figures"
+def test_the_same_records_give_the_same_page(whole: Path, tmp_path: Path) -> None:
+    out = whole / "large/figures"
     first = {path.name: path.read_bytes() for path in out.iterdir()}
-    make_figures.main(["--root", str(root)])
+    make_figures.main(["--root", str(whole)])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
 
@@ -184,6 +202,7 @@ def test_one_figure_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.slow
 def test_two_sweeps_by_name_are_both_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [module for module in find_figures() if module.scope in render.OVERALL or module.name == "univariate_model"]
+    blank_pictures(monkeypatch)
     monkeypatch.setattr(render, "find_figures", lambda: kept)
     monkeypatch.setattr(style, "_titles", True)  # set back afterwards
     for name in ("one", "two", "three"):
@@ -200,7 +219,8 @@ def test_two_sweeps_by_name_are_both_drawn(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [module for module in find_figures() if module.scope in render.OVERALL or module.name == "univariate_model"]
-    monkeypatch.setattr(render, "find_figures", lambda: kept)  # test_the_report_says_everything draws the others
+    blank_pictures(monkeypatch)
+    monkeypatch.setattr(render, "find_figures", lambda: kept)  # test_the_report_in_a_browser draws the others
     quickstart(tmp_path, "one").write()
     model = {"name": "resnet18"}
     two = SweepWriter(tmp_path, "two")
