@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conformance_common import pairs
+from pages import METHOD
 
 import harness
 from harness.conformance import deploying, training
@@ -99,11 +100,13 @@ def test_new_files_are_tested_and_one_that_breaks_the_rules_is_caught(tmp_path: 
     shutil.copytree(Path(harness.__file__).parent, tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     methods = tmp_path / "harness/methods"
     (methods / "dropped_in.py").write_text(NEW_METHOD)
+    (methods / "weight_noise.py").write_text(METHOD)  # as a page shows it
     # a step counter that no checkpoint holds
     unruly = NEW_METHOD.replace("dropped_in", "dropped_bad").replace("+ step.index", "+ self.calls()")
     unruly += "\n    def calls(self):\n        self.n = getattr(self, 'n', 0) + 1\n        return self.n\n"
     (methods / "dropped_bad.py").write_text(unruly)
-    selection = ["-k", "dropped and not vit_tiny and not cuda", "-p", "no:cacheprovider", "-q"]
+    wanted = "(dropped and not vit_tiny or weight_noise) and not cuda"
+    selection = ["-k", wanted, "-p", "no:cacheprovider", "-q", "-rpf"]
     here = str(Path(__file__).parent)
     suite = subprocess.run(
         [sys.executable, "-m", "pytest", *selection, "--rootdir", here, here],
@@ -115,6 +118,9 @@ def test_new_files_are_tested_and_one_that_breaks_the_rules_is_caught(tmp_path: 
     assert suite.returncode == 1, suite.stdout + suite.stderr
     failed = [line for line in suite.stdout.splitlines() if line.startswith("FAILED")]
     assert any("test_the_whole_state_after_a_resume[dropped_bad" in line for line in failed), suite.stdout
-    assert not any("dropped_in" in line for line in failed), suite.stdout
+    assert not any(name in line for name in ("dropped_in", "weight_noise") for line in failed), suite.stdout
+    passed = [line for line in suite.stdout.splitlines() if line.startswith("PASSED")]
+    for name in ("dropped_in", "weight_noise"):
+        assert sum(name in line for line in passed) >= 8, suite.stdout
     assert all("resume" in line for line in failed), suite.stdout
     assert int(suite.stdout.rpartition(" passed")[0].rpartition(" ")[2]) > 20, suite.stdout

@@ -24,6 +24,10 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+#: The method that the page on methods shows, a file.
+(METHOD,) = blocks(REPOSITORY / "harness/methods/README.md", "python")
+
+
 def write_files(page: Path, folder: Path) -> None:
     """Write the blocks of a page whose first line is `# path/to/file.py` to a folder."""
     for block in (*blocks(page, "python"), *blocks(page, "yaml")):
