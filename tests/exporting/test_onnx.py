@@ -26,7 +26,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp5": MLP,
     "resnet18": {"name": "resnet18", "width": 16},
     "vit_tiny": {"name": "vit_tiny", "width": 16, "depth": 2, "heads": 2, "patch": 4},
-    "tiny_vit": {"name": "tiny_vit"},
+    # A block a stage: its graph has every operator of the whole one.
+    "tiny_vit": {"name": "tiny_vit", "embed_dims": (32, 64, 96, 160), "depths": (1, 1, 1, 1)},
     "timm": {"name": "timm:resnet10t"},
 }
 RAW: dict[str, Any] = {
