@@ -1,4 +1,7 @@
-"""A sweep of seconds: two cells, two trials each, two seeds, on digits with a narrow MLP."""
+"""A sweep of seconds: two cells, two trials each, two seeds, on digits with a narrow MLP, with a thread for each run.
+
+Threads that share a core with other tests wait for each other by spinning.
+"""
 
 import json
 import os
@@ -18,7 +21,7 @@ base:
   model: {name: mlp5, width: 16}
   train: {epochs: EPOCHS, batch_size: 100}
   deploy: {bits: [2, 4], scale: recalibrate}
-  runtime: {wandb: "off", checkpoint_every_s: 0}
+  runtime: {wandb: "off", checkpoint_every_s: 0, threads: 1}
 cells:
   - methods: ste
     grid: {target_bit: [2]}

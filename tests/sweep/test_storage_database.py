@@ -17,7 +17,7 @@ import pytest
 import studies_common
 from postgres_server import PostgresServer
 from studies_common import THREE, TWO, states
-from tiny_sweep import RUNS, launch, records, rows, start, write_sweep
+from tiny_sweep import RUNS, here, launch, records, rows, start, write_sweep
 
 from harness.records.heartbeat import Heartbeat
 from harness.records.run_directory import RunDirectory
@@ -101,7 +101,7 @@ def test_a_sweep_gives_the_same_numbers_as_with_the_journal_and_the_password_is_
     assert server.password not in output
     assert leaks(tmp_path, server.password) == []
     assert not (tmp_path / "runs" / "tiny" / "study.log").exists()
-    status, output = launch(write_sweep(tmp_path), tmp_path / "journal")
+    status, output = here(write_sweep(tmp_path), tmp_path / "journal", "--cluster", "debug")
     assert status == 0, output
     assert len(records(tmp_path / "runs")) == RUNS
     assert rows(tmp_path / "runs") == rows(tmp_path / "journal")
