@@ -2,7 +2,8 @@
 
 It allows to compare two methods sample by sample within a seed. One entry for each row of the record's test split, with
 the fields that tell the row from others, `n`, and `right`: one bit per sample in the order of the split, the first one
-highest, filled up with zeros to whole bytes, in hexadecimal. Tasks whose outcomes are not right or wrong have no such file.
+highest, filled up with zeros to whole bytes, in hexadecimal. Tasks whose outcomes are not right or wrong have no such
+file.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
