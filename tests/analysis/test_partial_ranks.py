@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from synthetic_sweep import SweepWriter, add_exactly, near
 
 from analysis import library
-from analysis.figures import NothingToDraw, oscillation_and_accuracy
+from analysis.figures import NothingToDraw, oscillation_and_score
 from analysis.partial_ranks import partial_rank
 
 METHODS = ("ste", "lsq", "lcq", "kure", "oscillation", "aoq", "satnl", "statsq")
@@ -61,7 +61,7 @@ def sweep(root: Path, methods: tuple[str, ...]) -> library.Results:
 
 def test_the_figure_has_each_final_below_at_and_above_its_target(tmp_path: Path) -> None:
     results = sweep(tmp_path, METHODS)
-    drawn = oscillation_and_accuracy.draw(results.groups[0])
+    drawn = oscillation_and_score.draw(results.groups[0])
     drawn.figure.canvas.draw()
     points = drawn.frame
     assert len(points) == 3 * len(METHODS) * 3
@@ -78,4 +78,4 @@ def test_the_figure_has_each_final_below_at_and_above_its_target(tmp_path: Path)
 
 def test_few_trainings_say_nothing(tmp_path: Path) -> None:
     with pytest.raises(NothingToDraw, match="no target has 8 trainings"):
-        oscillation_and_accuracy.draw(sweep(tmp_path, METHODS[:7]).groups[0])
+        oscillation_and_score.draw(sweep(tmp_path, METHODS[:7]).groups[0])

@@ -21,7 +21,7 @@ from harness.tasks.classification import ACCURACY
 
 #: What a sweep of one model on one data set shows: the others compare several, or several deploy methods.
 #: Those that need several deploy methods, or more trainings than the sweep here has.
-NOT_HERE = ("deploy_matrix", "oscillation_and_accuracy")
+NOT_HERE = ("deploy_matrix", "oscillation_and_score")
 OF_ONE_GROUP = [
     module for module in find_figures() if module.scope not in render.OVERALL and module.name not in NOT_HERE
 ]

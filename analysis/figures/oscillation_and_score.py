@@ -18,7 +18,7 @@ from analysis.partial_ranks import partial_rank
 from analysis.series import Group, Series, reading_order
 from harness.core.bits import FLOAT
 
-NAME, ORDER, SCOPE = "oscillation_and_accuracy", 45, Scope.GROUP
+NAME, ORDER, SCOPE = "oscillation_and_score", 45, Scope.GROUP
 TITLE = "Oscillation and {metric}"
 CAPTION = (
     "Test {metric} at the target bit-width and mean over those below and above it, against oscillation frequency (mean "
