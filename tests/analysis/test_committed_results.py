@@ -73,8 +73,8 @@ def test_the_pages_hold_the_ranking_as_it_was_computed() -> None:
 def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
     """In each section, the rows that name a series of the sweep that the section links to first."""
     checked: Counter[str] = Counter()
-    # Pages on rivals have tables of other columns, and tests of their own.
-    names = [path for path in sorted(RESULTS.glob("*.md")) if not path.name.startswith("rivals")]
+    # Pages on rivals and on oscillation have tables of other columns, and tests of their own.
+    names = [path for path in sorted(RESULTS.glob("*.md")) if not path.name.startswith(("rivals", "oscillation"))]
     pages = "".join(path.read_text() for path in names)
     for section in re.split(r"^## ", pages, flags=re.MULTILINE)[1:]:
         linked = re.search(r"\]\(\.\./\.\./sweeps/(\w+)\.yaml\)", section)
@@ -176,6 +176,21 @@ def test_the_table_of_bits_by_layer_holds_what_was_computed() -> None:
         for place, way in enumerate(("ohq", "hessian_trace", "mpiq", "random_bits")):
             assert cells[2 * place] == f"{means[method, way]:.1f}"
             assert cells[2 * place + 1].startswith(f"{means[method, way] - means[method, 'rtn']:+.1f} [")
+
+
+def test_the_table_of_correlations_holds_what_was_computed() -> None:
+    rows = re.findall(r"^\| (MLP|ViT), (\d) bits \| (.*) \|$", (RESULTS / "oscillation.md").read_text(), re.MULTILINE)
+    assert len(rows) == 6
+    for model, target, text in rows:
+        name = {"MLP": "mlp5", "ViT": "vit_tiny"}[model]
+        frame = pd.read_csv(RESULTS / f"methods_digits/figures/oscillation_and_score-{name}-digits.csv")
+        *cells, trainings = (cell.strip() for cell in text.split(" | "))
+        own = frame[frame["target_bit"] == int(target)]
+        assert trainings == str(own["cells"].max())
+        for side, cell in zip(("below", "at", "above"), cells, strict=True):
+            found = own.loc[own["side"] == side, ["rho", "rho_low", "rho_high"]]
+            numbers = [] if found.empty else [f"{value:z.2f}" for value in found.iloc[0]]
+            assert re.findall(r"-?\d+\.\d+", cell) == numbers
 
 
 def test_the_table_of_caches_holds_what_was_computed() -> None:
