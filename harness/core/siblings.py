@@ -49,7 +49,7 @@ def _imported(source: bytes) -> Iterator[str]:
     """The first part of every import in a text, those in functions too; none where it is no Python."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # whoever loads it says so
+    except (SyntaxError, ValueError):  # loading it says so
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

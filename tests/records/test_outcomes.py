@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_sweep import SweepWriter
 
 from analysis import by_sample, comparisons, library
 from harness import evaluate
@@ -15,7 +16,6 @@ from harness.records.archive import _files
 from harness.records.run_directory import RunDirectory
 from harness.training.config import complete
 from harness.training.run import run
-from tests.helpers.synthetic_sweep import SweepWriter
 
 RAW: dict[str, Any] = {
     "phase": "final",
