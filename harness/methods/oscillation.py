@@ -16,8 +16,9 @@ the effect is lost at 2 bits. The gradient is added without autograd; tests/refe
 
 With `direction: random_sign` each entry of this gradient gets a sign of its own, + or - with probability 1/2, drawn
 again at each step: a push of the same size that is 0 on average. It is a control, not the paper's: what it changes in a
-network comes with the push's size, and what only `graph` changes is due to its direction. The value that is logged as
-the penalty is still R. It runs by plain operations.
+network comes with the push's size, and what only `graph` changes is due to its direction. `direction: scale_only`
+leaves the first term out and keeps the second, the pull on the largest weights: what it changes needs no push, and no
+weight that oscillates. With either the value that is logged as the penalty is still R, and plain operations run.
 
 Settings: strength is the paper's lambda, >= 0, tuned per task (about 1 to 100 for Adam at the sizes of this harness).
 Signs come from the method's own seed and the number of the step, so a resumed run draws the same.
@@ -26,10 +27,10 @@ Deviations: norm layers stay float and without penalty unless `quantizer.norms: 
 takes every module that has a weight, so it also regularizes the weights of norm layers, and rounds them after training.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harness.core.config_base import IDENTITY_IF_CHANGED
@@ -52,11 +53,20 @@ class Oscillation(Method):
         scale_gradient: Literal["graph", "detached"] = Field(
             "graph", description="whether s = max|w| / Q is in the graph or detached (the paper's code: graph)"
         )
-        direction: Literal["graph", "random_sign"] = Field(
+        direction: Literal["graph", "random_sign", "scale_only"] = Field(
             "graph",
-            description="of the push: the regularizer's gradient, or that with a random sign for each weight and step",
+            description="of the push: the regularizer's gradient, that with a random sign for each weight and step, or "
+            "no push, which leaves the pull on the largest weights",
             json_schema_extra=IDENTITY_IF_CHANGED,
         )
+
+        @model_validator(mode="after")
+        def _something_is_left(self) -> Self:
+            if self.direction == "scale_only" and self.scale_gradient == "detached":
+                raise ValueError(
+                    "direction: scale_only with scale_gradient: detached leaves nothing of the regularizer"
+                )
+            return self
 
     config: Config
 
@@ -86,7 +96,8 @@ class Oscillation(Method):
     def after_backward(self, step: Step) -> Tensor | float:
         if self.config.strength == 0:
             return 0.0
-        return self._regularizer.add_gradient(self._signs(step) if self.config.direction == "random_sign" else None)
+        how = self.config.direction
+        return self._regularizer.add_gradient(self._signs(step) if how == "random_sign" else None, how != "scale_only")
 
     def _signs(self, step: Step) -> torch.Generator:
         device = next(step.model.parameters()).device

@@ -21,8 +21,12 @@ from harness.quantization.layers import WeightLayer
 
 
 @torch.no_grad()
-def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: float) -> tuple[Tensor, Tensor]:
+def oscillation_penalty(
+    weight: Tensor, quantizer: MaxAbsQuantizer, strength: float, push: bool = True
+) -> tuple[Tensor, Tensor]:
     """The value of R for one layer, shape (), and its gradient, in the shape and type of `weight`.
+
+    push: False leaves of the gradient what it has through the scale alone.
 
     Sums run over the weights that share a step. With a clipped quantizer, a weight outside the range has the clipped
     code, and gradient 0 through the rounding. An all-zero tensor has value and gradient 0.
@@ -42,7 +46,7 @@ def oscillation_penalty(weight: Tensor, quantizer: MaxAbsQuantizer, strength: fl
     # mean(q^2 - w^2) = mean(s^2 (k - v)(k + v)), v = w / s: this form avoids cancellation.
     value = 0.5 * factor * ((code + scaled).mul_(error).sum(dim=dims) * step.flatten().square()).sum()
     through = error if within is None else code * within - scaled
-    gradient = through * (factor * step)
+    gradient = through * (factor * step) if push else torch.zeros_like(weight)
     if quantizer.scale_gradient == "graph":
         slope = error if within is None else code - scaled * within
         pull = code.mul_(slope).sum(dim=dims, keepdim=quantizer.per_channel) * step
@@ -102,11 +106,11 @@ class OscillationRegularizer:
         return made
 
     @torch.no_grad()
-    def add_gradient(self, signs: torch.Generator | None = None) -> Tensor:
+    def add_gradient(self, signs: torch.Generator | None = None, push: bool = True) -> Tensor:
         """Add dR/dw to each weight's `.grad`, in place; returns R, shape (), without synchronising.
 
         signs: draws a sign for each entry of dR/dw, + or - with equal probability, so that only its size is kept; on
-        the weights' device. None: dR/dw as it is.
+        the weights' device. None: dR/dw as it is. push: False leaves of dR/dw the part through the scale alone.
         The weights are those that the layers have now. Warns of a layer that was put into the model later.
         """
         self._present.refresh("it is regularized from now on")
@@ -118,9 +122,10 @@ class OscillationRegularizer:
             if weight.grad is None:  # the task loss does not depend on it
                 weight.grad = torch.zeros_like(weight)
             layers.append((weight, weight.grad, quantizer))
-        values, rest = self._pass.add_gradient(layers, self.strength) if signs is None else ([], layers)
+        whole = signs is None and push
+        values, rest = self._pass.add_gradient(layers, self.strength) if whole else ([], layers)
         for weight, gradient, quantizer in rest:
-            value, more = oscillation_penalty(weight, quantizer, self.strength)
+            value, more = oscillation_penalty(weight, quantizer, self.strength, push)
             if signs is not None:
                 more.mul_(torch.empty_like(more).bernoulli_(generator=signs).mul_(2).sub_(1))
             gradient.add_(more)

@@ -236,7 +236,7 @@ def test_a_long_training_departs_no_more_than_after_an_ulp(model: dict[str, Any]
     """
 
     def trained(how: str, moved: int | None = None) -> tuple[list[float], Tensor]:
-        session, lines = build(settings(model, how, 40)), []
+        session, lines = build(settings(model, how, 12)), []
         for parameter in session.model.parameters() if moved is not None else ():
             up = torch.rand(parameter.shape, generator=torch.Generator().manual_seed(moved or 0)) < 0.5
             parameter.data = torch.nextafter(parameter.data, torch.where(up, torch.inf, -torch.inf))
