@@ -125,8 +125,9 @@ def test_one_run_shared_by_two_cells_counts_once(tmp_path: Path) -> None:
 
 def test_cells_with_one_label_are_told_apart_and_never_pooled(tmp_path: Path) -> None:
     sweep = SweepWriter(tmp_path)
-    for strength in (1, 3):
-        cell = sweep.add("oscillation", 2, grid={"target_bit": 2, "oscillation.strength": strength})
+    for strength in (None, 1, 3):
+        own_key = {"oscillation.strength": strength} if strength else {}
+        cell = sweep.add("oscillation", 2, grid={"target_bit": 2, **own_key})
         for seed, run_id in list(sweep.cells[cell]["finals"].items()):
             own = f"{run_id}-{strength}"
             sweep.records[own] = {**sweep.records.pop(run_id), "run_id": own}
@@ -134,7 +135,7 @@ def test_cells_with_one_label_are_told_apart_and_never_pooled(tmp_path: Path) ->
             sweep.cells[cell]["finals"][seed] = own
     sweep.write()
     labels = [one.label for one in only_group(tmp_path).series]
-    assert labels == ["oscillation@2 (strength=1)", "oscillation@2 (strength=3)"]
+    assert labels == ["oscillation@2", "oscillation@2 (strength=1)", "oscillation@2 (strength=3)"]
 
 
 def test_several_ways_of_deployment_are_several_series(tmp_path: Path) -> None:
