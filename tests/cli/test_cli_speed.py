@@ -1,10 +1,11 @@
 """What must answer at once never imports torch. Wall times are recorded with the results, not judged here."""
 
 import copy
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,51 +18,83 @@ from harness.sweep.queue import open_sweep
 
 HEAVY = ("torch", "torch._dynamo", "torchvision", "timm", "optuna", "wandb", "submitit", "sklearn", "pandas", "scipy")
 
-#: Runs a module's command, whatever it ends with, then prints the heavy packages that it imported.
-CHILD = f"""
-import runpy, sys
-module, *sys.argv[1:] = sys.argv[1:]
-try:
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-except SystemExit as ended:
-    status = ended.code
-print("IMPORTED", status, *(name for name in {HEAVY!r} if name in sys.modules))
+#: Forks for each line of its input: the child runs a module's command, whatever it ends with, then prints the heavy
+#: packages that it imported. A fresh interpreter for each of seventy commands would take half a minute in all.
+#: The parent has imported what is light, which takes the rest of a start, and says first whether that was heavy.
+SERVER = f"""
+import json, os, runpy, sys
+import pydantic, yaml, harness.launch, harness.sweep.cells, harness.sweep.config, harness.training.config
+print(*(name for name in {HEAVY!r} if name in sys.modules), flush=True)
+for line in sys.stdin:
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        print("ENDED", flush=True)
+        continue
+    module, *sys.argv[1:] = json.loads(line)
+    sys.modules.pop(module, None)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException as error:
+        status = repr(error)
+    print("IMPORTED", json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]), flush=True)
+    os._exit(0)
 """
 
 HARNESS = Path(harness.__file__).parent
 Record = Callable[[str, object], None]
+Imported = Callable[..., tuple[int, set[str]]]
 
 
-def imported(record_property: Record, module: str, *arguments: object) -> tuple[int, set[str]]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """Runs the commands of this file."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", SERVER], text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "\n", "what is light imports something heavy"
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def imported(server: subprocess.Popen[str], record_property: Record) -> Imported:
     """The exit status of a command and the heavy packages it imported."""
-    started = time.monotonic()
-    command = [sys.executable, "-c", CHILD, module, *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    record_property("wall_time_s", round(time.monotonic() - started, 3))
-    line = next(line for line in ended.stdout.splitlines() if line.startswith("IMPORTED"))
-    _, status, *names = line.split()
-    return int(status), set(names)
+
+    def run(module: str, *arguments: object) -> tuple[int, set[str]]:
+        started = time.monotonic()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps([module, *map(str, arguments)]), file=server.stdin, flush=True)
+        said = list(iter(server.stdout.readline, "ENDED\n"))
+        record_property("wall_time_s", round(time.monotonic() - started, 3))
+        (line,) = (line for line in said if line.startswith("IMPORTED"))
+        status, names = json.loads(line.partition(" ")[2])
+        return status, set(names)
+
+    return run
 
 
-def test_the_list_of_commands_imports_nothing_heavy(record_property: Record) -> None:
-    assert imported(record_property, "harness") == (0, set())
+def test_the_list_of_commands_imports_nothing_heavy(imported: Imported) -> None:
+    assert imported("harness") == (0, set())
 
 
 @pytest.mark.parametrize("module", ["harness.launch", "harness.run"])
-def test_help_imports_nothing_heavy(module: str, record_property: Record) -> None:
-    assert imported(record_property, module, "--help") == (0, set())
+def test_help_imports_nothing_heavy(module: str, imported: Imported) -> None:
+    assert imported(module, "--help") == (0, set())
 
 
 @pytest.mark.parametrize("module", sorted(path.stem for path in HARNESS.glob("*.py") if path.stem[0] != "_"))
-def test_help_of_every_command_imports_no_torch(module: str, record_property: Record) -> None:
-    status, names = imported(record_property, f"harness.{module}", "--help")
+def test_help_of_every_command_imports_no_torch(module: str, imported: Imported) -> None:
+    status, names = imported(f"harness.{module}", "--help")
     assert status == 0
     assert "torch" not in names
 
 
-def test_status_of_a_sweep_imports_no_torch(cli: Cli, record_property: Record) -> None:
+def test_status_of_a_sweep_imports_no_torch(cli: Cli, imported: Imported) -> None:
     plan.top_up(open_sweep(read_sweep(cli.file(BASE)), cli.root))
-    status, names = imported(record_property, "harness.status", cli.root / "small")
+    status, names = imported("harness.status", cli.root / "small")
     assert status == 0
     assert "torch" not in names
 
@@ -88,15 +121,15 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("content", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_imports_nothing_heavy(cli: Cli, content: object, record_property: Record) -> None:
+def test_a_mistake_imports_nothing_heavy(cli: Cli, content: object, imported: Imported) -> None:
     file = cli.file(content)  # type: ignore[arg-type]
-    assert imported(record_property, "harness.launch", file, "--root", cli.root) == (2, set())
+    assert imported("harness.launch", file, "--root", cli.root) == (2, set())
 
 
-def test_a_mistake_in_the_file_of_one_run_imports_nothing_heavy(cli: Cli, record_property: Record) -> None:
+def test_a_mistake_in_the_file_of_one_run_imports_nothing_heavy(cli: Cli, imported: Imported) -> None:
     for mistake in ({"target_bit": 1}, {"model": {"name": "mlp5", "widht": 8}}, {"methods": ["sta"]}):
         file = cli.file({**BASE["base"], "methods": ["ste"], "target_bit": 2, **mistake})
-        assert imported(record_property, "harness.run", file, "--dir", cli.root) == (2, set())
+        assert imported("harness.run", file, "--dir", cli.root) == (2, set())
 
 
 #: Of the second cell, or of what is checked after cells; the first cell's settings are checked with torch.
@@ -126,20 +159,20 @@ LATER_MISTAKES = {
 
 @pytest.mark.parametrize("edits", LATER_MISTAKES.values(), ids=LATER_MISTAKES)
 def test_a_mistake_is_found_before_a_method_imports_torch(
-    cli: Cli, edits: dict[str, object], record_property: Record
+    cli: Cli, edits: dict[str, object], imported: Imported
 ) -> None:
     first = {"cells/0/methods": [{"name": "ste", "scale_gradient": "detached"}]}
     second = {"cells/1": {**copy.deepcopy(BASE["cells"][0]), "methods": "lsq"}}
     file = cli.file(edited({**first, **second, **copy.deepcopy(edits)}))
-    status, names = imported(record_property, "harness.launch", file, "--root", cli.root, "--cluster", "slurm")
+    status, names = imported("harness.launch", file, "--root", cli.root, "--cluster", "slurm")
     assert status == 2
     assert "torch" not in names
 
 
 @pytest.mark.parametrize("methods", ["ste", ["ste", "oscillation"]], ids=str)
-def test_a_dry_run_imports_what_checks_methods_and_no_more(cli: Cli, methods: object, record_property: Record) -> None:
+def test_a_dry_run_imports_what_checks_methods_and_no_more(cli: Cli, methods: object, imported: Imported) -> None:
     file = cli.file(edited({"cells/0/methods": methods}))
-    status, names = imported(record_property, "harness.launch", file, "--root", cli.root, "--dry-run")
+    status, names = imported("harness.launch", file, "--root", cli.root, "--dry-run")
     assert (status, names) == (0, {"torch", "optuna", "submitit"})
 
 
