@@ -25,7 +25,7 @@ CAPTION = (
     "in use, that deploying one network took. A method that does not serve a point has no column there."
 )
 
-_ROW_INCHES, _HEAD_INCHES = 0.28, 0.85
+_ROW_INCHES, _HEAD_INCHES = 0.28, 1.0
 #: Of a column at least; where its cells say from where to where two seeds are; and for each character of its head.
 _COLUMN_INCHES, _RANGE_INCHES, _CHARACTER_INCHES = 0.38, 0.56, 0.045
 
@@ -47,8 +47,17 @@ def draw(group: Group) -> Drawing:
     counts = frame.loc[frame["n"] > 0, "n"].unique().tolist()
     title = in_figure(f"{group.title}: {style.seeds_text(counts)}")
     figure.suptitle(style.title_of(title, figure) or "", fontsize=8)
+    figure.supylabel("Training, with its target", fontsize=7)
     recorded = frame["deploy_s"].notna().any()
+    figure.supxlabel(_legend(group.metric, counts, bool(recorded)), fontsize=7)
     return Drawing(figure, frame, () if recorded else ("the records do not say what a deployment took",))
+
+
+def _legend(metric: Metric, counts: list[int], recorded: bool) -> str:
+    """What cells and heads are, for a picture without its caption."""
+    spread = {1: "", 2: ", lowest to highest"}.get(max(counts), " ± half of the 95% interval")
+    took = ", and what one deployment took" if recorded else ""
+    return f"Deployment{took}. Cells: {measure.label(metric, 'test')}{spread}"
 
 
 def _panel_inches(frame: pd.DataFrame) -> float:

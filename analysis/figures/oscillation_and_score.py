@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from analysis import deployment, measure, style
 from analysis.figures import Drawing, NothingToDraw, Scope
@@ -126,7 +126,8 @@ def _scale_x(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     places = next((subs for ratio, subs in _TICKS.items() if high / low < ratio), (1,))
-    style.plain_ticks(axes.xaxis, LogLocator(subs=places))
+    # Within a factor of four these are one or two, and matplotlib's own choice has no room.
+    style.plain_ticks(axes.xaxis, MaxNLocator(4) if high / low < 4 else LogLocator(subs=places))
 
 
 def _text(panel: pd.DataFrame) -> str:

@@ -72,7 +72,7 @@ class AnyPrecision(Method):
     """Trains shared weights at several bit-widths, with norms for each and distillation from higher to lower."""
 
     kind, acts_on = "QAT", "weights, norms"
-    activations = "clamped to [0, 1]"
+    activations = "clamped to [0, 1], with negative values to [-1, 1]"
     requires: ClassVar[tuple[str, ...]] = ("norms",)
     takes_layer_points: ClassVar[bool] = False
     changes_activations = True  # norms are those of the point

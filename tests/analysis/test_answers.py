@@ -1,0 +1,223 @@
+"""The numbers in the sentences of analysis/results/README.md and oscillation.md, computed from the committed records.
+
+Each line is a phrase of the page with its numbers computed anew. A sentence that changes has to be changed here, too.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import compare, load
+from analysis.intervals import t_interval
+from analysis.library import Results
+
+RESULTS = Path(__file__).parents[2] / "analysis/results"
+PLAIN, PULL, DETACHED = (
+    "oscillation@2",
+    "oscillation@2 (direction=scale_only)",
+    "oscillation@2 (scale_gradient=detached)",
+)
+LEARNED_DETACHED = "ste@2 (scale_gradient=detached)"
+MLP, VIT = "mlp5 on digits: ", "vit_tiny on digits: "
+
+
+@cache
+def results(sweep: str) -> Results:
+    return load(RESULTS, sweep)
+
+
+def mean(sweep: str, series: str, bits: int | str) -> float:
+    frame = results(sweep).scores
+    group, _, label = series.rpartition(": ")
+    own = frame[(frame["series"] == label) & (frame["bits"].astype(str) == str(bits))]
+    if group:
+        own = own[own["group"] == group]
+    (value,) = own["mean"]
+    return float(value)
+
+
+def less(sweep: str, one: str, other: str, at: int | str, sign: int = 1, other_sweep: str = "") -> dict[str, str]:
+    """Their difference and its interval, as pages write them. sign: -1 for what the first loses."""
+    rival = results(other_sweep or sweep)[other]
+    (row,) = compare(results(sweep)[one], rival, at=[at]).to_dict("records")
+    ends = sorted((sign * row["low"], sign * row["high"]))
+    plain = f"{sign * row['difference']:.1f}"
+    interval = f"[{ends[0]:z.1f}, {ends[1]:.1f}]".replace("[0.0", "[-0.0" if ends[0] < 0 else "[0.0")
+    return {"d": f"{sign * row['difference']:+.1f}", "plain": plain, "i": interval}
+
+
+def often(model: str, one: str, other: str) -> float:
+    """How many times as often the first oscillates, networks for 2 bits."""
+    frame = pd.read_csv(RESULTS / f"cause/figures/oscillation_and_score-{model}-digits.csv")
+    own = frame[(frame["side"] == "at") & (frame["target_bit"] == 2)].groupby("method")["frequency"].mean()
+    return float(own[one] / own[other])
+
+
+def said(page: str) -> str:
+    """A page's text in one line."""
+    return re.sub(r"\s+", " ", (RESULTS / page).read_text(encoding="utf-8"))
+
+
+def test_what_the_regularizer_buys() -> None:
+    four, three, two = (less("mlp5", f"oscillation@{b}", f"ste@{b}", b) for b in (4, 3, 2))
+    page = said("README.md")
+    assert (
+        f"against QAT {four['d']} points {four['i']} at 4 bits, {three['d']} {three['i']} at 3 "
+        f"and {two['d']} {two['i']} at 2." in page
+    )
+    gain = less("per_bit", PLAIN, "none@2", 2)
+    assert f"[{gain['d']} points {gain['i']}](mlp.md#a-control-float-training-chosen-at-2-bits)" in page
+    had = [mean("mlp5", "float", 2), mean("per_bit", "none@2", 2), mean("mlp5", PLAIN, 2)]
+    assert (
+        "Float training chosen in float has {:.0f} % there, the control {:.0f} %, the regularizer {:.0f} %".format(*had)
+        in page
+    )
+    others = {name: [mean("mlp5", name, b) for b in (3, 4, 8)] for name in ("ste@2", PLAIN, "float")}
+    ends = [dict.fromkeys(f"{end:.0f}" for end in (min(values), max(values))) for values in others.values()]
+    spans = [f"{' to '.join(each)} %" for each in ends]
+    assert "QAT for 2 bits has {}, the regularizer {}, float training {}.".format(*spans) in page
+
+
+def test_what_batch_norm_explains() -> None:
+    page = said("README.md")
+    plain, anew = (mean("resnet18_short", f"ste@2, {way}", 3) for way in ("rtn", "bn_reestimation"))
+    assert f"has {plain:.0f} % at 3 bits as it comes, {anew:.0f} % with statistics estimated anew." in page
+    lead = mean("resnet18_short", "oscillation@2, rtn", 3) - plain
+    left = mean("resnet18_short", "oscillation@2, bn_reestimation", 3) - anew
+    assert f"lead there, {lead:.0f} points, is then gone ({left:.1f})" in page
+
+
+def test_one_network_for_all_bits() -> None:
+    frame = pd.read_csv(RESULTS / "figures/one_checkpoint.csv")
+    assert "satnl" in str(frame.to_dict())  # the numbers are those of the page's table, checked with it
+    table = said("mlp.md")
+    for cost in re.findall(
+        r"(\d+\.\d \[\d+\.\d, \d+\.\d\])", said("README.md").partition("serves all bits best")[2][:420]
+    ):
+        assert f"| {cost} |" in table
+
+
+def test_whether_oscillation_is_the_cause() -> None:
+    page, study = said("README.md"), said("oscillation.md")
+    detached = {place: less("cause", place + DETACHED, place + "none@2", 2) for place in (MLP, VIT)}
+    pull = {place: less("cause", place + PULL, place + PLAIN, 2) for place in (MLP, VIT)}
+    times = often("mlp5", "oscillation (scale_gradient=detached)", "none")
+    seldom = often("mlp5", "oscillation", "oscillation (direction=scale_only)")
+    assert f"oscillates {times:.0f} times as often as the control" in page
+    assert f"oscillate {times:.0f} times as often as the control's" in study
+    assert (
+        f"{detached[MLP]['d']} points {detached[MLP]['i']} from it on an MLP, "
+        f"{detached[VIT]['d']} {detached[VIT]['i']} on a small ViT" in page
+    )
+    assert f"oscillates a {seldom:.0f}th as often" in page
+    assert f"and a {seldom:.0f}th of the regularizer's oscillations" in study
+    level = f"{pull[MLP]['d']} {pull[MLP]['i']} and {pull[VIT]['d']} {pull[VIT]['i']}."
+    assert f"level with the whole: {level}" in page
+    assert (
+        f"{pull[MLP]['d']} points {pull[MLP]['i']} on the MLP and {pull[VIT]['d']} {pull[VIT]['i']} on the ViT" in study
+    )
+
+
+def test_what_the_pull_does_in_qat() -> None:
+    two, three = (less("cause", MLP + LEARNED_DETACHED, MLP + "ste@2", bits, sign=-1) for bits in (2, 3))
+    vit = less("cause", VIT + LEARNED_DETACHED, VIT + "ste@2", 3, sign=-1)
+    assert f"loses {two['plain']} points {two['i']} there and {three['plain']} {three['i']} at 3 bits" in said(
+        "README.md"
+    )
+    study = said("oscillation.md")
+    assert (
+        f"loses {two['plain']} points at 2 bits ({two['i']} on the MLP) and {three['plain']} {three['i']} at 3 bits"
+        in study
+    )
+    assert f"(ViT: {vit['plain']} {vit['i']})" in study
+
+
+def test_the_other_parts() -> None:
+    study = said("oscillation.md")
+    noise = [less("cause", place + "pqn@2 (size=step)", place + PLAIN, 2) for place in (MLP, VIT)]
+    assert f"({noise[0]['d']} {noise[0]['i']} and {noise[1]['d']} {noise[1]['i']} against it)" in study
+    kept, whole = (less("cause", MLP + name, MLP + "none@2", 2) for name in ("oscillation+dampening@2", PLAIN))
+    assert f"keeps {kept['plain']} of {whole['plain']} points on the MLP" in study
+    below, without = (
+        less("cause", MLP + name, MLP + "none@3", 2)
+        for name in ("oscillation@3", "oscillation@3 (scale_gradient=detached)")
+    )
+    assert f"{below['plain']} points {below['i']} above the control" in study
+    assert f"{without['plain'].removeprefix('-')} below ({without['i']})" in study
+    vit = less("cause", VIT + "oscillation@3 (direction=scale_only)", VIT + "oscillation@3", 2)
+    assert f"{vit['plain']} {vit['i']} above the whole" in study
+    frame = pd.read_csv(RESULTS / "cause/figures/oscillation_and_score-vit_tiny-digits.csv")
+    rho = frame[(frame["target_bit"] == 2) & (frame["side"] == "at")].iloc[0]
+    assert f"(r {rho.rho:.2f} [{rho.rho_low:.2f}, {rho.rho_high:.2f}]" in study
+    trials = pd.read_csv(RESULTS / "cause/figures/trials.csv").query("target_bit == 2")
+    best = trials[trials["cell"].str.contains("oscillation.scale_gradient=detached")]
+    assert "({:.0f} and {:.0f} % at best, validation images)".format(*best.groupby("group")["w2"].max()) in study
+
+
+#: The rows of the study's table.
+PARTS = {
+    "float training, chosen at 2 bits (control)": "none@2",
+    "`oscillation`": PLAIN,
+    "`oscillation` without the pull": DETACHED,
+    "the pull alone": PULL,
+    "`oscillation`, signs at random": "oscillation@2 (direction=random_sign)",
+    "`oscillation`, `dampening` on top": "oscillation+dampening@2",
+    "noise of the push's size (`pqn`)": "pqn@2 (size=push)",
+    "noise of a step (`pqn`)": "pqn@2 (size=step)",
+    "`kure`": "kure@2",
+    "`ste`": "ste@2",
+    "`ste` without the pull": LEARNED_DETACHED,
+}
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_the_table_of_parts(label: str) -> None:
+    series, cells = PARTS[label], []
+    for model, place in (("mlp5", MLP), ("vit_tiny", VIT)):
+        above = [mean("cause", place + series, bits) for bits in (3, 4, 8)]
+        frame = pd.read_csv(RESULTS / f"cause/figures/oscillation_and_score-{model}-digits.csv")
+        own = frame[
+            (frame["side"] == "at") & (frame["target_bit"] == 2) & (frame["method"] == series.replace("@2", ""))
+        ]
+        gained = {} if series == "none@2" else less("cause", place + series, place + "none@2", 2)
+        cells += [f"{1000 * own['frequency'].mean():.1f}", f"{mean('cause', place + series, 2):.1f}"]
+        cells += [f"{gained['d']} {gained['i']}" if gained else "", f"{sum(above) / 3:.1f}"]
+    row = f"| {label} | {' | '.join(cells)} |".replace("|  |", "| |")
+    assert row in said("oscillation.md")
+
+
+def test_what_else_helps() -> None:
+    page = said("README.md")
+    better = less("rivals_ptq", VIT + "float, adaround", VIT + "float, rtn", 3)
+    assert f"`adaround` adds {better['plain']} points {better['i']}" in page
+    layers = less("rivals_mixed", VIT + "float, ohq", VIT + "float, rtn", 3)
+    assert f"by `ohq` add {layers['plain']} {layers['i']}." in page
+    regularizer, learned = (
+        less("w4a4_digits", f"{VIT}{name}@w3a3", VIT + "float", "w3a3") for name in ("oscillation", "lsq")
+    )
+    assert f"({regularizer['d']} {regularizer['i']}), `lsq` {learned['plain']} {learned['i']}." in page
+
+
+def test_other_tasks() -> None:
+    page = said("README.md")
+    photographs = less("super_resolution", "oscillation@3", "ste@3", 3, sign=-1)
+    text = float(
+        compare(results("language")["oscillation@3"], results("language")["ste@3"], at=[3])["difference"].iloc[0]
+    )
+    assert f"it is {photographs['plain']} dB behind QAT at 3 bits" in page
+    assert f"{text:.2f} bits behind at 3" in page
+    qat = [mean("super_resolution", "ste@2", bits) for bits in (2, 3)]
+    assert f"(`ste` for 2 bits: {qat[0]:.1f} dB there, {qat[1]:.0f} at any other)" in page
+
+
+def test_the_lead_at_other_bits() -> None:
+    scores = {name: results("mlp5")[name].shown_by_seed() for name in (PLAIN, "lsq@2")}
+    means = {
+        name: {seed: sum(own[b] for b in (3, 4, 5, 6, 8)) / 5 for seed, own in of.items()} for name, of in scores.items()
+    }
+    found = t_interval([means[PLAIN][seed] - means["lsq@2"][seed] for seed in means[PLAIN]])
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    assert f"Against `lsq` it is {found.mean:.1f} points ahead there [{low:.1f}, {high:.1f}]." in said("README.md")
