@@ -131,6 +131,12 @@ def groups(source: QuantLayer, weight: Tensor, bits: int | None = None) -> list[
     return list(weight) if per_channel else [weight]
 
 
+def most_values(parts: list[Tensor]) -> int:
+    """The largest number of different values in one of the parts of a weight, which are of one size."""
+    ordered = torch.stack(parts).flatten(1).sort(dim=1).values
+    return int((ordered.diff(dim=1) != 0).sum(dim=1).max()) + 1
+
+
 def point_of_layer(found: Deployment, name: str) -> BitWidths:
     """The point of a layer in a network that was deployed at one for all: that one, unless its method chose others."""
     assert isinstance(found.point, BitWidths)

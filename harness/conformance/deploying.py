@@ -13,6 +13,7 @@ from harness.conformance.common import (
     Case,
     fitting,
     groups,
+    most_values,
     point_of_layer,
     require,
     require_same,
@@ -61,7 +62,7 @@ def deployment_leaves_the_source_untouched_and_is_on_a_grid(case: Case) -> None:
         (found,) = session.evaluator.deployments(session.model, [("rtn", BitWidths(bits))])
         for name, layer in weight_layers(found.model).items():
             own = point_of_layer(found, name).weights or 0
-            most = max(len(group.unique()) for group in groups(sources[name], layer.weight, own))
+            most = most_values(groups(sources[name], layer.weight, own))
             require(most <= 2**own, f"layer {name} has {most} values at {own} bits")
     floating = session.evaluator.deployed(session.model, "float")
     require_same(state(session), before, "after deployments: state")
@@ -84,7 +85,7 @@ def every_group_that_shares_a_step_is_on_a_grid(case: Case, quantizer: dict[str,
         for name, layer in weight_layers(found.model).items():
             own, weight = point_of_layer(found, name).weights or 0, layer.weight
             own_steps = list(weight) if "granularity" in quantizer else groups(sources[name], weight, None)
-            most = max(len(group.unique()) for group in own_steps)
+            most = most_values(own_steps)
             require(most <= 2**own, f"{scale}, {own} bits: layer {name} has {most} values with one step")
             require(torch.isfinite(weight).all(), f"{scale}, {bits} bits: layer {name} is finite")
 
@@ -168,7 +169,7 @@ def weights_and_inputs_are_rounded_on_grids_of_the_point(method: str, deploy: st
     sources: Any = weight_layers(session.model)
     for name, layer in layers.items():
         parts = groups(sources[name], layer.weight)
-        require(all(len(part.unique()) <= 8 for part in parts), f"layer {name} has more than 8 values")
+        require(most_values(parts) <= 8, f"layer {name} has more than 8 values")
     other = [name for name, layer in layers.items() if not torch.equal(layer.weight, nearest[name].weight)]
     # some layers of an untrained network get inputs that are all rounded to 0
     require(len(other) >= len(layers) / 2, f"only {other} differ from round-to-nearest")
@@ -206,7 +207,7 @@ def bits_of_layers_stay_within_a_budget(method: str, deploy: str, target: int | 
         for name, layer in layers.items():
             own = points[name].weights
             parts = groups(sources[name], layer.weight)  # with deploy.scale: keep_range channels may keep theirs
-            require(own is not None and all(len(part.unique()) <= 2**own for part in parts), f"{name}: more values")
+            require(own is not None and most_values(parts) <= 2**own, f"{name}: more values")
         quantized = any(isinstance(each, ActivationQuantizer) for each in first.model.modules())
         require(quantized == point.has_activations, f"{point}: activations are quantized: {quantized}")
     require_same(dict(session.model.state_dict()), before, "the source")

@@ -15,6 +15,8 @@ from analysis.intervals import t_interval
 from analysis.library import Results
 
 RESULTS = Path(__file__).parents[2] / "analysis/results"
+#: Seconds, most of them for reading the records of eight sweeps.
+pytestmark = pytest.mark.slow
 PLAIN, PULL, DETACHED = (
     "oscillation@2",
     "oscillation@2 (direction=scale_only)",
