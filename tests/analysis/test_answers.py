@@ -217,9 +217,8 @@ def test_other_tasks() -> None:
 
 def test_the_lead_at_other_bits() -> None:
     scores = {name: results("mlp5")[name].shown_by_seed() for name in (PLAIN, "lsq@2")}
-    means = {
-        name: {seed: sum(own[b] for b in (3, 4, 5, 6, 8)) / 5 for seed, own in of.items()} for name, of in scores.items()
-    }
+    others = (3, 4, 5, 6, 8)
+    means = {n: {seed: sum(own[b] for b in others) / 5 for seed, own in of.items()} for n, of in scores.items()}
     found = t_interval([means[PLAIN][seed] - means["lsq@2"][seed] for seed in means[PLAIN]])
     low, high = found.mean - found.half_width, found.mean + found.half_width
     assert f"Against `lsq` it is {found.mean:.1f} points ahead there [{low:.1f}, {high:.1f}]." in said("README.md")
