@@ -15,7 +15,7 @@ from harness.training.config import complete
 from harness.training.session import Session
 
 #: Rounds that are timed, and the goal of w4a4; None: reported.
-CASES: dict[str, tuple[int, float | None]] = {"resnet18": (4, 1.35), "vit_tiny": (4, 1.35), "mlp5": (60, None)}
+CASES: dict[str, tuple[int, float | None]] = {"resnet18": (3, 1.35), "vit_tiny": (2, 1.35), "mlp5": (60, None)}
 PLAIN = "plain float step"
 
 

@@ -21,7 +21,7 @@ from harness.training.session import Session
 #: seconds, which counts against the product, as the rounding of the weights is spread over fewer images.
 CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "resnet18, quarter width": ("resnet18", {"width": 16}, 1_250, 2),
-    "vit_tiny": ("vit_tiny", {}, 256, 2),
+    "vit_tiny": ("vit_tiny", {}, 128, 2),
     "mlp5": ("mlp5", {}, 5_000, 10),
 }
 BITS = (2, 3, 4, 8)
