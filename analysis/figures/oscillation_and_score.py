@@ -55,7 +55,7 @@ def draw(group: Group) -> Drawing:
                 for drawn, still in ((own[own["frequency"] > 0], False), (own[own["frequency"] == 0], True)):
                     _scatter(axes, drawn, marks[name], panel, still)
             _scale_x(axes)
-            axes.set_title(f"{side} {deployment.title(target)}\n{_text(panel)}")
+            axes.set_title(f"{side} the target of {deployment.title(target)}\n{_text(panel)}")
     for row in range(len(sides)):
         left = next(block[row] for block in blocks if block[row].get_visible())
         left.set_ylabel(measure.label(group.metric))

@@ -70,26 +70,27 @@ def test_what_the_regularizer_buys() -> None:
         f"against QAT {four['d']} points {four['i']} at 4 bits, {three['d']} {three['i']} at 3 "
         f"and {two['d']} {two['i']} at 2." in page
     )
-    gain = less("per_bit", PLAIN, "none@2", 2)
-    assert f"[{gain['d']} points {gain['i']}](mlp.md#a-control-float-training-chosen-at-2-bits)" in page
+    tuned = [less("finetune_mlp5", f"oscillation@{b}", f"ste@{b}", b) for b in (4, 3, 2)]
+    assert "from float training {}, {} and {}.".format(*(f"{each['d']} {each['i']}" for each in tuned)) in page
+    gain, above = (less("per_bit", PLAIN, "none@2", bits) for bits in (2, 4))
+    assert f"{gain['d']} points {gain['i']} at 2 bits and {above['d']} {above['i']} at 4." in page
     had = [mean("mlp5", "float", 2), mean("per_bit", "none@2", 2), mean("mlp5", PLAIN, 2)]
-    assert (
-        "Float training chosen in float has {:.0f} % there, the control {:.0f} %, the regularizer {:.0f} %".format(*had)
-        in page
-    )
+    assert "Float training has {:.0f} % at 2 bits, the control {:.0f} %, the regularizer {:.0f} %".format(*had) in page
     others = {name: [mean("mlp5", name, b) for b in (3, 4, 8)] for name in ("ste@2", PLAIN, "float")}
     ends = [dict.fromkeys(f"{end:.0f}" for end in (min(values), max(values))) for values in others.values()]
     spans = [f"{' to '.join(each)} %" for each in ends]
-    assert "QAT for 2 bits has {}, the regularizer {}, float training {}.".format(*spans) in page
+    assert "rounded to 3 to 8: QAT has {}, the regularizer {}, float training {}.".format(*spans) in page
 
 
 def test_what_batch_norm_explains() -> None:
     page = said("README.md")
     plain, anew = (mean("resnet18_short", f"ste@2, {way}", 3) for way in ("rtn", "bn_reestimation"))
-    assert f"has {plain:.0f} % at 3 bits as it comes, {anew:.0f} % with statistics estimated anew." in page
+    gained = less("resnet18_short", "ste@2, bn_reestimation", "ste@2, rtn", 3)
+    had = f"{plain:.0f} % at 3 bits as training left it, {anew:.0f} % with re-estimated statistics"
+    assert f"has {had}, {gained['d']} points {gained['i']}." in page
     lead = mean("resnet18_short", "oscillation@2, rtn", 3) - plain
-    left = mean("resnet18_short", "oscillation@2, bn_reestimation", 3) - anew
-    assert f"lead there, {lead:.0f} points, is then gone ({left:.1f})" in page
+    left = less("resnet18_short", "oscillation@2, bn_reestimation", "ste@2, bn_reestimation", 3)
+    assert f"lead at 3 bits, {lead:.0f} points, becomes {left['d']} {left['i']};" in page
 
 
 def test_one_network_for_all_bits() -> None:
@@ -108,16 +109,22 @@ def test_whether_oscillation_is_the_cause() -> None:
     pull = {place: less("cause", place + PULL, place + PLAIN, 2) for place in (MLP, VIT)}
     times = often("mlp5", "oscillation (scale_gradient=detached)", "none")
     seldom = often("mlp5", "oscillation", "oscillation (direction=scale_only)")
-    assert f"oscillates {times:.0f} times as often as the control" in page
+    gained = [less("cause", place + PLAIN, place + "none@2", 2) for place in (MLP, VIT)]
+    assert (
+        f"gains {gained[0]['plain']} points {gained[0]['i']} over the control on an MLP and {gained[1]['plain']}"
+        in page
+    )
+    assert f"{gained[1]['i']} on a small ViT." in page
+    assert f"oscillates, {times:.0f} times as often as the control, and" in page
     assert f"oscillate {times:.0f} times as often as the control's" in study
     assert (
-        f"{detached[MLP]['d']} points {detached[MLP]['i']} from it on an MLP, "
-        f"{detached[VIT]['d']} {detached[VIT]['i']} on a small ViT" in page
+        f"{detached[MLP]['d']} points {detached[MLP]['i']} from it; "
+        f"on the ViT {detached[VIT]['d']} {detached[VIT]['i']}." in page
     )
-    assert f"oscillates a {seldom:.0f}th as often" in page
+    assert f"oscillate a {seldom:.0f}th as often as with the whole" in page
     assert f"and a {seldom:.0f}th of the regularizer's oscillations" in study
     level = f"{pull[MLP]['d']} {pull[MLP]['i']} and {pull[VIT]['d']} {pull[VIT]['i']}."
-    assert f"level with the whole: {level}" in page
+    assert f"accuracy differs from the whole's by {level}" in page
     assert (
         f"{pull[MLP]['d']} points {pull[MLP]['i']} on the MLP and {pull[VIT]['d']} {pull[VIT]['i']} on the ViT" in study
     )
@@ -126,9 +133,8 @@ def test_whether_oscillation_is_the_cause() -> None:
 def test_what_the_pull_does_in_qat() -> None:
     two, three = (less("cause", MLP + LEARNED_DETACHED, MLP + "ste@2", bits, sign=-1) for bits in (2, 3))
     vit = less("cause", VIT + LEARNED_DETACHED, VIT + "ste@2", 3, sign=-1)
-    assert f"loses {two['plain']} points {two['i']} there and {three['plain']} {three['i']} at 3 bits" in said(
-        "README.md"
-    )
+    lost = f"loses {two['plain']} points {two['i']} at 2 bits and {three['plain']} {three['i']} at 3 bits"
+    assert lost in said("README.md")
     study = said("oscillation.md")
     assert (
         f"loses {two['plain']} points at 2 bits ({two['i']} on the MLP) and {three['plain']} {three['i']} at 3 bits"
@@ -196,7 +202,7 @@ def test_what_else_helps() -> None:
     better = less("rivals_ptq", VIT + "float, adaround", VIT + "float, rtn", 3)
     assert f"`adaround` adds {better['plain']} points {better['i']}" in page
     layers = less("rivals_mixed", VIT + "float, ohq", VIT + "float, rtn", 3)
-    assert f"by `ohq` add {layers['plain']} {layers['i']}." in page
+    assert f"(`ohq`) add {layers['plain']} {layers['i']} to it." in page
     regularizer, learned = (
         less("w4a4_digits", f"{VIT}{name}@w3a3", VIT + "float", "w3a3") for name in ("oscillation", "lsq")
     )
@@ -205,14 +211,13 @@ def test_what_else_helps() -> None:
 
 def test_other_tasks() -> None:
     page = said("README.md")
-    photographs = less("super_resolution", "oscillation@3", "ste@3", 3, sign=-1)
-    text = float(
-        compare(results("language")["oscillation@3"], results("language")["ste@3"], at=[3])["difference"].iloc[0]
-    )
-    assert f"it is {photographs['plain']} dB behind QAT at 3 bits" in page
-    assert f"{text:.2f} bits behind at 3" in page
-    qat = [mean("super_resolution", "ste@2", bits) for bits in (2, 3)]
-    assert f"(`ste` for 2 bits: {qat[0]:.1f} dB there, {qat[1]:.0f} at any other)" in page
+    photographs = [less("super_resolution", f"oscillation@{b}", f"ste@{b}", b) for b in (4, 3, 2)]
+    first, *others = (f"{each['d']}{' dB' * (place == 0)} {each['i']}" for place, each in enumerate(photographs))
+    assert f"against QAT: {first} at 4 bits, {others[0]} at 3, {others[1]} at 2." in page
+    text = results("language")
+    three = float(compare(text["oscillation@3"], text["ste@3"], at=[3])["difference"].iloc[0])
+    two = less("language", "oscillation@2", "ste@2", 2)
+    assert f"{three:.2f} bits per character worse at 3, {two['plain']} {two['i']} worse at 2." in page
 
 
 def test_the_lead_at_other_bits() -> None:
@@ -221,4 +226,4 @@ def test_the_lead_at_other_bits() -> None:
     means = {n: {seed: sum(own[b] for b in others) / 5 for seed, own in of.items()} for n, of in scores.items()}
     found = t_interval([means[PLAIN][seed] - means["lsq@2"][seed] for seed in means[PLAIN]])
     low, high = found.mean - found.half_width, found.mean + found.half_width
-    assert f"Against `lsq` it is {found.mean:.1f} points ahead there [{low:.1f}, {high:.1f}]." in said("README.md")
+    assert f"Against `lsq` it is {found.mean:.1f} points ahead [{low:.1f}, {high:.1f}]." in said("README.md")
