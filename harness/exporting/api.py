@@ -52,7 +52,8 @@ def export(
     if format not in _FORMATS:
         raise unknown("format", format, _FORMATS)
     if format == "onnx" and (not isinstance(inputs, Tensor) or len(inputs) < 2):
-        raise UserError("inputs: format onnx needs a batch of two or more inputs (N, ...), by which the graph is drawn")
+        given = f"inputs is a {type(inputs).__name__};" if isinstance(inputs, list | tuple) else "inputs:"
+        raise UserError(f"{given} format onnx needs a batch of two or more (N, ...), by which the graph is drawn")
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     norms = section(quantizer, QuantizerConfig, "quantizer").quantizes_norms
     wanted = weight_bits(model, bits, exclude, norms)

@@ -11,11 +11,12 @@ from harness.core.bits import BitWidths, ScalePolicy
 from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig, section
 from harness.core.layer_points import LayerPoints
 from harness.quantization.activations import ActivationQuantizer
+from harness.quantization.batches import check_batches
 from harness.quantization.inputs import BitsOf, quantize_inputs
 from harness.quantization.key_value_points import key_value_bits, quantize_keys_and_values
 from harness.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, give_slots
 from harness.quantization.observed import Observed
-from harness.quantization.observing import expose, observe
+from harness.quantization.observing import LazyObservations, expose, observe
 from harness.quantization.quantizer import WeightQuantizer, make_quantizer
 from harness.quantization.slots import Unfilled
 from harness.quantization.wanted import Wanted, WantedBits, asked, checked, checked_layers
@@ -54,6 +55,8 @@ def round_to_nearest(
     attention whose products cannot be reached, for `first_last` where one layer is both, and for bits of keys and
     values where the model has no slots for these.
     """
+    if not (calibration is None or _is_observed(calibration)):
+        check_batches(calibration)
     bits = bits.mapping if isinstance(bits, LayerPoints) else bits
     weights = section(quantizer, QuantizerConfig, "quantizer")
     settings = section(activations, ActivationsConfig, "activations")
@@ -214,6 +217,13 @@ def _observed(
     if isinstance(calibration, Mapping):
         return calibration
     return observe(model, islice(calibration, config.calibration_batches), exclude, config.attention)
+
+
+def _is_observed(calibration: Any) -> bool:
+    """Whether it is what `observe` saw, without looking at what is looked at when it is asked for."""
+    if isinstance(calibration, LazyObservations):
+        return True
+    return isinstance(calibration, Mapping) and all(isinstance(each, Observed) for each in calibration.values())
 
 
 def _bits_of(layer: nn.Module, point: BitWidths | None) -> int | None:

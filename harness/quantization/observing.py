@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from harness.quantization.activations import ActivationQuantizer, Rows
 from harness.quantization.attention import expose_attention_products
+from harness.quantization.batches import call, check_batches
 from harness.quantization.layers import (
     QuantConv2d,
     QuantLayer,
@@ -24,7 +25,7 @@ from harness.quantization.layers import (
 )
 from harness.quantization.observed import Observed, Recorder
 from harness.quantization.slots import Slotted, Unfilled, copy_of
-from harness.quantization.watching import call, products, tensors
+from harness.quantization.watching import products, tensors
 
 
 class NotANumberError(UserError):
@@ -94,8 +95,10 @@ def observe(
 
     A copy of the model runs in evaluation mode with weights and activations in float; what is deployed already stays
     as it is. batches: inputs as the model takes them (a tuple is several arguments, a mapping named ones), on its
-    device. Raises UserError for no batches, for NaN, and for attention whose products cannot be exposed.
+    device. Raises UserError for no batches, for a single batch that is in no list, for one that the network does not
+    take, for NaN, and for attention whose products cannot be exposed.
     """
+    check_batches(batches)
     copied = copy_of(model).eval()
     left = (*glob_patterns(exclude), *map(escape, excluded_by_attach(copied)))
     layers = give_slots(copied, weight_layers(copied, left))
@@ -117,10 +120,10 @@ def observe(
             for watch in watches:
                 watch.batch, watch.samples = number, samples
             if number > 1 or not attention:
-                call(copied, inputs)
+                call(copied, inputs, "calibration")
                 continue
             with products(copied, filter(_has_slots, copied.modules()), inputs) as found:
-                call(copied, inputs)
+                call(copied, inputs, "calibration")
             _refuse_products(found, left)
     if not number:
         raise UserError("calibration: there is no batch of inputs to observe")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.quantization.batches import call
+
 #: Products and convolutions, and where among their arguments the operands are; what is only added is none.
 _OPERANDS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "linear", "matmul"), (0, 1)),
@@ -43,7 +45,7 @@ def watch(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> See
     for training in (True, False):
         model.train(training)
         with operations:
-            outputs = call(model, inputs)
+            outputs = call(model, inputs, "inputs")
         ends = [each.abs().sum() for each in tensors(outputs) if each.requires_grad]
         if ends and trained:
             gradients = torch.autograd.grad(ends, trained, allow_unused=True)
@@ -62,13 +64,6 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield from tensors(each)
     elif is_dataclass(tree) and not isinstance(tree, type):
         yield from tensors([getattr(tree, field.name) for field in fields(tree)])
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """A forward pass: a tuple is several arguments, a mapping named ones."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def _enter(
