@@ -1,34 +1,18 @@
-"""Which entry of a mapping of layer names and globs decides about a layer, and mappings that do not fit a model."""
+"""Points by layer that do not fit a model."""
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.quantization.layers import glob_patterns, weight_layers
+from harness.quantization.matching import check_keys, deciding
 from harness.quantization.quantizer import WeightQuantizer
 
 #: Of layers that are named in an error message, at most.
 _MOST_SHOWN = 4
-
-
-def deciding(mapping: Mapping[str, Any], name: str) -> str | None:
-    """The key that decides about a layer: its name, else the first glob that matches, with `*` last; None for none."""
-    if name in mapping:
-        return name
-    found = (key for key in mapping if key != "*" and fnmatchcase(name, str(key)))
-    return next(found, "*" if "*" in mapping else None)
-
-
-def check_keys(mapping: Mapping[str, Any], layers: Iterable[str]) -> None:
-    """Raises UserError for a name or glob that matches no layer."""
-    names = list(layers)
-    for key in mapping:
-        if not any(name == key or fnmatchcase(name, str(key)) for name in names):
-            raise unknown("layer in bits", key, names)
 
 
 def check_layer_points(
@@ -49,7 +33,7 @@ def check_layer_points(
 
 
 def _check(mapping: Mapping[str, Any], layers: Mapping[str, nn.Module]) -> None:
-    check_keys(mapping, layers)
+    check_keys(mapping, layers, "bits")
     keys = {name: deciding(mapping, name) for name in layers}
     for key in mapping:
         if key != "*" and key not in keys.values():

@@ -9,7 +9,7 @@ from harness.core.config_base import ActivationsConfig
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.quantization.activations import ActivationQuantizer, make_activation_quantizer
-from harness.quantization.by_layer import deciding
+from harness.quantization.matching import deciding
 from harness.quantization.observed import Observed
 from harness.quantization.observing import Site, expose, input_sites
 from harness.quantization.quantizer import KeepScale

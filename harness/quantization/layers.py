@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from harness.core.errors import UserError, unknown
 from harness.quantization.gradients import product
+from harness.quantization.matching import check_functions, check_keys, function_of
 from harness.quantization.norms import QuantNorm, is_norm, quantized_norm
 from harness.quantization.refusals import check_forward, check_type, check_weight
 from harness.quantization.slots import GRADIENT_SLOTS, SLOTS, QuantLayer, Slotted, quantized
@@ -106,6 +107,12 @@ def _quantized_type(name: str, layer: nn.Module, norms: bool) -> type[QuantLayer
     return quantized_norm(type(layer))  # type: ignore[arg-type]
 
 
+def _slots_of(name: str, layer: nn.Module) -> tuple[str, ...]:
+    """The slots that a layer of `weight_layers` has, or will have."""
+    kind = _quantized_type(name, layer, norms=True)
+    return kind.SLOTS if kind else ()
+
+
 def glob_patterns(exclude: str | Iterable[str]) -> tuple[str, ...]:
     """What was given as `exclude`, as a tuple: one pattern or several. Raises UserError for anything else."""
     listed = (exclude,) if isinstance(exclude, str) or not isinstance(exclude, Iterable) else tuple(exclude)
@@ -182,8 +189,12 @@ def give_slots(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Q
     return found
 
 
+#: What fills a slot: a function of the layer, or a mapping of layer names and globs to these.
+Filling = Callable[[QuantLayer], nn.Module] | Mapping[str, Callable[[QuantLayer], nn.Module] | None]
+
+
 def attach(
-    model: nn.Module, exclude: str | Iterable[str] = (), norms: bool = False, **slots: Callable[[QuantLayer], nn.Module]
+    model: nn.Module, exclude: str | Iterable[str] = (), norms: bool = False, **slots: Filling
 ) -> dict[str, QuantLayer]:
     """Give every weight layer its slots, in place, and fill the named ones: one new module per layer.
 
@@ -191,30 +202,36 @@ def attach(
     alone, and others are not filled there.
 
     slots: slot name to a function of the layer, for example
-    `attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))`. Transforms are filled first, so that a quantizer
-    is fitted to the weight that it will see. Returns the layers by name. What is excluded is remembered: it also stays
-    as it is in `round_to_nearest`.
+    `attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))`. Or to a mapping of layer names and globs to such
+    functions, `{"*": lambda layer: LSQQuantizer(4), "head": lambda layer: LSQQuantizer(8)}`, read as `round_to_nearest`
+    reads bits: a name counts before a glob, an earlier glob before a later one, "*" last. The slot stays empty in a
+    layer that none matches, or whose entry is None. Transforms are filled first, so that a quantizer is fitted to the
+    weight that it will see. Returns the layers by name. What is excluded is remembered: it also stays as it is in
+    `round_to_nearest`.
     Attention of timm that reads the weight of its `qkv` layer calls the layer from now on, and adds its bias later.
-    Raises UserError as `weight_layers` does, when a slot is taken, and for what is no function that gives a module.
+    Raises UserError as `weight_layers` does, when a slot is taken, for what is no function that gives a module, and for
+    a name or glob that matches no layer with that slot.
     """
     patterns = glob_patterns(exclude)
-    for slot, build in slots.items():
-        if isinstance(build, nn.Module) or not callable(build):
-            raise UserError(
-                f"{slot}: {type(build).__name__} is not a function; every layer needs a module of its own, so write "
-                f"{slot}=lambda layer: ..."
-            )
+    found = weight_layers(model, patterns, norms)
+    for slot, filling in slots.items():
+        check_functions(slot, filling)
         if slot not in SLOTS:
             raise unknown("slot", slot, SLOTS)
-    layers = give_slots(model, weight_layers(model, patterns, norms))
+        if isinstance(filling, Mapping):
+            check_keys(filling, (name for name, layer in found.items() if slot in _slots_of(name, layer)), slot)
+    layers = give_slots(model, found)
     for name, module in model.named_modules():
         if not isinstance(module, QuantLayer) and any(fnmatchcase(name, pattern) for pattern in patterns):
             setattr(module, _LEFT_OUT, True)
-    for slot, build in sorted(slots.items(), key=lambda item: SLOTS.index(item[0])):
-        for layer in (each for each in layers.values() if slot in each.SLOTS):
+    for slot, filling in sorted(slots.items(), key=lambda item: SLOTS.index(item[0])):
+        for name, layer in layers.items():
+            build = function_of(filling, name) if slot in layer.SLOTS else None
+            if build is None:
+                continue
             module = build(layer)
             if not isinstance(module, nn.Module):
-                raise UserError(f"{slot}: the function gave {type(module).__name__} for a layer, not a module")
+                raise UserError(f"{slot}: the function gave {type(module).__name__} for layer {name!r}, not a module")
             layer.fill(slot, _moved(module, layer.weight.device))
     return layers
 

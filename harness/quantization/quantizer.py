@@ -36,6 +36,9 @@ class WeightQuantizer(nn.Module):
 
     def __init__(self, bits: int, per_channel: bool = False, kind: LevelsKind = "symmetric") -> None:
         super().__init__()
+        if isinstance(bits, nn.Module) or isinstance(per_channel, nn.Module):  # a class or partial that fills a slot
+            own = type(self).__name__
+            raise UserError(f"{own}: it takes bits, not a layer; fill slots by a function, lambda layer: {own}(4)")
         self.bits, self.per_channel, self.kind = bits, per_channel, kind
         self.levels: Levels = levels(bits, kind)
         self.fitted = not self.takes_values

@@ -8,8 +8,8 @@ from torch import nn
 
 from harness.core.bits import FLOAT, LEGAL_POINTS, BitWidths, PlainPoint
 from harness.core.errors import UserError, nearest
-from harness.quantization.by_layer import check_keys, deciding
 from harness.quantization.layers import QuantLayer, excluded_by_attach, glob_patterns, weight_layers
+from harness.quantization.matching import check_keys, deciding
 from harness.quantization.quantizer import WeightQuantizer
 from harness.quantization.slots import Unfilled
 
@@ -35,7 +35,7 @@ def checked_layers(
 def _by_layer(bits: Any, layers: Mapping[str, nn.Module]) -> dict[str, Any]:
     """What is asked for each layer, not checked yet."""
     if isinstance(bits, Mapping):
-        check_keys(bits, layers)
+        check_keys(bits, layers, "bits")
     return {name: asked(bits, name) for name in layers}
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
 
@@ -221,6 +222,10 @@ def test_the_line_for_qat_works() -> None:
     trained = model[0].quantized_weight().detach()
     assert 2 < len(trained.unique()) <= 7, "not all zeros"
     assert torch.equal(round_to_nearest(model)[0].weight, trained)  # type: ignore[index]
+    line = next(code for code in codes(README) if code.startswith("attach(model, weight_quantizer={"))
+    model = torch.nn.Sequential(OrderedDict(body=torch.nn.Linear(4, 8), head=torch.nn.Linear(8, 2)))
+    exec(line, {"attach": attach, "LSQQuantizer": LSQQuantizer, "model": model})
+    assert [layer.weight_quantizer.bits for layer in model] == [4, 8]
 
 
 def test_the_method_that_a_page_shows_is_one_short_file() -> None:

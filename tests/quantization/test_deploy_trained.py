@@ -185,6 +185,6 @@ def test_a_slot_wants_a_function_that_gives_a_module() -> None:
     for wrong in (MaxAbsQuantizer(3), 3):
         with pytest.raises(UserError, match=r"weight_quantizer: .* is not a function.*lambda layer"):
             attach(network(), weight_quantizer=wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"weight_quantizer: the function gave NoneType for a layer, not a module"):
+    with pytest.raises(UserError, match=r"weight_quantizer: the function gave NoneType for layer '0', not a module"):
         attach(network(), weight_quantizer=lambda layer: None)  # type: ignore[arg-type, return-value]
     attach(network(), weight_quantizer=lambda layer: LSQQuantizer(3))

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from layers_common import Recording, images, network
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness import LSQQuantizer, MaxAbsQuantizer, attach
+from harness import LSQQuantizer, MaxAbsQuantizer, attach, round_to_nearest
 from harness.core import registry
 from harness.core.errors import UserError
 from harness.models import build_model
@@ -88,6 +90,67 @@ def test_a_taken_slot_is_refused() -> None:
         attach(model, weight_quantizer=lambda layer: LSQQuantizer(3))
     with pytest.raises(UserError, match=r"unknown slot 'weight_quantiser'; did you mean 'weight_quantizer'"):
         attach(model, weight_quantiser=lambda layer: LSQQuantizer(3))
+
+
+@pytest.mark.parametrize(
+    ("filling", "wanted"),
+    [
+        ({"*": 4, "5.1": 8}, {"0": 4, "4": 4, "5.1": 8}),
+        ({"5.1": 8, "*": 4}, {"0": 4, "4": 4, "5.1": 8}),
+        ({"5*": 3, "?": 5, "5.1": 8}, {"0": 5, "4": 5, "5.1": 8}),
+        ({"[45]*": 3, "5*": 8}, {"4": 3, "5.1": 3}),
+        ({"*": 4, "0": None}, {"4": 4, "5.1": 4}),
+        ({}, {}),
+    ],
+    ids=str,
+)
+def test_slots_are_filled_by_layer_as_round_to_nearest_reads_bits(
+    filling: dict[str, int | None], wanted: dict[str, int]
+) -> None:
+    model, given = network(), {key: bits and partial(quantizer_of, bits) for key, bits in filling.items()}
+    layers = attach(model, weight_quantizer=given)  # type: ignore[arg-type]
+    quantizers = {name: layer.weight_quantizer for name, layer in layers.items()}
+    filled = {name: each.bits for name, each in quantizers.items() if isinstance(each, MaxAbsQuantizer)}
+    assert (list(layers), filled) == (["0", "4", "5.1"], wanted)
+    if filling:
+        same = round_to_nearest(network(), {key: bits or "float" for key, bits in filling.items()})
+        assert torch.equal(round_to_nearest(model).eval()(images()), same.eval()(images()))
+
+
+def quantizer_of(bits: int, layer: nn.Module) -> MaxAbsQuantizer:
+    return MaxAbsQuantizer(bits)
+
+
+def test_each_slot_takes_functions_by_layer() -> None:
+    seen: list[str] = []
+    functions = {"5.1": lambda layer: seen.append(layer.weight.shape[1]) or nn.Tanh()}  # type: ignore[func-returns-value]
+    layers = attach(network(), **dict.fromkeys(SLOTS, functions))
+    assert seen == [5] * len(SLOTS)
+    assert all(isinstance(getattr(layers["5.1"], slot), nn.Tanh) for slot in SLOTS)
+
+
+WEIGHT, INPUT = "weight_quantizer", "input_quantizer"
+
+
+@pytest.mark.parametrize(
+    ("slot", "filling", "said"),
+    [
+        (WEIGHT, {"5.2": nn.Tanh}, r"unknown layer in weight_quantizer '5\.2'; did you mean '5\.1'"),
+        (WEIGHT, {"head*": nn.Tanh}, r"layer in weight_quantizer 'head\*' \(legal: 0, 1, 4, 5\.0, 5\.1\)"),
+        (INPUT, {"5.0": nn.Tanh}, r"unknown layer in input_quantizer '5\.0'.*\(legal: 0, 4, 5\.1\)"),
+        (WEIGHT, {"4": LSQQuantizer(8)}, r"quantizer: 4: LSQQuantizer is not a function.*write '4': lambda layer: "),
+        (WEIGHT, {"*": 4}, r"weight_quantizer: \*: int is not a function.*write '\*': lambda layer: "),
+        (WEIGHT, LSQQuantizer, r"LSQQuantizer: it takes bits, not a layer.*lambda layer: LSQQuantizer\(4\)"),
+        (WEIGHT, partial(LSQQuantizer, 4), r"LSQQuantizer: it takes bits, not a layer"),
+    ],
+    ids=str,
+)
+def test_what_cannot_fill_slots_by_layer_is_refused(slot: str, filling: Any, said: str) -> None:
+    model = network()
+    with pytest.raises(UserError, match=said):
+        attach(model, norms=True, **{slot: filling})
+    if isinstance(filling, dict):
+        assert type(model[0]) is nn.Conv2d, "refused before anything changes"
 
 
 def test_exclusions_are_globs() -> None:
