@@ -65,9 +65,10 @@ class WeightQuantizer(nn.Module):
     def require_fitted(self) -> None:
         """Raise UserError where initial values are still missing: they would round a network to zeros, unnoticed."""
         if not self.fitted:
+            name, further = type(self).__name__, ", per_channel=True" if self.per_channel else ""
             raise UserError(
-                f"{type(self).__name__} is not fitted: call its fit(weight), load a state dict, or let "
-                "attach(model, weight_quantizer=...) fit it to the layer's weight"
+                f"{name} is not fitted: write layer.weight_quantizer = {name}({self.bits}{further}).fit(layer.weight), "
+                "load a state dict, or let attach(model, weight_quantizer=...) fit it to the layer's weight"
             )
 
     def step(self, weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Quantizers that take values from a weight: fitted where they fill a slot, refused where they never were."""
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_the_line_of_the_readme_trains_with_learned_steps() -> None:
 @each_kind
 def test_alone_and_unfitted_it_raises(build: Build) -> None:
     weight, quantizer = 0.1 * normal(8, 12), build()
-    message = rf"{type(quantizer).__name__} is not fitted: call its fit\(weight\).*attach"
+    message = rf"{type(quantizer).__name__} is not fitted: .*\.fit\(layer\.weight\), load a state dict, .*attach"
     for use in (quantizer, quantizer.codes, quantizer.threshold_distance):
         with pytest.raises(UserError, match=message):
             use(weight)
@@ -75,6 +76,20 @@ def test_alone_and_unfitted_it_raises(build: Build) -> None:
         quantizer.at_bits(4, "keep_range")(weight)
     assert bool(quantizer.fit(weight)(weight).any())
     assert bool(quantizer.at_bits(4, "keep_range")(weight).any())
+
+
+@each_kind
+def test_what_the_message_says_works(build: Build) -> None:
+    model = small()
+    layer = attach(model)["0"]
+    layer.weight_quantizer = build()
+    with pytest.raises(UserError) as caught:
+        model(normal(5, 12))
+    (line,) = re.findall(r"layer\.weight_quantizer = .*?\.fit\(layer\.weight\)", str(caught.value))
+    exec(line, {"layer": layer, type(layer.weight_quantizer).__name__: type(layer.weight_quantizer)})
+    assert bool(model(normal(5, 12)).any())
+    again = build().fit(layer.weight)
+    assert (layer.weight_quantizer.bits, layer.weight_quantizer.per_channel) == (again.bits, again.per_channel)
 
 
 @each_kind
