@@ -23,6 +23,7 @@ _LIBRARY = {
     "MaxAbsQuantizer": "harness.quantization",
     "LSQQuantizer": "harness.quantization",
     "observe": "harness.quantization",
+    "deploy": "harness.training.deploying",
     "export": "harness.exporting.api",
     "load_packed": "harness.exporting.packed",
     "round_to_nearest": "harness.quantization.deploy",

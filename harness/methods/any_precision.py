@@ -75,6 +75,7 @@ class AnyPrecision(Method):
     activations = "clamped to [0, 1], with negative values to [-1, 1]"
     requires: ClassVar[tuple[str, ...]] = ("norms",)
     takes_layer_points: ClassVar[bool] = False
+    deploys_its_own: ClassVar[bool] = True
     changes_activations = True  # norms are those of the point
     refuses_norms = "has norm layers of its own, in float, for each bit-width"
 

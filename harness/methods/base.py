@@ -142,6 +142,7 @@ class Method:
     point); ranges of activations are then observed anew after it.
     refuses_norms: why it does not go with `quantizer.norms: quantized`, in words that follow "which"; "" if it does.
     Norm layers are then among the layers that `attach` gives, with weights of shape (C,) and one step each.
+    deploys_its_own: True if `deploy` does nothing but for networks that the method trained.
     takes_layer_points: False if `deploy` needs one point for the whole network; a run with points by layer is refused.
     notes: what `deployments` of the record says of a deployment beside its time and memory; `deploy` sets them.
     """
@@ -158,6 +159,7 @@ class Method:
     changes_activations: bool = False
     refuses_norms: ClassVar[str] = "acts on the weights of linear and convolution layers alone"
     takes_layer_points: ClassVar[bool] = True
+    deploys_its_own: ClassVar[bool] = False
     notes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, config: Any, context: Context) -> None:

@@ -1,6 +1,6 @@
 """Metric and loss of a network at each deployment point. Works on copies of the model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -10,18 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.bits import BitWidths
-from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
+from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.data._samples import TaskData
-from harness.methods import build_stack, find
-from harness.methods.base import Calibration, Context, Method, observed_inputs
-from harness.quantization import ActivationQuantizer, Observed, observe
-from harness.quantization.deploy import round_to_nearest, weight_bits
-from harness.quantization.inputs import float_inputs
+from harness.quantization.deploy import weight_bits
 from harness.quantization.integer_codes import codes_digest, codes_of
-from harness.quantization.observing import LazyObservations, input_sites
-from harness.quantization.slots import copy_of
 from harness.records import outcomes, schema
 from harness.tasks.base import Task
+from harness.training.deployer import Deployer
 from harness.training.effort import Effort, effort
 
 #: What one row is of: a deploy method and a point.
@@ -56,22 +51,15 @@ class Deployment:
         }
 
 
-@dataclass(frozen=True)
-class Evaluator:
-    """Evaluates a model at deployment points. deploys: "rtn" (round-to-nearest) or names of methods with a deploy.
-
-    settings: name and settings of a method, for a deploy that is another name or where they are not its defaults.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Evaluator(Deployer):
+    """Evaluates a model at deployment points. deploys: "rtn" (round-to-nearest) or names of methods with a deploy."""
 
     dataset: TaskData
-    methods: Sequence[Method]
-    context: Context
-    calibration: Calibration
     points: tuple[AnyPoint, ...]
     deploys: tuple[str, ...]
     batch_size: int
     precision: Literal["fp32", "bf16"] = "fp32"
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def rows(
         self, model: nn.Module, phase: str, split: Literal["val", "test"], cases: Iterable[Case] | None = None
@@ -116,16 +104,16 @@ class Evaluator:
         for all that make use of it.
         """
         every = [(deploy, point) for deploy in self.deploys for point in self.points] if cases is None else cases
-        chosen = [(deploy, point) for deploy, point in every if deploy == "rtn" or self._method(deploy).serves(point)]
+        chosen = [(deploy, point) for deploy, point in every if deploy == "rtn" or self.method(deploy).serves(point)]
         observed, shared, device = cache(partial(self.observed, model)), Effort(), self.dataset.device
-        if measure and any(self._observes(*case) for case in chosen):
+        if measure and any(self.observes(*case) for case in chosen):
             with effort(device) as shared:
                 observed()
         found = []
         for deploy, point in chosen:
             with effort(device) if measure else nullcontext(Effort()) as own:
-                copy, allocated, notes = self._deploy(model, point, deploy, observed)
-            took = own.with_part(shared) if self._observes(deploy, point) else own
+                copy, allocated, notes = self.deployment(model, point, deploy, observed)
+            took = own.with_part(shared) if self.observes(deploy, point) else own
             codes = self._codes(model, copy, allocated or point) if measure else None
             found.append(Deployment(deploy, point, copy, allocated, took, notes, codes))
         return found
@@ -142,67 +130,6 @@ class Evaluator:
         task = self.context.task
         network = task.baseline_network(self.dataset.outputs) if task.baseline else None
         return [Deployment(task.baseline, BitWidths(), network, None, Effort())] if network else []
-
-    def _entry(self, deploy: str) -> Mapping[str, Any]:
-        return self.settings.get(deploy, {"name": deploy})
-
-    def _method(self, deploy: str) -> type[Method]:
-        return find(str(self._entry(deploy)["name"]))
-
-    def _observes(self, deploy: str, point: AnyPoint) -> bool:
-        """Whether a case makes use of what `observed` gives for the model itself."""
-        changed = any(method.changes_activations for method in self.methods)
-        return (
-            point.has_activations and not changed and (deploy == "rtn" or not self._method(deploy).changes_activations)
-        )
-
-    def observed(self, model: nn.Module) -> Mapping[str, Observed]:
-        """What comes to its layers on the calibration batches, in float.
-
-        Two images give their order, which is enough where ranges are per token, or were trained for the point. The rest
-        is looked at when it is asked for.
-        """
-        config, exclude = self.context.activations, self.context.exclude
-        look = partial(observed_inputs, model, self.calibration, self.context)
-        trained = any(isinstance(site.held, ActivationQuantizer) for site in input_sites(model).values())
-        if not trained and config.granularity != "token":
-            return look()
-        two = [inputs[:2] for inputs in self.calibration.inputs(1)]
-        return LazyObservations(observe(model, two, exclude, config.attention), look)
-
-    def deployed(self, model: nn.Module, at: Written, deploy: str = "rtn") -> nn.Module:
-        """A copy of the model as deployed at a point: in evaluation mode, weights and activations on the grid."""
-        return self._deploy(model, point_of(at), deploy)[0]
-
-    def _deploy(
-        self,
-        model: nn.Module,
-        point: AnyPoint,
-        deploy: str,
-        observed: Callable[[], Mapping[str, Observed]] | None = None,
-    ) -> tuple[nn.Module, LayerPoints | None, dict[str, Any]]:
-        """The copy, the points that a method chose for its layers, and what methods note.
-
-        observed: gives what `self.observed(model)` does, if it has been asked for already.
-        """
-        copy, chosen = copy_of(model).eval(), None
-        notes: dict[str, Any] = {}
-        context = self.context
-        float_inputs(copy, point, context.exclude)  # before methods deploy, which may run the network
-        extra = [] if deploy == "rtn" else build_stack([dict(self._entry(deploy))], context)
-        stack = (*self.methods, *extra)
-        for method in stack:
-            layers = method.deploy(copy, chosen or point, self.calibration)
-            notes |= method.notes
-            if layers is not None:
-                chosen = LayerPoints(point.key, tuple((glob, BitWidths.of(each)) for glob, each in layers.items()))
-        seen: Mapping[str, Observed] = {}
-        if (chosen or point).has_activations:
-            changed = any(method.changes_activations for method in stack)
-            seen = self.observed(copy) if changed or observed is None else observed()
-        how = (context.scale, context.quantizer, context.exclude, context.activations)
-        round_to_nearest(copy, chosen or point, *how, calibration=seen, kv=context.kv)
-        return copy, chosen, notes
 
 
 class Measured(NamedTuple):

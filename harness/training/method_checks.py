@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.bits import BitWidths
 from harness.core.errors import UserError
-from harness.core.layer_points import LayerPoints, in_words
+from harness.core.layer_points import AnyPoint, LayerPoints, in_words
 from harness.core.outside import shown
 from harness.methods import check_norms, find
 
@@ -43,8 +43,13 @@ def _check_monitor(config: "RunConfig") -> None:
     name, point = config.monitor.name, config.monitored_point
     if find(name).needs_target_bit and config.target_bit is None:
         raise UserError(f"monitor.deploy: {shown(name)!r} prepares for a bit-width; set target_bit to 2 to 8")
+    check_serves("monitor.deploy", name, point, "set target_bit to")
+
+
+def check_serves(field: str, name: str, point: AnyPoint, remedy: str) -> None:
+    """Refuse a point at which a deploy method does nothing. remedy: how the message goes on, before a legal point."""
     if not find(name).serves(point):
         legal = (point for point in (BitWidths(4), BitWidths(4, 4), BitWidths(4, None, 4)) if find(name).serves(point))
         example = next(legal, None)
         served = "2 to 8" if example == BitWidths(4) else f"a point such as {example}"
-        raise UserError(f"monitor.deploy: {shown(name)!r} does nothing {in_words(point)}; set target_bit to {served}")
+        raise UserError(f"{field}: {shown(name)!r} does nothing {in_words(point)}; {remedy} {served}")
