@@ -14,7 +14,7 @@ from harness.core.outside import shown
 from harness.data import Augment, Dataset, Raw, Split
 from harness.data._samples import TaskData
 from harness.models import build_model
-from harness.quantization.audit import probe
+from harness.quantization.audit import audit
 from harness.quantization.layers import weight_layers
 from harness.tasks.base import find as find_task
 from harness.training.build import build
@@ -74,7 +74,7 @@ def its_outputs_are_one_row_of_logits_an_image(settings: dict[str, Any]) -> None
 def every_weight_is_accounted_for(settings: dict[str, Any]) -> None:
     """No weight is multiplied where no quantizer reaches it; the table of `harness.audit` otherwise."""
     network, shape = _of_model(settings)
-    probe(network, torch.rand(2, *shape), ()).check()
+    audit(network, torch.rand(2, *shape), ()).check()
     require(weight_layers(_session(settings).model), "it has no linear or 2-d convolution layer to quantize")
 
 

@@ -32,9 +32,9 @@ _REFUSED = {
 _LISTED = 5  # names in a message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
-    """The category of each parameter, by name. `str()` gives a table."""
+    """The category of each parameter, by name. `str()` and `repr()` give a table."""
 
     parameters: Mapping[str, str]
 
@@ -59,7 +59,7 @@ class Audit:
         if found:
             raise UserError("; ".join(found))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max(map(len, self.parameters), default=0)
         lines = [f"{name:{width}}  {what}" for name, what in self.parameters.items()]
         counts = Counter(self.parameters.values())
@@ -67,19 +67,13 @@ class Audit:
 
 
 def audit(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = (), norms: bool = False) -> Audit:
-    """Print the category of each parameter of a network that is quantized; return the audit.
+    """The category of each parameter of a network that is quantized; `print` shows them as a table.
 
     inputs: a batch of two or more, as the model takes it; a tuple is several arguments, a dict named ones.
-    exclude, norms: as for `attach`. The model and the random state stay as they are. Raises UserError as `attach` does;
+    exclude, norms: as for `attach`. The model and the random state stay as they are. Costs two forward and backward
+    passes of a copy in fp32. Raises UserError as `attach` does, and for inputs that the network does not take;
     `check()` of the result raises it for layers that the table shows to be wrong.
     """
-    found = probe(model, inputs, exclude, norms)
-    print(found)
-    return found
-
-
-def probe(model: nn.Module, inputs: Any, exclude: str | Iterable[str] = (), norms: bool = False) -> Audit:
-    """`audit` without printing. Costs two forward and backward passes of a copy in fp32."""
     patterns = glob_patterns(exclude)
     slots = {name: isinstance(layer, QuantLayer) for name, layer in weight_layers(model, patterns, norms).items()}
     with _numbers_kept(model):

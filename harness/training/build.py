@@ -18,7 +18,7 @@ from harness.methods._requirements import check_requirements
 from harness.methods.base import Calibration, Context, Method
 from harness.models import build_model, load_checkpoint
 from harness.oscillation.tracker import OscillationTracker
-from harness.quantization.audit import UNUSED, Audit, listed, probe
+from harness.quantization.audit import UNUSED, Audit, audit, listed
 from harness.quantization.by_layer import check_layer_points
 from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import quantize_inputs
@@ -122,7 +122,7 @@ def _trackers(config: RunConfig, model: nn.Module, fused: bool) -> dict[int, Osc
 
 def _audit(config: RunConfig, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Audit:
     """Two inputs through a copy of the network. Raises UserError for weights that no quantizer would reach."""
-    audited = probe(model, config.task.example_inputs(2, shape).to(device), config.exclude)
+    audited = audit(model, config.task.example_inputs(2, shape).to(device), config.exclude)
     audited.check()
     if unused := audited.named(UNUSED):
         warnings.warn(

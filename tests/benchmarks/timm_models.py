@@ -31,7 +31,7 @@ from torch.nn import functional
 from harness import MaxAbsQuantizer, OscillationRegularizer, attach, round_to_nearest
 from harness.core.errors import UserError
 from harness.models._timm import create
-from harness.quantization.audit import OWN, PAST, probe
+from harness.quantization.audit import OWN, PAST, audit
 
 BITS, CLASSES = 4, 10
 #: Words in the names of small models, the smallest first; how many models of a module are compared.
@@ -121,7 +121,7 @@ def excluded(model: nn.Module, images: Tensor, result: Result) -> list[str]:
     exclude: list[str] = []
     while True:
         try:
-            found = probe(model, images, exclude)
+            found = audit(model, images, exclude)
         except UserError as error:  # by its type
             layer, said = re.findall(r"layer '(.*?)': (.*)", str(error))[0]
             kind = type(model.get_submodule(layer)).__name__

@@ -11,7 +11,7 @@ from harness.core.errors import UserError
 from harness.models import build_model
 from harness.models._decoder import ATTENTION, attend, decoded
 from harness.quantization.attention import expose_attention_products
-from harness.quantization.audit import EXCLUDED, FLOAT, QUANTIZED, probe
+from harness.quantization.audit import EXCLUDED, FLOAT, QUANTIZED, audit
 from harness.quantization.layers import QuantMatMul
 from harness.training.config import component
 
@@ -91,14 +91,14 @@ def test_attention_that_is_not_causal_sees_all_tokens() -> None:
 
 def test_linear_layers_are_quantized_and_embeddings_and_norms_stay_float() -> None:
     model = built().train()
-    found = probe(model, TOKENS)
+    found = audit(model, TOKENS)
     found.check()
     layers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(found.named(QUANTIZED)) == layers
     assert {"lm_head.weight", "model.layers.0.self_attn.k_proj.weight"} <= layers
     assert set(found.named(FLOAT)) == {name for name, _ in model.named_parameters()} - layers
     assert "model.embed_tokens.weight" in found.named(FLOAT)
-    assert probe(model, TOKENS, "lm_head").named(EXCLUDED) == ["lm_head.weight"]
+    assert audit(model, TOKENS, "lm_head").named(EXCLUDED) == ["lm_head.weight"]
 
 
 def test_sizes_are_settings_and_weights_depend_on_the_seed() -> None:
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_transformers(folder: Path) -> None:
         torch.testing.assert_close(model(TOKENS), LlamaForCausalLM.from_pretrained(folder)(TOKENS).logits)
     assert model.lm_head.weight is not model.model.embed_tokens.weight, "one is quantized, the other is not"
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
-    probe(model, TOKENS).check()
+    audit(model, TOKENS).check()
     random = built({"name": f"hf:{folder}", "init": "scratch"})
     assert random.lm_head.weight.shape == (12, 32)
     assert not torch.equal(random.lm_head.weight, model.lm_head.weight)
@@ -162,4 +162,4 @@ def test_weights_outside_of_linear_layers_are_refused_by_name(tmp_path: Path) ->
 
     GPT2LMHeadModel(GPT2Config(vocab_size=12, n_positions=16, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"layers? 'transformer.h.0.attn.c_attn', .* multiplies by a weight of its own"):
-        probe(built({"name": f"hf:{tmp_path}"}), TOKENS).check()
+        audit(built({"name": f"hf:{tmp_path}"}), TOKENS).check()

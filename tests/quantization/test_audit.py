@@ -14,7 +14,7 @@ from torch.nn.utils import weight_norm
 import harness
 from harness import MaxAbsQuantizer, attach
 from harness.core.errors import UserError
-from harness.quantization.audit import BARE, EXCLUDED, FLOAT, OWN, PAST, QUANTIZED, UNUSED, Audit, probe
+from harness.quantization.audit import BARE, EXCLUDED, FLOAT, OWN, PAST, QUANTIZED, UNUSED, Audit, audit
 
 
 class Net(nn.Module):
@@ -35,7 +35,7 @@ def weight(*shape: int) -> nn.Parameter:
 
 
 def seen(net: nn.Module, exclude: tuple[str, ...] = ()) -> Audit:
-    return probe(net, torch.rand(2, 4, 4), exclude)
+    return audit(net, torch.rand(2, 4, 4), exclude)
 
 
 #: The weight of `fc` is used, and its forward is not.
@@ -75,13 +75,13 @@ def test_timms_attention_is_made_to_call_its_layer() -> None:
     )
     images = torch.rand(2, 3, 16, 16)
     plain = beit.eval()(images)
-    audited = probe(beit, images)
+    audited = audit(beit, images)
     audited.check()
     assert not beit.blocks[0].attn.qkv_bias_separate, "the model stays as it is until slots are attached"
     attach(beit)
     assert torch.allclose(beit(images), plain, atol=1e-5)  # a bias added later rounds otherwise
     beit.blocks[0].attn.qkv_bias_separate = False
-    assert probe(beit, images).named(PAST) == ["blocks.0.attn.qkv.weight"]
+    assert audit(beit, images).named(PAST) == ["blocks.0.attn.qkv.weight"]
     excluded = copy.deepcopy(beit)
     attach(excluded, ["blocks.0.attn.qkv"])
     assert not excluded.blocks[0].attn.qkv_bias_separate
@@ -230,7 +230,7 @@ def test_the_network_and_the_random_state_stay_as_they_are() -> None:
     before, modes, types = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()], list(map(type, net))
     inputs, random = torch.rand(2, 4).half(), torch.get_rng_state()
     with torch.no_grad(), torch.autocast("cpu"):
-        assert probe(net, inputs).named(UNUSED) == []
+        assert audit(net, inputs).named(UNUSED) == []
     assert torch.equal(torch.get_rng_state(), random)
     assert [m.training for m in net.modules()] == modes
     assert list(map(type, net)) == types
@@ -258,14 +258,16 @@ class TwoInputs(nn.Module):
 @pytest.mark.parametrize("named", [True, False])
 def test_several_inputs_and_nested_outputs(named: bool) -> None:
     x, scale = torch.rand(2, 4), torch.rand(1)
-    found = probe(TwoInputs(), {"x": x, "scale": scale} if named else (x, scale))
+    found = audit(TwoInputs(), {"x": x, "scale": scale} if named else (x, scale))
     assert found.parameters == {"fc.weight": QUANTIZED, "fc.bias": FLOAT}
 
 
-def test_the_audit_prints_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_is_a_table_and_prints_nothing_itself(capsys: pytest.CaptureFixture[str]) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
     result = harness.audit(net, torch.rand(2, 4), exclude=["2"])
-    printed = capsys.readouterr().out.splitlines()
+    assert capsys.readouterr().out == "", "print(audit(...)) shows the table once"
+    assert repr(result) == str(result)
+    printed = str(result).splitlines()
     assert printed[0] == "0.weight  quantized"
     assert printed[-2:] == ["2.weight  excluded", "1 quantized, 3 float by rule, 1 excluded"]
     result.check()

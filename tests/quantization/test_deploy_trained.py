@@ -18,7 +18,7 @@ from harness import (
 )
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
-from harness.quantization.audit import probe
+from harness.quantization.audit import audit
 
 BITS = {"0": 8, "4": 3, "5.1": 2}
 
@@ -146,7 +146,7 @@ def test_trained_bits_where_there_are_none() -> None:
 
 def test_a_single_pattern_may_be_a_string() -> None:
     for exclude in ("5.*", ["5.*"]):
-        assert set(probe(network().eval(), images(), exclude).named("excluded")) >= {"5.0.bias", "5.1.weight"}
+        assert set(audit(network().eval(), images(), exclude).named("excluded")) >= {"5.0.bias", "5.1.weight"}
         assert list(attach(network(), exclude)) == ["0", "4"]
         assert set(OscillationTracker(network(), 3, exclude=exclude).frequencies()) == {"0", "4"}
         model = round_to_nearest(network(), 3, exclude=exclude)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness import LSQQuantizer, MaxAbsQuantizer, OscillationRegularizer, OscillationTracker, attach, round_to_nearest
 from harness.core.config_base import QuantizerConfig
 from harness.core.errors import UserError
-from harness.quantization.audit import probe
+from harness.quantization.audit import audit
 from harness.quantization.layers import QuantLayer, weight_layers
 from harness.quantization.norms import QuantNorm, is_norm
 from harness.quantization.observing import input_sites, observe
@@ -195,17 +195,17 @@ def test_a_norm_that_a_quantizer_cannot_reach_is_refused(what: str, words: str) 
 
 def test_the_audit_says_so() -> None:
     model = network()
-    plain = probe(model, images())
+    plain = audit(model, images())
     assert plain.named("quantized") == ["0.weight", "4.weight", "5.1.weight"]
     assert "1.weight" in plain.named("float by rule")
-    asked = probe(model, images(), norms=True)
+    asked = audit(model, images(), norms=True)
     assert asked.named("quantized") == ["0.weight", "1.weight", "4.weight", "5.0.weight", "5.1.weight"]
     assert asked.named("float by rule") == ["0.bias", "1.bias", "5.0.bias", "5.1.bias"]
-    assert probe(model, images(), ["1"], norms=True).parameters["1.weight"] == "excluded"
+    assert audit(model, images(), ["1"], norms=True).parameters["1.weight"] == "excluded"
     attach(model)
-    assert probe(model, images(), norms=True).named("without slots") == ["1.weight", "5.0.weight"]
+    assert audit(model, images(), norms=True).named("without slots") == ["1.weight", "5.0.weight"]
     attach(model, norms=True)
-    assert probe(model, images()).parameters == asked.parameters
+    assert audit(model, images()).parameters == asked.parameters
 
     class Past(nn.Module):
         def __init__(self) -> None:
@@ -215,9 +215,9 @@ def test_the_audit_says_so() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x * self.norm.weight)
 
-    read = probe(Past(), torch.randn(2, 3), norms=True)
+    read = audit(Past(), torch.randn(2, 3), norms=True)
     assert read.named("read past its layer") == ["norm.weight"]
-    assert probe(Past(), torch.randn(2, 3)).named("read past its layer") == []
+    assert audit(Past(), torch.randn(2, 3)).named("read past its layer") == []
 
 
 def test_the_library_takes_networks_without_slots() -> None:
