@@ -33,16 +33,17 @@ class OscillationTracker:
     A layer with a filled `weight_quantizer` slot is watched by the codes of that quantizer, any other layer by the
     codes of the default quantizer at `bits`. Call `update()` after each optimizer step.
 
-    bits: 2 to 8. momentum: of the frequency's moving average, in (0, 1). threshold: the frequency above which a
-    weight counts as oscillating. Memory: 4 bytes per weight (int8 code and direction, fp16 frequency).
+    bits: 2 to 8; None: layers without a quantizer of their own are not watched. momentum: of the frequency's moving
+    average, in (0, 1). threshold: the frequency above which a weight counts as oscillating. Memory: 4 bytes per weight
+    (int8 code and direction, fp16 frequency).
     fused: False for plain tensor operations; otherwise a fused pass over all weights where there is one, with equal
-    results (harness/kernels). Raises UserError for a model without layers to watch.
+    results (harness/kernels). Raises UserError for other bits, and for a model without layers to watch.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        bits: int,
+        bits: int | None = None,
         quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
         exclude: str | Iterable[str] = (),
         momentum: float = 0.01,
@@ -55,9 +56,12 @@ class OscillationTracker:
         self.threshold, self._momentum, self._decay = threshold, momentum, 1.0
         self._present = ModelLayers(model, exclude, config.quantizes_norms)
         self._watches = {
-            name: _Watch(layer, make_quantizer(config, bits, layer=layer).fit(_effective(layer)))
+            name: _Watch(layer, make_quantizer(config, own, layer=layer).fit(_effective(layer)))
             for name, layer in self._present.layers.items()
+            if (own := bits if bits is not None else _own_bits(layer)) is not None
         }
+        if not self._watches and self._present.layers:
+            raise UserError("bits: no layer has a quantizer of its own by which it could be watched; give bits, 2 to 8")
         if not self._watches:
             raise UserError("the tracker finds no linear or convolution layer in this model")
         self._pass = tracker_pass(self._watches.values(), fused)
@@ -153,6 +157,12 @@ def metrics_of(trackers: Mapping[int, OscillationTracker]) -> dict[str, Any]:
 def _effective(layer: WeightLayer) -> Tensor:
     """The weight that gets quantized."""
     return layer.effective_weight() if isinstance(layer, QuantLayer) else layer.weight
+
+
+def _own_bits(layer: WeightLayer) -> int | None:
+    """The bits of a layer's own quantizer; None where it has none."""
+    own = getattr(layer, "weight_quantizer", None)
+    return own.bits if isinstance(own, WeightQuantizer) else None
 
 
 class _Watch:

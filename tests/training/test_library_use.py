@@ -125,3 +125,26 @@ def test_importing_the_package_costs_nothing() -> None:
         "attach, OscillationRegularizer, OscillationTracker, MaxAbsQuantizer, LSQQuantizer, round_to_nearest"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tracker_takes_the_bits_of_the_layers_own_quantizers() -> None:
+    trained, given = network(), network()
+    for model in (trained, given):
+        attach(model, "head", weight_quantizer={"conv": lambda layer: MaxAbsQuantizer(2), "hidden": three_bits})
+    own, all_layers = OscillationTracker(trained), OscillationTracker(given, bits=8)
+    assert list(own.codes()) == ["conv", "hidden"]
+    assert all(torch.equal(codes, all_layers.codes()[name]) for name, codes in own.codes().items())
+    own.update()
+    with pytest.raises(ValueError, match=r"bits: no layer has a quantizer of its own .*; give bits, 2 to 8"):
+        OscillationTracker(network())
+
+
+def three_bits(layer: nn.Module) -> MaxAbsQuantizer:
+    return MaxAbsQuantizer(3)
+
+
+def test_what_the_regularizer_lacks_is_said() -> None:
+    with pytest.raises(ValueError, match=r"bits: missing; give the target bit-width, 2 to 8"):
+        OscillationRegularizer(network(), strength=1.0)
+    with pytest.raises(ValueError, match=r"strength: missing; give lambda"):
+        OscillationRegularizer(network(), 3)
