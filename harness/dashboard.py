@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
     """A sweep as it was launched, or as in its file. Raises UserError where launching the file would."""
-    from harness.cli import preflight
+    from harness.cli import builds
     from harness.sweep.cells import expand
     from harness.sweep.config import read_sweep
     from harness.sweep.queue import load_sweep
@@ -81,7 +81,7 @@ def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
         spec = read_sweep(named)
         cells = expand(spec)
         check_algorithms(spec)
-        preflight.check_builds(spec, cells)
+        builds.check_builds(spec, cells)
         if not SweepDirectory(root / spec.name).sweep.exists():
             return spec, cells
     launched = load_sweep(sweep_folder(named, root))  # its sweep.json includes what --set replaced

@@ -6,7 +6,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from harness.cli.preflight import check_builds, check_data
+from harness.cli.builds import check_builds
+from harness.cli.preflight import check_data
 from harness.cluster.profile import Profile
 from harness.cluster.slurm import launch_notes, sbatch_text
 from harness.core.errors import UserError

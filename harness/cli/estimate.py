@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from harness.cli.preflight import check_data, without_numbers
+from harness.cli.builds import without_numbers
+from harness.cli.preflight import check_data
 from harness.cluster.slots import cores
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig

@@ -12,6 +12,10 @@ class UserError(ValueError):
         super().__init__(printable(masked(str(message))))
 
 
+class BrokenError(UserError):
+    """The code of a component from outside this package fails."""
+
+
 class Stopped(Exception):
     """A run was asked to stop; its checkpoint is written."""
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+#: Of components, as tracebacks name them.
+FILES: set[str] = set()
+
 
 def executed(name: str, path: Path, source: bytes, beside: Iterable[tuple[str, bytes]] = ()) -> ModuleType:
     """The module of a source text, which is run once for a name. path: where it is from, for messages.
@@ -20,6 +23,7 @@ def executed(name: str, path: Path, source: bytes, beside: Iterable[tuple[str, b
         return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = str(path)
+    FILES.add(str(path))
     if beside:  # an import statement, also one in a function, calls the __import__ of its module's builtins
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": partial(_imported, name, path, dict(beside))}
     sys.modules[name] = module  # dataclasses and annotations in it are looked up there
@@ -40,9 +44,10 @@ def _imported(importer: str, path: Path, beside: dict[str, bytes], name: str, *g
 
 
 def why(error: BaseException) -> str:
-    """The last line of an error's traceback, and the file and line that it comes from."""
-    line = traceback.format_exception_only(error)[-1].strip()
+    """The last line of an error's traceback, and the last file and line of a component in it; else of any code."""
+    line = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
     if isinstance(error, SyntaxError):
         return f"{line} ({error.filename}, line {error.lineno})"
     frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen")]
-    return f"{line} ({frames[-1].filename}, line {frames[-1].lineno})"
+    last = ([each for each in frames if each.filename in FILES] or frames)[-1]
+    return f"{line} ({last.filename}, line {last.lineno})"

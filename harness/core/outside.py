@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, nearest, printable
-from harness.core.importing import executed, why
+from harness.core.importing import FILES, executed, why
 from harness.core.siblings import Sources, kept, siblings
 
 #: The group of entry points by which packages register components, as `model.small_cnn = "my_package.nets:SmallCNN"`.
@@ -190,6 +190,7 @@ def load(kind: str, name: str) -> Any:
 @cache
 def _loaded(kind: str, name: str) -> Any:
     one = get(kind, name)
+    FILES.add(str(one.path))
     try:
         place = f"harness_components.d{one.sha256[:DIGITS]}.{one.module}"
         # From what was read when it was resolved, whatever the file has become since.

@@ -1,11 +1,13 @@
 """Data sets from outside: a file as those in this folder, or a callable that gives `Raw`."""
 
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.core import outside, registry
-from harness.core.errors import UserError
+from harness.core.errors import BrokenError, UserError
+from harness.core.importing import why
 from harness.core.signature import from_signature, named, settings_of, takes
 from harness.data._config import DataConfig, TaskDataConfig
 
@@ -32,8 +34,46 @@ def data_set(name: str) -> Any:
         return _of_callable(getattr(found, "read", None), name, where)
     if not (isinstance(found.Config, type) and issubclass(found.Config, TaskDataConfig)):
         raise UserError(f"{where}: its Config is no subclass of harness.data.DataConfig")
-    own = {each: getattr(found, each) for each in ("check", "read", "load", "shape") if hasattr(found, each)}
-    return SimpleNamespace(**{"check": _nothing_to_check, **own, "Config": named(found.Config, name)})
+    there = [each for each in ("check", "read", "load", "shape") if hasattr(found, each)]
+    own = {each: _guarded(getattr(found, each), where) for each in there}
+    wanted = named(found.Config, name)
+    shape = _shape_by_reading(own, wanted)
+    return SimpleNamespace(**{"check": _nothing_to_check, "shape": shape, **own, "Config": wanted})
+
+
+def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
+    """A function of the user's whose errors name its file and line. Raises BrokenError; UserError for absent files."""
+
+    @wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        except UserError:
+            raise
+        except Exception as error:  # the user's code may fail in any way
+            kind = UserError if isinstance(error, OSError) else BrokenError
+            raise kind(f"{where}: {why(error)}") from error
+
+    return called
+
+
+def _shape_by_reading(own: Mapping[str, Callable[..., Any]], wanted: type[TaskDataConfig]) -> Callable[..., Any]:
+    """(C, H, W) and classes, or what a task's data says, of a data set that must be read for it."""
+
+    @cache
+    def shape_as(settings: str) -> tuple[tuple[int, ...], int]:
+        config = wanted.model_validate_json(settings)
+        if "check" in own:
+            own["check"](config)
+        if "load" in own:
+            loaded = own["load"](config, 0, "cpu")
+            return tuple(loaded.input_shape), loaded.outputs
+        raw = own["read"](config)
+        channels, height, width = raw.train.images.shape[1:]
+        crop = config.evaluation_crop  # type: ignore[attr-defined]
+        return (channels, crop or height, crop or width), len(raw.class_names)
+
+    return lambda config: shape_as(config.model_dump_json())
 
 
 def _nothing_to_check(config: TaskDataConfig) -> None:
@@ -47,16 +87,9 @@ def _of_callable(target: Any, name: str, where: str) -> Any:
     def read(config: Any) -> "Raw":
         return _read(target, where, config)
 
-    @cache  # all of it is read for this
-    def shape_as(settings: str) -> tuple[tuple[int, ...], int]:
-        raw = read(wanted.model_validate_json(settings))
-        return tuple(raw.train.images.shape[1:]), len(raw.class_names)
-
-    def shape(config: Any) -> tuple[tuple[int, ...], int]:
-        return shape_as(config.model_dump_json())
-
-    wanted = from_signature(target, DataConfig, name, where, ROOT)
-    return SimpleNamespace(Config=wanted, check=_nothing_to_check, read=read, shape=shape)
+    wanted, guarded = from_signature(target, DataConfig, name, where, ROOT), _guarded(read, where)
+    shape = _shape_by_reading({"read": guarded}, wanted)
+    return SimpleNamespace(Config=wanted, check=_nothing_to_check, read=guarded, shape=shape)
 
 
 def _read(target: Any, where: str, config: Any) -> "Raw":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.core.errors import UserError
 from harness.data import Augment
 from harness.data._samples import Pairs, TaskData, TensorData
 from harness.data.base import Dataset, Split
@@ -20,16 +21,50 @@ from harness.training.session import Session
 COUNT = 2
 
 
+class RandomSamplesError(Exception):
+    """A build that failed after its methods had read random samples: with those of the data it may not.
+
+    cause: the error, no UserError.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Noted:
+    """Data that notes whether its samples were read."""
+
+    def __init__(self, data: TaskData) -> None:
+        self._data, self.read = data, False
+
+    def __getattr__(self, name: str) -> Any:
+        self.read = self.read or name == "train_batch"
+        return getattr(self._data, name)
+
+
 def try_build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> Session:
-    """`session_without_data`, for a check alone."""
-    return session_without_data(config, shape, outputs)
+    """`session_without_data`, for a check alone. Raises RandomSamplesError, and any error of the network's code."""
+    samples = _Noted(stand_in(config, shape, outputs))
+    try:
+        return _session(config, samples)
+    except UserError:
+        raise
+    except Exception as error:
+        if samples.read:
+            raise RandomSamplesError(error) from error
+        raise
 
 
 def session_without_data(config: RunConfig, shape: tuple[int, ...], outputs: int) -> Session:
     """A run's session on stand-in inputs of a shape, with random weights and no optimizer. Raises UserError."""
+    return _session(config, stand_in(config, shape, outputs))
+
+
+def _session(config: RunConfig, samples: TaskData) -> Session:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # the run itself gives them
-        return build(_on_cpu(config), stand_in=stand_in(config, shape, outputs))
+        return build(_on_cpu(config), stand_in=samples)
 
 
 def try_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> None:

@@ -8,7 +8,7 @@ from studies_common import claims
 
 from analysis.disk_source import load_results
 from harness.archive import main as archive
-from harness.cli import preflight, progress
+from harness.cli import builds, progress
 from harness.sweep import plan, queue
 from harness.sweep.config import SweepConfig
 from harness.training.run import run
@@ -39,7 +39,7 @@ def test_a_sweep_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     data = {"name": "text", "root": "text.txt", "context": 8, "windows": 16}
     spec = SweepConfig.model_validate({**SWEEP, "base": {**SWEEP["base"], "data": data}})
     opened = queue.open_sweep(spec, tmp_path / "runs")
-    assert preflight.check_builds(opened.spec, opened.cells) == []
+    assert builds.check_builds(opened.spec, opened.cells) == []
     plan.top_up(opened)
     for _ in range(2):  # trials, then finals
         for claim in claims(opened):

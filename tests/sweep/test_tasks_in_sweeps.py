@@ -10,7 +10,7 @@ from scratch_task import SWEEP, install, write
 from studies_common import claims
 
 import harness
-from harness.cli import preflight, progress
+from harness.cli import builds, progress
 from harness.core import yaml_file
 from harness.core.errors import UserError
 from harness.core.metric import Metric
@@ -42,7 +42,7 @@ def test_a_new_task_is_tuned_and_tested(
 ) -> None:
     install(tmp_path / "scratch", monkeypatch)
     opened = sweep(tmp_path, sampler="random")
-    assert preflight.check_builds(opened.spec, opened.cells) == []
+    assert builds.check_builds(opened.spec, opened.cells) == []
     carry_out(opened)
     for cell, study in opened.studies.items():
         assert study.direction.name == "MINIMIZE"

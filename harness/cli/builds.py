@@ -1,0 +1,130 @@
+"""What a launch builds before anything starts: each distinct network, with its methods, on random samples."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness import data
+from harness.core.errors import BrokenError, UserError
+from harness.core.importing import why
+from harness.core.layer_points import LayerPoints
+from harness.core.outside import shown
+from harness.sweep.cells import Cell, at_corners
+from harness.sweep.config import SweepConfig
+from harness.sweep.objective import AnyObjective
+from harness.sweep.reported import Objective, check_reported, known, numbers
+from harness.training.config import RunConfig, component
+
+if TYPE_CHECKING:  # imports torch
+    from harness.training.session import Session
+
+#: (C, H, W) of a data set's images, and its classes; of other tasks what `data.shape` says.
+_Images = tuple[tuple[int, ...], int]
+#: What stands in where the data is not there.
+_ANY: _Images = (3, 64, 64), 10
+#: Errors of code, which no other shape and no other samples mend.
+_OF_CODE = (NameError, AttributeError, ImportError, TypeError)
+#: In messages about a device that this machine may lack, while the nodes have it.
+_OF_DEVICES = re.compile("cuda|cpu|gpu|nvidia|triton", re.IGNORECASE)
+
+
+def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
+    """Build each distinct network of a sweep once, with its methods and random weights. Imports torch.
+
+    Returns what could not be checked, a line each. Raises UserError for what a run would be refused for, and for what
+    it would fail with.
+    """
+    of_data: dict[str, _Images | None] = {}
+    tried: set[str] = set()
+    notes: list[str] = []
+    for cell in cells:
+        for config in at_corners(spec, cell):
+            name = json.dumps(config.data)
+            images = of_data[name] = of_data[name] if name in of_data else _images(config.data)
+            points = config.evaluated_points
+            activations = any(point.has_activations for point in points)
+            deployed = [config.activations.model_dump(), config.target_bit] if activations else None
+            by_layer = [point.plain for point in points if isinstance(point, LayerPoints)]
+            cached = any(point.has_kv for point in points)
+            methods = without_numbers(config.methods)
+            key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer, cached])
+            if key not in tried:
+                tried.add(key)
+                notes += _check_build(cell.id, config, images, spec.objective)
+    return notes
+
+
+def _images(settings: dict[str, Any]) -> _Images | None:
+    """(C, H, W) and classes of a data set; None where it is not there."""
+    try:
+        return data.shape(component("data set", settings))
+    except BrokenError:
+        raise
+    except UserError:  # a launch refuses it by itself
+        return None
+
+
+def without_numbers(methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What decides whether methods can be built: hardly their strengths and rates, by which cells and trials differ."""
+    return [{key: value for key, value in entry.items() if type(value) not in (int, float)} for entry in methods]
+
+
+def _check_build(
+    cell_id: str, config: RunConfig, images: _Images | None, objectives: Sequence[AnyObjective]
+) -> list[str]:
+    from harness.quantization.slots import SlotTakenError
+    from harness.training.trial_build import RandomSamplesError, try_build, try_model
+
+    shape, classes = images or _ANY
+    of_size = "" if images else f"the data is not there, and for {'x'.join(map(str, shape))} images: "
+    try:
+        session = try_build(config, shape, classes)
+        if any(isinstance(each, Objective) for each in objectives):
+            check_reported(objectives, _reported_by(session))
+    except UserError as error:
+        if images is None:
+            try:
+                try_model(config, shape, classes)
+            except UserError as of_model:
+                return [f"cell {cell_id}: {of_size}{of_model}"]
+            except Exception as of_model:
+                error = UserError(why(of_model)) if _is_sure(of_model, config, images) else error
+        names = [shown(entry["name"]) for entry in config.methods]
+        where = f"methods {names}: " if isinstance(error, SlotTakenError) else ""
+        raise UserError(f"cell {cell_id}: {where}{error}") from None
+    except RandomSamplesError as error:
+        said = f"cell {cell_id}: with two random samples in place of the data: {why(error.cause)}"
+        return _refused_or_noted(said, isinstance(error.cause, _OF_CODE))
+    except Exception as error:
+        said = f"cell {cell_id}: {of_size}{why(error)}"
+        return _refused_or_noted(said, _is_sure(error, config, images))
+    return []
+
+
+def _is_sure(error: Exception, config: RunConfig, images: _Images | None) -> bool:
+    """Whether a run would end with the same error, which no sample has a part in.
+
+    Not of one that another shape may mend, where the shape is not known, and not of one that another machine may mend.
+    """
+    if isinstance(error, OSError | MemoryError):
+        return False
+    if config.runtime.device != "cpu" and _OF_DEVICES.search(str(error)):
+        return False
+    return images is not None or isinstance(error, _OF_CODE)
+
+
+def _refused_or_noted(said: str, is_sure: bool) -> list[str]:
+    if is_sure:
+        raise UserError(said)
+    return [said]
+
+
+def _reported_by(session: "Session") -> list[str]:
+    """The metrics that a run of the session reports, besides those of single points."""
+    from harness.oscillation.tracker import metrics_of
+
+    found: dict[str, Any] = metrics_of(session.trackers)
+    for method in session.methods:
+        found |= method.metrics()
+    return list(dict.fromkeys([*known(session.task.metric), *numbers(found)]))
