@@ -55,7 +55,14 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
     before, after = _written(folder), plain(spec)
     if before is None:
         return
-    changed = changed_keys(before, after)
+    changed, edits = changed_keys(_without_digests(before), _without_digests(after)), _edits(before, after)
+    if edits:
+        verb = "were" if len(edits) > 1 else "was"
+        also = f"; it also differs in: {', '.join(changed)}" if changed else ""
+        raise UserError(
+            f"{folder}: {' and '.join(edits)} {verb} edited since the launch{also}. Give the edited sweep a name (or --root) of "
+            f"its own, or put back what was launched, which {SweepDirectory(folder).components} keeps"
+        )
     if changed and set(changed) <= {"tune.trials", "final.seeds"}:
         holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
         raise UserError(f"{folder} has grown to {holds}, and a sweep cannot shrink; launch it with these")
@@ -66,6 +73,31 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
         )
     if before["storage"] != after["storage"] and (workers := SweepDirectory(folder).living_workers()):
         raise UserError(f"storage: {len(workers)} workers still use {before['storage']!r}; harness.cancel stops them")
+
+
+def _without_digests(value: Any) -> Any:
+    """Plain values with components from outside by module and attribute alone, whatever their content."""
+    if isinstance(value, str):
+        return value.partition("@")[0] if outside.is_name(value) else value
+    if isinstance(value, Mapping):
+        return {key: _without_digests(each) for key, each in value.items()}
+    return [_without_digests(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _edits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """`nets/small_cnn.py`, `blocks.py, which nets/small_cnn.py imports,`: what has other content than it had."""
+    launched = {_without_digests(name): name for name in outside.names_in(before)}
+    named = [(launched.get(_without_digests(name)), name) for name in outside.names_in(after)]
+    return list(dict.fromkeys(_edit(old, new) for old, new in named if old not in (None, new)))
+
+
+def _edit(old: str | None, new: str) -> str:
+    was, now = outside.find(old or ""), outside.find(new)
+    assert now is not None, "the sweep file was read"
+    if was is None or was.source != now.source:
+        return str(now.path)
+    beside = [f"{name}.py" for name, _ in sorted({*was.beside} ^ {*now.beside})]
+    return f"{', '.join(dict.fromkeys(beside))}, which {now.path} imports,"
 
 
 def _written(folder: Path) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ def test_it_is_launched_drawn_exported_repeated_packed_and_edited(
     edit(tmp_path / "nets/small_cnn.py", "nn.ReLU()", "nn.GELU()")
     refused = run_here(*launch, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "differs in: base.model.name" in refused.stderr
+    assert "nets/small_cnn.py was edited since the launch" in refused.stderr
     before = ended(*launch, "--root", "other", "--dry-run", "--runs", cwd=tmp_path)
     for name in ("nets/small_cnn.py", "data/rings.py", "methods/pull.py"):
         (tmp_path / name).unlink()

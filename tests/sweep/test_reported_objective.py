@@ -188,7 +188,7 @@ def test_a_function_of_metrics(tmp_path: Path) -> None:
 def test_an_edited_function_is_another_sweep(tmp_path: Path) -> None:
     queue.open_sweep(of_file(tmp_path, BALANCE), tmp_path / "runs")
     queue.open_sweep(of_file(tmp_path, BALANCE), tmp_path / "runs")
-    with pytest.raises(UserError, match=r"differs in: objective"):
+    with pytest.raises(UserError, match=r"score.py was edited since the launch"):
         queue.open_sweep(of_file(tmp_path, BALANCE, SCORE.replace("10", "11")), tmp_path / "runs")
 
 
