@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from harness.core.command import run_command
+from harness.core.wording import counted
 from harness.records.archive import pack, runs_of, unpack
 from harness.records.sweep_directory import SweepDirectory
 
@@ -33,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.merge:
         from harness.sweep.merge import merge
 
-        print(f"{options.to / folder.name}: {merge(folder, options.to)} runs added")
+        print(f"{options.to / folder.name}: {counted(merge(folder, options.to), 'run')} added")
         return 0
     made = pack(folder, options.to, options.unfinished) if options.verb == "pack" else unpack(folder, options.to)
     runs = sum(run.is_dir() for run in runs_of(made).iterdir())
     size = f", {SweepDirectory(made).archive.stat().st_size / 1e6:.1f} MB" if options.verb == "pack" else ""
-    print(f"{made}: {runs} runs{size}")
+    print(f"{made}: {counted(runs, 'run')}{size}")
     return 0
 
 

@@ -17,6 +17,7 @@ from harness.core.bits import LEGAL_POINTS, BitWidths
 from harness.core.command import run_command
 from harness.core.errors import UserError
 from harness.core.layer_points import AnyPoint, Written, in_words, point_of
+from harness.core.wording import counted
 from harness.records import outcomes, schema
 from harness.records.code_version import code_version
 from harness.records.files import write_json
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in finished_runs(options.where):
         try:
             added = add_rows(folder, options.bits, deploys, options.device)
-            print(f"{folder.name}: {added} rows added", flush=True)
+            print(f"{folder.name}: {counted(added, 'row')} added", flush=True)
         except UserError as error:
             failed += 1
             print(f"{folder.name}: {error}", file=sys.stderr, flush=True)

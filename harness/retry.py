@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         print(f"{sweep.folder}: no run failed, nothing to do")
         return 0
-    print(f"{len(chosen)} runs wait again; workers that are running take them, otherwise launch")
+    wait = "runs wait" if len(chosen) > 1 else "run waits"
+    print(f"{len(chosen)} {wait} again; workers that are running take them, otherwise launch")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import data
@@ -29,15 +29,16 @@ _OF_CODE = (NameError, AttributeError, ImportError, TypeError)
 _OF_DEVICES = re.compile("cuda|cpu|gpu|nvidia|triton", re.IGNORECASE)
 
 
-def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
+def check_builds(
+    spec: SweepConfig, cells: Sequence[Cell], begin: Callable[[int], None] = lambda count: None
+) -> list[str]:
     """Build each distinct network of a sweep once, with its methods and random weights. Imports torch.
 
-    Returns what could not be checked, a line each. Raises UserError for what a run would be refused for, and for what
-    it would fail with.
+    begin: gets their number before the first one. Returns what could not be checked, a line each. Raises UserError for
+    what a run would be refused for, and for what it would fail with.
     """
     of_data: dict[str, _Images | None] = {}
-    tried: set[str] = set()
-    notes: list[str] = []
+    distinct: dict[str, tuple[str, RunConfig, _Images | None]] = {}
     for cell in cells:
         for config in at_corners(spec, cell):
             name = json.dumps(config.data)
@@ -49,10 +50,9 @@ def check_builds(spec: SweepConfig, cells: Sequence[Cell]) -> list[str]:
             cached = any(point.has_kv for point in points)
             methods = without_numbers(config.methods)
             key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer, cached])
-            if key not in tried:
-                tried.add(key)
-                notes += _check_build(cell.id, config, images, spec.objective)
-    return notes
+            distinct.setdefault(key, (cell.id, config, images))
+    begin(len(distinct))
+    return [note for each in distinct.values() for note in _check_build(*each, spec.objective)]
 
 
 def _images(settings: dict[str, Any]) -> _Images | None:

@@ -1,6 +1,7 @@
 """What `--dry-run` shows of a launch."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -11,6 +12,7 @@ from harness.cli.preflight import check_data
 from harness.cluster.profile import Profile
 from harness.cluster.slurm import launch_notes, sbatch_text
 from harness.core.errors import UserError
+from harness.core.wording import counted
 from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import TRIALS
@@ -31,11 +33,12 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
     for cell in cells:
         searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"
         after = "" if cell.measured_after == "rtn" else f"; chosen after {cell.measured_after}"
-        seeds = f"{len(spec.final.seeds)} seeds{after}"
-        print(f"  {cell.id:<{width}}  {spec.tune.trials} trials, searching {searched}; {seeds}")
-    print(f"{len(cells)} cells, {trials} trials, {finals} finals: {trials + finals} runs")
+        seeds = counted(len(spec.final.seeds), "seed") + after
+        print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
+    parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
+    print(f"{parts}: {counted(trials + finals, 'run')}")
     count = min(workers, trials + finals)
-    print(f"{count} workers, cluster {cluster}, storage {spec.storage}")
+    print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":
         print("\n".join(launch_notes(spec, profile, root)))
         print("job array that would be submitted:\n")
@@ -48,7 +51,11 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
 
 def show_builds(spec: SweepConfig, cells: Sequence[Cell]) -> None:
     """Build each distinct network of the sweep, and print what could not be checked. Raises UserError."""
-    for note in check_builds(spec, cells):
+
+    def begin(count: int) -> None:
+        print(f"checking {counted(count, 'network')}", file=sys.stderr, flush=True)
+
+    for note in check_builds(spec, cells, begin):
         print(f"not checked: {note}", flush=True)
 
 
@@ -69,7 +76,8 @@ def show_status(spec: SweepConfig, root: Path) -> int:
     there = queue.load_sweep(folder)
     grown = dataclasses.replace(there, spec=spec)
     left, workers = plan.left(grown), len(there.files.living_workers())
-    print(f"{folder}: {left} runs left, {workers} workers on it" if left else f"{folder}: {plan.ending(grown)}")
+    there_is = f"{counted(left, 'run')} left, {counted(workers, 'worker')} on it" if left else plan.ending(grown)
+    print(f"{folder}: {there_is}")
     return 0
 
 

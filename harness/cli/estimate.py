@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from harness.cli.builds import without_numbers
 from harness.cli.preflight import check_data
 from harness.cluster.slots import cores
+from harness.core.wording import counted
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
 from harness.training.config import RunConfig
@@ -42,7 +43,7 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, s
         step_s, epoch_s = fmean(cost.step_s for cost in costs), fmean(cost.epoch_s for cost in costs)
         print(
             f"  {cell.id:<{width}}  step {shown(step_s)}, epoch {shown(epoch_s)}, run {shown(final_s)}, "
-            f"all {trials + seeds} runs {shown(cell_s)}",
+            f"all {counted(trials + seeds, 'run')} {shown(cell_s)}",
             flush=True,
         )
     if parents:

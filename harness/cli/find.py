@@ -34,7 +34,9 @@ def sweep_folder(named: Path, root: Path) -> Path:
     if not SweepDirectory(folder).sweep.exists():
         known = [files.path.name for files in sweeps_below(root) if files.sweep.exists()]
         there = f" (launched there: {', '.join(known)})" if known else ""
-        raise UserError(f"{folder}: no sweep was launched there{nearest(folder.name, known)}{there}; see --root")
+        soon = "a launch that still checks its networks has written nothing yet"
+        where = f"{nearest(folder.name, known)}{there}; see --root ({soon})"
+        raise UserError(f"{folder}: no sweep was launched there{where}")
     refuse_archive(folder)
     return folder
 

@@ -13,6 +13,7 @@ from harness.cluster.profile import Profile, read_profile
 from harness.cluster.slots import local_slots, visible_gpus
 from harness.cluster.slurm import check_root, check_slurm, launch_notes
 from harness.core.errors import UserError
+from harness.core.wording import counted
 from harness.records import code_version
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import plan
@@ -44,7 +45,10 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     if options.cluster == "slurm":
         check_slurm(profile)
         print("\n".join(launch_notes(spec, profile, options.root)))
-    if not SweepDirectory(options.root / spec.name).sweep.exists():  # else its first launch has checked it
+    folder = options.root / spec.name
+    if SweepDirectory(folder).sweep.exists():
+        print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
+    else:
         dry_run.show_builds(spec, cells)
     preflight.prepare_data(spec, cells)
     opened = open_sweep(spec, options.root)
@@ -78,7 +82,8 @@ def _workers(options: argparse.Namespace, spec: SweepConfig, slots: tuple[str, .
     default = {"slurm": on_slurm, "debug": 1}.get(options.cluster, len(slots))
     wanted: int = options.workers or spec.workers or default
     if options.cluster == "local" and wanted > len(slots):
-        print(f"{wanted} workers asked for, {len(slots)} slots here ({', '.join(slots)}): {len(slots)} at a time")
+        here = f"{counted(len(slots), 'slot')} here ({', '.join(slots)})"
+        print(f"{wanted} workers asked for, {here}: {len(slots)} at a time")
         wanted = len(slots)
     if spec.storage.startswith("sqlite") and wanted > 1:
         raise UserError(
@@ -111,8 +116,8 @@ def _start(opened: OpenSweep, options: argparse.Namespace, pool: WorkerPool) -> 
     if options.cluster == "local" and not submitted:
         print("the workers of another launch carry it out; this one follows them", flush=True)
     if options.cluster == "slurm":
-        what = f"{submitted} workers submitted" if submitted else "enough workers are there"
-        print(f"{what}, {missing} runs to go; results come to {opened.folder}", flush=True)
+        what = f"{counted(submitted, 'worker')} submitted" if submitted else "enough workers are there"
+        print(f"{what}, {counted(missing, 'run')} to go; results come to {opened.folder}", flush=True)
         if not options.wait:
             return 0
     return _follow(opened, pool, options.cluster)

@@ -7,28 +7,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from harness.cli import estimate
+from harness.cli.status_report import time_left_s
 from harness.core.layer_points import AnyPoint
 from harness.core.metric import Metric
 from harness.records import schema
 from harness.records.files import read_json
 from harness.sweep import objective, plan
 from harness.sweep.queue import OpenSweep
-from harness.sweep.trials import Counts, best_trials
+from harness.sweep.trials import Counts
 
-#: Seconds between lines where no bar can be drawn.
-LINE_EVERY_S = 10.0
+#: Seconds between lines where no bar can be drawn: at least, and at most where nothing changes.
+LINES_EVERY_S = (10.0, 300.0)
 _PHASES = {"tune": "tuning", "final": "final runs"}
 
 
 class Display:
-    """Bars for both phases with the best value and the failures so far. Use as a context."""
+    """Bars for both phases with what runs and what failed. Use as a context."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._console = Console()
         self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
         self._tasks = {phase: self._bars.add_task(name, note="") for phase, name in _PHASES.items()}
-        self._line_at = 0.0
+        self._line, self._line_at = "", float("-inf")
 
     def __enter__(self) -> "Display":
         if self._console.is_terminal:
@@ -39,36 +41,26 @@ class Display:
         self._bars.stop()
 
     def show(self, sweep: OpenSweep, counts: dict[str, Counts]) -> None:
-        """Update the display."""
-        over = not any(phase.left for phase in counts.values())
-        if not self._console.is_terminal and time.monotonic() < self._line_at and not over:
-            return
-        notes = {phase: _note(phase_counts) for phase, phase_counts in counts.items()}
-        notes["tune"] = ", ".join(filter(None, (notes["tune"], _best(sweep))))
+        """Update the bars, or print a line if something has changed, or nothing for some minutes."""
         if self._console.is_terminal:
             for phase, task in self._tasks.items():
                 done = counts[phase].total - counts[phase].left
-                self._bars.update(task, completed=done, total=counts[phase].total, note=notes[phase])
+                self._bars.update(task, completed=done, total=counts[phase].total, note=_note(counts[phase]))
             return
-        self._line_at = time.monotonic() + LINE_EVERY_S
-        texts = [
-            f"{_PHASES[phase]} {part.total - part.left}/{part.total} ({notes[phase] or 'none running'})"
-            for phase, part in counts.items()
-            if part.total
-        ]
-        print("; ".join(texts), flush=True)
+        line, age_s = _line(counts), time.monotonic() - self._line_at
+        over = not any(phase.left for phase in counts.values())
+        if (line != self._line and (over or age_s > LINES_EVERY_S[0])) or (age_s > LINES_EVERY_S[1] and not over):
+            self._line, self._line_at = line, time.monotonic()
+            eta_s = None if over else time_left_s(sweep, sum(phase.running for phase in counts.values()))
+            print(line if eta_s is None else f"{line}; {estimate.shown(eta_s)} left", flush=True)
 
 
-def _best(sweep: OpenSweep) -> str:
-    """`best 0.9650 (ste,target_bit=2)`: the best tuning value of a single objective over all cells, and after what."""
-    best = {cell: best_trials(study, study.get_trials(deepcopy=False)) for cell, study in sweep.studies.items()}
-    values = [(equal[0].values[0], cell) for cell, equal in best.items() if equal]
-    if len(sweep.spec.objective) > 1 or not values:
-        return ""
-    pick = min if objective.direction(sweep.spec.objective[0], sweep.spec.metric) == "minimize" else max
-    value, cell = pick(values, key=lambda item: item[0])
-    after = {each.id: each.measured_after for each in sweep.cells}[cell]
-    return f"best {value:.4f} ({cell})" + ("" if after == "rtn" else f" after {after}")
+def _line(counts: dict[str, Counts]) -> str:
+    return "; ".join(
+        f"{_PHASES[phase]} {part.total - part.left}/{part.total} ({_note(part) or 'none running'})"
+        for phase, part in counts.items()
+        if part.total
+    )
 
 
 def _note(counts: Counts) -> str:

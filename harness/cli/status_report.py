@@ -30,10 +30,9 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
     entries = sweep.files.cell_entries()
     lost = {entry["id"] for entry in entries if plan.is_lost(sweep, entry)}
     trials = _trials(sweep, entries)
-    overall_s = mean_seconds([trial for phases in trials.values() for each in phases.values() for trial in each])
+    overall_s = _overall_s(trials)
     cells = [_cell(sweep, cell, trials[cell.id], cell.id in lost, overall_s, present) for cell in sweep.cells]
     left = sum(cell["waiting"] + cell["running"] for cell in cells)
-    etas = [cell["eta_s"] for cell in cells]
     return {
         "sweep": sweep.spec.name,
         "folder": str(sweep.folder),
@@ -42,12 +41,31 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
         "storage": sweep.spec.storage,
         "runs": sum(cell["total"] for cell in cells),
         "left": left,
-        "eta_s": None if None in etas else sum(etas),
+        "eta_s": _sum([cell["eta_s"] for cell in cells]),
         "cells": cells,
         "workers": [_worker(worker) for worker in workers],
         "without_mirror": _without_mirror(trials),
         "failures": _failures(sweep, trials, {worker.name: worker for worker in workers}),
     }
+
+
+def time_left_s(sweep: OpenSweep, workers: int) -> float | None:
+    """Seconds until the sweep is complete with so many workers; None where no run says how long one takes."""
+    entries = sweep.files.cell_entries()
+    lost = {entry["id"] for entry in entries if plan.is_lost(sweep, entry)}
+    trials = _trials(sweep, entries)
+    overall_s = _overall_s(trials)
+    counted = {cell: _counts(sweep, cell, phases, cell in lost) for cell, phases in trials.items()}
+    return _sum([_eta_s(*counted[cell], trials[cell], overall_s, workers) for cell in trials])
+
+
+def _sum(etas: Sequence[float | None]) -> float | None:
+    return None if None in etas else sum(each for each in etas if each is not None)
+
+
+def _overall_s(trials: Mapping[str, Phases]) -> float | None:
+    """The mean time of a run of any cell."""
+    return mean_seconds([trial for phases in trials.values() for each in phases.values() for trial in each])
 
 
 def _trials(sweep: OpenSweep, entries: Sequence[Mapping[str, Any]]) -> dict[str, Phases]:
@@ -76,17 +94,28 @@ def _overall(sweep: OpenSweep, left: int, workers: Sequence[WorkerInfo], cells: 
     return "cancelled" if sweep.files.stop.exists() else "stopped"
 
 
+def _counts(sweep: OpenSweep, cell: str, trials: Phases, lost: bool) -> tuple[Counts, Counts]:
+    """Of a cell's trials and finals. lost: whether there is nothing to choose finals from."""
+    tune = Counts(total=sweep.spec.tune.trials)
+    final = Counts(total=0 if lost else len(sweep.spec.final.seeds))
+    tune.add(trials["tune"], cell)
+    final.add(trials["final"], cell)
+    return tune, final
+
+
+def _eta_s(tune: Counts, final: Counts, trials: Phases, overall_s: float | None, workers: int) -> float | None:
+    """Seconds until a cell is complete. overall_s: the mean time of a run of any cell, where it has none of its own."""
+    mean_s, left = mean_seconds([*trials["tune"], *trials["final"]]) or overall_s, tune.left + final.left
+    is_known = left == 0 or (mean_s is not None and workers > 0)
+    return left * (mean_s or 0.0) / max(workers, 1) if is_known else None
+
+
 def _cell(
     sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool, overall_s: float | None, present: int
 ) -> dict[str, Any]:
-    """overall_s: the mean time of a run of any cell, for a cell that has none of its own. present: workers."""
-    tune = Counts(total=sweep.spec.tune.trials)
-    final = Counts(total=0 if lost else len(sweep.spec.final.seeds))
-    tune.add(trials["tune"], cell.id)
-    final.add(trials["final"], cell.id)
+    """overall_s: as for `_eta_s`. present: workers."""
+    tune, final = _counts(sweep, cell.id, trials, lost)
     best = best_trial(sweep, cell.id, trials["tune"])
-    mean_s, left = mean_seconds([*trials["tune"], *trials["final"]]) or overall_s, tune.left + final.left
-    eta_is_known = left == 0 or (mean_s is not None and present > 0)
     return {
         "id": cell.id,
         **{key: getattr(tune, key) + getattr(final, key) for key in _COUNTS},
@@ -98,8 +127,8 @@ def _cell(
         "nothing_to_choose": lost,
         "measured_after": cell.measured_after,
         "best": None if best is None else {"trial": best.number, "values": best.values, "params": best.params},
-        "mean_run_s": mean_s,
-        "eta_s": left * (mean_s or 0.0) / max(present, 1) if eta_is_known else None,
+        "mean_run_s": mean_seconds([*trials["tune"], *trials["final"]]) or overall_s,
+        "eta_s": _eta_s(tune, final, trials, overall_s, present),
     }
 
 

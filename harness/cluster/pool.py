@@ -14,6 +14,7 @@ from harness.cluster.slots import cores
 from harness.cluster.worker import Worker
 from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.core.errors import UserError
+from harness.core.wording import counted
 from harness.records.files import check_disk
 from harness.records.heartbeat import process_identity
 from harness.sweep import plan
@@ -108,7 +109,8 @@ class WorkerPool:
             check_disk(self._opened.folder)  # on a full disk the workers cannot report it
         failing = any(worker.state == "failed" for worker in dead)
         if self._give_up.is_due(failing and not any(worker.present for worker in workers)):
-            raise UserError(f"{len(dead)} workers ended without finishing a run{_why(dead[-self._give_up.in_a_row])}")
+            ended = f"{counted(len(dead), 'worker')} ended without finishing a run"
+            raise UserError(f"{ended}{_why(dead[-self._give_up.in_a_row])}")
         if confirmed > 0:
             plan.top_up(self._opened)
             self.submit_missing()

@@ -60,8 +60,8 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
         verb = "were" if len(edits) > 1 else "was"
         also = f"; it also differs in: {', '.join(changed)}" if changed else ""
         raise UserError(
-            f"{folder}: {' and '.join(edits)} {verb} edited since the launch{also}. Give the edited sweep a name (or --root) of "
-            f"its own, or put back what was launched, which {SweepDirectory(folder).components} keeps"
+            f"{folder}: {' and '.join(edits)} {verb} edited since the launch{also}. Give the edited sweep a name "
+            f"(or --root) of its own, or put back what was launched, which {SweepDirectory(folder).components} keeps"
         )
     if changed and set(changed) <= {"tune.trials", "final.seeds"}:
         holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
@@ -72,7 +72,8 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
             "final.seeds may grow; give the edited sweep a name (or --root) of its own"
         )
     if before["storage"] != after["storage"] and (workers := SweepDirectory(folder).living_workers()):
-        raise UserError(f"storage: {len(workers)} workers still use {before['storage']!r}; harness.cancel stops them")
+        uses = "worker still uses" if len(workers) == 1 else "workers still use"
+        raise UserError(f"storage: {len(workers)} {uses} {before['storage']!r}; harness.cancel stops them")
 
 
 def _without_digests(value: Any) -> Any:

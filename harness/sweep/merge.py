@@ -53,4 +53,5 @@ def _check_same(archive: Path, files: SweepDirectory) -> None:
     if differ := {*changed_keys(ours, theirs)} - {"tune.trials", "final.seeds"}:
         raise UserError(f"{archive} is of another sweep than {files.path}: they differ in {', '.join(sorted(differ))}")
     if workers := files.living_workers():
-        raise UserError(f"{len(workers)} workers run in {files.path}; harness.cancel stops them")
+        run = "workers run" if len(workers) > 1 else "worker runs"
+        raise UserError(f"{len(workers)} {run} in {files.path}; harness.cancel stops them")

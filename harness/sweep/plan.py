@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.core.outside import shown
 from harness.core.seeding import sub_seed
+from harness.core.wording import counted
 from harness.records.files import read_json, write_json
 from harness.sweep.cells import Cell
 from harness.sweep.config import SweepConfig
@@ -75,7 +76,7 @@ def _lose(sweep: OpenSweep, trial: FrozenTrial) -> None:
         put_back(sweep, trial)
         return
     worker = trial.user_attrs.get("worker")
-    reason = f"{lost} workers died during this run (killed, out of memory, node lost); the last was {worker}"
+    reason = f"{counted(lost, 'worker')} died during this run (killed, out of memory, node lost); the last was {worker}"
     sweep.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
     sweep.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
@@ -168,8 +169,8 @@ def ending(sweep: OpenSweep) -> str:
     """What a sweep of which nothing is left to run is called: complete, unless a final run is missing."""
     counts = count(sweep)
     failed, lost = counts["final"].failed, sum(is_lost(sweep, cell) for cell in sweep.files.cell_entries())
-    parts = [f"{failed} final runs failed"] if failed else []
-    parts += [f"{lost} cells have no finished trial"] if lost else []
+    parts = [f"{counted(failed, 'final run')} failed"] if failed else []
+    parts += [f"{lost} cell{'s have' if lost > 1 else ' has'} no finished trial"] if lost else []
     return f"not complete: {', '.join(parts)}; harness.retry repeats them" if parts else "complete, nothing to do"
 
 

@@ -47,7 +47,7 @@ def run(here: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
 
 def test_a_dry_run_says_what_would_run(here: Path) -> None:
     ended = run(here, *SEARCH, "--model", "mlp5", "--dry-run")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (0, "checking 1 network\n")
     assert "3 cells, 12 trials, 9 finals: 21 runs" in ended.stdout
     assert "searching pull.strength in [0.1, 10] (log); 3 seeds" in ended.stdout
     assert ended.stdout.splitlines()[-1].endswith(bench.SUITE)
@@ -58,7 +58,7 @@ def test_it_tunes_the_learning_rate_unless_told_otherwise(here: Path) -> None:
     ended = run(here, "--on", "lsq", "--against", _written(here), "--dry-run")
     assert "train.learning_rate in [0.001, 0.01] (log)" in ended.stdout, ended.stderr
     assert "lsq+pull," in ended.stdout
-    assert "1 cells, 1 trials, 3 finals" in ended.stdout, "of the target in the cells' own grids"
+    assert "1 cell, 1 trial, 3 finals" in ended.stdout, "of the target in the cells' own grids"
 
 
 def _records(here: Path) -> Path:

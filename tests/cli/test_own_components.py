@@ -68,7 +68,7 @@ def test_it_is_launched_drawn_exported_repeated_packed_and_edited(
     ended("analysis.make_figures", "--root", "runs", "--figure", "accuracy_over_bits", cwd=tmp_path)
     (drawn,) = sweep.rglob("accuracy_over_bits.csv")
     assert "\npull@3,pull,3," in drawn.read_text()
-    assert "1 rows added" not in ended("harness.evaluate", sweep / "runs" / pulled, "--bits", "5", cwd=tmp_path)
+    assert "1 row added" not in ended("harness.evaluate", sweep / "runs" / pulled, "--bits", "5", cwd=tmp_path)
     said = ended("harness.export", pulled, "--bits", "w3a8", "--to", "out", cwd=tmp_path)
     assert "% in the record" in said
     assert len(list((tmp_path / "out/components").iterdir())) == 3

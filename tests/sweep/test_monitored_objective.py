@@ -130,7 +130,6 @@ def test_the_status_and_the_table_say_after_what(tmp_path: Path, capsys: pytest.
         table = capsys.readouterr().out
         assert ("bn_reestimation" in table) == bool(said)
         assert ("│ 50.0 │ 87.5 │ 50.0 │" in " ".join(table.split())) == bool(said), table
-    assert progress._best(sweep) == f"best 0.8750 ({THREE}) after bn_reestimation"
 
 
 # The pruner: what an epoch measures

@@ -1,0 +1,103 @@
+"""What a launch prints while it works: that it checks networks, and a line only when something has changed."""
+
+from pathlib import Path
+
+import pytest
+from cli_sweep import BASE, Cli, edited
+from studies_common import claims, open_sweep, record, tell
+
+from harness import launch, status
+from harness.cli import estimate, launching, progress
+from harness.cli.status_report import status_report, time_left_s
+from harness.core.errors import UserError
+from harness.core.wording import counted
+from harness.sweep import plan, trials
+from harness.sweep.queue import OpenSweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenSweep:
+    """Two cells of three trials and two seeds: a trial is done, which took a minute, and two run."""
+    monkeypatch.setattr(trials, "mean_seconds", lambda found: 60.0 if any(t.values for t in found) else None)
+    monkeypatch.setattr("harness.cli.status_report.mean_seconds", trials.mean_seconds)
+    opened = open_sweep(tmp_path)
+    plan.top_up(opened)
+    held = claims(opened)
+    tell(opened, held[0], record(0.5))
+    for claim in held[3:]:
+        opened.storage.set_trial_state_values(claim.trial._trial_id, trials.TrialState.WAITING)
+    return opened
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(progress, "time", found)
+    return found
+
+
+def test_a_line_comes_when_something_has_changed_or_after_some_minutes(
+    sweep: OpenSweep, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.Display() as display:
+        for second in range(0, 700, 5):
+            clock.now = 100.0 + second
+            display.show(sweep, plan.count(sweep))
+        printed = capsys.readouterr().out.splitlines()
+        line = "tuning 1/6 (2 running); final runs 0/4 (none running); 4.5 min left"
+        assert printed == [line, line, line], "at once, after 305 s and after 610 s"
+        tell(sweep, claims(sweep)[0], record(0.9))
+        display.show(sweep, plan.count(sweep))
+        printed = capsys.readouterr().out.splitlines()
+        assert len(printed) == 1
+        assert "tuning 2/6 (" in printed[0]
+        assert "best" not in printed[0], "which would be of several objectives"
+
+
+def test_the_time_left_is_that_of_status(sweep: OpenSweep, tmp_path: Path) -> None:
+    assert time_left_s(sweep, 2) == 9 * 60 / 2
+    assert time_left_s(sweep, 0) is None
+    assert status_report(sweep)["eta_s"] is None, "nobody works"
+    assert time_left_s(open_sweep(tmp_path / "other"), 2) is None, "no run says how long one takes"
+    assert estimate.shown(270) == "4.5 min"
+
+
+@pytest.mark.parametrize("options", [("--dry-run",), ()])
+def test_it_says_that_networks_are_checked(
+    cli: Cli, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launching, "_start", lambda *arguments: 0)
+    monkeypatch.setattr("harness.cli.builds._check_build", lambda *arguments: [])
+    content = edited({"cells/0/methods": "ste", "cells/1": {**BASE["cells"][0], "methods": "lsq"}})
+    arguments = [str(cli.file(content)), "--root", str(cli.root), *options]
+    assert launch.main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines()[0] == "checking 2 networks"
+    assert "checking" not in said.out
+    if not options:
+        assert launch.main(arguments) == 0
+        again = f"{cli.root / 'small'}: launched before, which checked its networks; reading its queue"
+        assert capsys.readouterr().err.splitlines()[0] == again
+
+
+def test_status_of_a_sweep_that_is_still_checked_says_so(cli: Cli) -> None:
+    with pytest.raises(UserError, match=r"see --root \(a launch that still checks its networks has written nothing"):
+        status.main([str(cli.file(BASE)), "--root", str(cli.root)])
+
+
+def test_one_of_a_thing_is_no_plural(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [counted(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+    edits = {"cells/0/grid": {"target_bit": [2]}, "tune/trials": 1}
+    launch.main([str(cli.file(edited(edits))), "--root", str(cli.root), "--dry-run", "--runs"])
+    said = capsys.readouterr().out
+    assert "  ste,target_bit=2  1 trial, searching train.learning_rate in" in said
+    assert "; 1 seed\n" in said
+    assert "1 cell, 1 trial, 1 final: 2 runs\n" in said
