@@ -11,6 +11,7 @@ from harness.cli.find import sweep_folder, sweep_parser
 from harness.cluster.slurm import NO_ANSWER, SlurmError, ask
 from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.core.command import run_command
+from harness.core.wording import counted
 from harness.records.files import write_json
 from harness.records.heartbeat import is_alive, process_identity
 from harness.records.sweep_directory import SweepDirectory
@@ -30,19 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     asked = [worker for worker in workers if worker.present and worker not in silent]
     _ask(files, asked)
     left = _wait(folder, asked)
-    from harness.sweep import plan
+    from harness.cli.stopping import stopped
     from harness.sweep.queue import load_sweep
 
-    sweep = load_sweep(folder)
-    with sweep.files.lock("plan"):
-        plan.reap(sweep)
-    runs = plan.left(sweep)
-    print(
-        f"{len(asked) - len(left)} workers stopped; "
-        + (f"{runs} runs are left; launch goes on" if runs else "no run is left")
-    )
+    print(stopped(load_sweep(folder), len(asked) - len(left)))
     if silent:
-        print(f"Slurm does not answer: {len(silent)} jobs, if they are there, stop when they see {files.stop}")
+        print(f"Slurm does not answer: {counted(len(silent), 'job')}, if present, will stop when they see {files.stop}")
     for worker in left:
         print(f"worker {worker.name} ({worker.host}, job {worker.job_id}) still runs", file=sys.stderr)
     return 1 if left or silent else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.cli.find import run_folder, runs_of_many
 from harness.core.command import run_command
 from harness.core.errors import UserError
-from harness.records.heartbeat import read_status
+from harness.records.heartbeat import read_status, state_of
 from harness.records.run_directory import FINISHED, RunDirectory
 
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _end(files: RunDirectory) -> str:
     status = read_status(files) or {}
-    text = f"--- {files.path.name}: {status.get('state', 'unknown')}, attempt {status.get('attempt', 0)}"
+    text = f"--- {files.path.name}: {state_of(status)}, attempt {status.get('attempt', 0)}"
     text += f" on {status.get('host')}" + (f", job {status['job_id']}" if status.get("job_id") else "")
     return text + (f"\n{status['traceback']}" if "traceback" in status else "")
 

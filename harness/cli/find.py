@@ -9,7 +9,7 @@ from harness.core import yaml_file
 from harness.core.errors import UserError, nearest
 from harness.records.archive import refuse_archive
 from harness.records.files import read_json
-from harness.records.heartbeat import read_status
+from harness.records.heartbeat import read_status, state_of
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
 
@@ -72,7 +72,7 @@ def _entries(files: SweepDirectory) -> Iterator[dict[str, Any]]:
     for path in files.runs_named():
         run = RunDirectory(path)
         config = (read_json(run.config) or {"config": {}})["config"]
-        state = (read_status(run) or {}).get("state", "unknown")
+        state = state_of(read_status(run))
         for entry in read_json(run.trials) or ():
             final = entry["phase"] == "final"
             number = config.get("seed", -1) if final else entry["trial"]

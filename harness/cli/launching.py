@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cli import dry_run, estimate, preflight, progress
+from harness.cli.stopping import stopped
 from harness.cluster.pool import WorkerPool
 from harness.cluster.profile import Profile, read_profile
 from harness.cluster.slots import local_slots, visible_gpus
@@ -141,10 +142,17 @@ def _follow(opened: OpenSweep, pool: WorkerPool, cluster: str) -> int:
         if cluster == "slurm":
             print("the workers go on; --wait follows again, python -m harness.cancel stops them", file=sys.stderr)
         else:
-            print("interrupted: workers write their checkpoints and stop; the same command continues", file=sys.stderr)
-            pool.stop()
-        raise
+            _stop(opened, pool)
+        return 130
     return progress.summary(opened)
+
+
+def _stop(opened: OpenSweep, pool: WorkerPool) -> None:
+    print("interrupted: workers write their checkpoints and stop; the same command continues", file=sys.stderr)
+    ended, running = pool.stop()
+    if running:
+        print(f"{counted(running, 'worker')} did not stop in time; harness.cancel asks again", file=sys.stderr)
+    print(stopped(opened, ended), file=sys.stderr)
 
 
 def _detach(log: Path) -> int:

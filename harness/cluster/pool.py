@@ -115,14 +115,19 @@ class WorkerPool:
             plan.top_up(self._opened)
             self.submit_missing()
 
-    def stop(self, patience_s: float = 20.0) -> None:
-        """Ask this launch's local workers to stop and wait for them to have written their checkpoints."""
-        for job in self._jobs:
-            if job.poll() is None:
-                job.terminate()
+    def stop(self, patience_s: float = 20.0) -> tuple[int, int]:
+        """Ask this launch's local workers to stop and wait for them to have written their checkpoints.
+
+        Returns how many have stopped, and how many still run.
+        """
+        asked = [job for job in self._jobs if job.poll() is None]
+        for job in asked:
+            job.terminate()
         end = time.monotonic() + patience_s
-        while any(job.poll() is None for job in self._jobs) and time.monotonic() < end:
+        while any(job.poll() is None for job in asked) and time.monotonic() < end:
             time.sleep(0.1)
+        running = sum(job.poll() is None for job in asked)
+        return len(asked) - running, running
 
     def _submit(self, count: int) -> None:
         if self._cluster == "slurm":

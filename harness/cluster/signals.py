@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from harness.cluster.slurm import is_preempted
-from harness.records.heartbeat import Heartbeat
+from harness.records.heartbeat import Heartbeat, under_way
 from harness.records.sweep_directory import SweepDirectory
 
 #: Seconds between SIGTERM and the end of a worker that is in the middle of something long.
@@ -76,10 +76,10 @@ class StopRequest:
             self._before(signal.SIGUSR2, self._signal[1])
 
     def _give_up(self) -> None:
-        """Exit although no step ended. Another process puts the trial back."""
-        if self.beat is not None:
-            self.beat.state = self.ending()
-            self.beat.note(gave_up=True)
+        """Exit although no step ended, with the run marked as one that stopped. Another process puts its trial back."""
+        for beat in under_way():
+            beat.state = self.ending() if beat is self.beat else "cancelled"
+            beat.note(gave_up=True)
         print("asked to stop, and no step ended in time: giving up the work since the last checkpoint", flush=True)
         try:
             self.requeue()

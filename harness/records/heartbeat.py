@@ -19,6 +19,7 @@ from harness.records.run_directory import RunDirectory
 #: A process that cannot be looked up here counts as dead once its heartbeat is older than this.
 STALE_AFTER_S = 60.0
 HEARTBEAT_EVERY_S = 5.0
+_under_way: "list[Heartbeat]" = []
 
 
 class Heartbeat:
@@ -48,10 +49,12 @@ class Heartbeat:
     def __enter__(self) -> "Heartbeat":
         self._directory.path.mkdir(parents=True, exist_ok=True)
         self.write()
+        _under_way.append(self)
         self._thread.start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        _under_way.remove(self)
         self._over.set()
         self._thread.join()
         if error is not None and self.state == "running":  # else the run set what its exception means (stopped, pruned)
@@ -84,6 +87,11 @@ class Heartbeat:
             self.write()
         except OSError as error:
             print(f"{self._directory.status}: {error}", file=sys.stderr, flush=True)
+
+
+def under_way() -> list[Heartbeat]:
+    """Those of this process that are open: of a worker, and of the run that it carries out."""
+    return list(_under_way)
 
 
 def process_identity() -> dict[str, Any]:
@@ -130,6 +138,12 @@ def is_alive(status: Mapping[str, Any]) -> bool:
         pid = int(status.get("pid", 0))
         return pid > 0 and _start_time(pid) is not None and _start_time(pid) == status.get("pid_started")
     return float(status.get("age_s", math.inf)) < STALE_AFTER_S
+
+
+def state_of(status: Mapping[str, Any] | None) -> str:
+    """The state in a status; `lost` where it says running and its process is gone, `unknown` without a status."""
+    state = str((status or {}).get("state", "unknown"))
+    return "lost" if state == "running" and not is_running(status) else state
 
 
 def is_running(status: Mapping[str, Any] | None) -> bool:

@@ -6,11 +6,13 @@ import pytest
 from cli_sweep import BASE, Cli, edited
 from studies_common import claims, open_sweep, record, tell
 
-from harness import launch, status
+from harness import launch, logs, status
 from harness.cli import estimate, launching, progress
 from harness.cli.status_report import status_report, time_left_s
 from harness.core.errors import UserError
 from harness.core.wording import counted
+from harness.records.files import write_json
+from harness.records.heartbeat import process_identity
 from harness.sweep import plan, trials
 from harness.sweep.queue import OpenSweep
 
@@ -86,6 +88,40 @@ def test_it_says_that_networks_are_checked(
         assert launch.main(arguments) == 0
         again = f"{cli.root / 'small'}: launched before, which checked its networks; reading its queue"
         assert capsys.readouterr().err.splitlines()[0] == again
+
+
+class Interrupted:
+    """A pool of two workers, during whose launch Ctrl-C is pressed; one stops in time."""
+
+    def replace_lost(self) -> None:
+        raise KeyboardInterrupt
+
+    def stop(self) -> tuple[int, int]:
+        return 1, 1
+
+
+def test_an_interrupted_launch_ends_with_what_is_left(sweep: OpenSweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launching._follow(sweep, Interrupted(), "local") == 130  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines() == [
+        "interrupted: workers write their checkpoints and stop; the same command continues",
+        "1 worker did not stop in time; harness.cancel asks again",
+        "1 worker stopped; 9 runs are left; launch goes on",
+    ]
+    assert plan.count(sweep)["tune"].running == 0, "their trials wait again"
+
+
+def test_a_run_whose_process_is_gone_is_lost(sweep: OpenSweep, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sweep.files.run("r0")
+    files.path.mkdir(parents=True)
+    status = {"state": "running", **process_identity()}
+    for pid, state in ((status["pid"], "running"), (2**22 + 1, "lost")):
+        write_json(files.status, {**status, "pid": pid})
+        write_json(files.trials, [{"phase": "tune", "cell": "c", "trial": 0}])
+        files.log.write_text("said\n")
+        assert logs.main([str(sweep.folder), "--root", str(sweep.folder.parent)]) == 0
+        assert capsys.readouterr().out == f"r0  tune   c  trial 0    {state}\n"
+        assert logs.main(["r0", "--root", str(sweep.folder.parent)]) == 0
+        assert f"--- r0: {state}, attempt" in capsys.readouterr().out
 
 
 def test_status_of_a_sweep_that_is_still_checked_says_so(cli: Cli) -> None:

@@ -108,11 +108,13 @@ STUCK = """
 import sys, time
 from pathlib import Path
 from harness.cluster import signals, worker
+from harness.records import heartbeat
 signals.TERM_GRACE_S = 1.0
 class Stuck(worker.Worker):
     def perform(self, sweep, claim, stop):
-        print("stuck", flush=True)
-        time.sleep(600)
+        with heartbeat.Heartbeat(sweep.files.run(claim.run_id)):
+            print("stuck", flush=True)
+            time.sleep(600)
 Stuck(sys.argv[1], "w")()
 """
 
@@ -130,6 +132,8 @@ def test_a_worker_in_which_no_step_ends_gives_up_in_time(tmp_path: Path) -> None
     assert process.returncode == 143
     assert "giving up the work since the last checkpoint" in output
     assert read_json(sweep.folder / "workers/w/status.json")["state"] == "cancelled"
+    (run,) = sweep.files.runs_named()
+    assert [read_json(run / "status.json")[key] for key in ("state", "gave_up")] == ["cancelled", True]
     assert plan.count(queue.load_sweep(sweep.folder))["tune"].running == 1
     with sweep.files.lock("plan"):
         assert plan.reap(sweep) == 1
