@@ -20,14 +20,15 @@ def kind_and_name(reference: str) -> tuple[str, str]:
     if not outside.is_reference(reference):
         raise unknown("component", reference, (name for kind in registry.KINDS for name in registry.known(kind)))
     name = outside.resolve("component", reference, Path())
-    kind = _kind_of(outside.load("component", name), outside.get("component", name).path)
+    kind = _kind_of(outside.load("component", name), outside.get("component", name).path, reference)
     return kind, registry.check(kind, name)
 
 
-def _kind_of(found: Any, path: Path) -> str:
+def _kind_of(found: Any, path: Path, reference: str) -> str:
     from torch import nn
 
     from harness.methods import Method
+    from harness.models._outside import networks_in
     from harness.tasks.base import Task
 
     own = list(vars(found).values()) if isinstance(found, ModuleType) else [found]
@@ -39,8 +40,11 @@ def _kind_of(found: Any, path: Path) -> str:
         for kind, functions in (("model", ("build",)), ("data set", ("read", "load"))):
             if any(hasattr(found, each) for each in functions):
                 return kind
+        there = " or ".join(f"{reference}:{name}" for name in networks_in(found))
+        near = f"; did you mean {there}?" if there else ""
         raise UserError(
             f"{path}: no component: it defines no Method, no Task, no build (a model) and no read or load (a data set)"
+            f"{near}"
         )
     if isinstance(found, type) and issubclass(found, nn.Module):
         return "model"

@@ -34,15 +34,22 @@ def model(name: str) -> Model:
     if not isinstance(found, ModuleType):
         return _of_callable(found, name, where)
     if not hasattr(found, "build"):
-        raise UserError(
-            f"{where}: defines no build(num_classes, ...); write one, or name a class or function of it: "
-            f"{path.name}:SmallCNN"
-        )
+        there = networks_in(found)
+        names = " or ".join(f"{path.name}:{each}" for each in there) or f"{path.name}:SmallCNN"
+        raise UserError(f"{where}: defines no build(num_classes, ...); write one, or name a class or function: {names}")
     if not hasattr(found, "Config"):
         return _of_callable(found.build, name, where)
     if not (isinstance(found.Config, type) and issubclass(found.Config, TaskModelConfig)):
         raise UserError(f"{where}: its Config is no subclass of harness.models.ModelConfig")
     return Model(named(found.Config, name), found.build)
+
+
+def networks_in(module: ModuleType) -> list[str]:
+    """The networks that a file defines as classes, by name."""
+    from torch import nn
+
+    own = {name: each for name, each in vars(module).items() if isinstance(each, type)}
+    return [name for name, each in own.items() if issubclass(each, nn.Module) and each.__module__ == module.__name__]
 
 
 def _of_callable(target: Any, name: str, where: str) -> Model:

@@ -49,10 +49,17 @@ def check(
     more = f"; {', '.join(named)}" if named else ""
     legal = ", ".join(f"val/{key}_w2 to val/{key}_w8, val/{key}_w4a8 and such, val/{key}_float" for key in keys)
     raise UserError(
-        f"objective {plain!r} is unknown{nearest(plain, [*examples, *reported.known(metric)])} (legal: "
+        f"objective {plain!r} is unknown{_nearest(plain, keys, [*examples, *reported.known(metric)])} (legal: "
         f"{', '.join(AGGREGATES)}, {legal}; val/loss_w2 to val/loss_w8, val/loss_float{more}; with a direction: "
         f"{', '.join(reported.known(metric))}, and what methods report)"
     )
+
+
+def _nearest(name: str, keys: Iterable[str], legal: Iterable[str]) -> str:
+    """As `nearest`, at the bit-width that is meant where the name ends with one."""
+    at = name.rpartition("_")[2]
+    there = [f"val/{key}_{at}" for key in (*keys, "loss")] if _is_point(at) else []
+    return nearest(name, there) or nearest(name, legal)
 
 
 def measured(metric: Metric, split: str, point: Written) -> list[str]:
@@ -72,8 +79,12 @@ def _is_metric(name: str, metric: Metric) -> bool:
     found = _METRIC.match(name)
     if found is None or (found[1] != "loss" and _figure(name, metric) is None):
         return False
+    return _is_point(found[2])
+
+
+def _is_point(text: str) -> bool:
     try:
-        return BitWidths.of(found[2]).key == found[2]
+        return BitWidths.of(text).key == text
     except UserError:
         return False
 

@@ -10,12 +10,14 @@ from harness.core.errors import UserError
 from harness.launch import main
 
 NET, DATA, METHOD = "nets/small_cnn.py", "data/rings.py", "methods/pull.py"
+TORCH = "from torch import nn\n"
 #: File -> its new content (None: gone), further --set, and what is said.
 CASES: dict[str, tuple[dict[str, str | None], list[str], list[str]]] = {
     "no such file": ({}, ["model.name=nets/smal_cnn.py"], ["no such file; did you mean 'small_cnn.py'?"]),
     "no such data": ({DATA: None}, [], ["data set '", "data/rings.py': there is no such file"]),
     "no such method": ({METHOD: None}, [], ["method '", "methods/pull.py': there is no such file"]),
     "no build": ({NET: "x = 1\n"}, [], ["small_cnn.py): defines no build(num_classes, ...)", "small_cnn.py:SmallCNN"]),
+    "a class": ({NET: f"{TORCH}class Net(nn.Module): pass\n"}, [], ["name a class or function: small_cnn.py:Net"]),
     "no read": ({DATA: "x = 1\n"}, [], ["data set 'rings' (", "rings.py): defines no read(...)"]),
     "no method": ({METHOD: "x = 1\n"}, [], ["method 'pull' (", "must define one Method subclass, not 0"]),
     "no type": ({NET: "def build(n, width=3): pass\n"}, [], ["parameter 'width' has no type; write width: int"]),

@@ -40,8 +40,13 @@ def test_a_data_set_that_does_not_is_found(name: str, old: str, new: str, said: 
 def test_settings_and_names_are_checked(tmp_path: Path) -> None:
     write_study(tmp_path)
     (tmp_path / "nothing.py").write_text("x = 1\n")
+    network = (
+        "from torch import nn\nfrom torch.nn import Linear\nclass Block(nn.Module): pass\nclass Net(Block): pass\n"
+    )
+    (tmp_path / "two.py").write_text(network)
     for arguments, said in (
         (("nothing.py",), "nothing.py: no component: it defines no Method, no Task, no build"),
+        (("two.py",), "(a data set); did you mean two.py:Block or two.py:Net?"),
         (("digit",), "unknown component 'digit'; did you mean 'digits'?"),
         (("methods/pull.py", "--set", "strength=1"), "--set is for models and data sets"),
     ):

@@ -35,6 +35,21 @@ def test_directions() -> None:
     assert {objective.direction(name, ACCURACY) for name in ("val/loss_w2", "val/loss_float")} == {"minimize"}
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("val/accuracy_w3", "val/acc_w3"),
+        ("val/accuracy_float", "val/acc_float"),
+        ("val/los_w4a8", "val/loss_w4a8"),
+        ("test/acc_w5", "val/acc_w5"),
+        ("val/acc_w9", "val/acc_w2"),
+    ],
+)
+def test_the_nearest_spelling_is_at_the_bit_width_that_is_meant(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is unknown; did you mean '{near}'"):
+        objective.check(name, ACCURACY)
+
+
 @pytest.mark.parametrize("name", ["target", "mean", "worst", "val/acc_w2", "val/acc_w8", "val/loss_float"])
 def test_legal_names(name: str) -> None:
     assert objective.check(name, ACCURACY) == name
