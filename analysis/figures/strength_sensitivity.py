@@ -47,7 +47,9 @@ def draw(group: Group) -> Drawing:
         mark = marks.get(method, Mark("0.25", "o", "-"))
         shown[mark] = None
         _scatter(axes, panel, mark)
-        axes.set_title(in_figure(method if pd.isna(target) else f"{method}@{target}"))
+        name, _, told = method.partition(" (")
+        at = name if pd.isna(target) else f"{name}@{target}"
+        axes.set_title(in_figure(f"{at}\n({told}" if told else at))
         axes.set_xlabel(in_figure(parameter.replace("_", " ").replace(".", ": ")))
     style.label_left(blocks, measure.label(group.metric, "Validation"))
     handles: list[Any] = [
