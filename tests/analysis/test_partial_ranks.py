@@ -73,7 +73,7 @@ def test_the_figure_has_each_final_below_at_and_above_its_target(tmp_path: Path)
     assert at["rho"].unique().tolist() == [wanted.rho]
     assert at["rho"].iloc[0] > 0.9
     titles = [axes.get_title().split("\n")[0] for axes in drawn.figure.axes]
-    assert titles == ["below 3 bits", "at 3 bits", "above 3 bits"]
+    assert titles == [f"{side} the target of 3 bits" for side in ("below", "at", "above")]
 
 
 def test_few_trainings_say_nothing(tmp_path: Path) -> None:

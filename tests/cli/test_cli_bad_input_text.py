@@ -30,7 +30,8 @@ def test_it_is_refused(
     (cli.folder / "latin.txt").write_bytes("café".encode("latin-1"))
     settings = {"name": "text", "root": "text.txt", "context": 8, **data}
     ended = cli.run_here(cli.file(edited({"base/data": settings, "base/model": model})))
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if not line.startswith("checking ")]
+    assert (ended.returncode, len(errors)) == (2, 1), ended.stderr
     assert said in ended.stderr
     assert not cli.root.exists()
 

@@ -206,7 +206,7 @@ def test_there_are_as_many_workers_as_the_profile_can_run_at_once(
     file = cli.file(profile, "p.yaml")
     cli.accepted(cli.file(BASE), "--cluster", "slurm", "--profile", file, *options)
     said = capsys.readouterr().out
-    assert f"\n{workers} workers, cluster slurm" in said
+    assert f"\n{workers} worker{'s' * (workers > 1)}, cluster slurm" in said
     assert "3 h 58 min 30 s are for work" in said
 
 

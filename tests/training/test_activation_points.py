@@ -15,7 +15,7 @@ from harness.core.errors import UserError
 from harness.quantization import StaticQuantizer, observe
 from harness.quantization.observing import input_sites
 from harness.records import schema
-from harness.training import evaluator as evaluating
+from harness.training import deployer
 from harness.training.build import build
 from harness.training.config import RunConfig, complete
 from harness.training.finite import TrainingError
@@ -53,13 +53,13 @@ def rows_of(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 def observations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of batches of each observation by the evaluator, as they come."""
     counts: list[int] = []
-    original = evaluating.observed_inputs
+    original = deployer.observed_inputs
 
     def counted(model: Any, calibration: Any, context: Any) -> Any:
         counts.append(len(list(calibration.inputs(context.activations.calibration_batches))))
         return original(model, calibration, context)
 
-    monkeypatch.setattr(evaluating, "observed_inputs", counted)
+    monkeypatch.setattr(deployer, "observed_inputs", counted)
     return counts
 
 
