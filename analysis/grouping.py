@@ -98,8 +98,8 @@ def _distinguished(trained: list[Series]) -> list[Series]:
             varying = [key for key in keys if len({repr(grid.get(key)) for grid in alike}) > 1]
             unique = len({repr([grid.get(key) for key in varying]) for grid in alike}) == len(alike)
             own = [key for key in varying if key in one.cell.grid]  # a cell without the key has the method's default
-            told = ", ".join(f"{key.rpartition('.')[2]}={one.cell.grid[key]}" for key in own)
-            one = replace(one, suffix=f" ({told})" if told and unique else "" if unique else f" ({one.cell.id})")
+            told = ", ".join(f"{key.rpartition('.')[2]}={one.cell.grid[key]}" for key in own) if unique else one.cell.id
+            one = replace(one, suffix=f" ({told})" if told else "")
         result.append(one)
     return result
 

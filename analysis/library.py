@@ -16,9 +16,14 @@ from analysis.results import SweepResults
 from analysis.series import Group, Series, method_of, summarize
 from harness.core.bits import PlainPoint
 from harness.core.errors import UserError, unknown
+from harness.records import schema
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: Columns of a comparison that have to show where a frame is printed.
+_FIRST = ("at", "method", "against", "difference", "low", "high", "p_holm", "better")
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,16 @@ class Results:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """Every result row of finals and trials, one line for a run, split, way of deployment and point."""
-        return frames.rows_frame(self.sweep)
+        """Every result row of finals and trials, one line for a run, split, way of deployment and point.
+
+        The columns are those of rows.csv, and `point`: "4", "w4a8", "float" as in the cross-bit table.
+        """
+        frame = frames.rows_frame(self.sweep)
+        where = frame[[name for name in ("bits", *schema.ROW_WHERE_QUANTIZED) if name in frame]]
+        lines = [
+            {name: value for name, value in line.items() if not pd.isna(value)} for line in where.to_dict("records")
+        ]
+        return frame.assign(point=[str(deployment.of_row(line)) for line in lines])
 
     @property
     def epochs(self) -> pd.DataFrame:
@@ -153,4 +166,5 @@ def compare(a: Series, b: Series, at: "PlainPoint | Iterable[PlainPoint] | None"
         if point not in both:
             raise unknown("point", str(point), list(map(str, both)))
     metric = measure.metric_of(a.finals[0].config)
-    return comparisons.to_frame(comparisons.between(metric, [(a, b, point) for point in wanted]), metric)
+    frame = comparisons.to_frame(comparisons.between(metric, [(a, b, point) for point in wanted]), metric)
+    return frame[[*_FIRST, *frame.columns.drop(list(_FIRST))]]

@@ -1,5 +1,6 @@
 """One look for all figures: the venue's widths, fonts legible in print, marks told apart without colour."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ _NARROWEST_PANEL = 1.55
 #: Entries of a legend that need a page's width, in two columns.
 _LONG_LEGEND = 16
 #: Characters of a line of the title of the narrowest panel.
-TITLE_OF_PANEL = 18
+_TITLE_OF_PANEL = 18
 #: Points: the mean width of a character in a figure's title.
 _TITLE_CHARACTER = 4.4
 #: Of the label at the left of a panel, and of a character of a tick's label with its share of a gap.
@@ -84,11 +85,18 @@ def use_titles(wanted: bool) -> None:
     _titles = wanted
 
 
+def panel_title(text: str) -> str:
+    """A panel's title, its lines broken where words, settings and parts of a stack end."""
+    lines = [""]
+    for part in re.findall(r"[^ =+]+[=+]?| ", text):
+        lines[-1:] = [lines[-1] + part] if len(lines[-1] + part) <= _TITLE_OF_PANEL else [lines[-1], part]
+    return in_figure("\n".join(filter(None, map(str.strip, lines))))
+
+
 def title_of(text: str, figure: Figure) -> str | None:
     """A figure's title, lines broken that are wider than the figure; None where none is wanted."""
     longest = int(figure.get_figwidth() * 72 / _TITLE_CHARACTER)
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, longest) or [""]]
-    return "\n".join(lines) if _titles else None
+    return "\n".join(textwrap.fill(line, longest) for line in text.split("\n")) if _titles else None
 
 
 def use_style() -> None:

@@ -1,6 +1,5 @@
 """Which layers oscillate, and when: a heat map of layers over epochs for each method and target."""
 
-import textwrap
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def draw(group: Group) -> Drawing:
     image: Any = None
     for (axes,), (title, block) in zip(panels, blocks.items()):
         image = _heat(axes, block.reindex(layers), norm)
-        axes.set_title(textwrap.fill(in_figure(title), style.TITLE_OF_PANEL) if len(blocks) > 1 else in_figure(title))
+        axes.set_title(style.panel_title(title) if len(blocks) > 1 else in_figure(title))
     panels[0][0].set_yticks(*_ticks(layers, min(_LABELLED, int(height / _LABEL_INCHES))))
     style.label_left(panels, "Layer")
     figure.supxlabel("Epoch", fontsize=8)

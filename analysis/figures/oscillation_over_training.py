@@ -23,8 +23,8 @@ CAPTION = (
 )
 
 _METRICS = {
-    FREQUENCY: "Mean oscillation\nfrequency (1/step)",
-    OSCILLATING_FRACTION: "Oscillating weights\n(fraction)",
+    FREQUENCY: "Frequency\n(1/step)",
+    OSCILLATING_FRACTION: "Oscillating\nweights",
 }
 # Beyond this ratio of the largest to the smallest mean a linear axis shows the largest line alone.
 _LINEAR_RATIO = 20.0

@@ -1,5 +1,6 @@
 """What a method's strength does: the validation score of every tuning trial over the setting that was searched."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -47,9 +48,8 @@ def draw(group: Group) -> Drawing:
         mark = marks.get(method, Mark("0.25", "o", "-"))
         shown[mark] = None
         _scatter(axes, panel, mark)
-        name, _, told = method.partition(" (")
-        at = name if pd.isna(target) else f"{name}@{target}"
-        axes.set_title(in_figure(f"{at}\n({told}" if told else at))
+        name, *settings = re.split(r"(?= \()", method, maxsplit=1)
+        axes.set_title(style.panel_title("".join([name if pd.isna(target) else f"{name}@{target}", *settings])))
         axes.set_xlabel(in_figure(parameter.replace("_", " ").replace(".", ": ")))
     style.label_left(blocks, measure.label(group.metric, "Validation"))
     handles: list[Any] = [

@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # imports torch
 _Images = tuple[tuple[int, ...], int]
 #: What stands in where the data is not there.
 _ANY: _Images = (3, 64, 64), 10
-#: Errors of code, which no other shape and no other samples mend.
+#: Errors of code, which are there whatever the shape and the samples are.
 _OF_CODE = (NameError, AttributeError, ImportError, TypeError)
-#: In messages about a device that this machine may lack, while the nodes have it.
+#: Words of messages about a device that this machine may lack and the nodes may have.
 _OF_DEVICES = re.compile("cuda|cpu|gpu|nvidia|triton", re.IGNORECASE)
 
 
@@ -103,9 +103,9 @@ def _check_build(
 
 
 def _is_sure(error: Exception, config: RunConfig, images: _Images | None) -> bool:
-    """Whether a run would end with the same error, which no sample has a part in.
+    """Whether a run would end with the same error. No sample was read before it.
 
-    Not of one that another shape may mend, where the shape is not known, and not of one that another machine may mend.
+    Not sure of an error that may depend on the shape, where that is not known, or on the machine.
     """
     if isinstance(error, OSError | MemoryError):
         return False

@@ -26,10 +26,9 @@ def oscillation_penalty(
 ) -> tuple[Tensor, Tensor]:
     """The value of R for one layer, shape (), and its gradient, in the shape and type of `weight`.
 
-    push: False leaves of the gradient what it has through the scale alone.
-
-    Sums run over the weights that share a step. With a clipped quantizer, a weight outside the range has the clipped
-    code, and gradient 0 through the rounding. An all-zero tensor has value and gradient 0.
+    push: False leaves of the gradient what it has through the scale alone. Sums run over the weights that share a step.
+    With a clipped quantizer, a weight outside the range has the clipped code, and gradient 0 through the rounding. An
+    all-zero tensor has value and gradient 0.
     """
     magnitude = weight.abs()
     dims = tuple(range(1 if quantizer.per_channel else 0, weight.dim()))
@@ -64,25 +63,20 @@ class OscillationRegularizer:
     model: any module; its linear and convolution layers are regularized, except those that `exclude` globs match.
     Weights may be replaced later (`load_state_dict(assign=True)`, a new head). With `quantizer={"norms": "quantized"}`
     norm layers are regularized, too, as are those to which `attach` gave slots.
-    bits: the target bit-width, 2 to 8. strength: lambda, >= 0. Both are needed.
-    fused: False for plain tensor operations; otherwise a fused pass over all weights where there is one
-    (harness/kernels). Raises UserError for any other bits or strength.
+    bits: the target bit-width, 2 to 8. strength: lambda, >= 0. fused: False for plain tensor operations; otherwise
+    a fused pass over all weights where there is one (harness/kernels). Raises UserError for any other bits or strength.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        bits: int | None = None,
-        strength: float | None = None,
+        bits: int,
+        strength: float,
         quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
         scale_gradient: Literal["graph", "detached"] = "graph",
         exclude: str | Iterable[str] = (),
         fused: bool = True,
     ) -> None:
-        for field, value, legal in (("bits", bits, "the target bit-width, 2 to 8"), ("strength", strength, "lambda")):
-            if value is None:
-                raise UserError(f"{field}: missing; give {legal}, as in OscillationRegularizer(model, 3, 10.0)")
-        assert bits is not None
         if not (isinstance(strength, int | float) and math.isfinite(strength) and strength >= 0):
             raise UserError(f"strength: {strength!r} is no number of 0 or more")
         self.strength = strength

@@ -95,12 +95,24 @@ def test_what_batch_norm_explains() -> None:
 
 def test_one_network_for_all_bits() -> None:
     frame = pd.read_csv(RESULTS / "figures/one_checkpoint.csv")
-    assert "satnl" in str(frame.to_dict())  # the numbers are those of the page's table, checked with it
-    table = said("mlp.md")
-    for cost in re.findall(
-        r"(\d+\.\d \[\d+\.\d, \d+\.\d\])", said("README.md").partition("serves all bits best")[2][:420]
-    ):
-        assert f"| {cost} |" in table
+    worst = frame[frame["bits"] == "worst"].set_index("series")
+    costs = [
+        f"{worst.cost[name]:.1f} [{worst.cost_low[name]:.1f}, {worst.cost_high[name]:.1f}]"
+        for name in ("satnl@2", "ste@2", PLAIN)
+    ]
+    page, table = said("README.md"), said("mlp.md")
+    first = costs[0].replace(" [", " points [", 1)
+    assert f"is {first} below the worst of networks trained for each." in page
+    assert f"QAT loses {costs[1]}, the regularizer {costs[2]}." in page
+    assert all(f"| {cost} |" in table for cost in costs)
+    above = frame[frame["series"].isin(["ste@2", PLAIN]) & frame["bits"].isin(["3", "4", "8"])]["mean"]
+    assert f"QAT and the regularizer have {above.min():.0f} to {above.max():.0f} % at 3 bits and more" in page
+
+
+def test_the_papers_claims() -> None:
+    verdicts = re.findall(r"^\*\*\(\w\) (\w+)", (RESULTS / "mlp5/figures/claims.md").read_text(), re.MULTILINE)
+    assert sorted(verdicts) == ["supported"] * 2 + ["undecided"] * 3
+    assert "[two are supported for the MLP, three undecided](mlp5/figures/claims.md)" in said("README.md")
 
 
 def test_whether_oscillation_is_the_cause() -> None:

@@ -324,3 +324,9 @@ def test_a_crowded_panel_shows_means_alone(count: int, bars: bool, tmp_path: Pat
     assert ("95% t interval" in legend.get_title().get_text()) == bars
     assert any("too many to be read" in note for note in drawing.notes) != bars
     assert drawing.frame["half_width"].notna().all()
+
+
+def test_a_panels_title_is_broken_where_words_and_settings_end() -> None:
+    assert style.panel_title("pqn@3 (size=push)") == "pqn@3 (size=push)"
+    assert style.panel_title("oscillation@2 (direction=scale_only)") == "oscillation@2\n(direction=\nscale_only)"
+    assert style.panel_title("oscillation+dampening@2") == "oscillation+\ndampening@2"

@@ -42,6 +42,18 @@ def test_frames_are_tidy(results: Results) -> None:
     assert repr(results["ste@2"]) == "<ste@2: seeds 0, 1, 2>"
 
 
+def test_rows_say_their_point(tmp_path: Path) -> None:
+    """4 bits of weights alone and w4a8 have `bits` in common."""
+    sweep = quickstart(tmp_path)
+    rows = sweep.run_of("ste-target_bit=2", 0)["rows"]
+    four = next(row for row in rows if row["bits"] == 4)
+    rows += [{**four, **further} for further in ({"activations": 8}, {"kv": 4}, {"activations": 4, "kv": 2})]
+    sweep.write()
+    own = load(str(tmp_path), "quickstart").rows
+    assert set(own["point"]) == {"2", "3", "4", "8", "float", "w4a8", "w4kv4", "w4a4kv2"}
+    assert own.loc[own["point"] == "4", "activations"].isna().all()
+
+
 def test_a_sweep_is_found_by_its_root_or_its_folder(results: Results, tmp_path: Path) -> None:
     folder = tmp_path / "quickstart"
     assert [load(where).sweep.name for where in (tmp_path, str(folder))] == ["quickstart"] * 2
@@ -57,6 +69,8 @@ def test_two_methods_are_compared_by_seed_at_each_point(results: Results) -> Non
     a, b = results["oscillation@3"], results["ste@3"]
     found = compare(a, b, at=POINTS)
     assert found["at"].to_list() == ["2", "3", "float"]
+    shown = ["at", "method", "against", "difference", "low", "high", "p_holm", "better"]
+    assert list(found.columns[: len(shown)]) == shown, "what a narrow terminal has room for"
     values = [[{seed: own[at] for seed, own in one.shown_by_seed().items()} for one in (a, b)] for at in POINTS]
     wanted = [t_test(*pair, 0.0) for pair in values]
     assert found["difference"].to_list() == [each.effect for each in wanted]

@@ -47,7 +47,9 @@ def test_a_network_is_refused_by_its_file_and_line(cli: Cli, text: str, said: st
         assert message.endswith(f"{said}{cli.folder / 'bad.py'}, line {line})"), message
 
 
-def test_without_data_only_what_no_shape_mends_is_refused(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_data_errors_that_may_depend_on_the_shape_are_no_refusal(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings: Edits = {"base/data": NOT_THERE, "base/model": {"name": "bad.py:Net"}}
     own(cli, NETWORKS["a name"][0], "bad.py")
     assert "undefined_name" in cli.refusal(cli.file(edited(settings)), "--dry-run")
@@ -80,7 +82,9 @@ def test_a_method_is_refused_unless_random_samples_may_be_why(
 
 
 @pytest.mark.parametrize("error", ["RuntimeError('no CUDA here')", "OSError('no such file')", "MemoryError()"])
-def test_what_another_machine_may_mend_is_no_refusal(cli: Cli, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_that_may_depend_on_the_machine_are_no_refusal(
+    cli: Cli, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     own(cli, f"def build(n: int):\n    raise {error}\n", "far.py")
     cli.accepted(cli.file(edited({"base/model": {"name": "far.py"}})))
     assert "not checked: cell ste,target_bit=2: " in capsys.readouterr().out

@@ -141,10 +141,3 @@ def test_a_tracker_takes_the_bits_of_the_layers_own_quantizers() -> None:
 
 def three_bits(layer: nn.Module) -> MaxAbsQuantizer:
     return MaxAbsQuantizer(3)
-
-
-def test_what_the_regularizer_lacks_is_said() -> None:
-    with pytest.raises(ValueError, match=r"bits: missing; give the target bit-width, 2 to 8"):
-        OscillationRegularizer(network(), strength=1.0)
-    with pytest.raises(ValueError, match=r"strength: missing; give lambda"):
-        OscillationRegularizer(network(), 3)
