@@ -1,7 +1,7 @@
 """`python -m harness.export RUN --bits w4 [--format onnx]`: a run's network in integers, as one file.
 
-RUN is a run's directory, or its id below --root. The file is written beside the run's files, or into --to. Its accuracy
-is measured and compared with that of the record.
+RUN is a run's directory, or its id below --root. The file is written beside the run's files, or into --to; one of the
+same name is replaced. Its accuracy is measured and compared with that of the record.
 """
 
 import argparse

@@ -63,6 +63,8 @@ class Profile(StrictConfig):
                 raise ValueError(f"{name!r} is no long option (legal: as in `man sbatch`, without dashes before it)")
             if isinstance(argument, list | dict):
                 raise ValueError(f"{name}: {argument!r} is no value of an option (legal: a text, a number, true)")
+            if name == "requeue":
+                raise ValueError("requeue: the harness has its jobs requeued (legal: no-requeue: true, to forbid it)")
         return {name.replace("_", "-"): each for name, each in value.items() if each is not None and each is not False}
 
     @model_validator(mode="after")
@@ -70,7 +72,8 @@ class Profile(StrictConfig):
         for name, argument in self.sbatch.items():
             # sbatch takes `arr` for `array`.
             own = next((own for own in _OWN if own == name), next((own for own in _OWN if own.startswith(name)), None))
-            if name == "gres" and "gpu" in str(argument):
+            # With gpus: 0 no GPU option is written: some clusters know GPUs only as gres.
+            if name == "gres" and "gpu" in str(argument) and self.gpus > 0:
                 own = "gpus"
             if own is not None:
                 instead = f"; the profile's key is {_OWN[own]}" if _OWN[own] else ""

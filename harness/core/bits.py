@@ -20,8 +20,8 @@ ScalePolicy = Literal["keep_step", "keep_range", "recalibrate"]
 _FORM = re.compile(r"w(?P<weights>\d)(?:a(?P<activations>\d))?(?:kv(?P<kv>\d))?", re.IGNORECASE)
 _EXAMPLES = ("w4", "w8", "w4a8", "w4a4", "w8a8", "w4kv4", "w4a8kv4", FLOAT)
 LEGAL_POINTS = (
-    f"legal: whole numbers from {MIN_BITS} to {MAX_BITS} for weights alone, w4a8 for weights and activations, w4kv4 or "
-    f"w4a8kv4 with keys and values, {FLOAT}"
+    f"legal: {MIN_BITS} to {MAX_BITS} or w{MIN_BITS} to w{MAX_BITS} for weights alone, w4a8 with activations, "
+    f"w4kv4 or w4a8kv4 with keys and values, {FLOAT}"
 )
 
 

@@ -86,11 +86,13 @@ class TaskDataConfig(StrictConfig):
 
     name: str = Field(description="a file of harness/data")
     root: Path | None = Field(
-        None, description="folder that holds the files; digits needs none", json_schema_extra=NOT_IDENTITY
+        None,
+        description="folder that holds the files; left out where the data come with a package",
+        json_schema_extra=NOT_IDENTITY,
     )
     download: bool = Field(
         default=False,
-        description="fetch missing files (cifar10, cifar100, svhn, fashion_mnist); nothing is ever fetched without it",
+        description="fetch missing files, where the data set can; nothing is ever fetched without it",
         json_schema_extra=NOT_IDENTITY,
     )
 

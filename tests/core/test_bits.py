@@ -33,7 +33,7 @@ def test_forms(written: object, plain: object, key: str, point: BitWidths) -> No
     "written", [1, 9, True, 4.0, "4", None, "a4", "w4a", "w4a1", "w1", "w9a8", "w4a4a4", "w4kv", "a4w4", ""]
 )
 def test_anything_else_is_refused_with_the_legal_forms(written: object) -> None:
-    with pytest.raises(UserError, match=r"no bit-width.*\(legal: whole numbers from 2 to 8 .* w4a8 .* float\)"):
+    with pytest.raises(UserError, match=r"no bit-width.*\(legal: 2 to 8 or w2 to w8 .* w4a8 .* float\)"):
         BitWidths.of(written)
 
 
