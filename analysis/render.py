@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis import claims, comparisons, frames, measure, provenance, ranking, tables
+from analysis import claims, comparisons, frames, measure, provenance, ranking, summary, tables
 from analysis.claim import NOT_TESTED, Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
@@ -184,6 +184,8 @@ def print_sections(sections: Iterable[Section]) -> None:
             print(tables.to_text(section.table), end="\n\n")
         if section.compared:
             print(comparisons.to_text(section.compared), end="\n\n")
+            if short := summary.sentences(section.compared):
+                print(*short, sep="\n", end="\n\n")
         if section.tests_claims:
             print(claims.to_text(section.claims), end="\n\n")
         elif section.claims:

@@ -50,7 +50,7 @@ def float_passes(session: Session, count: int) -> None:
 
 
 def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> list[Row]:
-    """The row of one network, and of bit-widths its bound: float passes, and making the networks to be evaluated."""
+    """The row of one network, and its bound: float passes, and making the networks to be evaluated, ranges observed."""
     clock = Clock()
     model, options, images, rounds = CASES[name]
     activations = points is POINTS
@@ -62,8 +62,7 @@ def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> l
         "all": lambda: at_all_points(session),
         "float": lambda: float_passes(session, count),
     }
-    if not activations:
-        works["deploy"] = lambda: session.evaluator.deployments(session.model, asked(session))
+    works["deploy"] = lambda: session.evaluator.deployments(session.model, asked(session))
     times = in_turn(works, 1 if tiny else rounds, warmup=1, device=device)
     found = compared(times, "all", "float")
     measured = found.pop("ratio")
@@ -71,10 +70,9 @@ def case(name: str, points: tuple[int | str, ...], device: str, tiny: bool) -> l
     passes, goal = ("six", GOAL_WITH_ACTIVATIONS) if activations else ("five", GOAL)
     what, reference = f"{what} over a validation split, {name}", f"{passes} float passes"
     rows = [figure(what, reference, measured, goal=goal, seconds=clock.lap(), **details)]
-    if not activations:
-        deploy, float_s = min(times["deploy"]), statistics.median(times["float"])
-        bound = (float_s + deploy) / float_s
-        rows.append(figure(f"bound of {what}", reference, bound, seconds=clock.lap(), ms_of_deployment=1e3 * deploy))
+    deploy, float_s = min(times["deploy"]), statistics.median(times["float"])
+    bound = (float_s + deploy) / float_s
+    rows.append(figure(f"bound of {what}", reference, bound, seconds=clock.lap(), ms_of_deployment=1e3 * deploy))
     return rows
 
 

@@ -16,10 +16,10 @@ from bench_common import Loop, clocked, configure, in_turn, make_session, models
 from bench_report import Clock, Row, figure
 from torch import nn
 
-WIDTHS = (16, 32, 64, 96)
+WIDTHS = (16, 32, 64)
 BITS = (2, 3, 4, 5, 6, 7, 8)
 TRIALS = (100, 1000)
-WORKERS = (1, 2, 4, 8)
+WORKERS = (1, 2, 4)
 
 
 def stopwatch(work: Callable[..., Any], device: str, into: list[float]) -> Callable[..., Any]:

@@ -47,8 +47,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "resnet18": Case(models(False)["resnet18"], 128, 4, 1, {"none": 1.05, WHOLE: 1.03, SHARE: 1.05, "ste": 1.10}),
-    "vit_tiny": Case(models(False)["vit_tiny"], 128, 4, 1, {"none": 1.05, WHOLE: 1.03, SHARE: 1.05}),
+    "resnet18": Case(models(False)["resnet18"], 128, 3, 1, {"none": 1.05, WHOLE: 1.03, SHARE: 1.05, "ste": 1.10}),
+    "vit_tiny": Case(models(False)["vit_tiny"], 128, 3, 1, {"none": 1.05, WHOLE: 1.03, SHARE: 1.05}),
     "MLP, batch 128": Case(
         MLP, 128, 30, 8, {"none": 1.05, WHOLE: 1.15, SHARE: 1.15, "ste": 1.15, "lcq": 1.5, "symreg": 1.5}
     ),

@@ -43,7 +43,7 @@ def hours(cells: int, step_s: float, image_s: float) -> float:
 
 def lines(name: str, device: str, tiny: bool) -> list[dict[str, Any]]:
     """One line a method: what was measured, and what follows from it."""
-    batch, val = (8, 16) if tiny else (128, 64 if device == "cpu" else VAL_IMAGES)
+    batch, val = (8, 16) if tiny else (128, 32 if device == "cpu" else VAL_IMAGES)
     sessions = {
         method: make_session(configure(models(tiny)[name], method, batch, bits=BITS, device=device), val=val)
         for method in CELLS
