@@ -142,22 +142,25 @@ class Dataset:
         """
         if generator is None or not self.augment.active:
             return self.batch(self.train, indices)
-        labels = self.train.labels.index_select(0, indices)  # a third of the time of `labels[indices]`
+        images = self._augmented(indices, generator)  # first: it names a row that is not there
+        return images, self.train.labels.index_select(0, indices)  # a third of the time of `labels[indices]`
+
+    def _augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         padding = self.augment.crop_padding
         offsets, mirrored = draw(len(indices), self.augment, generator)
         if how := self.augment.random_resized_crop:
             images, rows = self._pixels(self.train, indices), None
             boxes = draw_boxes(len(images), images.shape[2:], how, generator)
             crops = resized_crops(images, boxes, mirrored, *self.input_shape[1:])
-            return _unambiguous(self._by_plain_operations(crops)), labels
+            return _unambiguous(self._by_plain_operations(crops))
         if self._takes_rows(self.train):
             images, rows = self.train.images, indices
         else:
             images, rows = self._middle(self._pixels(self.train, indices)), None
         if dispatch.serves_images(images):
             values = self._table, self._formulas
-            return _unambiguous(cpu.image_batch(images, rows, *values, padding, offsets, mirrored)), labels
-        return self.normalized(crop_and_flip(images, padding, offsets, mirrored)), labels
+            return _unambiguous(cpu.image_batch(images, rows, *values, padding, offsets, mirrored))
+        return self.normalized(crop_and_flip(images, padding, offsets, mirrored))
 
 
 def _unambiguous(images: Tensor) -> Tensor:
