@@ -30,7 +30,7 @@ def _sentence(found: Comparisons, rows: Sequence[Compared]) -> str:
         "no decision": [one for one in rows if not one.better],
     }
     parts = [f"{name}: {', '.join(_named(one, found) for one in each)}" for name, each in groups.items() if each]
-    return f"At {deployment.title(point)} {reference.label} has {_score(found, reference, point)}. {'; '.join(parts)}."
+    return f"At {deployment.title(point)} {reference.label} has {_score(found, reference, point)}; {'; '.join(parts)}."
 
 
 def _named(one: Compared, found: Comparisons) -> str:

@@ -12,7 +12,7 @@ from pages import REPOSITORY, blocks
 from synthetic_sweep import SweepWriter, add_exactly, near, paper, quickstart
 
 import analysis
-from analysis import comparisons, make_figures, render
+from analysis import comparisons, make_figures, render, summary
 from analysis.figures import Drawing, FigureModule, Scope
 from analysis.library import Results, compare, load
 from analysis.series import Group, summarize
@@ -136,6 +136,24 @@ def test_what_is_compared_in_a_report(tmp_path: Path) -> None:
     assert "by Holm over all 8 tests" in found.legend
     assert "| 3 bits | lsq@3, rtn | ste@3, rtn | +2.00 |" in comparisons.to_markdown(found)
     assert "lsq@3, rtn &" in comparisons.to_latex(found)
+
+
+def test_what_comparisons_come_to(tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path, seeds=SEEDS)
+    add_exactly(sweep, "none", None, near(20, 90, 97, 98, 98, seeds=SEEDS))
+    add_exactly(sweep, "lsq", 2, near(60, 95, 95, 95, 95, seeds=SEEDS, sign=-1))
+    add_exactly(sweep, "ste", 2, near(55, 95, 95, 95, 95, seeds=SEEDS))
+    add_exactly(sweep, "kure", 2, {seed: [56 + 3 * (seed - 1), 95, 95, 95, 95] for seed in SEEDS})
+    for record in sweep.records.values():
+        record["rows"] += [{**row, "deploy": "gptq"} for row in record["rows"]]
+    sweep.write()
+    found = comparisons.of_group(load(tmp_path).groups[0])
+    assert found
+    (only,) = summary.sentences(found)  # ways of deployment of one training have none
+    assert only == (
+        "At 2 bits ste@2, rtn has 55.0 %; better: lsq@2, rtn (+5.0); worse: float, rtn (-35.0); "
+        "no decision: kure@2, rtn (+1.0)."
+    )
 
 
 def two(root: Path, trials: int = 6) -> None:
