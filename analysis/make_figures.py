@@ -43,7 +43,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--figure", action="append", default=[], metavar="NAME",
         help="draw this figure only, may be repeated (default: all figures, tables, claims and the report)",
     )  # fmt: skip
-    parser.add_argument("--venue", help="draw at a venue's widths (tueplots), such as neurips2024 (default: tmlr2023)")
+    parser.add_argument(
+        "--venue",
+        help="draw at a venue's widths (tueplots), such as neurips2024; an unknown one is refused with all there are "
+        "(default: tmlr2023)",
+    )
     parser.add_argument("--no-titles", action="store_true", help="no title over a figure's legend: a caption says it")
     parser.add_argument("--source", choices=("disk", "wandb"), default="disk", help="where to read (default: disk)")
     parser.add_argument("--project", default="oscillation-harness", help="of W&B (default: oscillation-harness)")

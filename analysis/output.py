@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from harness.core.errors import UserError
 
@@ -52,13 +52,15 @@ class Output:
 
     def figure(self, stem: str, figure: Figure, subject: str) -> None:
         """Add `stem`.pdf and .png, without the date that would make two runs differ."""
-        figure.draw = partial(_draw_once, figure, figure.draw)  # type: ignore[method-assign]
+        draw = figure.draw
         for suffix, metadata in (
-            (".pdf", {"CreationDate": None, "Subject": subject}),
             (".png", {"Description": subject}),
+            (".pdf", {"CreationDate": None, "Subject": subject}),
         ):
+            figure.draw = partial(_draw_once, figure, draw, count())  # type: ignore[method-assign]
             figure.savefig(self.staging / (stem + suffix), format=suffix[1:], metadata=metadata)
             self.names.append(stem + suffix)
+            figure.set_layout_engine("none")  # what was found for the first file serves the second
         del figure.draw
 
     def read(self, name: str) -> bytes:
@@ -66,10 +68,15 @@ class Output:
         return (self.staging / name).read_bytes()
 
 
-def _draw_once(figure: Figure, draw: Callable[[RendererBase], None], renderer: RendererBase) -> None:
-    """In place of `figure.draw`, which `savefig` calls twice: the first time for the layout, all that it gets here."""
+def _draw_once(
+    figure: Figure, draw: Callable[[RendererBase], None], calls: Iterator[int], renderer: RendererBase
+) -> None:
+    """In place of `figure.draw`, which `savefig` calls twice where there is a layout engine: first for its sake alone.
+
+    calls: counts the calls of one `savefig`.
+    """
     engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):  # the second time there is none
+    if next(calls) == 0 and engine is not None:
         engine.execute(figure)
     else:
         draw(renderer)

@@ -16,6 +16,7 @@ from analysis_cost import Shape, write_sweep
 from blank_pictures import blank_pictures
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from synthetic_sweep import only_group, quickstart, steady
 
 from analysis import make_figures
@@ -184,7 +185,7 @@ def test_the_script_twice_writes_the_same_bytes(tmp_path: Path, monkeypatch: pyt
     assert b"/Type3" not in pdf.replace(b" ", b"")
 
 
-def test_a_figure_is_drawn_once_for_each_file_with_the_bytes_of_savefig(
+def test_a_figure_is_laid_out_once_and_drawn_once_for_each_file_with_the_bytes_of_savefig(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def figure() -> Figure:
@@ -196,13 +197,16 @@ def test_a_figure_is_drawn_once_for_each_file_with_the_bytes_of_savefig(
         return found
 
     plain = figure()
-    for suffix, metadata in ((".pdf", {"CreationDate": None, "Subject": "s"}), (".png", {"Description": "s"})):
+    for suffix, metadata in ((".png", {"Description": "s"}), (".pdf", {"CreationDate": None, "Subject": "s"})):
         plain.savefig(tmp_path / f"plain{suffix}", format=suffix[1:], metadata=metadata)
-    drawn, draw = [], Axes.draw
+        plain.set_layout_engine("none")  # laid out once, for both
+    drawn, draw, layouts = [], Axes.draw, []
+    execute = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *own: layouts.append(own) or execute(*own))
     monkeypatch.setattr(Axes, "draw", lambda axes, renderer: drawn.append(axes) or draw(axes, renderer))
     own = figure()
     Output(tmp_path).figure("own", own, "s")
-    assert len(drawn) == 2 * 2
+    assert (len(drawn), len(layouts)) == (2 * 2, 1)
     for suffix in (".pdf", ".png"):
         assert (tmp_path / f"own{suffix}").read_bytes() == (tmp_path / f"plain{suffix}").read_bytes()
     own.canvas.draw()
