@@ -7,7 +7,7 @@ product chooses. All take turns; a turn of the MLP is several steps in a row, si
 network push those of another out of the cache, and a training has the cache for itself. `symreg` has trained for
 STEADY steps before: its pull makes weights nearly symmetric, and what ranks cost must not depend on that.
 
-For the goals of the MLP at a batch of 128, rows of bounds: the bare loop (or plain step) with nothing added but bytes
+For the goals of the MLP, rows of bounds: the bare loop (or plain step) with nothing added but bytes
 and calls. Bytes: those that a pass has to read and write, at the speed of copying a tensor of the network's size.
 Calls: what the same additions take on a network of as many layers, but 2 units each, and a batch of 2. Both are the
 least of many rounds.
@@ -135,8 +135,10 @@ def measured(name: str, device: str, tiny: bool) -> list[Row]:
         rows[-1]["reference"] = PLAIN
         if method == "symreg":
             rows[-1]["detail"] |= {"steps_before": warm, **sessions[method].methods[0].metrics()}
-    if "symreg" in case.goals and device == "cpu":
-        rows += [_pass_of_symreg(sessions["symreg"], name, times), *_bounds(case, sessions["none"], name, times, tiny)]
+    if "symreg" in sessions and device == "cpu":
+        rows.append(_pass_of_symreg(sessions["symreg"], name, times))
+    if CASES[name].model is MLP and device == "cpu":
+        rows += _bounds(case, sessions, name, times, tiny)
     return rows
 
 
@@ -173,20 +175,24 @@ def calls(case: Case, precision: str, rounds: int) -> dict[str, float]:
     small = case._replace(model=NARROW, batch=2)
     sessions = sessions_of(small, "cpu", precision)
     timed = Timed(sessions[WHOLE])
-    works: dict[str, Callable[[], object]] = {key: Loop(sessions[key]) for key in BYTES if key != SHARE}
+    works: dict[str, Callable[[], object]] = {key: Loop(sessions[key]) for key in BYTES if key in sessions}
     works[BARE] = BareLoop(small.model, small.batch, precision)
     least = {key: min(seconds) for key, seconds in in_turn(works, rounds, warmup=2, repeat=case.repeat).items()}
-    found = {what: least[what] - least[reference] for what, (reference, _) in BYTES.items() if what != SHARE}
+    found = {what: least[what] - least[reference] for what, (reference, _) in BYTES.items() if what in sessions}
     return found | {SHARE: min(timed.shares(case.repeat))}
 
 
-def _bounds(case: Case, session: Session, name: str, times: Mapping[str, list[float]], tiny: bool) -> list[Row]:
-    clock, weights = Clock(), sum(each.numel() for each in session.model.parameters())
-    called = calls(case, session.precision, 2 if tiny else 50)
+def _bounds(
+    case: Case, sessions: Mapping[str, Session], name: str, times: Mapping[str, list[float]], tiny: bool
+) -> list[Row]:
+    clock, weights = Clock(), sum(each.numel() for each in sessions["none"].model.parameters())
+    called = calls(case, sessions["none"].precision, 2 if tiny else 50)
     source, target = torch.ones(weights), torch.ones(weights)
     copying = min(in_turn({"copy": lambda: target.copy_(source)}, 50)["copy"]) / (8 * weights)
     rows = []
     for what, (reference, size) in BYTES.items():
+        if what not in called:
+            continue
         plain, bytes_s, calls_s = statistics.median(times[reference]), size * weights * copying, max(0.0, called[what])
         details = {"bytes_per_weight": size, "weights": weights, "gb_per_s": 1e-9 / copying}
         details |= {"ms": 1e3 * (bytes_s + calls_s), "ms_of_bytes": 1e3 * bytes_s, "ms_of_calls": 1e3 * calls_s}

@@ -31,7 +31,7 @@ def test_the_page_has_the_table_of_today() -> None:
 
 
 #: Methods that are newer than the committed measurement (bench.py --only method_cost).
-NOT_MEASURED = {"daq", "ohq", "mpiq", "kivi", "wkvquant"}
+NOT_MEASURED: set[str] = set()
 
 
 def test_every_method_that_can_be_was_measured() -> None:
