@@ -71,9 +71,9 @@ class Claim:
         if len(counts) < 2:
             return ""
         order = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_TESTED)
-        told = [
-            f"{counts[name]} of {len(self.tests)} {name}" for name in order if counts[name] and name != self.verdict
-        ]
+        # One contradicted test contradicts the claim, so that their number is told besides.
+        named = [name for name in order if counts[name] and (name != self.verdict or name == CONTRADICTED)]
+        told = [f"{counts[name]} of {len(self.tests)} {name}" for name in named]
         return f" ({', '.join(told)})"
 
     @property

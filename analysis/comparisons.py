@@ -55,10 +55,11 @@ class Comparisons:
         """How to read the columns."""
         unit = measure.difference_unit(self.metric)
         count = sum(not math.isnan(one.p_holm) for one in self.rows)
+        over = "of one test" if count == 1 else f"by Holm over all {count} tests"
         return (
             f"Difference: test {self.metric.name} of the method less that of what it is against"
             f"{f', in {unit}' if unit else ''}: mean over seeds with its 95 % t interval (unadjusted). "
-            f"p: two-sided t test against 0, by Holm over all {count} tests; below {ALPHA:g} it decides."
+            f"p: two-sided t test against 0, {over}; below {ALPHA:g} it decides."
             f"{_ABOUT_SAMPLES if self.has_samples else ''}"
         )
 

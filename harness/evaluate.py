@@ -40,11 +40,22 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in finished_runs(options.where):
         try:
             added = add_rows(folder, options.bits, deploys, options.device)
-            print(f"{folder.name}: {counted(added, 'row')} added", flush=True)
+            print(f"{folder.name}: {counted(added, 'row')} added", *_last_rows(folder, added), sep="\n", flush=True)
         except UserError as error:
             failed += 1
             print(f"{folder.name}: {error}", file=sys.stderr, flush=True)
     return 1 if failed else 0
+
+
+def _last_rows(folder: Path, count: int) -> list[str]:
+    """A line for each of the last rows of a record that are of the test split."""
+    record = RunDirectory(folder).finished()
+    metric = task_of_run(record["config"]).metric
+    rows = [row for row in record["rows"][len(record["rows"]) - count :] if row["split"] == "test"]
+    return [
+        f"  test {schema.point(row)!s:>5}  {metric.name} {metric.shown(schema.score_of(row))}  {row['deploy']}"
+        for row in rows
+    ]
 
 
 def _points(text: str) -> tuple[AnyPoint, ...]:
@@ -57,6 +68,8 @@ def _points(text: str) -> tuple[AnyPoint, ...]:
 
 def finished_runs(where: Path) -> list[Path]:
     """The run directories at or below a folder that hold a record and its weights. Raises UserError for none."""
+    if not where.is_dir():
+        raise UserError(f"{where}: no such folder")
     if not (found := _with_weights(where)):
         raise UserError(f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)")
     return found

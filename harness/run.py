@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.core import outside, yaml_file
 from harness.core.command import run_command
+from harness.core.errors import UserError
 from harness.records.run_directory import RunDirectory
 from harness.records.schema import point, score_of
 from harness.records.wandb_names import check_project
@@ -25,6 +26,8 @@ def main() -> None:
     raw = yaml_file.read(arguments.config)
     outside.look_near(arguments.config.parent)
     raw = raw["config"] if set(raw) == {"run_id", "config"} else raw
+    if "cells" in raw:
+        raise UserError(f"{arguments.config}: has cells, so it is a sweep: python -m harness.launch carries it out")
     config = complete(located(raw, arguments.config.parent))
     from harness.data import prepare
 

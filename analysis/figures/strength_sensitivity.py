@@ -16,10 +16,11 @@ from analysis.marks import Mark, marks_of
 from analysis.series import Group
 
 NAME, ORDER, SCOPE = "strength_sensitivity", 70, Scope.GROUP
-TITLE = "Sensitivity to the strength"
+TITLE = "Sensitivity to what was searched"
 CAPTION = (
-    "Validation {metric} of every tuning trial over the method's own searched setting, one seed: at the target "
-    "bit-width, and the mean over the other deployment bit-widths. The line marks the trial that the final runs use."
+    "Validation {metric} of every tuning trial over the method's own searched setting (where no method has one, over "
+    "each searched setting, such as the learning rate), one seed: at the target bit-width, and the mean over the other "
+    "deployment bit-widths. The line marks the trial that the final runs use."
 )
 
 _CURVES = {"at_target": "at the target", "mean_of_others": "mean of the other bit-widths"}
@@ -28,6 +29,8 @@ _LOG_RATIO = 8.0
 #: Below this one, 3 is labelled as well as 1.
 _TWO_DECADES = 100.0
 _LEAST_TRIALS = 3
+#: More are no picture.
+_MOST_PANELS = 12
 #: Methods whose marks have room in an entry of the legend.
 _IN_LEGEND = 4
 
@@ -69,27 +72,40 @@ def draw(group: Group) -> Drawing:
 
 
 def _points(group: Group) -> pd.DataFrame:
-    """One line per trial and searched setting of the method itself: `strength`, not `train.learning_rate`."""
+    """One line per trial and searched setting: `strength` of methods; `train.learning_rate` where none has its own."""
     trials = trials_frame(group)
-    parts = []
-    for column in (name for name in trials if name.startswith(PARAMETER)):
-        parameter = column.removeprefix(PARAMETER)
-        section = parameter.partition(".")[0]
-        own = trials[trials[column].notna() & trials["cell"].str.contains(section, regex=False)]
-        if section in ("train", "model", "data", "deploy", parameter) or len(own) < _LEAST_TRIALS:
-            continue
-        values = pd.to_numeric(own[column], errors="coerce")
-        if values.nunique() < 2:
-            continue
-        kept = ["method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
-        parts.append(own.assign(parameter=parameter, value=values)[["parameter", "value", *kept]])
+    if not (parts := _parts(trials, own=True)):
+        parts = _parts(trials, own=False)
+        if sum(panels for _, panels in parts) > _MOST_PANELS:
+            raise NothingToDraw(f"no method has a searched setting, and the others take over {_MOST_PANELS} panels")
     if not parts:
-        raise NothingToDraw(f"no cell searched a setting of its method in {_LEAST_TRIALS} trials or more")
-    frame = pd.concat(parts, ignore_index=True)
+        raise NothingToDraw(f"no cell searched a setting by numbers in {_LEAST_TRIALS} trials or more")
+    frame = pd.concat([part for part, _ in parts], ignore_index=True)
     targets = deployment.in_order(frame["target_bit"].dropna().tolist())
     places = frame["target_bit"].map({target: place for place, target in enumerate(targets)})
     by = ["parameter", "method", "place", "value"]
     return frame.assign(place=places).sort_values(by, ignore_index=True, kind="stable").drop(columns="place")
+
+
+def _parts(trials: pd.DataFrame, own: bool) -> list[tuple[pd.DataFrame, int]]:
+    """The lines of each searched setting, and the panels that they take. own: settings of methods alone."""
+    parts = []
+    for column in (name for name in trials if name.startswith(PARAMETER)):
+        parameter = column.removeprefix(PARAMETER)
+        section = parameter.partition(".")[0]
+        found = trials[trials[column].notna()]
+        if own:
+            found = found[found["cell"].str.contains(section, regex=False)]
+        if (own and section in ("train", "model", "data", "deploy", parameter)) or len(found) < _LEAST_TRIALS:
+            continue
+        values = pd.to_numeric(found[column], errors="coerce")
+        if values.nunique() < 2:
+            continue
+        lines = found.assign(parameter=parameter, value=values)
+        panels = found.groupby(["method", "target_bit"], dropna=False).ngroups
+        kept = ["parameter", "value", "method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
+        parts.append((lines[kept], panels))
+    return parts
 
 
 def _look(mark: Mark, filled: bool) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def _names(files: SweepDirectory) -> list[str]:
 def run_folder(named: str, root: Path) -> Path:
     """The directory of a run, by its id or the beginning of it. Raises UserError for none and for several."""
     if Path(named).is_dir():
+        if SweepDirectory(Path(named)).sweep.exists():
+            raise UserError(f"{named}: a sweep; name one of its runs (`python -m harness.logs {named}` lists them)")
         return Path(named)
     found = [path for sweep in sweeps_below(root) for path in sweep.runs_named(named)]
     names = {path.name for path in found}

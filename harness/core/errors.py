@@ -38,14 +38,25 @@ def masked(text: str) -> str:
     return re.sub(r"([?&](?:password|passwd)=)[^\s&'\"]*", r"\1***", text)
 
 
+#: What other programs call a setting.
+_ELSEWHERE = {
+    "lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "lambda": "strength", "reg": "strength",
+    "n_trials": "trials", "num_epochs": "epochs", "bits": "target_bit", "scheduler": "schedule", "opt": "optimizer",
+}  # fmt: skip
+
+
 def nearest(value: object, legal: Iterable[object]) -> str:
     """`"; did you mean 'x'?"`, or nothing when no legal name is near."""
-    close = difflib.get_close_matches(str(value), [str(name) for name in legal], n=3, cutoff=0.5)
+    names = [str(name) for name in legal]
+    if (meant := _ELSEWHERE.get(str(value).lower())) in names:
+        return f"; did you mean {meant!r}?"
+    close = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     swapped = [name for name in close if sorted(name) == sorted(str(value))]  # lgo is log rather than low
     return f"; did you mean {(swapped or close)[0]!r}?" if close else ""
 
 
-def unknown(kind: str, value: object, legal: Iterable[object]) -> UserError:
-    """The error for a name that is none of `legal`."""
+def unknown(kind: str, value: object, legal: Iterable[object], meant: str | None = None) -> UserError:
+    """The error for a name that is none of `legal`. meant: which of them it is a usual name of; None: the nearest."""
     names = sorted(str(name) for name in legal)
-    return UserError(f"unknown {kind} {value!r}{nearest(value, names)} (legal: {', '.join(names)})")
+    hint = f"; did you mean {meant!r}?" if meant else nearest(value, names)
+    return UserError(f"unknown {kind} {value!r}{hint} (legal: {', '.join(names)})")

@@ -5,6 +5,7 @@ components from outside this package, by file or module (harness/core/outside.py
 """
 
 import os
+import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -54,7 +55,7 @@ def check(kind: str, name: str, base: Path | None = None) -> str:
         return name
     reference = name if outside.is_reference(name) else outside.registered(kind).get(name)
     if reference is None:
-        raise unknown(kind, name, known(kind))
+        raise unknown(kind, name, known(kind), _called(kind, name.lower()))
     try:
         found = outside.resolve(kind, reference, base or Path())
     except outside.AbsentError as error:
@@ -62,6 +63,20 @@ def check(kind: str, name: str, base: Path | None = None) -> str:
     if shown(found) in legal:
         raise UserError(f"{kind} {reference!r}: {shown(found)!r} is the name of a {kind} of the harness; rename it")
     return found
+
+
+def _called(kind: str, name: str) -> str | None:
+    """The component whose file says that others call it so: `ALSO_CALLED = ("qat",)`."""
+    for each in names(kind):
+        found = re.search(r"^ALSO_CALLED = \((.*)\)$", _text(kind, each), re.MULTILINE)
+        if found and f'"{name}"' in found[1]:
+            return each
+    return None
+
+
+def _text(kind: str, name: str) -> str:
+    with open(os.path.join(_HARNESS, KINDS[kind], f"{name}.py"), encoding="utf-8") as file:
+        return file.read()
 
 
 def deploy_methods() -> list[str]:
@@ -88,8 +103,7 @@ def has_deploy(method: str) -> bool:
     # By its text, so that a name is refused without importing torch; tests/conformance compares it with the class.
     if outside.is_name(method):
         return b"\n    def deploy(" in outside.get("method", method).source
-    with open(os.path.join(_HARNESS, KINDS["method"], f"{method}.py"), encoding="utf-8") as file:
-        return "\n    def deploy(" in file.read()
+    return "\n    def deploy(" in _text("method", method)
 
 
 def load(kind: str, name: str) -> Any:

@@ -25,12 +25,20 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         elif item["type"] == "missing":
             lines.append(f"{prefix}{place}: missing{_legal_values(model, item['loc'])}")
         elif item["type"] == "tuple_type":
-            lines.append(f"{prefix}{place}: {_shown(item['input'])}: write a list, such as [{item['input']}]")
+            lines.append(
+                f"{prefix}{place}: {_shown(item['input'])}: write a list, such as {_as_list(place, item['input'])}"
+            )
         elif place:
             lines.append(f"{prefix}{place}: {_shown(item['input'])}: {message}")
         else:
             lines.append(f"{prefix}{message}")
     return "\n".join(lines)
+
+
+def _as_list(place: str, value: object) -> str:
+    if place.endswith("seeds") and isinstance(value, int) and 1 < value <= 20:
+        return f"[{value}], which is one seed, or {list(range(value))}, which are {value}"
+    return f"[{value}]"
 
 
 def _shown(value: object) -> str:

@@ -25,6 +25,9 @@ from harness.quantization import make_quantizer
 from harness.quantization.layers import attach
 from harness.quantization.learned_activations import MovingRangeQuantizer
 
+#: Names that a message takes for this one.
+ALSO_CALLED = ("qat",)
+
 
 class StraightThrough(Method):
     """Trains through the default quantizer at the target bit."""

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core import registry
 from harness.core.bits import BitWidths
 from harness.core.config_base import by_name
 from harness.core.errors import UserError, unknown
@@ -41,9 +42,9 @@ class Cell:
     def config(self, params: Mapping[str, Any], seed: int, phase: str, check: Check = complete) -> RunConfig:
         """The configuration of a run of this cell, as `check` completes it. Raises UserError for an illegal value."""
         raw = deepcopy(dict(self.raw))
-        for key, value in params.items():
-            assign(raw, key, value)
         try:
+            for key, value in params.items():
+                assign(raw, key, value)
             return check({**raw, "seed": seed, "phase": phase})
         except UserError as error:
             raise UserError(f"cell {self.id}: {error}") from None
@@ -61,6 +62,9 @@ def assign(raw: dict[str, Any], key: str, value: Any) -> None:
         return
     legal = [name for name in RunConfig.model_fields if name not in NOT_SET]
     if head not in legal:
+        if rest and head in registry.names("method"):
+            names = ", ".join(sorted([*legal, *entries]))
+            raise UserError(f"{key}: unknown setting {head!r}: this cell has no such method (legal: {names})")
         raise unknown("setting", head, [*legal, *entries])
     parts = key.split(".")
     for part in parts[:-1]:

@@ -35,8 +35,23 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             continue
         if key == "final.seeds" and set(before or ()) <= set(after or ()):
             continue
-        changed.append(key)
+        changed += _places(key, before, after)
     return changed
+
+
+def _places(key: str, before: Any, after: Any) -> list[str]:
+    """Where two values of a key differ: in lists of sections, such as `cells`, by section, from 1, and key."""
+    if not all(
+        isinstance(each, list | tuple) and all(isinstance(it, Mapping) for it in each) for each in (before, after)
+    ):
+        return [key]
+    if len(before) != len(after):
+        return [f"{key} ({len(before)} then, {len(after)} now)"]
+    found = []
+    for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
+        one, other = dict(flatten(old)), dict(flatten(new))
+        found += [f"{key}.{number}.{name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+    return found or [key]
 
 
 def settled(folder: Path, spec: SweepConfig) -> SweepConfig:

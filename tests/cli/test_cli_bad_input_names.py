@@ -208,7 +208,7 @@ def test_a_boolean_or_a_text_is_no_number(cli: Cli, path: str, value: Any) -> No
 def test_impossible_bits_are_refused(cli: Cli, path: str, field: str, bits: object) -> None:
     value = bits if path.endswith("watch_bit") else [bits]
     message = cli.refusal(cli.file(edited({path: value})))
-    assert f"{field}: {bits!r}: no bit-width (legal: whole numbers from 2 to 8" in message
+    assert f"{field}: {bits!r}: no bit-width (legal: 2 to 8 or w2 to w8" in message
 
 
 RANGES = {

@@ -60,7 +60,7 @@ def test_order_is_before_float_and_after_all_else() -> None:
     assert max(ordered[:-1]) == ordered[-2]
 
 
-NO_BITS = r"no bit-width.*legal: whole numbers from 2 to 8"
+NO_BITS = r"no bit-width.*legal: 2 to 8"
 REFUSED = {
     "point": ({"*": 4, "head": "w9"}, rf"layers: head: 'w9': {NO_BITS}"),
     "point of a named one": ({"name": "x", "layers": {"head": "w4a"}}, r"did you mean 'w4a\d'\?"),

@@ -148,7 +148,9 @@ def test_a_deploy_method_is_named_as_its_rows_are(tmp_path: Path) -> None:
     assert (about["deploy"], about["row"]["deploy"]) == ("gptq_few", "gptq_few")
     assert "did you mean 'gptq_few'" in export(tmp_path, "--bits", "w2", "--deploy", "gptq_fwe").stderr
     added = run_here("harness.evaluate", tmp_path, "--bits", "w3", "--deploy", "gptq_few")
-    assert (added.returncode, added.stdout.split(": ")[1]) == (0, "4 rows added\n")  # by rtn and by it, on two splits
+    assert added.returncode == 0
+    assert ": 4 rows added\n" in added.stdout  # by rtn and by it, on two splits
+    assert added.stdout.count("\n  test ") == 2, "what they say is told"
 
 
 def test_deployed_rows_have_a_digest_of_their_codes(finished: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_glob_of_all_counts_last_wherever_it_is_written(bits: dict[str, int]
         ({"0": 3, "4": 9}, r"bits: 9 is no bit-width"),
         (
             "traned",
-            r"bits: 'traned' is no bit-width; did you mean 'trained'\? \(legal: whole numbers from 2 to 8",
+            r"bits: 'traned' is no bit-width; did you mean 'trained'\? \(legal: 2 to 8 or w2 to w8",
         ),
         ({"*": "flaot"}, r"did you mean 'float'"),
     ],

@@ -118,4 +118,4 @@ def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as left:
         evaluate.main([str(tmp_path), "--bits", "1,5"])
     assert left.value.code == 2
-    assert "is no list of points, as 2,3,w4a8 (legal: whole numbers from 2 to 8" in capsys.readouterr().err
+    assert "is no list of points, as 2,3,w4a8 (legal: 2 to 8 or w2 to w8" in capsys.readouterr().err
