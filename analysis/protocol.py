@@ -6,11 +6,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from analysis.results import Cell, Final
+from harness.core.config_base import NOT_IDENTITY
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
+from harness.data._config import DataConfig, FilesConfig
 from harness.records.schema import LAYERS, point
 
 _SHOWN = 5
+#: Settings of data that change no number, such as where pixels are kept. The root names what folders of images show.
+_NO_TRAIT = {
+    f"data.{name}"
+    for section in (DataConfig, FilesConfig)
+    for name, field in section.model_fields.items()
+    if field.json_schema_extra == NOT_IDENTITY and name != "root"
+}
 
 
 def refuse_unequal_seeds(cells: Sequence[Cell]) -> None:
@@ -65,7 +74,7 @@ def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
     sections = {name: config[name] for name in ("train", "model", "data")}
     sections["pretrain"] = config.get("pretrain") or {}
     settings = flatten({**sections, "deploy": {"scale": config["deploy"].get("scale")}})
-    traits = {key: value for key, value in settings if key not in searched and not _is_parent(value)}
+    traits = {key: value for key, value in settings if key not in searched | _NO_TRAIT and not _is_parent(value)}
     traits["data digest"] = provenance.get("data_digest")
     traits["numerics version"] = provenance.get("numerics_version")
     return traits
@@ -74,7 +83,7 @@ def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
 def _within_cell(final: Final) -> dict[str, Any]:
     names = ("target_bit", "watch_bit", "methods", "train", "pretrain", "model", "data")
     settings = flatten({name: final.config.get(name) for name in names})
-    return {key: value for key, value in settings if not _is_parent(value)}
+    return {key: value for key, value in settings if key not in _NO_TRAIT and not _is_parent(value)}
 
 
 def _how_activations_are_rounded(final: Final, searched: set[str]) -> dict[str, Any]:

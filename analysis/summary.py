@@ -12,8 +12,8 @@ from harness.core.bits import PlainPoint
 def sentences(found: Comparisons) -> list[str]:
     """One text for each point that trainings were compared at: who is better and worse than the reference there.
 
-    Better and worse are what the tests decide, after Holm's correction over all of them. No text for a comparison of
-    ways of deployment of one training.
+    Better and worse are what the tests decide, after Holm's correction over all of them; the best come first. No text for
+    a comparison of ways of deployment of one training.
     """
     at: dict[PlainPoint, list[Compared]] = {}
     for one in found.rows:
@@ -24,6 +24,8 @@ def sentences(found: Comparisons) -> list[str]:
 
 def _sentence(found: Comparisons, rows: Sequence[Compared]) -> str:
     point, reference = rows[0].at, rows[0].second
+    sign = 1 if found.metric.higher_is_better else -1
+    rows = sorted(rows, key=lambda one: -sign * one.result.effect)
     groups = {
         "better": [one for one in rows if one.better == one.first.label],
         "worse": [one for one in rows if one.better == reference.label],

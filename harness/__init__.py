@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 NUMERICS_VERSION = 5
 
 _LIBRARY = {
-    "attach": "harness.quantization.layers",
+    "attach": "harness.quantization.bounds",
     "audit": "harness.quantization.audit",
     "OscillationRegularizer": "harness.oscillation.regularizer",
     "OscillationTracker": "harness.oscillation.tracker",

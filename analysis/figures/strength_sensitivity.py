@@ -30,7 +30,7 @@ _LOG_RATIO = 8.0
 _TWO_DECADES = 100.0
 _LEAST_TRIALS = 3
 #: More are no picture.
-_MOST_PANELS = 12
+_MOST_PANELS = 15
 #: Methods whose marks have room in an entry of the legend.
 _IN_LEGEND = 4
 

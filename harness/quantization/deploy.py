@@ -12,6 +12,7 @@ from harness.core.config_base import ActivationsConfig, KeyValueConfig, Quantize
 from harness.core.layer_points import LayerPoints
 from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.batches import check_batches
+from harness.quantization.bounds import project
 from harness.quantization.inputs import BitsOf, quantize_inputs
 from harness.quantization.key_value_points import key_value_bits, quantize_keys_and_values
 from harness.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, give_slots
@@ -61,6 +62,7 @@ def round_to_nearest(
     weights = section(quantizer, QuantizerConfig, "quantizer")
     settings = section(activations, ActivationsConfig, "activations")
     layers, wanted = checked_layers(model, bits, exclude, weights.quantizes_norms)
+    project(model)
     cache, caches = section(kv, KeyValueConfig, "kv"), key_value_bits(model, bits, exclude)
     slotted = _with_slots(model, layers, wanted)
     observed = _observed(model, wanted.values(), settings, calibration, exclude)

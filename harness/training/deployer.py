@@ -12,6 +12,7 @@ from harness.core.layer_points import AnyPoint, LayerPoints, Written, point_of
 from harness.methods import build_stack, find
 from harness.methods.base import Calibration, Context, Method, observed_inputs
 from harness.quantization import ActivationQuantizer, Observed, observe
+from harness.quantization.bounds import project
 from harness.quantization.deploy import round_to_nearest
 from harness.quantization.inputs import float_inputs
 from harness.quantization.observing import LazyObservations, input_sites
@@ -74,6 +75,7 @@ class Deployer:
         observed: gives what `self.observed(model)` does, if it has been asked for already.
         """
         copy, chosen = copy_of(model).eval(), None
+        project(copy)  # of a training loop of one's own, an optimizer's last step may have left them
         notes: dict[str, Any] = {}
         context = self.context
         float_inputs(copy, point, context.exclude)  # before methods deploy, which may run the network

@@ -130,6 +130,7 @@ def test_one_failed_test_contradicts_a_claim(tmp_path: Path) -> None:
     assert verdicts(found) == ["contradicted"] * 5
     assert [test.verdict for test in found[3].tests] == ["contradicted", "supported"]
     assert [test.verdict for test in found[4].tests] == ["contradicted", "undecided"]
+    assert found[4].split == " (1 of 2 contradicted, 1 of 2 undecided)"
     assert the_test(found, "e", 3).reason == "the interval contains 0; at 2, 4, 8 bits"
 
 

@@ -128,6 +128,14 @@ def test_strength_has_a_point_a_trial_and_marks_the_chosen_one(group: Group) -> 
     assert axes.get_xscale() == "log"
 
 
+def test_where_no_method_has_a_searched_setting_every_searched_one_is_drawn(group: Group) -> None:
+    others = replace(group, trials=[trial for trial in group.trials if "oscillation" not in trial.cell.id])
+    frame = draw("strength_sensitivity", others).frame
+    assert set(frame["parameter"]) == {"train.learning_rate", "train.weight_decay"}
+    assert set(frame["method"]) == {"float", "ste", "lsq"}
+    assert len(frame) == 2 * len(others.trials)
+
+
 @pytest.mark.parametrize("name", ["strength_sensitivity", "pareto", "parameter_importance"])
 def test_a_sweep_without_trials(name: str, tmp_path: Path) -> None:
     with pytest.raises(NothingToDraw, match=r"no cell searched|no tuning trial"):

@@ -185,6 +185,15 @@ def _change(record: dict[str, Any], path: str, value: Any) -> None:
     record[last] = value
 
 
+def test_where_pixels_are_kept_is_no_protocol(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for seed in (0, 1, 2):
+        _change(sweep.run_of("oscillation-target_bit=3", seed), "config/data/residency", "host")
+    _change(sweep.run_of("ste-target_bit=2", 0), "config/data/download", True)
+    sweep.write()
+    assert only_group(tmp_path).series
+
+
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [

@@ -41,6 +41,12 @@ UNKNOWN_KEYS = {
         {"cells/0/methods": "oscillation", SEARCH: {"oscillation.strenght": {"low": 1, "high": 2}}},
         ["method 'oscillation': strenght: unknown key; did you mean 'strength'?"],
     ),
+    "what others call a setting": ({"base/train/lr": 0.1}, ["train.lr: unknown key; did you mean 'learning_rate'?"]),
+    "what others call a method": ({"cells/0/methods": "QAT"}, ["unknown method 'QAT'; did you mean 'ste'?"]),
+    "a number of seeds": (
+        {"final/seeds": 3},
+        ["final.seeds: 3: write a list, such as [3], which is one seed, or [0, 1, 2], which are 3"],
+    ),
     "search of a method that is not there": (
         {SEARCH: {"oscillation.strength": {"low": 1, "high": 2}}},
         ["unknown setting 'oscillation'", "ste, target_bit"],
@@ -208,7 +214,8 @@ def test_a_boolean_or_a_text_is_no_number(cli: Cli, path: str, value: Any) -> No
 def test_impossible_bits_are_refused(cli: Cli, path: str, field: str, bits: object) -> None:
     value = bits if path.endswith("watch_bit") else [bits]
     message = cli.refusal(cli.file(edited({path: value})))
-    assert f"{field}: {bits!r}: no bit-width (legal: 2 to 8 or w2 to w8" in message
+    legal = "whole numbers from 2 to 8" if field == "watch_bit" else "2 to 8 or w2 to w8"
+    assert f"{field}: {bits!r}: no bit-width (legal: {legal}" in message
 
 
 RANGES = {

@@ -115,6 +115,8 @@ def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         evaluate.main([str(tmp_path), "--deploy", "bn_reestimate"])
     with pytest.raises(UserError, match="no finished run there has kept its weights"):
         evaluate.main([str(tmp_path), "--bits", "5"])
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        evaluate.main([str(tmp_path / "nowhere"), "--bits", "5"])
     with pytest.raises(SystemExit) as left:
         evaluate.main([str(tmp_path), "--bits", "1,5"])
     assert left.value.code == 2

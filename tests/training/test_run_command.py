@@ -55,4 +55,6 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert slip.returncode == 2
     assert "did you mean 'oscillation'" in slip.stderr
     assert "Traceback" not in slip.stderr
+    sweep = command(tmp_path, CONFIG + "cells: []\n")
+    assert "has cells, so it is a sweep: python -m harness.launch carries it out" in sweep.stderr
     assert not (tmp_path / "run").exists()
