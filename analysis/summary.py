@@ -12,8 +12,8 @@ from harness.core.bits import PlainPoint
 def sentences(found: Comparisons) -> list[str]:
     """One text for each point that trainings were compared at: who is better and worse than the reference there.
 
-    Better and worse are what the tests decide, after Holm's correction over all of them; the best come first. No text for
-    a comparison of ways of deployment of one training.
+    Better and worse are what the tests decide, after Holm's correction over all of them; the best come first. No text
+    for a comparison of ways of deployment of one training.
     """
     at: dict[PlainPoint, list[Compared]] = {}
     for one in found.rows:

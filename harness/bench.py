@@ -105,7 +105,9 @@ def suite_of(against: Path, options: argparse.Namespace) -> "SweepConfig":
     cell = {"methods": [*below, name], "search": _searched(options.search, raw["cells"]), **_targets(raw)}
     of_sweep = "-".join(["bench", *map(shown, below), shown(name), name.rpartition("@")[2][:_DIGITS]])
     grid = {**raw["grid"], **_models(raw["grid"], options.model)}
-    own = {"name": of_sweep, "grid": grid, "cells": [cell], "storage": "journal", "workers": None}
+    # Networks so small gain nothing from a second thread, and on a busy machine threads wait for each other.
+    base = {**raw["base"], "runtime": {**raw["base"].get("runtime", {}), "threads": 1}}
+    own = {"name": of_sweep, "base": base, "grid": grid, "cells": [cell], "storage": "journal", "workers": None}
     try:
         return from_json({**raw, **own})
     except ValidationError as error:

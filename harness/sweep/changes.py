@@ -1,15 +1,18 @@
 """What may change in a sweep that has run: it may grow, and run on other machines or storage; nothing else."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from harness import NUMERICS_VERSION
 from harness.core import outside
 from harness.core.dotted import flatten
 from harness.core.errors import UserError
 from harness.records.files import read_json
+from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.config import SweepConfig, from_json, plain
 
@@ -89,6 +92,20 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
     if before["storage"] != after["storage"] and (workers := SweepDirectory(folder).living_workers()):
         uses = "worker still uses" if len(workers) == 1 else "workers still use"
         raise UserError(f"storage: {len(workers)} {uses} {before['storage']!r}; harness.cancel stops them")
+
+
+def note_numerics(files: SweepDirectory) -> None:
+    """Say where a sweep's records, of which one is read, have other numerics than the runs from now on will have."""
+    records = (read_json(RunDirectory(path).record) for path in files.runs_named())
+    first = next((record for record in records if record), None)
+    found = first and first.get("provenance", {}).get("numerics_version")
+    if found not in (None, NUMERICS_VERSION):
+        print(
+            f"the records of {files.path} have numerics version {found}, and runs from now on have {NUMERICS_VERSION}: "
+            "figures refuse finals of both; under a --root of its own the sweep is run whole",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _without_digests(value: Any) -> Any:

@@ -26,7 +26,7 @@ from harness.records.files import read_json, write_json
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import objective
 from harness.sweep.cells import Cell, expand
-from harness.sweep.changes import check_change, settled
+from harness.sweep.changes import check_change, note_numerics, settled
 from harness.sweep.config import SweepConfig, from_json, plain
 from harness.sweep.objective import AnyObjective
 from harness.sweep.reported import Objective, metrics_of_run
@@ -139,6 +139,7 @@ def open_sweep(spec: SweepConfig, root: Path) -> OpenSweep:
     with sweep.files.lock("plan"):
         check_change(folder, spec)
         check_launched(sweep.files.code, spec.changed_code == "refuse")
+        note_numerics(sweep.files)
         assert sweep.storage  # a database that does not answer is refused now, before the sweep's name is taken
         outside.keep(sweep.files.components, plain(spec))
         write_json(sweep.files.sweep, plain(spec))

@@ -3,6 +3,7 @@
 The last section carries out a dozen whole commands in this process, and types two of them at the command line.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cli_bad_input_common import Edits
 from cli_sweep import BASE, SEARCH, Cli, edited
 
+from harness import NUMERICS_VERSION
 from harness.core.errors import UserError
 from harness.launch import main
 from harness.sweep import queue
@@ -194,3 +196,16 @@ def test_a_process_of_its_own_says_the_same(cli: Cli, case: str) -> None:
     file = cli.file(content if isinstance(content, str) else edited(content))
     ended, here = cli.run(file, *arguments), cli.run_here(file, *arguments)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, here.stdout, here.stderr)
+
+
+@pytest.mark.parametrize("version", [NUMERICS_VERSION, NUMERICS_VERSION - 1])
+def test_records_of_other_numerics_are_told(cli: Cli, version: int, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = read_sweep(cli.file(BASE))
+    run = queue.open_sweep(spec, cli.root).files.run("0123456789ab").path
+    run.mkdir(parents=True)
+    (run / "record.json").write_text(json.dumps({"provenance": {"numerics_version": version}}))
+    queue.open_sweep(spec, cli.root)
+    told = (
+        f"have numerics version {version}, and runs from now on have {NUMERICS_VERSION}: figures refuse finals of both"
+    )
+    assert (told in capsys.readouterr().err) == (version != NUMERICS_VERSION)
