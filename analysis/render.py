@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis import claims, comparisons, frames, measure, provenance, ranking, summary, tables
+from analysis import claims, comparisons, controls, frames, measure, provenance, ranking, summary, tables
 from analysis.claim import NOT_TESTED, Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
@@ -40,6 +40,7 @@ class Section:
     table: tables.Table | None = None
     claims: list[Claim] = field(default_factory=list)
     compared: comparisons.Comparisons | None = None
+    controlled: comparisons.Comparisons | None = None
     pictures: list[Picture] = field(default_factory=list)
     #: Name of a figure -> why it was not drawn.
     undrawn: dict[str, str] = field(default_factory=dict)
@@ -141,11 +142,13 @@ def _tabulate(group: Group, suffix: str, made: Output, command: str, section: Se
     _write_table(tables.NAME + suffix, table.frame, *texts, [group], made, command)
     texts = claims.to_markdown(tested), claims.to_latex(tested)
     _write_table(claims.NAME + suffix, claims.to_frame(tested), *texts, [group], made, command)
-    section.table, section.claims, section.compared = table, tested, comparisons.of_group(group)
-    if section.compared:
-        frame = comparisons.to_frame(section.compared.rows, group.metric)
-        texts = comparisons.to_markdown(section.compared), comparisons.to_latex(section.compared)
-        _write_table(comparisons.NAME + suffix, frame, *texts, [group], made, command)
+    section.table, section.claims = table, tested
+    section.compared, section.controlled = comparisons.of_group(group), controls.of_group(group)
+    for name, found in ((comparisons.NAME, section.compared), (controls.NAME, section.controlled)):
+        if found:
+            texts = comparisons.to_markdown(found), comparisons.to_latex(found)
+            frame = comparisons.to_frame(found.rows, group.metric)
+            _write_table(name + suffix, frame, *texts, [group], made, command)
 
 
 def _rank(groups: Sequence[Group], made: Output, command: str, sections: Sequence[Section]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from analysis import claims, comparisons, deployment, frames, provenance, ranking, render, summary, tables
+from analysis import claims, comparisons, controls, deployment, frames, provenance, ranking, render, summary, tables
 from analysis.output import Output
 from analysis.results import SweepResults
 
@@ -45,7 +45,13 @@ def overview(sections: Sequence[render.Section], command: str, made: Output) -> 
 def _rendered(sections: Sequence[render.Section], command: str, made: Output, **about: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(
-        claims=claims, comparisons=comparisons, tables=tables, ranking=ranking, deployment=deployment, summary=summary
+        claims=claims,
+        comparisons=comparisons,
+        controls=controls,
+        tables=tables,
+        ranking=ranking,
+        deployment=deployment,
+        summary=summary,
     )
     environment.filters["png"] = lambda stem: base64.b64encode(made.read(f"{stem}.png")).decode()
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))

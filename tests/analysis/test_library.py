@@ -12,7 +12,7 @@ from pages import REPOSITORY, blocks
 from synthetic_sweep import SweepWriter, add_exactly, near, paper, quickstart
 
 import analysis
-from analysis import comparisons, make_figures, render, summary
+from analysis import comparisons, controls, make_figures, render, summary
 from analysis.figures import Drawing, FigureModule, Scope
 from analysis.library import Results, compare, load
 from analysis.series import Group, summarize
@@ -136,6 +136,24 @@ def test_what_is_compared_in_a_report(tmp_path: Path) -> None:
     assert "by Holm over all 8 tests" in found.legend
     assert "| 3 bits | lsq@3, rtn | ste@3, rtn | +2.00 |" in comparisons.to_markdown(found)
     assert "lsq@3, rtn &" in comparisons.to_latex(found)
+
+
+def test_what_is_compared_with_the_control(tmp_path: Path) -> None:
+    sweep = SweepWriter(tmp_path, seeds=SEEDS)
+    add_exactly(sweep, "none", None, near(20, 90, 97, 98, 98, seeds=SEEDS))
+    add_exactly(sweep, "none", 2, near(40, 90, 95, 95, 95, seeds=SEEDS))
+    add_exactly(sweep, "ste", 2, near(60, 80, 80, 80, 80, seeds=SEEDS, sign=-1))
+    add_exactly(sweep, "ste", 3, near(60, 95, 80, 80, 80, seeds=SEEDS, sign=-1))
+    sweep.write()
+    found = controls.of_group(load(tmp_path).groups[0])
+    assert found
+    assert {(one.first.label, one.second.label) for one in found.rows} == {("ste@2", "none@2")}, "the others have none"
+    assert [(one.at, round(one.result.effect)) for one in found.rows] == [(2, 20), (3, -10), (4, -15), (8, -15)]
+    assert "by Holm over all 4 tests" in found.legend
+    without = SweepWriter(tmp_path, "without", seeds=SEEDS)
+    add_exactly(without, "ste", 2, near(60, 80, 80, 80, 80, seeds=SEEDS))
+    without.write()
+    assert controls.of_group(load(tmp_path, "without").groups[0]) is None
 
 
 def test_what_comparisons_come_to(tmp_path: Path) -> None:
