@@ -15,6 +15,7 @@ from harness.core.layer_points import AnyPoint, in_words, point_of
 from harness.core.metric import Metric
 from harness.data.base import Dataset
 from harness.exporting import onnx_file, packed
+from harness.exporting.api import SUFFIXES
 from harness.exporting.network import Network, taken
 from harness.quantization.deploy import weight_bits
 from harness.quantization.integer_codes import codes_digest
@@ -24,7 +25,6 @@ from harness.training.evaluator import Deployment
 from harness.training.recorded import session_of
 from harness.training.session import Session
 
-_SUFFIX = {"packed": ".safetensors", "onnx": ".onnx"}
 #: Largest difference between a metric of the file and that of the record, by its key, where it is not that between
 #: devices.
 TOLERANCES = {"acc": 0.001, "bpc": 0.01}
@@ -48,7 +48,7 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     network = _parts(session, deployment.model, deployment.allocated or schema.point(row))
     metric = session.config.task.metric
     _compare("the network here", _score(session, deployment, row), row, metric, metric.tolerance)
-    path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{outside.shown(deploy)}{_SUFFIX[kind]}"
+    path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{outside.shown(deploy)}{SUFFIXES[kind]}"
     path.parent.mkdir(parents=True, exist_ok=True)
     if to is not None:  # else it is beside them
         outside.keep(to / outside.KEPT, record["config"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import harness
 from harness.core.errors import UserError
-from harness.exporting import packed
+from harness.exporting import onnx_file, packed
 from harness.exporting.inputs import GridInput, built, described, plain_input
 from harness.exporting.network import taken
 from harness.quantization import (
@@ -155,6 +155,24 @@ def test_bad_arguments_are_refused(bits: Any, options: dict[str, Any], said: str
     with pytest.raises(UserError, match=said):
         harness.export(network(), bits, tmp_path / "net", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.onnx", "packed"), ("a.ONNX", "packed"), ("a.safetensors", "onnx")])
+def test_a_format_that_contradicts_the_suffix_is_refused(name: str, format: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^format '{format}': '{name}' ends as files of format"):
+        harness.export(network(), 4, tmp_path / name, format, IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_suffix_decides_where_no_format_is_given(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="inputs: format onnx needs a batch"):
+        harness.export(network(), 4, tmp_path / "a.onnx")
+    pytest.importorskip("onnxruntime")
+    harness.export(network(), 4, tmp_path / "a.onnx", inputs=IMAGES)
+    assert onnx_file.Runner(tmp_path / "a.onnx")(IMAGES).shape == (6, 4)
+    for name in ("a.safetensors", "a"):
+        harness.export(network(), 4, tmp_path / name)
+        harness.load_packed(tmp_path / name, network())
 
 
 def test_a_quantizer_without_a_form_is_refused(tmp_path: Path) -> None:
