@@ -27,6 +27,8 @@ from harness.records.files import write_bytes
 #: Bits of a weight that is stored in 4.
 _SMALL = 4
 _LEVELS = "levels"
+#: What a file's metadata says that it is.
+CONTENT = "a deployed network in integer codes: onnxruntime runs it, with session.disable_quant_qdq=1"
 
 
 def write(
@@ -39,12 +41,13 @@ def write(
 ) -> None:
     """Write a deployed network, atomically, once onnxruntime has run it. inputs: a batch of two or more, (N, ...).
 
-    about: JSON values for its metadata. free: names of the input's dimensions that may have other sizes.
+    about: JSON values for its metadata; `content` is CONTENT, whatever they say. free: names of the input's dimensions
+    that may have other sizes.
     Raises UserError for a network that ONNX cannot express or onnxruntime cannot run, and where a package of the extra
     `export` is missing.
     """
     check_packages()
-    content = _graph(_with_operators(deployed, network), network, inputs, about, free)
+    content = _graph(_with_operators(deployed, network), network, inputs, {**about, "content": CONTENT}, free)
     try:
         found = Runner(content)(inputs)
     except Exception as error:

@@ -59,6 +59,8 @@ def read(path: Path) -> tuple[Network, dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, SafetensorError) as error:
+        if _is_onnx(path):
+            raise UserError(f"{path}: is an ONNX file: onnxruntime runs it; load_packed reads packed files") from None
         raise UserError(f"{path}: cannot be read: {error}") from None
     if not written:
         raise UserError(f"{path}: no packed network: its metadata has no {ABOUT!r}; harness.export writes such files")
@@ -90,6 +92,16 @@ def load_packed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     outside.look_near(Path(path).parent)
 
     return restore(architecture(about), network)
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether a file begins as ONNX files do: with field 1, a version, and field 2 (its producer) or 7 (the graph)."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(3)
+    except OSError:
+        return False
+    return len(first) == 3 and first[0] == 0x08 and first[2] in (0x12, 0x3A)
 
 
 def _codes(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codes:

@@ -169,7 +169,11 @@ def test_the_suffix_decides_where_no_format_is_given(tmp_path: Path) -> None:
         harness.export(network(), 4, tmp_path / "a.onnx")
     pytest.importorskip("onnxruntime")
     harness.export(network(), 4, tmp_path / "a.onnx", inputs=IMAGES)
-    assert onnx_file.Runner(tmp_path / "a.onnx")(IMAGES).shape == (6, 4)
+    runner = onnx_file.Runner(tmp_path / "a.onnx")
+    assert runner(IMAGES).shape == (6, 4)
+    assert "onnxruntime runs it" in runner.session.get_modelmeta().custom_metadata_map["content"]
+    with pytest.raises(UserError, match=r"a\.onnx: is an ONNX file: onnxruntime runs it"):
+        harness.load_packed(tmp_path / "a.onnx", network())
     for name in ("a.safetensors", "a"):
         harness.export(network(), 4, tmp_path / name)
         harness.load_packed(tmp_path / name, network())
