@@ -18,13 +18,18 @@ from harness.core.errors import UserError
 def written_aside(path: Path, flushed: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends well.
 
-    flushed: flush to disk before the rename, so that a crash of the machine cannot lose it.
+    flushed: flush to disk before the rename, so that a crash of the machine cannot lose it. The file may be read by
+    whom the umask lets, whatever the block gives it: safetensors writes files that only their owner may read.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777  # what the umask gives; reading the umask itself would change it
         yield aside
-        if flushed:
-            with open(aside, "rb") as file:
+        with open(aside, "rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o777 != mode:
+                os.fchmod(file.fileno(), mode)
+            if flushed:
                 os.fsync(file.fileno())
         os.replace(aside, path)
     finally:

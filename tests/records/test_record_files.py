@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from record_common import Crash
+from torch import nn
 
+import harness
 from harness.records.files import read_json, write_json, written_aside
 from harness.records.run_directory import RunDirectory
+from harness.training.checkpoint import save_weights
 
 
 def names(folder: Path) -> set[str]:
@@ -23,6 +27,18 @@ def test_json_there_and_back(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
     assert names(tmp_path) == {"x.json"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_files_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "x.json", 1)
+        save_weights(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
+        network = harness.export(nn.Sequential(nn.Linear(4, 4)), 4, tmp_path / "packed.safetensors").path
+        assert {path.stat().st_mode & 0o777 for path in (network, *tmp_path.iterdir())} == {mode}
+    finally:
+        os.umask(before)
 
 
 def _write_half(path: Path) -> None:
