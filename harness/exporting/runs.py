@@ -96,7 +96,7 @@ def recorded_row(record: Mapping[str, Any], bits: Any, deploy: str) -> dict[str,
     chosen = [row for row in rows if row["deploy"] == deploy and key in (schema.point(row).key, row["bits"])]
     if not chosen:
         there = sorted({f"{schema.point(row).key} ({row['deploy']})" for row in rows})
-        near = nearest(key, {schema.point(row).key for row in rows} - {key})
+        near = nearest(key, {schema.point(row).key for row in rows if row["deploy"] == deploy})
         by = "" if deploy == "rtn" else f" --deploy {deploy}"
         raise UserError(
             f"--bits {key}: the run was not evaluated there by {deploy}{near} (its record has: {', '.join(there)}); "

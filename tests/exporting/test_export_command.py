@@ -112,6 +112,16 @@ def test_mistakes_end_with_2_and_one_message(name: str, finished: Path, tmp_path
     assert not list(tmp_path.rglob("*-rtn.*"))
 
 
+def test_only_points_of_the_deploy_method_are_suggested(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    assert "by gptq (its record has: " in export(folder, "--bits", "w4", "--deploy", "gptq").stderr
+    record = json.loads((folder / "record.json").read_text())
+    rows = [{**row, "deploy": "gptq"} for row in record["rows"] if runs.schema.point(row).key == "w4a8"]
+    (folder / "record.json").write_text(json.dumps({**record, "rows": [*record["rows"], *rows]}))
+    assert "by gptq; did you mean 'w4a8'? (" in export(folder, "--bits", "w4", "--deploy", "gptq").stderr
+    assert "by rtn; did you mean 'w4a8'? (" in export(folder, "--bits", "w4a4").stderr
+
+
 def test_what_onnxruntime_cannot_run_is_refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
