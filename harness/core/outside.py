@@ -232,16 +232,16 @@ def names_in(value: Any) -> list[str]:
     return list(dict.fromkeys(name for item in items for name in names_in(item)))
 
 
-def keep(folder: Path, value: Any) -> None:
-    """Copy the files of all components that plain values name to a folder; it is made if there is one."""
+def keep(folder: Path, value: Any) -> bool:
+    """Copy the files of all components that plain values name to a folder; returns whether there is one."""
     found = [one for name in names_in(value) if (one := find(name)) is not None and not one.installed]
     for name, source in ((name, source) for one in found for name, source in reversed(one.files.items())):
-        copy = folder / name
-        if not copy.exists():
+        if not (copy := folder / name).exists():
             folder.mkdir(parents=True, exist_ok=True)
             aside = copy.with_name(f".{copy.name}.{os.getpid()}")
             aside.write_bytes(source)
             aside.replace(copy)
+    return bool(found)
 
 
 def described(value: Any) -> dict[str, dict[str, str | None]]:

@@ -1,5 +1,6 @@
 """A finished run's network, deployed at a point of its record and written to a file that is checked against it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +51,7 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     _compare("the network here", _score(session, deployment, row), row, metric, metric.tolerance)
     path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{outside.shown(deploy)}{SUFFIXES[kind]}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if to is not None:  # else it is beside them
-        outside.keep(to / outside.KEPT, record["config"])
+    kept = [] if to is None else _kept(to / outside.KEPT, record["config"], kind)  # else it is beside them
     written = _write(path, kind, session, deployment.model, network, _about(record, session, row))
     try:
         found = _score(session, replace(deployment, model=written), row)
@@ -61,7 +61,15 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
         raise
     compared = f"{metric.shown(found)}, {metric.shown(schema.score_of(row))} in the record"
     score = f"{row['split']} {metric.name} {compared}"
-    return [str(path), *sizes(path, network), *_compared_codes(network, record, row), score]
+    return [str(path), *kept, *sizes(path, network), *_compared_codes(network, record, row), score]
+
+
+def _kept(folder: Path, config: Any, kind: str) -> list[str]:
+    """Copy the user's own files that a configuration names; returns a line that says so, or none without such files."""
+    if not outside.keep(folder, config):
+        return []
+    use = "onnxruntime needs none" if kind == "onnx" else "harness.load_packed(path) needs them beside the file"
+    return [f"{folder}{os.sep}: copies of your own files that the run names; {use}"]
 
 
 def _compared_codes(network: Network, record: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

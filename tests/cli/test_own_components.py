@@ -1,6 +1,7 @@
 """The study of sweeps/components.md, in an empty folder outside of the repository: launched, drawn and exported."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def test_a_run_by_hand_keeps_them_and_can_be_carried_out_again(tmp_path: Path, m
     assert "record: " in ended("harness.run", "run.yaml", "--dir", "one", cwd=tmp_path)
     record = json.loads((tmp_path / "one/record.json").read_text())
     assert len(list((tmp_path / "one/components").iterdir())) == 3
+    said = ended("harness.export", "one", "--bits", "w2", "--to", "out", cwd=tmp_path).splitlines()
+    components = f"{Path('out/components')}{os.sep}: copies of your own files that the run names; "
+    assert said[1] == f"{components}harness.load_packed(path) needs them beside the file"
+    assert len(list((tmp_path / "out/components").iterdir())) == 3
+    assert "components" not in ended("harness.export", "one", "--bits", "w2", cwd=tmp_path)
     for name in ("nets/small_cnn.py", "data/rings.py", "methods/pull.py"):
         (tmp_path / name).unlink()
     forget(monkeypatch)
