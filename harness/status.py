@@ -74,6 +74,8 @@ def shown(found: dict[str, Any], wide: bool = True) -> Group:
         parts.append(Text(f"W&B: {have} no whole copy there; {first}"))
     if found["state"] in ("stopped", "cancelled"):
         parts.append(Text("no worker is left: python -m harness.launch with the same file goes on"))
+    if not found["queue_is_there"]:
+        parts.append(Text("the queue is not there; a launch rebuilds it from the records"))
     if found["failures"]:
         parts.append(Text("python -m harness.retry repeats the failed runs"))
     return Group(*parts)

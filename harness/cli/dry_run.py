@@ -21,6 +21,7 @@ from harness.sweep import plan, queue
 from harness.sweep.cells import Cell
 from harness.sweep.changes import check_change, settled
 from harness.sweep.config import SweepConfig
+from harness.sweep.rebuild import RecordedSweep, as_it_is
 from harness.sweep.search_space import Choices, Range
 
 
@@ -74,10 +75,12 @@ def show_status(spec: SweepConfig, root: Path) -> int:
         print(f"would be refused: {error}")
         return 2
     there = queue.load_sweep(folder)
-    grown = dataclasses.replace(there, spec=spec)
+    grown = as_it_is(dataclasses.replace(there, spec=spec))
     left, workers = plan.left(grown), len(there.files.living_workers())
     there_is = f"{counted(left, 'run')} left, {counted(workers, 'worker')} on it" if left else plan.ending(grown)
     print(f"{folder}: {there_is}")
+    if isinstance(grown, RecordedSweep):
+        print("the queue is not there; a launch rebuilds it from the records")
     return 0
 
 

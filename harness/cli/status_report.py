@@ -10,6 +10,7 @@ from harness.cluster.worker_info import WorkerInfo, list_workers
 from harness.sweep import plan
 from harness.sweep.cells import Cell
 from harness.sweep.queue import NO_MIRROR, OpenSweep
+from harness.sweep.rebuild import RecordedSweep, as_it_is
 from harness.sweep.trials import Counts, best_trial, current, failed, mean_seconds
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ _COUNTS = ("total", "waiting", "running", "done", "failed", "pruned")
 
 
 def status_report(sweep: OpenSweep) -> dict[str, Any]:
-    """What `harness.status --json` prints. Puts back the trials of dead workers first, unless another process plans."""
+    """What `harness.status --json` prints. Puts back the trials of dead workers first, unless another process plans.
+
+    Where the queue is gone, the records are counted, and no queue is written.
+    """
+    sweep = as_it_is(sweep)
     # Another process may hold the lock, and only reads may be allowed here.
     with suppress(Timeout, OSError), sweep.files.lock("plan").acquire(timeout=1):
         plan.reap(sweep)
@@ -39,6 +44,7 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
         "state": _overall(sweep, left, workers, cells),
         "objective": sweep.spec.objectives,
         "storage": sweep.spec.storage,
+        "queue_is_there": not isinstance(sweep, RecordedSweep),
         "runs": sum(cell["total"] for cell in cells),
         "left": left,
         "eta_s": _sum([cell["eta_s"] for cell in cells]),

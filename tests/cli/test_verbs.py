@@ -80,7 +80,7 @@ def report(**fields: Any) -> dict[str, Any]:
     worker = dict.fromkeys(("why", "host", "job_id", "gpu", "launched_with", "reason", "last_line", "log"))
     worker |= {"name": "19ac8d2b6f1-1a2b3c-0", "state": "running", "cluster": "local", "pid": 1234567, "slot": "cpu0"}
     worker |= {"run": "32bb5f258e16", "finished": 12, "heartbeat_age_s": 1.0, "epoch": None, "epochs": 40}
-    empty: dict[str, Any] = {"cells": [], "failures": [], "without_mirror": {}}
+    empty: dict[str, Any] = {"cells": [], "failures": [], "without_mirror": {}, "queue_is_there": True}
     found = {"sweep": "s", "state": "running", "runs": 3, "left": 1, "eta_s": None, **empty}
     return {**found, "workers": [{**worker, "epoch_s": None, **fields}]}
 
