@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records import read_record
-from analysis.results import Cell, Epochs, Failure, Final, Missing, SweepResults, Trial, refuse_nothing
+from analysis.results import Cell, Epochs, Failure, Final, Missing, PrunedTrial, SweepResults, Trial, refuse_nothing
 from harness.core import outside
 from harness.core.dotted import flatten
 from harness.core.errors import UserError, unknown
@@ -113,13 +113,16 @@ def _identifiers(entry: Any) -> Iterable[Any]:
 
 
 def _load_trials(sweep: SweepResults, runs: Traversable) -> None:
-    """The tuning trials of the cells, and the runs that failed, from the run directories."""
+    """The tuning trials of the cells, and the runs that failed or were pruned, from the run directories."""
     cells = {cell.id: cell for cell in sweep.cells}
     for folder in sorted(runs.iterdir(), key=lambda folder: folder.name) if runs.is_dir() else ():
         entries = [entry for entry in _read_list(folder / "trials.json") if entry.get("cell") in cells]
-        _load_failure(sweep, folder, entries)
+        status = _read_object(folder / "status.json") or {}
+        _load_failure(sweep, folder.name, status, entries)
         tuned = [entry for entry in entries if entry.get("phase") == "tune"]
         if not tuned or not (folder / "record.json").is_file():
+            if status.get("state") == "pruned":
+                sweep.pruned += [PrunedTrial(entry["cell"], int(entry["trial"])) for entry in tuned]
             continue
         record, problem = read_record(folder / "record.json", folder.name, "tune")
         if record is None:
@@ -128,15 +131,16 @@ def _load_trials(sweep: SweepResults, runs: Traversable) -> None:
         for entry in tuned:
             trial = Trial(cells[entry["cell"]], int(entry["trial"]), folder.name, dict(entry["params"]), record)
             sweep.trials.append(trial)
+    recorded = {(trial.cell.id, trial.number) for trial in sweep.trials}  # a lost queue gives numbers anew
+    sweep.pruned = [each for each in dict.fromkeys(sweep.pruned) if (each.cell, each.number) not in recorded]
     places = {cell.id: place for place, cell in enumerate(sweep.cells)}
     sweep.trials.sort(key=lambda trial: (places[trial.cell.id], trial.number))
 
 
-def _load_failure(sweep: SweepResults, folder: Traversable, entries: list[dict[str, Any]]) -> None:
-    status = _read_object(folder / "status.json") or {}
+def _load_failure(sweep: SweepResults, run_id: str, status: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     if status.get("state") == "failed":
         cells = tuple(dict.fromkeys(f"{entry['cell']}, {entry.get('phase')}" for entry in entries))
-        sweep.failures.append(Failure(folder.name, cells, str(status.get("reason") or "no reason given")))
+        sweep.failures.append(Failure(run_id, cells, str(status.get("reason") or "no reason given")))
 
 
 def _read_list(path: Traversable) -> list[dict[str, Any]]:

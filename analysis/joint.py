@@ -30,7 +30,7 @@ def joint(
         return None, reasons
     names = [sweep.name for sweep in sweeps if any(sweep.name in part.parts for part in parts)]
     whole = SweepResults("+".join(names), [], objective=parts[0].objective, parts=tuple(names))
-    for field in ("cells", "finals", "trials", "missing", "corrupt", "incomplete", "notes"):
+    for field in ("cells", "finals", "trials", "pruned", "missing", "corrupt", "incomplete", "notes"):
         getattr(whole, field).extend({id(each): each for part in parts for each in getattr(part, field)}.values())
     return whole, reasons
 
@@ -47,6 +47,7 @@ def _joined(title: str, sweeps: Sequence[SweepResults], groups: Mapping[str, Seq
         whole.cells += cells.values()
         whole.finals += [replace(f, cell=cells[f.cell.id]) for f in sweep.finals if f.cell.id in cells]
         whole.trials += [replace(t, cell=cells[t.cell.id]) for t in sweep.trials if t.cell.id in cells]
+        whole.pruned += [replace(p, cell=cells[p.cell].id) for p in sweep.pruned if p.cell in cells]
         whole.missing += [m for m in sweep.missing if m.cell in cells]
         whole.corrupt += sweep.corrupt
         whole.incomplete += sweep.incomplete

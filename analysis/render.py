@@ -233,13 +233,14 @@ def gaps(sweep: SweepResults) -> list[str]:
 
 
 def _missing_trials(sweep: SweepResults) -> list[str]:
-    """Tuning trials without a record: not finished, failed, pruned, or gone."""
+    """Tuning trials without a record that were not pruned: not finished, failed, or gone."""
     lines = []
     for cell in sweep.cells:
         found = [trial for trial in sweep.trials if trial.cell.id == cell.id]
-        if cell.planned_trials and len(found) < cell.planned_trials:
+        absent = (cell.planned_trials or 0) - len(found) - sum(each.cell == cell.id for each in sweep.pruned)
+        if absent > 0:
             chosen = " (the chosen one among them)" if cell.chosen and not any(t.chosen for t in found) else ""
-            lines.append(f"  {cell.id}: {cell.planned_trials - len(found)} of {cell.planned_trials}{chosen}")
+            lines.append(f"  {cell.id}: {absent} of {cell.planned_trials}{chosen}")
     return ["tuning trials without a record:", *lines] if lines else []
 
 

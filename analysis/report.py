@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from analysis import claims, comparisons, controls, deployment, frames, provenance, ranking, render, summary, tables
 from analysis.output import Output
-from analysis.results import SweepResults
+from analysis.results import Cell, SweepResults, Trial
 
 #: What a sweep's `tie_break` says; sweeps of a version without the key chose the first.
 _TIES = {
@@ -72,7 +72,7 @@ def _cells(sweep: SweepResults) -> list[list[str]]:
         trials = [trial for trial in sweep.trials if trial.cell.id == cell.id]
         finals = sum(final.cell.id == cell.id for final in sweep.finals)
         chosen = (cell.chosen or {}).get("params") or {}
-        parameters = ", ".join(f"{name} = {_text(value)}" for name, value in chosen.items())
+        tuned = ", ".join(f"{name} = {_text(value)}" for name, value in chosen.items()) or "nothing tuned"
         values = {trial.number: frames.objective_value(trial, sweep.objective[0]) for trial in trials}
         best = next((values[trial.number] for trial in trials if trial.chosen), None)
         if None in values.values():  # rows do not tell it
@@ -80,8 +80,14 @@ def _cells(sweep: SweepResults) -> list[list[str]]:
         ties = sum(value == best for value in values.values()) - 1
         others = f" ({ties} other trial{'s' * (ties > 1)} equal)" if ties > 0 else ""
         value = "" if best is None else _text(best) + others
-        lines.append([cell.id, str(len(trials)), parameters or "nothing tuned", value, f"{finals}/{len(cell.seeds)}"])
+        lines.append([cell.id, _of_trials(sweep, cell, trials), tuned, value, f"{finals}/{len(cell.seeds)}"])
     return lines
+
+
+def _of_trials(sweep: SweepResults, cell: Cell, trials: Sequence[Trial]) -> str:
+    """`6`; of which some were pruned: `4, 2 pruned`."""
+    pruned = sum(each.cell == cell.id for each in sweep.pruned)
+    return f"{len(trials)}, {pruned} pruned" if pruned else str(len(trials))
 
 
 def _first(values: Any) -> Any:

@@ -72,6 +72,14 @@ class Trial(Recorded):
 
 
 @dataclass(frozen=True)
+class PrunedTrial:
+    """A tuning trial that the pruner stopped: it is over, and has no record."""
+
+    cell: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """A run that failed, with what its status.json says of it."""
 
@@ -100,6 +108,7 @@ class SweepResults:
     objective: tuple[str, ...] = ("target",)
     finals: list[Final] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    pruned: list[PrunedTrial] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)

@@ -1,9 +1,9 @@
 """`python -m harness.archive pack RUNS/SWEEP --to DIR`: a finished sweep's records in one small file, and back.
 
 An archive is a folder `DIR/SWEEP` with `sweep.json`, `cells.json` and `runs.zip`: each run's configuration, record and
-trials, of final runs also the epochs, of failed ones the reason. It is what a repository or a paper's supplement
-holds; `analysis/make_figures.py --root DIR` reads it as it is, and `unpack` makes a sweep of it that launch goes on
-with: what has a record is not trained again. The same records give the same bytes.
+trials, of final runs also the epochs, of failed ones the reason; of pruned trials, that they were. It is what a
+repository or a paper's supplement holds; `analysis/make_figures.py --root DIR` reads it as it is, and `unpack` makes a
+sweep of it that launch goes on with: what has a record is not trained again. The same records give the same bytes.
 
 `pack --unfinished` takes a sweep with runs left to do, and its queue, to another machine; `unpack --merge` brings back
 what was done there.

@@ -119,8 +119,11 @@ def _left(files: SweepDirectory, cells: list[dict[str, Any]], spec: dict[str, An
 
 
 def _files(run: RunDirectory, final: bool, epochs: bool) -> Iterator[tuple[str, bytes]]:
-    """The files to keep of a run: none of a run without a trial, none of a pruned one. epochs: those of trials, too."""
+    """The files to keep of a run: none of a run without a trial, of a pruned one its trials. epochs: also of trials."""
     record, status = read_json(run.record), read_json(run.status) or {}
+    if record is None and status.get("state") == "pruned" and (trials := read_json(run.trials)):
+        yield run.status.name, _json({"state": "pruned"})
+        yield run.trials.name, _json(trials)
     if record is None and status.get("state") == "failed":
         reason = _FOLDERS.sub(".../", str(status.get("reason")))
         yield run.status.name, _json({"state": "failed", "reason": reason})

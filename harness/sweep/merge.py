@@ -41,7 +41,7 @@ def merge(archive: Path, to: Path) -> int:
 
 
 def _is_over(run: RunDirectory) -> bool:
-    return run.record.exists() or (read_json(run.status) or {}).get("state") == "failed"
+    return run.record.exists() or (read_json(run.status) or {}).get("state") in ("failed", "pruned")
 
 
 def _check_same(archive: Path, files: SweepDirectory) -> None:

@@ -25,6 +25,7 @@ from analysis.figures import Drawing, NothingToDraw, find_figures
 from analysis.output import Output, as_csv
 from analysis.provenance import digest
 from analysis.series import Group
+from harness.archive import main as archive
 from harness.core.errors import UserError
 from harness.sweep.config import plain, read_sweep
 
@@ -141,6 +142,35 @@ def test_tuning_trials_without_a_record_are_listed(tmp_path: Path, capsys: pytes
     make_figures.main(["--root", str(tmp_path), "--figure", "accuracy_over_bits"])
     said = capsys.readouterr().out
     assert "tuning trials without a record:\n  ste,target_bit=3: 1 of 3 (the chosen one among them)\n" in said
+
+
+def test_pruned_trials_are_counted_and_not_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank_pictures(monkeypatch)
+    write_sweep(tmp_path / "runs", Shape(trials=3, seeds=2, epochs=1, layers=1))
+    folder = tmp_path / "runs/large"
+    cells = json.loads((folder / "cells.json").read_text())
+    for cell in cells["cells"]:
+        cell["trials"] = 3
+    (folder / "cells.json").write_text(json.dumps(cells))
+    trials = load_results(tmp_path / "runs", "large").trials
+    for trial in trials:
+        if trial.cell.id == "ste,target_bit=3" and not trial.chosen:
+            (folder / "runs" / trial.run_id / "record.json").unlink()
+            (folder / "runs" / trial.run_id / "status.json").write_text('{"state": "pruned", "host": "here"}')
+    settings = {"tune": {"trials": 3}, "final": {"seeds": [0, 1]}}
+    (folder / "sweep.json").write_text(json.dumps(settings))
+    archive(["pack", str(folder), "--to", str(tmp_path / "kept")])
+    archive(["unpack", str(tmp_path / "kept/large"), "--to", str(tmp_path / "again")])
+    for root in ("runs", "kept", "again"):
+        (tmp_path / root / "large/sweep.json").unlink()  # which these made-up settings are not
+        make_figures.main(["--root", str(tmp_path / root)])
+        assert "tuning trials without a record" not in capsys.readouterr().out
+        page = (tmp_path / root / "large/figures/report.html").read_text()
+        assert f"{len(trials)} tuning trials, 2 pruned, {len(cells['cells'])} cells" in page
+        assert "<td>ste,target_bit=3</td><td>1, 2 pruned</td>" in page
+        assert "<td>ste,target_bit=2</td><td>3</td>" in page
 
 
 def test_zero_oscillation_everywhere_can_be_drawn_and_none_at_all_is_said(tmp_path: Path) -> None:
