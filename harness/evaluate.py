@@ -23,6 +23,7 @@ from harness.records.code_version import code_version
 from harness.records.files import write_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
+from harness.records.weights import made_again
 from harness.tasks.base import task_of_run
 from harness.training.deploy_entries import method_of, named_in
 
@@ -71,7 +72,8 @@ def finished_runs(where: Path) -> list[Path]:
     if not where.is_dir():
         raise UserError(f"{where}: no such folder")
     if not (found := _with_weights(where)):
-        raise UserError(f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)")
+        why = f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)"
+        raise UserError(why + made_again(where))
     return found
 
 

@@ -22,6 +22,7 @@ from harness.quantization.deploy import weight_bits
 from harness.quantization.integer_codes import codes_digest
 from harness.records import schema
 from harness.records.run_directory import RunDirectory
+from harness.records.weights import made_again
 from harness.training.evaluator import Deployment
 from harness.training.recorded import session_of
 from harness.training.session import Session
@@ -43,7 +44,8 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     record = files.finished()
     row = recorded_row(record, bits, deploy)
     if not files.best.exists():
-        raise UserError(f"{folder}: the run kept no weights (best.safetensors; see keep_best in a sweep file)")
+        why = f"{folder}: the run kept no weights (best.safetensors; see keep_best in a sweep file)"
+        raise UserError(why + made_again(folder))
     session = session_of(record, files.best, "cpu")
     (deployment,) = session.evaluator.deployments(session.model, [(deploy, schema.point(row))])
     network = _parts(session, deployment.model, deployment.allocated or schema.point(row))

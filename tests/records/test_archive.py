@@ -1,6 +1,7 @@
 """A finished sweep packed into one file: it draws the same figures, names the same runs, and can go on."""
 
 import json
+import re
 import shutil
 import socket
 import zipfile
@@ -14,6 +15,7 @@ from harness.archive import main as archive
 from harness.cancel import main as cancel
 from harness.core.errors import UserError
 from harness.evaluate import main as evaluate
+from harness.export import main as export
 from harness.launch import main as launch
 from harness.records.archive import pack, runs_of
 from harness.repeat import differences
@@ -258,6 +260,23 @@ def test_a_number_that_differs_is_said(carried_out: Path, tmp_path: Path, capsys
     for name, what in (("zzz", "is not there"), ("", "could be any of")):
         with pytest.raises(UserError, match=what):
             repeat([name, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("where", ["again", "again/tiny", "again/tiny/runs/RUN", "kept", "kept/tiny"])
+def test_weights_do_not_travel_and_are_made_again(carried_out: Path, tmp_path: Path, where: str) -> None:
+    shutil.copytree(carried_out / "kept", tmp_path / "kept")
+    archive(["unpack", str(tmp_path / "kept/tiny"), "--to", str(tmp_path / "again")])
+    run = load_results(tmp_path / "kept", "tiny").finals[0].run_id
+    folder = tmp_path / where.replace("RUN", run)
+    named, root = run if "RUN" in where else "RUN", tmp_path / where.split("/")[0]
+    again = re.escape(f"archives hold no weights: python -m harness.repeat {named} --root {root} --dir NEW trains")
+    with pytest.raises(UserError, match=rf"no finished run there has kept its weights .*; {again}"):
+        evaluate([str(folder), "--bits", "3"])
+    if named == run:
+        with pytest.raises(UserError, match=f"the run kept no weights .*; {again}"):
+            export([str(folder), "--bits", "w4"])
+        assert repeat([run, "--root", str(root), "--dir", str(tmp_path / "new")]) == 0
+        assert evaluate([str(tmp_path / "new"), "--bits", "3"]) == 0
 
 
 def finished(root: Path) -> dict[str, Path]:
