@@ -57,7 +57,7 @@ def a_resumed_run_equals_an_uninterrupted_one(stack: Sequence[str], folder: Path
         run(wanted, folder / "parts", RunContext(should_stop=partial(next, left, True)))
     except Stopped:
         stopped = True
-    require(stopped, "it stops when asked to")
+    require(stopped, "it must stop when asked to; it went on")
     run(wanted, folder / "parts")
     require_same(result(folder / "parts"), result(folder / "whole"), "resumed and uninterrupted: result")
 

@@ -66,7 +66,7 @@ def its_outputs_are_one_row_of_logits_an_image(settings: dict[str, Any]) -> None
     with torch.no_grad():
         outputs = network.eval()(images)
         require(tuple(outputs.shape) == (4, CLASSES), f"outputs {tuple(outputs.shape)}, not (4, {CLASSES})")
-        require(outputs.isfinite().all(), "outputs are finite")
+        require(outputs.isfinite().all(), "outputs must be finite; some are not")
         alone = network(images[:1])
     torch.testing.assert_close(alone, outputs[:1], rtol=1e-4, atol=1e-5)
 
@@ -85,14 +85,16 @@ def it_trains_and_deploys(settings: dict[str, Any]) -> None:
         before = {name: value.clone() for name, value in session.model.named_parameters()}
         train(session, lambda metrics: None)
         after = dict(session.model.named_parameters())
-        require(all(value.isfinite().all() for value in after.values()), f"{methods}: weights are finite")
+        require(
+            all(value.isfinite().all() for value in after.values()), f"{methods}: weights must be finite; some are not"
+        )
         require(any(not torch.equal(after[name], value) for name, value in before.items()), f"{methods}: none moved")
         for bits in range(2, 9):
             for name, layer in weight_layers(session.evaluator.deployed(session.model, bits)).items():
                 values = len(layer.weight.unique())
                 require(values <= 2**bits, f"layer {name} at {bits} bits has {values} values")
         outputs = session.evaluator.deployed(session.model, "w4a8")(_dataset(session.dataset.input_shape).test_images())
-        require(outputs.isfinite().all(), "at w4a8 outputs are finite")
+        require(outputs.isfinite().all(), "at w4a8 outputs must be finite; some are not")
 
 
 class _Random(Dataset):
@@ -145,7 +147,7 @@ def it_is_read_the_same_each_time(settings: dict[str, Any]) -> None:
     require_same(_some(again), _some(one), "loaded twice with one seed: batch")
     sizes = [[len(split) for split in (each.train, each.val, each.test)] for each in (one, other)]
     require(sizes[0] == sizes[1], f"its splits have {sizes[0]} samples with seed 0 and {sizes[1]} with seed 1")
-    require(all(sizes[0]), f"no split is empty: train, val, test have {sizes[0]} samples")
+    require(all(sizes[0]), f"no split may be empty; train, val, test have {sizes[0]} samples")
     require_same(_unscaled(other), _unscaled(one), "another seed: test split")
 
 
@@ -178,13 +180,16 @@ def its_images_and_labels_are_legal(settings: dict[str, Any]) -> None:
         if split is None:
             continue
         images, labels = split.images, split.labels
-        require(images.dtype == torch.uint8 and images.dim() == 4, f"{name}: images are uint8 (N, C, H, W)")
-        require(labels.dtype == torch.int64 and len(labels) == len(images), f"{name}: labels are int64 (N,)")
-        require(int(split.images.max()) <= raw.max_value, f"{name}: a pixel is above max_value {raw.max_value}")
-        legal = int(split.labels.min()) >= 0 and int(split.labels.max()) < len(raw.class_names)
-        require(legal, f"{name}: labels are 0 to {len(raw.class_names) - 1}")
-    there = set(raw.train.labels.tolist())
-    require(len(there) == len(raw.class_names), f"train has images of {len(there)} of {len(raw.class_names)} classes")
+        found = f"found {images.dtype} {tuple(images.shape)}"
+        legal = images.dtype == torch.uint8 and images.dim() == 4
+        require(legal, f"{name}: images must be uint8 (N, C, H, W); {found}")
+        found = f"found {labels.dtype} {tuple(labels.shape)} for {len(images)} images"
+        legal = labels.dtype == torch.int64 and labels.shape == (len(images),)
+        require(legal, f"{name}: labels must be int64 (N,), one an image; {found}")
+        highest = int(images.max())
+        require(highest <= raw.max_value, f"{name}: pixels must be 0 to {raw.max_value}, max_value; found {highest}")
+    there, classes = set(raw.train.labels.tolist()), len(raw.class_names)  # none is outside: `prepare` refuses those
+    require(len(there) == classes, f"train: each of the {classes} classes must have images; {len(there)} have some")
 
 
 def _some(loaded: TaskData) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ def every_group_that_shares_a_step_is_on_a_grid(case: Case, quantizer: dict[str,
             own_steps = list(weight) if "granularity" in quantizer else groups(sources[name], weight, None)
             most = most_values(own_steps)
             require(most <= 2**own, f"{scale}, {own} bits: layer {name} has {most} values with one step")
-            require(torch.isfinite(weight).all(), f"{scale}, {bits} bits: layer {name} is finite")
+            require(torch.isfinite(weight).all(), f"{scale}, {bits} bits: layer {name} must be finite; it is not")
 
 
 def a_float_deployment_is_what_training_had_but_for_rounding(case: Case) -> None:
@@ -176,7 +176,7 @@ def weights_and_inputs_are_rounded_on_grids_of_the_point(method: str, deploy: st
     require(_bits_of_inputs(found) == _bits_of_inputs(rounded), "its inputs have other bits than round-to-nearest's")
     assert isinstance(session.dataset, Dataset)
     images, _ = session.dataset.batch(session.dataset.val, slice(0, 20))
-    require(found(images).isfinite().all(), "its outputs are finite")
+    require(found(images).isfinite().all(), "its outputs must be finite; some are not")
     require(not find(deploy).serves(BitWidths(3)), "it serves points with bits for activations alone")
 
 

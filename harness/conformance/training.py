@@ -35,12 +35,15 @@ def its_file_says_what_it_is(case: Case) -> None:
     """A docstring, `kind` and `acts_on`, and a description of each setting."""
     found = find(case.method)
     require(registry.load("method", case.method).__doc__, "its file (or class) has no docstring")
-    require(found.kind and found.acts_on, "the class attributes kind and acts_on say what it is, in a word each")
+    require(
+        found.kind and found.acts_on,
+        "the class attributes kind and acts_on must say what it is; one is empty",
+    )
     for name, field in found.Config.model_fields.items():
         require(name == "name" or field.description, f"its setting {name} has no description")
     deploys = found.deploy is not Method.deploy
-    told = "defines deploy in the class itself, indented by four spaces" if deploys else "does not mention deploy"
-    require(registry.has_deploy(case.method) == deploys, f"its file {told}: that is how it is found without torch")
+    told = "define deploy in the class itself, indented by four spaces" if deploys else "not mention deploy"
+    require(registry.has_deploy(case.method) == deploys, f"its file must {told}: that is how it is found without torch")
 
 
 def its_configuration_goes_through_json(case: Case) -> None:
@@ -57,11 +60,12 @@ def it_trains_to_finite_values(case: Case) -> None:
     session = build(case.config())
     before = {name: p.detach().clone() for name, p in session.model.named_parameters()}
     train(session, lines.append)
-    require([line["epoch"] for line in lines] == [1, 2], "it trains two epochs")
-    require(all(0 < line[TRAIN_LOSS] < 10 for line in lines), f"loss: {[line[TRAIN_LOSS] for line in lines]}")
-    require(all(0 <= line[FREQUENCY] <= 1 for line in lines), "oscillation frequency is from 0 to 1")
+    require([line["epoch"] for line in lines] == [1, 2], "it must train two epochs; it did not")
+    losses = [line[TRAIN_LOSS] for line in lines]
+    require(all(0 < loss < 10 for loss in losses), f"loss must be above 0 and below 10; found {losses}")
+    require(all(0 <= line[FREQUENCY] <= 1 for line in lines), "oscillation frequency must be from 0 to 1; it is not")
     for name, parameter in session.model.named_parameters():
-        require(parameter.isfinite().all(), f"parameter {name} is finite")
+        require(parameter.isfinite().all(), f"parameter {name} must be finite; it is not")
     moved = [name for name, p in session.model.named_parameters() if not torch.equal(p, before[name])]
     require(moved, "no parameter has moved")
 
@@ -78,9 +82,9 @@ def a_resumed_run_equals_an_uninterrupted_one(case: Case) -> None:
             run(wanted, case.folder / "parts", RunContext(should_stop=partial(next, left, True)))
         except Stopped:
             stopped = True
-        require(stopped, "it stops when asked to")
+        require(stopped, "it must stop when asked to; it went on")
         status = json.loads((case.folder / "parts/status.json").read_text())
-        require(status["state"] == "cancelled", "a stopped run is cancelled")
+        require(status["state"] == "cancelled", f"a stopped run must be cancelled; it is {status['state']}")
     run(wanted, case.folder / "parts")
     require(json.loads((case.folder / "parts/status.json").read_text())["attempt"] == 4, "the fourth attempt")
     require_same(result(case.folder / "parts"), result(case.folder / "whole"), "resumed and uninterrupted: result")
@@ -100,7 +104,7 @@ def the_whole_state_is_resumed(case: Case) -> None:
                 train(session, lines[name].append, partial(next, left))
             checkpoint.save(case.folder / f"{name}.pt", session)
         states[name] = torch.load(case.folder / f"{name}.pt", weights_only=True)
-    require(states["whole"]["progress"]["epoch"] == 2, "it trains two epochs")
+    require(states["whole"]["progress"]["epoch"] == 2, "it must train two epochs; it did not")
     parts = {"model", "optimizer", "methods", "trackers", "progress", "rng"}
     require(set(states["whole"]) >= parts, f"a checkpoint holds {', '.join(sorted(parts))}")
     require_same(states["parts"], states["whole"], "after a resume: state")

@@ -76,8 +76,8 @@ def shape(config: TaskDataConfig) -> tuple[tuple[int, ...], int]:
 def prepare(config: TaskDataConfig) -> "Raw | TaskData":
     """Everything a data set holds, read and cached for the next time, on the CPU: `Raw`, if it is images of classes.
 
-    Raises UserError: all that `check` raises, a damaged file, unequal image sizes, a failed download, and
-    settings that do not fit the data.
+    Raises UserError: all that `check` raises, a damaged file, unequal image sizes, a failed download, labels outside
+    the classes, and settings that do not fit the data.
     """
     module = find(config.name)
     if hasattr(module, "load"):
@@ -88,6 +88,7 @@ def prepare(config: TaskDataConfig) -> "Raw | TaskData":
 
 def _read(config: Any, module: Any) -> "Raw":
     raw: Raw = module.read(config)
+    raw.check_labels(config.name)
     if raw.val is None and not len(_held_out(raw, config, seed=0)[0]):
         raise UserError(
             f"data.val_fraction: {config.val_fraction} of {len(raw.train)} training images holds out no image"

@@ -69,6 +69,7 @@ def _shape_by_reading(own: Mapping[str, Callable[..., Any]], wanted: type[TaskDa
             loaded = own["load"](config, 0, "cpu")
             return tuple(loaded.input_shape), loaded.outputs
         raw = own["read"](config)
+        raw.check_labels(config.name)  # so that a launch, which asks for the shape, refuses them
         channels, height, width = raw.train.images.shape[1:]
         crop = config.evaluation_crop  # type: ignore[attr-defined]
         return (channels, crop or height, crop or width), len(raw.class_names)

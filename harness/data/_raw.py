@@ -7,6 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from harness.core.errors import BrokenError
+from harness.core.outside import shown
+
 #: Bytes of images that are gone through together.
 PART = 2**20
 
@@ -90,6 +93,18 @@ class Raw:
     def size(self) -> int:
         """Bytes of all images."""
         return sum(split.images.numel() for split in (self.train, self.val, self.test) if split is not None)
+
+    def check_labels(self, name: str) -> None:
+        """One pass over the labels. Raises BrokenError naming the data set, for labels that are outside the classes."""
+        classes = len(self.class_names)
+        for split, there in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if there is None or not len(there):
+                continue
+            low, high = (value.item() for value in there.labels.aminmax())
+            if not 0 <= low <= high < classes:
+                found = low if low == high else f"{low} to {high}"
+                where = f"data set {shown(name)!r}: {split}"
+                raise BrokenError(f"{where}: labels must be 0 to {classes - 1}; found {found}")
 
     @cached_property
     def digest(self) -> str:

@@ -112,3 +112,16 @@ def test_a_data_set_whose_files_are_not_there_is_not_yet_runnable(cli: Cli, caps
     cli.accepted(sweep)
     assert "not checked: cell ste,target_bit=2: the data is not there, and for 3x64x64" in capsys.readouterr().out
     assert "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere' (" in cli.refusal(sweep)
+
+
+def test_labels_outside_the_classes_are_refused_before_a_launch(cli: Cli) -> None:
+    own(
+        cli,
+        "import torch\nfrom harness.data import Raw, Split\n\ndef read() -> Raw:\n"
+        "    split = Split(torch.zeros(40, 1, 8, 8).byte(), torch.arange(40) % 4 + 1)\n"
+        "    return Raw(split, split, None, tuple('abcd'), 255)\n",
+        "off.py",
+    )
+    for options in ((), ("--dry-run",)):
+        message = cli.refusal(cli.file(edited({"base/data": {"name": "off.py"}})), *options)
+        assert message.endswith("data set 'off': train: labels must be 0 to 3; found 1 to 4"), message

@@ -24,7 +24,25 @@ BROKEN = {
         "None",
         "it is read the same each time: read again",
     ),
-    "labels": ("data/rings.py", '("disc", "ring", "hole")', '("disc", "ring")', "labels are 0 to 1"),
+    "labels": (
+        "data/rings.py",
+        '("disc", "ring", "hole")',
+        '("disc", "ring")',
+        "labels must be 0 to 1; found 0 to 2",
+    ),
+    "type": (
+        "data/rings.py",
+        "everything = Split(pixels, labels)",
+        "everything = Split(pixels.float(), labels)",
+        "train: images must be uint8 (N, C, H, W); found torch.float32 (45, 1, 12, 12)",
+    ),
+    "pixels": ("data/rings.py", "max_value=255", "max_value=254", "pixels must be 0 to 254, max_value; found 255"),
+    "classes": (
+        "data/rings.py",
+        '("disc", "ring", "hole")',
+        '("disc", "ring", "hole", "none")',
+        "train: each of the 4 classes must have images; 3 have some",
+    ),
 }
 
 

@@ -1,12 +1,15 @@
 """Stratified draws and channel statistics."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.data import Split, _raw, _split
+from harness import data
+from harness.core.errors import UserError
+from harness.data import Raw, Split, _raw, _split, digits
 from harness.data._split import carve, channel_statistics
 
 
@@ -42,6 +45,25 @@ def test_draws_follow_the_seed_and_are_ascending() -> None:
     assert not torch.equal(taken, other)
     assert (taken.diff() > 0).all()
     assert (rest.diff() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "found"),
+    [("train", lambda x: x + 1, "1 to 4"), ("val", lambda x: x - 2, "-2 to 1"), ("test", lambda x: 0 * x + 9, "9")],
+)
+def test_labels_outside_the_classes_are_refused(
+    split: str, change: Callable[[Tensor], Tensor], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {name: Split(torch.zeros(8, 1, 4, 4).byte(), torch.arange(8) % 4) for name in ("train", "val", "test")}
+    splits[split] = Split(splits[split].images, change(splits[split].labels))
+    for val in [splits["val"]] if split == "val" else [splits["val"], None]:  # None: drawn from train
+        raw = Raw(splits["train"], splits["test"], val, tuple("abcd"), max_value=255)
+        monkeypatch.setattr(digits, "read", lambda config, raw=raw: raw)
+        for read in (data.prepare, lambda config: data.load_dataset(config, 0, "cpu")):
+            with pytest.raises(UserError) as refused:
+                read(digits.Config(name="digits"))
+            said = f"data set 'digits': {split}: labels must be 0 to 3; found {found}"
+            assert str(refused.value) == said
 
 
 def test_every_sample_can_be_drawn() -> None:
