@@ -13,7 +13,7 @@ from typing import Any
 from harness.cli.find import run_folder
 from harness.core import outside
 from harness.core.command import run_command
-from harness.core.errors import unknown
+from harness.core.errors import UserError, unknown
 from harness.records.run_directory import RunDirectory
 from harness.training.deploy_entries import named_in
 
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.format not in FORMATS:
         raise unknown("format", options.format, FORMATS)
+    if options.to is not None and options.to.suffix in (".onnx", ".safetensors") and not options.to.is_dir():
+        raise UserError(f"--to {options.to}: name a folder; the file in it is named by run, point and deploy method")
     folder = run_folder(options.run, options.root)
     outside.look_near(folder)
     deploy = named_in([RunDirectory(folder).finished()["config"]], options.deploy)

@@ -90,6 +90,7 @@ def mistakes(finished: Path, folder: Path) -> dict[str, tuple[list[object], str]
         "deploy": ([finished, "--bits", "4", "--deploy", "gptq"], "--bits w4 --deploy gptq"),
         "float": ([finished, "--bits", "float"], "--bits float: the network in float has no codes"),
         "format": ([finished, "--bits", "4", "--format", "onxx"], "format 'onxx'; did you mean 'onnx'"),
+        "file": ([finished, "--bits", "4", "--to", folder / "a.onnx"], "a.onnx: name a folder"),
         "method": ([finished, "--bits", "4", "--deploy", "gptk"], "deploy method 'gptk'; did you mean 'gptq'"),
         "no weights": ([bare, "--bits", "4"], "the run kept no weights"),
         "no run": ([folder, "--bits", "4"], "no finished run"),
@@ -98,7 +99,7 @@ def mistakes(finished: Path, folder: Path) -> dict[str, tuple[list[object], str]
     }
 
 
-NAMES = ["point", "deploy", "float", "format", "method", "no weights", "no run", "no id", "other network"]
+NAMES = ["point", "deploy", "float", "format", "file", "method", "no weights", "no run", "no id", "other network"]
 
 
 @pytest.mark.parametrize("name", NAMES)
