@@ -53,8 +53,8 @@ class Objective(StrictConfig):
         if self.is_function:
             return _called(self.name, metrics)
         if self.name not in metrics:
-            near = nearest(self.name, metrics)
-            raise UserError(f"objective {self.name!r}: the run did not report it as a finite number{near}")
+            what = "the run did not report it as a finite number"
+            raise UserError(f"objective {self.name!r}: {what}{_there(self.name, metrics)}")
         return float(metrics[self.name])
 
 
@@ -94,6 +94,11 @@ def _called(name: str, metrics: Mapping[str, float]) -> float:
     try:
         value = function(dict(metrics))
         number = float(value)
+    except KeyError as error:
+        key = error.args[0] if error.args else None
+        if not isinstance(key, str) or key in metrics:
+            raise UserError(f"objective {name!r}: KeyError: {error}") from error
+        raise UserError(f"objective {name!r}: KeyError: no metric {key!r}{_there(key, metrics)}") from error
     except Exception as error:  # a function of the user's may fail in any way
         raise UserError(f"objective {name!r}: {type(error).__name__}: {error}") from error
     if not math.isfinite(number):
@@ -117,9 +122,14 @@ def check_reported(objectives: Iterable[str | Objective], names: Iterable[str]) 
     found = list(names)
     for each in objectives:
         if isinstance(each, Objective) and not each.is_function and each.name not in found:
-            listed = ", ".join(name for name in found if not name.startswith(schema.LAYER_PREFIX))
-            near = nearest(each.name, found)
-            raise UserError(f"objective {each.name!r}: its runs do not report that{near} (reported: {listed})")
+            raise UserError(f"objective {each.name!r}: its runs do not report that{_there(each.name, found)}")
+
+
+def _there(name: str, found: Iterable[str]) -> str:
+    """The nearest metric to a name that is none, and all but those of single layers."""
+    found = list(found)
+    listed = ", ".join(each for each in found if not each.startswith(schema.LAYER_PREFIX))
+    return f"{nearest(name, found)} (reported: {listed})"
 
 
 def metrics_of_run(

@@ -155,6 +155,12 @@ def balance(metrics):
 def infinite(metrics):
     return metrics["val/acc_w2"] / 1e-320
 
+def misspelt(metrics):
+    return metrics["osc/freq"]
+
+def own_key(metrics):
+    return {}[1]
+
 def text(metrics):
     return "high"
 
@@ -214,11 +220,16 @@ def test_functions_that_cannot_be_had_are_refused(given: Any, source: str, said:
     [
         ("infinite", "its value is inf, which is no finite number"),
         ("text", "ValueError: could not convert string"),
-        ("balance", "KeyError: 'osc/frequency'"),
+        (
+            "balance",
+            r"no metric 'osc/frequency'; did you mean 'osc/frequenzy'\? \(reported: osc/frequenzy, val/acc_w2\)",
+        ),
+        ("misspelt", r"no metric 'osc/freq'; did you mean 'osc/frequenzy'\? \(reported: osc/frequenzy, val/acc_w2\)"),
+        ("own_key", "KeyError: 1"),
     ],
 )
 def test_a_value_that_is_no_number_fails_the_trial(name: str, said: str, tmp_path: Path) -> None:
     (goal,) = of_file(tmp_path, {**BALANCE, "name": f"score.py:{name}"}).objective
     assert isinstance(goal, Objective)
     with pytest.raises(UserError, match=said):
-        goal.value({"val/acc_w2": 0.5})
+        goal.value({"osc/frequenzy": 0.1, "val/acc_w2": 0.5, f"{schema.LAYER_PREFIX}x": 0.5})
