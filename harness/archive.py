@@ -18,15 +18,27 @@ from harness.core.wording import counted
 from harness.records.archive import pack, runs_of, unpack
 from harness.records.sweep_directory import SweepDirectory
 
+_USAGE = """python -m harness.archive pack RUNS/SWEEP --to DIR [--unfinished]
+       python -m harness.archive unpack ARCHIVES/SWEEP --to DIR [--merge]"""
 
-def main(arguments: list[str] | None = None) -> int:
-    """Carry out the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.archive", description="Keep a finished sweep's records.")
+
+def _parser() -> argparse.ArgumentParser:
+    """No subcommands: options may stand before the verb."""
+    about = "Keep a finished sweep's records in one small file, without weights; make a sweep of them again."
+    parser = argparse.ArgumentParser(prog="python -m harness.archive", usage=_USAGE, description=about)
     parser.add_argument("verb", choices=("pack", "unpack"))
     parser.add_argument("folder", type=Path, help="of the sweep to pack, or of the archive to unpack")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="DIR/SWEEP is written")
-    parser.add_argument("--unfinished", action="store_true", help="pack a sweep that is not complete, with its queue")
-    parser.add_argument("--merge", action="store_true", help="unpack into the sweep of that name, if it is there")
+    packing = parser.add_argument_group("options of pack")
+    packing.add_argument("--unfinished", action="store_true", help="also a sweep that is not complete, with its queue")
+    unpacking = parser.add_argument_group("options of unpack")
+    unpacking.add_argument("--merge", action="store_true", help="into the sweep of that name, if it is there")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out the command; returns the exit status."""
+    parser = _parser()
     options = parser.parse_args(arguments)
     if options.merge if options.verb == "pack" else options.unfinished:
         parser.error("--unfinished is for pack, --merge for unpack")

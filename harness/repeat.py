@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status: 1 when a number differs."""
     parser = argparse.ArgumentParser(prog="python -m harness.repeat", description="Carry out a recorded run again.")
     parser.add_argument("run", metavar="RUN", help="its id, or the beginning of it")
-    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of sweeps or their archives")
+    of = "of sweeps or their archives; default: runs"
+    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help=of)
     parser.add_argument("--dir", type=Path, required=True, metavar="NEW", help="the directory of the new run")
     parser.add_argument("--data-root", type=Path, metavar="PATH", help="where the data is; default: as recorded")
     options = parser.parse_args(arguments)

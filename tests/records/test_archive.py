@@ -279,6 +279,25 @@ def test_weights_do_not_travel_and_are_made_again(carried_out: Path, tmp_path: P
         assert evaluate([str(tmp_path / "new"), "--bits", "3"]) == 0
 
 
+def test_help_says_what_is_for_pack_what_for_unpack_and_where_records_are_looked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {}
+    for name, command in (("archive", archive), ("repeat", repeat)):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+        said[name] = capsys.readouterr().out
+    pack_only, unpack_only = said["archive"].split("options of pack:")[1].split("options of unpack:")
+    assert ("--unfinished" in pack_only, "--merge" in pack_only) == (True, False)
+    assert ("--unfinished" in unpack_only, "--merge" in unpack_only) == (False, True)
+    assert "of sweeps or their archives; default: runs" in " ".join(said["repeat"].split())
+
+
+def test_options_may_stand_before_the_verb(carried_out: Path, tmp_path: Path) -> None:
+    assert archive(["--to", str(tmp_path), "--merge", "unpack", str(carried_out / "kept/tiny")]) == 0
+    assert len(finished(tmp_path)) == RUNS
+
+
 def finished(root: Path) -> dict[str, Path]:
     """The records of the sweep in a folder, by run id."""
     return {path.parent.name: path for path in (root / "tiny/runs").glob("*/record.json")}
