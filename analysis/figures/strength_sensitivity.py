@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis import deployment, measure, style
 from analysis.escape import in_figure
@@ -122,10 +122,12 @@ def _scatter(axes: Axes, panel: pd.DataFrame, mark: Mark) -> None:
         axes.plot(panel["value"], panel[curve], **_look(mark, filled))
     for value in panel.loc[panel["chosen"], "value"]:
         axes.axvline(value, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9, zorder=0)
+    axes.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=2))  # labels such as 0.00025 are wide
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if panel["value"].min() > 0 and panel["value"].max() / panel["value"].min() >= _LOG_RATIO:
         axes.set_xscale("log")
         # Matplotlib labels the minor ticks of less than two decades, one over the other in a narrow panel.
         short = panel["value"].max() / panel["value"].min() < _TWO_DECADES
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if short else (1,)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # set_xscale has taken its own
         axes.xaxis.set_minor_formatter(NullFormatter())
