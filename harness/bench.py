@@ -31,6 +31,8 @@ _DIGITS = 6
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    if options.estimate and not options.dry_run:
+        raise UserError("--estimate is for --dry-run: it says how long the suite would take")
     against = options.against or _committed()
     spec = suite_of(against, options)
     from harness.sweep.cells import check_all_but_methods, expand
@@ -70,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", choices=("local", "debug"), default="local", help="default: local")
     parser.add_argument("--workers", type=positive, metavar="N", help="at once; default: one per GPU or CPU core")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
-    parser.set_defaults(profile=None, gpus=None, runs=False, estimate=False, detach=False, wait=False)
+    parser.add_argument("--estimate", action="store_true", help="with --dry-run: measure steps, say how long it takes")
+    parser.set_defaults(profile=None, gpus=None, runs=False, detach=False, wait=False)
     return parser
 
 

@@ -54,6 +54,14 @@ def test_a_dry_run_says_what_would_run(here: Path) -> None:
     assert not (here / "runs").exists()
 
 
+def test_an_estimate_is_of_its_own_cells(here: Path) -> None:
+    ended = run(here, *SEARCH, "--model", "mlp5", "--dry-run", "--estimate")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("all 7 runs") == 3
+    refused = run(here, *SEARCH, "--estimate")
+    assert (refused.returncode, "--estimate is for --dry-run" in refused.stderr) == (2, True)
+
+
 def test_it_tunes_the_learning_rate_unless_told_otherwise(here: Path) -> None:
     ended = run(here, "--on", "lsq", "--against", _written(here), "--dry-run")
     assert "train.learning_rate in [0.001, 0.01] (log)" in ended.stdout, ended.stderr
