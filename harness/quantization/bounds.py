@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from harness.kernels import dispatch
 from harness.quantization import layers
 from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.layers import Filling, QuantLayer
@@ -21,7 +22,7 @@ def attach(
     found = layers.attach(model, exclude, norms, **slots)
     for layer in found.values():
         for quantizer in _bounded(layer):
-            quantizer.register_forward_pre_hook(_project)
+            quantizer.register_forward_pre_hook(_before_forward)
     return found
 
 
@@ -35,7 +36,8 @@ attach.__doc__ = (layers.attach.__doc__ or "").replace(
 def project(model: nn.Module) -> None:
     """Put the learned steps and ranges of a network back inside their bounds, in place."""
     for quantizer in _bounded(model):
-        _project(quantizer)
+        if quantizer.fitted:
+            quantizer.project()
 
 
 def _bounded(module: nn.Module) -> list[Any]:
@@ -44,6 +46,7 @@ def _bounded(module: nn.Module) -> list[Any]:
     return [each for each in module.modules() if isinstance(each, kinds) and hasattr(each, "project")]
 
 
-def _project(quantizer: Any, inputs: object = None) -> None:
-    if quantizer.fitted:
+def _before_forward(quantizer: Any, inputs: tuple[Any, ...]) -> None:
+    # A graph that torch records must not change a parameter, nor must a function that it transforms.
+    if quantizer.fitted and dispatch.eager(inputs[0]):
         quantizer.project()
