@@ -81,9 +81,7 @@ def test_cancel_stops_all_workers_and_who_follows_them(cluster: Cluster, tmp_pat
 
 
 def test_ctrl_c_leaves_the_workers_of_a_followed_launch_at_work(cluster: Cluster, tmp_path: Path) -> None:
-    # Runs of seconds each: eight of the usual length may all end before the interrupt arrives.
-    longer = ("--set", "base.train.epochs=60")
-    follower = start(tmp_path, MANY_RUNS, cluster.env, "runs", *on_slurm("--workers", "2", "--wait"), *longer)
+    follower = start(tmp_path, MANY_RUNS, cluster.env, "runs", *on_slurm("--workers", "2", "--wait"))
     sweep = tmp_path / "runs/many"
     cluster.wait_until(lambda: bool(rows(sweep)), 60)
     interrupt(follower)
