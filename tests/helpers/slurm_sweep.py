@@ -53,8 +53,10 @@ def start(folder: Path, text: str, env: dict[str, str], root: str, *options: str
     path = folder / "sweep.yaml"
     path.write_text(text)
     command = [sys.executable, "-m", "harness.launch", str(path), "--root", str(folder / root), *options]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # A background shell ignores Ctrl-C, and children inherit that: tests that send it would wait in vain.
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=REPOSITORY, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes
     )
 
 
