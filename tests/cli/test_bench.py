@@ -128,7 +128,7 @@ def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytes
         ("2", "pull@2", "ste@2"),
     }
     assert {(row["n"], row["test"].split()[0]) for row in rows} == {("3", "paired")}
-    for said in ("pull@2", "ste@2", "ranking by", "report.html", "accuracy_over_bits.{pdf,png,csv,json}"):
+    for said in ("pull@2", "ste@2", "ranking by", "report.html", "accuracy_over_bits.{png,pdf,csv,json}"):
         assert said in ended.stdout
     assert "note: numerics" not in ended.stdout
     made = sorted(path.name for path in (sweep / "runs").iterdir())
