@@ -136,7 +136,7 @@ def draw_sweep(
     several: whether it is one of several sweeps, so that figures about all of them are made elsewhere. Returns what
     a page about all of them shows of this one.
     """
-    from analysis import render, report
+    from analysis import chosen, render, report
     from analysis.output import output
 
     modules = [module for module in modules if module.scope not in render.OVERALL or not several]
@@ -153,7 +153,8 @@ def draw_sweep(
             render.write_frames(sweep, groups, made)
             made.text("report.html", report.report(sweep, sections, command, made))
     render.print_sections(sections)
-    render.print_gaps(sweep, [note for group in groups for note in group.notes])
+    notes = [note for group in groups for note in group.notes]
+    render.print_gaps(sweep, [*notes, *(chosen.note(chosen.frame(sweep)) if complete else ())])
     render.print_files(folder, made.names)
     if not complete and (folder / "report.html").exists():
         print("report.html there still shows the pictures of the last complete set")

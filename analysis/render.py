@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis import claims, comparisons, controls, frames, measure, provenance, ranking, summary, tables
+from analysis import chosen, claims, comparisons, controls, frames, measure, provenance, ranking, summary, tables
 from analysis.claim import NOT_TESTED, Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
@@ -103,8 +103,10 @@ def draw_root(groups: Sequence[Group], made: Output, command: str, modules: Sequ
 
 
 def write_frames(sweep: SweepResults, groups: Sequence[Group], made: Output) -> None:
-    """rows.csv and trials.csv: everything the figures are made of."""
+    """rows.csv and trials.csv: everything the figures are made of; chosen_settings.csv."""
     made.csv("rows.csv", frames.rows_frame(sweep))
+    if len(settings := chosen.frame(sweep)):
+        made.csv(f"{chosen.NAME}.csv", settings)
     trials = [frames.trials_frame(group).assign(group=group.title) for group in groups if group.trials]
     if trials:
         made.csv("trials.csv", pd.concat(trials, ignore_index=True))

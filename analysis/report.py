@@ -8,7 +8,19 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from analysis import claims, comparisons, controls, deployment, frames, provenance, ranking, render, summary, tables
+from analysis import (
+    chosen,
+    claims,
+    comparisons,
+    controls,
+    deployment,
+    frames,
+    provenance,
+    ranking,
+    render,
+    summary,
+    tables,
+)
 from analysis.output import Output
 from analysis.results import Cell, SweepResults, Trial
 
@@ -30,6 +42,7 @@ def report(sweep: SweepResults, sections: Sequence[render.Section], command: str
         planned=sum(len(cell.seeds) for cell in sweep.cells),
         gaps=render.gaps(sweep),
         cells=_cells(sweep),
+        in_ranges=len(chosen.frame(sweep)) > 0,
         tie_break=_TIES[sweep.settings.get("tie_break", "first")] if sweep.settings else None,
         settings=yaml.safe_dump(sweep.settings, sort_keys=False) if sweep.settings else None,
         origins=_origins(sweep),
@@ -67,12 +80,13 @@ def _text(value: Any) -> str:
 
 def _cells(sweep: SweepResults) -> list[list[str]]:
     """Each cell: its trials, the chosen parameters and value, how many trials were as good, and its finals."""
+    told = {(one.cell, one.setting): chosen.told(one) for one in chosen.frame(sweep).itertuples()}
     lines = []
     for cell in sweep.cells:
         trials = [trial for trial in sweep.trials if trial.cell.id == cell.id]
         finals = sum(final.cell.id == cell.id for final in sweep.finals)
-        chosen = (cell.chosen or {}).get("params") or {}
-        tuned = ", ".join(f"{name} = {_text(value)}" for name, value in chosen.items()) or "nothing tuned"
+        params = (cell.chosen or {}).get("params") or {}
+        tuned = [f"{name} = {_text(value)}{told.get((cell.id, name), '')}" for name, value in params.items()]
         values = {trial.number: frames.objective_value(trial, sweep.objective[0]) for trial in trials}
         best = next((values[trial.number] for trial in trials if trial.chosen), None)
         if None in values.values():  # rows do not tell it
@@ -80,7 +94,8 @@ def _cells(sweep: SweepResults) -> list[list[str]]:
         ties = sum(value == best for value in values.values()) - 1
         others = f" ({ties} other trial{'s' * (ties > 1)} equal)" if ties > 0 else ""
         value = "" if best is None else _text(best) + others
-        lines.append([cell.id, _of_trials(sweep, cell, trials), tuned, value, f"{finals}/{len(cell.seeds)}"])
+        how = ", ".join(tuned) or "nothing tuned"
+        lines.append([cell.id, _of_trials(sweep, cell, trials), how, value, f"{finals}/{len(cell.seeds)}"])
     return lines
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import style
+from analysis.chosen import search_spaces
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
 from analysis.frames import objective_value
@@ -71,7 +72,7 @@ def _importances(group: Group) -> tuple[pd.DataFrame, list[str]]:
     by_cell: dict[str, list[Trial]] = {}
     for trial in group.trials:
         by_cell.setdefault(trial.cell.id, []).append(trial)
-    spaces = _spaces(group)
+    spaces = search_spaces(group.settings)
     lines, alone, few, unknown, untold = [], 0, 0, 0, 0
     for cell, trials in by_cell.items():
         if len(trials[0].params) < 2:
@@ -93,16 +94,6 @@ def _importances(group: Group) -> tuple[pd.DataFrame, list[str]]:
     }
     notes = [f"left out: {n} {'cell' if n == 1 else 'cells'} {reason}" for reason, n in why.items() if n]
     return pd.DataFrame(lines), notes
-
-
-def _spaces(group: Group) -> dict[str, Any]:
-    """The search space of each cell, from the sweep as it was launched."""
-    from harness.sweep.cells import expand
-    from harness.sweep.config import SweepConfig
-
-    if group.settings is None:
-        return {}
-    return {cell.id: cell.search for cell in expand(SweepConfig.model_validate(group.settings), checked=False)}
 
 
 def _ped_anova(trials: list[Trial], space: Any, name: str) -> dict[str, float]:
