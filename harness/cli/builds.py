@@ -12,7 +12,7 @@ from harness.core.layer_points import LayerPoints
 from harness.core.outside import shown
 from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
-from harness.sweep.objective import AnyObjective
+from harness.sweep.objective import AnyObjective, measured
 from harness.sweep.reported import Objective, check_reported, known, numbers
 from harness.training.config import RunConfig, component
 
@@ -81,7 +81,9 @@ def _check_build(
     try:
         session = try_build(config, shape, classes)
         if any(isinstance(each, Objective) for each in objectives):
-            check_reported(objectives, _reported_by(session))
+            metric = session.task.metric
+            at_points = [name for point in config.evaluated_points for name in measured(metric, "val", point)]
+            check_reported(objectives, _reported_by(session), at_points)
     except UserError as error:
         if images is None:
             try:

@@ -5,7 +5,7 @@ in sweep.json has the digest of the file, so that an edited one is another objec
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,12 +117,29 @@ def may_be(name: str, metric: Metric) -> bool:
     return name in known(metric) or bool(slash and group not in _GROUPS)
 
 
-def check_reported(objectives: Iterable[str | Objective], names: Iterable[str]) -> None:
-    """Raise UserError for an objective that is none of the metrics that a run reports."""
+def check_reported(objectives: Iterable[str | Objective], names: Iterable[str], at_points: Iterable[str] = ()) -> None:
+    """Raise UserError for an objective that is none of the metrics that a run reports, or a function that reads another.
+
+    at_points: the metrics of single points, which functions get, too.
+    """
     found = list(names)
     for each in objectives:
-        if isinstance(each, Objective) and not each.is_function and each.name not in found:
+        if isinstance(each, Objective) and each.is_function:
+            _check_keys(each.name, [*found, *at_points])
+        elif isinstance(each, Objective) and each.name not in found:
             raise UserError(f"objective {each.name!r}: its runs do not report that{_there(each.name, found)}")
+
+
+def _check_keys(name: str, found: Sequence[str]) -> None:
+    """Refuse a function that reads a metric which is not there. Its values here are made up: no other error counts."""
+    try:
+        _function(name)(dict.fromkeys(found, 0.5))
+    except KeyError as error:
+        key = error.args[0] if error.args else None
+        if isinstance(key, str) and key not in found:
+            raise UserError(f"objective {name!r}: its runs do not report {key!r}{_there(key, found)}") from None
+    except Exception:
+        return
 
 
 def _there(name: str, found: Iterable[str]) -> str:

@@ -134,6 +134,17 @@ def test_what_its_runs_do_not_report_is_refused() -> None:
         check_reported(goals, ["osc/frequenci", "osc_layers/x"])
 
 
+def test_a_function_that_reads_what_its_runs_do_not_report_is_refused(tmp_path: Path) -> None:
+    def check(name: str) -> None:
+        goals = of_file(tmp_path, {**BALANCE, "name": f"score.py:{name}"}).objective
+        check_reported(goals, [schema.FREQUENCY], ["val/acc_w2"])
+
+    for name in ("balance", "own_key", "text", "infinite"):  # what it makes of numbers is seen by its runs
+        check(name)
+    with pytest.raises(UserError, match=r"score:misspelt.* do not report 'osc/freq'; did you mean 'osc/frequency'"):
+        check("misspelt")
+
+
 def test_a_report_shows_the_chosen_value(tmp_path: Path) -> None:
     sweep = carried_out(open_sweep(tmp_path, objective=CALM))
     chosen = cells(sweep)[TWO]["chosen"]
