@@ -73,29 +73,43 @@ def main(arguments: list[str] | None = None) -> int:
         style.use_venue(options.venue)
     style.use_titles(not options.no_titles)
     names = list(dict.fromkeys(options.sweep)) or sweep_names(options.root)
-    sweeps: list[SweepResults] = []
-    drawn: dict[str, list[Group]] = {}
+    sweeps, groups, errors = _load_all(options, names)
     sections: list[Section] = []
-    errors = []
-    for name in names:
+    whole = _joined(sweeps, groups) if options.sweep and len(sweeps) > 1 else None
+    drawn: list[Group] = []
+    for sweep in sweeps:
         try:
-            sweep = _load(options, name)
-            groups = make_groups(sweep)
-            sections += draw_sweep(options, sweep, groups, modules, several=len(names) > 1)
-            sweeps.append(sweep)
-            drawn[name] = groups
+            sections += draw_sweep(options, sweep, groups[sweep.name], modules, several=len(names) > 1)
+            drawn += groups[sweep.name]
         except UserError as error:
             errors.append(str(error))
     if len(names) > 1 and drawn:
         try:
-            draw_root(options, [group for groups in drawn.values() for group in groups], modules, sections)
+            draw_root(options, drawn, modules, sections)
         except UserError as error:
             errors.append(str(error))
-    if options.sweep and len(drawn) > 1:
-        draw_joint(options, sweeps, drawn, modules)
+    if whole and (own := [module for module in modules if module.scope not in render.OVERALL]):
+        draw_sweep(options, whole, make_groups(whole), own, several=True)
     if errors:
         raise UserError("\nerror: ".join(errors))
     return 0
+
+
+def _load_all(
+    options: argparse.Namespace, names: "Sequence[str]"
+) -> "tuple[list[SweepResults], dict[str, list[Group]], list[str]]":
+    """The sweeps that can be drawn, their groups by name, and why the others cannot."""
+    from analysis.grouping import make_groups
+
+    sweeps, groups, errors = [], {}, []
+    for name in names:
+        try:
+            sweep = _load(options, name)
+            groups[name] = make_groups(sweep)
+            sweeps.append(sweep)
+        except UserError as error:
+            errors.append(str(error))
+    return sweeps, groups, errors
 
 
 def _load(options: argparse.Namespace, name: str) -> "SweepResults":
@@ -106,6 +120,19 @@ def _load(options: argparse.Namespace, name: str) -> "SweepResults":
     from analysis.disk_source import load_results
 
     return load_results(options.root, name)
+
+
+def _joined(sweeps: "Sequence[SweepResults]", groups: "Mapping[str, Sequence[Group]]") -> "SweepResults | None":
+    """Sweeps that were named together as one: each model and data set that several of them have.
+
+    Where their runs were not made alike, say what differs, before minutes of drawing.
+    """
+    from analysis.joint import joint
+
+    whole, reasons = joint(sweeps, groups)
+    for reason in reasons:
+        print(f"no joint figures: {reason}", flush=True)
+    return whole
 
 
 def _command(options: argparse.Namespace, names: "Sequence[str]") -> str:
@@ -189,28 +216,6 @@ def draw_root(
             made.text("report.html", report.overview(pages, command, made))
     render.print_sections([section])
     render.print_files(folder, made.names)
-
-
-def draw_joint(
-    options: argparse.Namespace,
-    sweeps: "Sequence[SweepResults]",
-    groups: "Mapping[str, Sequence[Group]]",
-    modules: "Sequence[FigureModule]",
-) -> None:
-    """Draw sweeps that were named together as one, each model and data set that several of them have.
-
-    Where their runs were not made alike, say what differs.
-    """
-    from analysis.grouping import make_groups
-    from analysis.joint import joint
-    from analysis.render import OVERALL as SEVERAL
-
-    whole, reasons = joint(sweeps, groups)
-    for reason in reasons:
-        print(f"no joint figures: {reason}")
-    own = [module for module in modules if module.scope not in SEVERAL]
-    if whole and own:
-        draw_sweep(options, whole, make_groups(whole), own, several=True)
 
 
 if __name__ == "__main__":
