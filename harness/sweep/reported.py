@@ -118,7 +118,7 @@ def may_be(name: str, metric: Metric) -> bool:
 
 
 def check_reported(objectives: Iterable[str | Objective], names: Iterable[str], at_points: Iterable[str] = ()) -> None:
-    """Raise UserError for an objective that is none of the metrics that a run reports, or a function that reads another.
+    """Raise UserError for an objective that no run reports, or a function that reads what none reports.
 
     at_points: the metrics of single points, which functions get, too.
     """

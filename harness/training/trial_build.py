@@ -4,10 +4,13 @@ Random inputs stand in for the data, which is not read; nothing is fetched, and 
 """
 
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from harness.core import outside
 from harness.core.errors import UserError
 from harness.data import Augment
 from harness.data._samples import Pairs, TaskData, TensorData
@@ -15,6 +18,9 @@ from harness.data.base import Dataset, Split
 from harness.models import build_model
 from harness.training.build import build
 from harness.training.config import RunConfig, component
+from harness.training.finite import TrainingError
+from harness.training.loop import step
+from harness.training.optimizer import make_optimizer
 from harness.training.session import Session
 
 #: Samples of a stand-in: batch norm needs two.
@@ -44,16 +50,33 @@ class _Noted:
 
 
 def try_build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> Session:
-    """`session_without_data`, for a check alone. Raises RandomSamplesError, and any error of the network's code."""
+    """`session_without_data`, for a check alone, which takes a step where a method is the user's own.
+
+    Raises RandomSamplesError, and any error of the network's code.
+    """
     samples = _Noted(stand_in(config, shape, outputs))
     try:
-        return _session(config, samples)
+        session = _session(config, samples)
+        if any(outside.is_name(entry["name"]) for entry in config.methods):
+            _try_step(session)
+        return session
     except UserError:
         raise
     except Exception as error:
         if samples.read:
             raise RandomSamplesError(error) from error
         raise
+
+
+def _try_step(session: Session) -> None:
+    """One step of training and what methods then report: every hook of theirs is called before anything is queued."""
+    optimizer = make_optimizer(session.config.train, session.model, session.methods)
+    session = replace(session, optimizer=optimizer)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), suppress(TrainingError):  # random samples may
+        warnings.simplefilter("ignore")
+        step(session, torch.arange(COUNT))
+    for method in session.methods:
+        method.metrics()
 
 
 def session_without_data(config: RunConfig, shape: tuple[int, ...], outputs: int) -> Session:

@@ -81,6 +81,24 @@ def test_a_method_is_refused_unless_random_samples_may_be_why(
     assert f"not checked: cell own,target_bit=2: {said}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("hook", ["penalty", "on_step_start", "after_backward", "after_step", "metrics"])
+def test_a_method_whose_step_fails_is_refused(cli: Cli, hook: str) -> None:
+    arguments = "self" if hook == "metrics" else "self, step"
+    text = f"{METHOD}pass\n\n    def {hook}({arguments}):\n        return undefined_name\n"
+    own(cli, text, "own.py")
+    sweep = cli.file(edited({"cells/0/methods": "own.py"}))
+    message = cli.refusal(sweep, "--dry-run")
+    assert message.endswith(f"NameError: name 'undefined_name' is not defined ({cli.folder / 'own.py'}, line 10)")
+
+
+def test_a_step_that_random_samples_may_fail_is_no_refusal(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, body in enumerate(("return step.task_loss / 0", "raise ArithmeticError('too few samples')")):
+        own(cli, f"{METHOD}pass\n\n    def penalty(self, step):\n        {body}\n", f"own{number}.py")
+        cli.accepted(cli.file(edited({"cells/0/methods": f"own{number}.py"})))
+        said = "too few samples" in capsys.readouterr().out
+        assert said == bool(number)  # an infinite loss is for training to say
+
+
 @pytest.mark.parametrize("error", ["RuntimeError('no CUDA here')", "OSError('no such file')", "MemoryError()"])
 def test_errors_that_may_depend_on_the_machine_are_no_refusal(
     cli: Cli, error: str, capsys: pytest.CaptureFixture[str]
