@@ -61,6 +61,11 @@ def colours_of(names: Iterable[str]) -> dict[str, Any]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
+def marks_in_order(names: Iterable[str]) -> dict[str, Mark]:
+    """Marks for what is no method, in the order given; the first ten differ in colour, a hundred in some way."""
+    return {name: _mark(i % _PLACES) for i, name in enumerate(dict.fromkeys(names))}
+
+
 def _places(methods: set[str]) -> dict[str, int]:
     places = {method: _FIXED.index(method) for method in methods if method in _FIXED}
     free = list(range(len(_FIXED), _PLACES))

@@ -191,6 +191,10 @@ def summarize(group: Group) -> pd.DataFrame:
 
 def reading_order(group: Group, names: Iterable[str]) -> list[str]:
     """Names of series as every legend of a report has them: by mean test score, the best first, float last."""
-    means = summarize(group).groupby("method")["mean"].mean()
-    sign = -1 if group.metric.higher_is_better else 1
+    return best_first(group.metric, names, summarize(group).groupby("method")["mean"].mean())
+
+
+def best_first(metric: Metric, names: Iterable[str], means: "pd.Series[float]") -> list[str]:
+    """Each name once, by its mean; those of float training last."""
+    sign = -1 if metric.higher_is_better else 1
     return sorted(set(names), key=lambda name: (name.startswith(FLOAT), sign * means.get(name, 0.0), name))

@@ -140,15 +140,11 @@ def panels(
         layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03),
         figsize=(width, wraps * rows_each * height + legend_height), sharex=shared,
     )  # fmt: skip
-    blocks = []
-    for i in range(wraps * columns):
-        rows = range(i // columns * rows_each, (i // columns + 1) * rows_each)
-        axes = [grid[row][i % columns] for row in rows]
-        if i < number:
-            blocks.append(axes)
-        else:
-            for unused in axes:
-                unused.set_visible(False)
+    places = [divmod(i, columns) for i in range(wraps * columns)]
+    blocks = [list(grid[row * rows_each : (row + 1) * rows_each, column]) for row, column in places]
+    for unused in (axes for block in blocks[number:] for axes in block):
+        unused.set_visible(False)
+    del blocks[number:]
     for row in range(rows_each if shared else 0):
         for axes in blocks[1:]:
             axes[row].sharey(blocks[0][row])
@@ -160,9 +156,14 @@ def panels(
 
 def label_left(blocks: Sequence[Sequence[Axes]], *labels: str) -> None:
     """Label the y axes of the panels at the left, one label for each of a panel's axes."""
-    for block in blocks[:: panel_columns(len(blocks))]:
+    for block in blocks[:: _side_by_side(blocks)]:
         for axes, label in zip(block, labels):
             axes.set_ylabel(label)
+
+
+def _side_by_side(blocks: Sequence[Sequence[Axes]]) -> int:
+    """How many panels the first row has."""
+    return sum(block[0].get_position().y0 == blocks[0][0].get_position().y0 for block in blocks)
 
 
 def hollow(mark: Mark) -> dict[str, Any]:
@@ -182,11 +183,10 @@ def label_points(
         figure.supxlabel("Deployment bit-width", fontsize=8)
         return
     parts = [text.replace(" ", "\N{NO-BREAK SPACE}") for kind, text in deployment.EXPLAINED.items() if kind in kinds]
-    told = f"Deployment point ({'; '.join(parts)})"
-    lines = textwrap.wrap(told, int(figure.get_figwidth() / _X_CHARACTER))
+    lines = textwrap.wrap(f"Deployment point ({'; '.join(parts)})", int(figure.get_figwidth() / _X_CHARACTER))
     figure.supxlabel("\n".join(lines), fontsize=8)
     height = _LINE * (len(lines) - 1)
-    columns = panel_columns(len(blocks))
+    columns = _side_by_side(blocks)
     ticks = [*map(deployment.short, points), *further]
     longest = max(map(len, ticks))
     if len(ticks) * longest * _CHARACTER > figure.get_figwidth() / columns - _Y_LABEL:
