@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance_common import pairs
+from conformance_common import each_once, pairs
 from pages import METHOD
 
 import harness
@@ -40,7 +40,7 @@ def test_a_resume_where_epochs_are_measured_after_a_deploy_method(deploy: str, t
     deploying.a_resume_where_epochs_are_measured_after_it(Case(deploy, folder=tmp_path))
 
 
-@pytest.mark.parametrize(("method", "model"), pairs(METHODS, SMALLER))
+@pytest.mark.parametrize(("method", "model"), each_once(METHODS, SMALLER))
 def test_the_same_batches_as_float_training(method: str, model: str) -> None:
     training.it_gets_the_batches_of_float_training(Case(method, model))
 

@@ -15,3 +15,11 @@ def pairs(methods: list[str], models: Mapping[str, dict[str, Any]]) -> list[Any]
         for method in methods
         for place, model in enumerate(fitting(method, models))
     ]
+
+
+def each_once(methods: list[str], models: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Every method with the first model that it fits, and QAT with every other: where neither acts on the other."""
+    return [
+        *((method, fitting(method, models)[0]) for method in methods),
+        *(("ste", model) for model in list(models)[1:]),
+    ]

@@ -147,11 +147,11 @@ def test_a_compiled_network_agrees(method: str, model: str, device: str) -> None
 
 @pytest.mark.slow
 @COMPILES
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_run_learns_alike(precision: str) -> None:
-    fast, fast_lines = trained(config("oscillation", "vit_tiny", "on", "cpu", precision))
+@pytest.mark.parametrize(("model", "precision"), [("small_cnn", "fp32"), ("vit_tiny", "bf16")])
+def test_a_compiled_run_learns_alike(model: str, precision: str) -> None:
+    fast, fast_lines = trained(config("oscillation", model, "on", "cpu", precision))
     assert fast.compiled == "full"
-    _, plain_lines = trained(config("oscillation", "vit_tiny", "off", "cpu", precision))
+    _, plain_lines = trained(config("oscillation", model, "off", "cpu", precision))
     # bf16 holds 8 bits, and compiled code rounds less often in between.
     limit = {"fp32": 1e-5, "bf16": 0.01}[precision]
     assert fast_lines[-1][schema.TRAIN_LOSS] == pytest.approx(plain_lines[-1][schema.TRAIN_LOSS], rel=limit)
