@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import compare, load
+from analysis import chosen, compare, load
+from analysis.disk_source import load_results, sweep_names
 from analysis.intervals import t_interval
 from analysis.library import Results
 
@@ -239,3 +240,14 @@ def test_the_lead_at_other_bits() -> None:
     found = t_interval([means[PLAIN][seed] - means["lsq@2"][seed] for seed in means[PLAIN]])
     low, high = found.mean - found.half_width, found.mean + found.half_width
     assert f"Against `lsq` it is {found.mean:.1f} points ahead [{low:.1f}, {high:.1f}]." in said("README.md")
+
+
+def test_what_was_chosen_at_an_end_of_its_range() -> None:
+    found = pd.concat(chosen.frame(load_results(RESULTS, name)) for name in sweep_names(RESULTS))
+    ends = found[found["end"] != ""]
+    page = said("README.md")
+    rates = (ends["setting"] == "train.learning_rate") & (ends["end"] == "high")
+    assert f"of {len(found)} chosen settings {len(ends)} lie in the outer tenth" in page
+    assert (
+        f"where chance has {2 * chosen.END * len(found):.0f}. {rates.sum()} of them are learning rates at the" in page
+    )
