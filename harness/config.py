@@ -1,7 +1,7 @@
 """`python -m harness.config [NAME] [--markdown]`: every setting of a sweep file and of a run, with type and default.
 
 NAME: a section (sweep, run, train, deploy, ...), a method, model, data set, sampler or pruner, or the file of one of
-your own. Without: all sections.
+your own; or a key (learning_rate, train.learning_rate), wherever there is one of that name. Without: all sections.
 `--json-schema` prints the JSON Schema of sweep files instead, for editors; sweeps/schema.json is this one.
 """
 
@@ -17,7 +17,7 @@ from harness.cli.component import kind_and_name
 from harness.core import outside, registry
 from harness.core.command import run_command
 from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError, nearest, unknown
 from harness.data._config import Augment, RandomResizedCrop, ShorterSide
 from harness.sweep import json_schema
 from harness.sweep.algorithms import OPTIONS
@@ -49,6 +49,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "random_resized_crop": ("data.augment.random_resized_crop", RandomResizedCrop),
     "resize": ("data.resize of image_folder and tiny_imagenet, where it is no number", ShorterSide),
 }
+_WHAT = "section, method, model, data set, sampler, pruner or key"
 _LIMITS = ("ge", "gt", "le", "lt", "min_length", "pattern")
 
 
@@ -142,13 +143,50 @@ def find(name: str) -> tuple[str, type[BaseModel]]:
     kinds = {each: kind for kind in registry.WITH_SETTINGS for each in registry.names(kind)}
     if name in kinds:
         return f"{kinds[name]} {name}", config_class(kinds[name], name)
-    if outside.is_reference(name) or any(name in outside.registered(kind) for kind in registry.WITH_SETTINGS):
+    if _is_outside(name):
         return _find_outside(name)
     for kind, options in OPTIONS.items():
         if name in options:
             return f"{kind} {name}", options[name]
-    others = (each for options in OPTIONS.values() for each in options)
-    raise unknown("section, method, model, data set, sampler or pruner", name, {*SECTIONS, *kinds, *others})
+    raise unknown(_WHAT, name, _all_sections())
+
+
+def find_settings(name: str) -> list[tuple[str, list[Setting]]]:
+    """What has a name: a section or component with all of its settings, or a key alone, in each section that has it.
+
+    Raises UserError for any other name.
+    """
+    section, dot, key = name.removeprefix("base.").rpartition(".")
+    if dot and section in _all_sections():
+        title, config = find(section)
+        found = [one for one in settings_of(config) if one.key == key]
+        if not found:
+            raise unknown(f"key of {section}", key, config.model_fields)
+        return [(title, found)]
+    if not dot and name not in _all_sections() and not _is_outside(name):
+        everything = [(title, settings_of(config)) for title, config in _everything()]
+        having = [(title, [one for one in found if one.key == name]) for title, found in everything]
+        if not any(found for _, found in having):
+            names = sorted(_all_sections())
+            hint = nearest(name, [*names, *{one.key: None for _, found in everything for one in found}])
+            raise UserError(f"unknown {_WHAT} {name!r}{hint} (legal: {', '.join(names)}, and their keys)")
+        return [(title, found) for title, found in having if found]
+    title, config = find(name)
+    return [(title, settings_of(config))]
+
+
+def _all_sections() -> set[str]:
+    """The names of sections and of components that come with the package."""
+    components = {name for kind in registry.WITH_SETTINGS for name in registry.names(kind)}
+    return {*SECTIONS, *components, *(name for options in OPTIONS.values() for name in options)}
+
+
+def _everything() -> list[tuple[str, type[BaseModel]]]:
+    return [find(name) for name in (*SECTIONS, *sorted(_all_sections() - set(SECTIONS)))]
+
+
+def _is_outside(name: str) -> bool:
+    return outside.is_reference(name) or any(name in outside.registered(kind) for kind in registry.WITH_SETTINGS)
 
 
 def _find_outside(reference: str) -> tuple[str, type[BaseModel]]:
@@ -181,8 +219,7 @@ def as_markdown(title: str, settings: list[Setting]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.config", description="Every setting there is.")
-    what = "a section, method, model, data set, sampler or pruner; default: all sections"
-    parser.add_argument("name", nargs="?", metavar="NAME", help=what)
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"a {_WHAT}; default: all sections")
     parser.add_argument("--markdown", action="store_true", help="as tables for a page")
     parser.add_argument("--json-schema", action="store_true", help="the JSON Schema of sweep files, for editors")
     options = parser.parse_args(arguments)
@@ -191,9 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("--json-schema is of whole sweep files: leave out NAME and --markdown")
         print(json_schema.as_text(json_schema.sweep_schema()))
         return 0
-    chosen = [find(options.name)] if options.name else list(SECTIONS.values())
+    sections = [(title, settings_of(config)) for title, config in SECTIONS.values()]
     show = as_markdown if options.markdown else as_text
-    print("\n\n".join(show(title, settings_of(config)) for title, config in chosen))
+    print("\n\n".join(show(*each) for each in (find_settings(options.name) if options.name else sections)))
     return 0
 
 

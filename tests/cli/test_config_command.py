@@ -77,6 +77,26 @@ def test_a_misspelt_name_is_refused_with_the_nearest() -> None:
         config.main(["trian"])
 
 
+@pytest.mark.parametrize("name", ["train.learning_rate", "base.train.learning_rate"])
+def test_a_key_alone(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main([name]) == 0
+    assert capsys.readouterr().out.startswith("train, and pretrain\n  learning_rate: float; default 0.001;")
+
+
+def test_a_key_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main(["strength"]) == 0
+    said = capsys.readouterr().out
+    assert {"method oscillation", "method kure", "method dampening"} < set(said.splitlines())
+    assert said.count("  strength: ") == said.count("method ")
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown key of train 'lerning_rate'; did you mean 'learning_rate'\?"):
+        config.main(["train.lerning_rate"])
+    with pytest.raises(UserError, match=r"or key 'lerning_rate'; did you mean 'learning_rate'\? \(legal: activations,"):
+        config.main(["lerning_rate"])
+
+
 def test_sections_need_no_torch() -> None:
     code = "import sys; from harness.config import main; main([]); sys.exit('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
