@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in finished_runs(options.where):
         try:
             added = add_rows(folder, options.bits, deploys, options.device)
-            print(f"{folder.name}: {counted(added, 'row')} added", *_last_rows(folder, added), sep="\n", flush=True)
+            lines = [*_last_rows(folder, added), *_without_effect(folder, deploys)]
+            print(f"{folder.name}: {counted(added, 'row')} added", *lines, sep="\n", flush=True)
         except UserError as error:
             failed += 1
             print(f"{folder.name}: {error}", file=sys.stderr, flush=True)
@@ -57,6 +58,17 @@ def _last_rows(folder: Path, count: int) -> list[str]:
         f"  test {schema.point(row)!s:>5}  {metric.name} {metric.shown(schema.score_of(row))}  {row['deploy']}"
         for row in rows
     ]
+
+
+def _without_effect(folder: Path, deploys: Sequence[str]) -> list[str]:
+    """A line for each of the methods whose rows are all those of rounding to nearest."""
+    rows = {_key(row): row["loss"] for row in RunDirectory(folder).finished()["rows"]}
+    lines = []
+    for name in deploys:
+        own = {key: loss for key, loss in rows.items() if key[1] == name and (key[0], "rtn", key[2]) in rows}
+        if own and all(rows[split, "rtn", point] == loss for (split, _, point), loss in own.items()):
+            lines.append(f"  {outside.shown(name)} changes nothing in this network: its rows are those of rtn")
+    return lines
 
 
 def _points(text: str) -> tuple[AnyPoint, ...]:

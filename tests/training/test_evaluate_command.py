@@ -76,6 +76,16 @@ def test_a_second_time_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.endswith(": 0 rows added\n")
 
 
+@pytest.mark.parametrize(("model", "told"), [(RAW["model"], True), (RESNET, False)], ids=["MLP", "ResNet"])
+def test_a_deploy_method_without_effect_is_said(
+    model: dict[str, Any], told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(tmp_path, model=model)
+    assert evaluate.main([str(tmp_path), "--bits", "2", "--deploy", "bn_reestimation"]) == 0
+    said = "bn_reestimation changes nothing in this network: its rows are those of rtn"
+    assert (said in capsys.readouterr().out) == told
+
+
 def test_runs_of_a_sweep_and_of_a_root_are_found(tmp_path: Path) -> None:
     for sweep in ("a", "b"):
         finished(tmp_path / sweep / "runs" / "one")
