@@ -103,7 +103,7 @@ def _cells(cells: list[dict[str, Any]], wide: bool) -> Table:
     after = ["after"] if any(cell["measured_after"] != "rtn" for cell in cells) else []
     table = _table(("cell", "trials", "finals", *counts, "best", *after, "ETA"))
     for cell in cells:
-        best = "-" if cell["best"] is None else " ".join(f"{value:.4f}" for value in cell["best"]["values"])
+        best = "-" if cell["best"] is None else cell["best"]["shown"]
         done = [f"{cell['trials_done']}/{cell['trials']}", f"{cell['finals_done']}/{cell['finals']}"]
         eta = "-" if cell["eta_s"] is None else span(cell["eta_s"])
         value = [best, cell["measured_after"]] if after else [best]

@@ -88,7 +88,10 @@ def summary(sweep: OpenSweep) -> int:
         heading = f"{point} bit" if isinstance(point.plain, int) else str(point)
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
-        table.add_row(*_cells_of(cell, records[cell["id"]], points, [after[cell["id"]]] if named else [], metric))
+        chosen: dict[str, Any] = cell["chosen"] or {"value": None, "params": {}}
+        columns = [cell["id"], str(cell["trials"]), _shown(chosen["value"], sweep)]
+        columns += [after[cell["id"]]] if named else []
+        table.add_row(*columns, *_chosen_and_scores(cell, chosen["params"], records[cell["id"]], points, metric))
     # Piped or narrow output must lose nothing: a column that is cut hides which cell a row is about.
     natural = Console(width=10_000).measure(table).maximum
     Console(width=max(Console().width, natural)).print(table)
@@ -106,15 +109,17 @@ def _test_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row, deploy in found if (row["split"], row["deploy"]) == ("test", deploy)]
 
 
-def _cells_of(
-    cell: dict[str, Any], records: list[dict[str, Any]], points: list[AnyPoint], after: list[str], metric: Metric
-) -> list[str]:
-    chosen = cell["chosen"] or {"value": None, "params": {}}
-    value = chosen["value"]
+def _shown(value: Any, sweep: OpenSweep) -> str:
+    """A chosen trial's objective or objectives; `-` for none."""
     values = [] if value is None else value if isinstance(value, list) else [value]
-    params = ", ".join(f"{name.rpartition('.')[2]} {_short(item)}" for name, item in chosen["params"].items())
-    line = [cell["id"], str(cell["trials"]), " ".join(f"{item:.4f}" for item in values) or "-"]
-    line += [*after, params or "-", f"{len(records)}/{len(cell['seeds'])}"]
+    return objective.shown(values, sweep.spec.objectives, sweep.spec.metric) or "-"
+
+
+def _chosen_and_scores(
+    cell: dict[str, Any], params: dict[str, Any], records: list[dict[str, Any]], points: list[AnyPoint], metric: Metric
+) -> list[str]:
+    chosen = ", ".join(f"{name.rpartition('.')[2]} {_short(item)}" for name, item in params.items())
+    line = [chosen or "-", f"{len(records)}/{len(cell['seeds'])}"]
     for point in points:
         scores = [schema.score_of(row) for row in _test_rows(records) if schema.point(row).key == point.key]
         mean = metric.scale * sum(scores) / len(scores) if scores else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from harness.cluster.worker_info import WorkerInfo, list_workers
-from harness.sweep import plan
+from harness.sweep import objective, plan
 from harness.sweep.cells import Cell
 from harness.sweep.queue import NO_MIRROR, OpenSweep
 from harness.sweep.rebuild import RecordedSweep, as_it_is
@@ -116,6 +116,11 @@ def _eta_s(tune: Counts, final: Counts, trials: Phases, overall_s: float | None,
     return left * (mean_s or 0.0) / max(workers, 1) if is_known else None
 
 
+def _best(sweep: OpenSweep, best: "FrozenTrial") -> dict[str, Any]:
+    shown = objective.shown(best.values, sweep.spec.objectives, sweep.spec.metric)
+    return {"trial": best.number, "values": best.values, "shown": shown, "params": best.params}
+
+
 def _cell(
     sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool, overall_s: float | None, present: int
 ) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def _cell(
         "finals_failed": final.failed,
         "nothing_to_choose": lost,
         "measured_after": cell.measured_after,
-        "best": None if best is None else {"trial": best.number, "values": best.values, "params": best.params},
+        "best": None if best is None else _best(sweep, best),
         "mean_run_s": mean_seconds([*trials["tune"], *trials["final"]]) or overall_s,
         "eta_s": _eta_s(tune, final, trials, overall_s, present),
     }

@@ -67,17 +67,23 @@ def measured(metric: Metric, split: str, point: Written) -> list[str]:
     return [*(schema.score(each, split, point) for each in (metric, *metric.beside)), schema.loss(split, point)]
 
 
-def _figure(name: str, metric: Metric) -> Metric | None:
-    """The figure that an objective is of; None for a loss, or for nothing that the task measures."""
+def figure_of(name: str, metric: Metric) -> Metric | None:
+    """The figure that an objective is of; None for a loss, or for what the task does not measure."""
     if name in AGGREGATES:
         return metric
     found = _METRIC.match(name)
     return next((each for each in (metric, *metric.beside) if found and each.key == found[1]), None)
 
 
+def shown(values: Iterable[float], names: Iterable[str], metric: Metric) -> str:
+    """Objectives in the unit of the test scores where they are of a figure of the task: `94.30 %`; else a number."""
+    figures = (figure_of(name, metric) for name in names)
+    return " ".join(f"{value:.4f}" if each is None else each.shown(value) for value, each in zip(values, figures))
+
+
 def _is_metric(name: str, metric: Metric) -> bool:
     found = _METRIC.match(name)
-    if found is None or (found[1] != "loss" and _figure(name, metric) is None):
+    if found is None or (found[1] != "loss" and figure_of(name, metric) is None):
         return False
     return _is_point(found[2])
 
@@ -93,7 +99,7 @@ def direction(name: AnyObjective, metric: Metric) -> Literal["minimize", "maximi
     """The one that is stated; else "minimize" for losses, and that of the figure."""
     if isinstance(name, Objective):
         return name.direction
-    figure = _figure(name, metric)
+    figure = figure_of(name, metric)
     return figure.direction if figure else "minimize"
 
 

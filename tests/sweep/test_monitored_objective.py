@@ -129,6 +129,7 @@ def test_the_status_and_the_table_say_after_what(tmp_path: Path, capsys: pytest.
         progress.summary(sweep)
         table = capsys.readouterr().out
         assert ("bn_reestimation" in table) == bool(said)
+        assert all(" % " in text for text in (table, printed(status.shown(report))))  # in the unit of the test scores
         assert ("│ 50.0 │ 87.5 │ 50.0 │" in " ".join(table.split())) == bool(said), table
 
 
