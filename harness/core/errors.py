@@ -42,6 +42,7 @@ def masked(text: str) -> str:
 _ELSEWHERE = {
     "lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "lambda": "strength", "reg": "strength",
     "n_trials": "trials", "num_epochs": "epochs", "bits": "target_bit", "scheduler": "schedule", "opt": "optimizer",
+    "gpus_per_node": "gpus", "cpus_per_task": "cpus", "mem": "memory_gb", "timeout_min": "time",
 }  # fmt: skip
 
 

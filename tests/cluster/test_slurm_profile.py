@@ -149,9 +149,14 @@ def test_no_more_at_once_than_the_profile_or_the_launch_allows(workers: int) -> 
     assert Profile().submitit_parameters(workers)["array_parallelism"] == min(workers, 256)
 
 
-def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("memory: 3\n")
-    with pytest.raises(UserError, match=r"p\.yaml: memory: unknown key; did you mean 'memory_gb'\?"):
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("memory", "memory_gb"), ("gpus_per_node", "gpus"), ("cpus_per_task", "cpus"), ("mem", "memory_gb")]
+    + [("timeout_min", "time")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key: str, meant: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(f"{key}: 3\n")
+    with pytest.raises(UserError, match=rf"p\.yaml: {key}: unknown key; did you mean '{meant}'\?"):
         read_profile(tmp_path / "p.yaml")
 
 
