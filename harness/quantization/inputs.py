@@ -133,8 +133,8 @@ def _deployed(
     needed = config.granularity != "token"
     if observed is None and needed:
         raise UserError(
-            "calibration: the ranges of activations are taken from batches of inputs, and there are none; give some "
-            "(calibration=...), or set activations.granularity: token and range: max"
+            "calibration: the ranges of activations are taken from batches of inputs, and there are none; give "
+            "calibration=[x, ...], or activations={'granularity': 'token', 'range': 'max'}, which needs none"
         )
     seen = observed[name] if observed is not None and needed else None  # asked only now: it may still have to be seen
     default = make_activation_quantizer(config, bits, seen, site.rows)

@@ -151,8 +151,7 @@ def test_no_more_at_once_than_the_profile_or_the_launch_allows(workers: int) -> 
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("memory", "memory_gb"), ("gpus_per_node", "gpus"), ("cpus_per_task", "cpus"), ("mem", "memory_gb")]
-    + [("timeout_min", "time")],
+    [("memory", "memory_gb"), ("mem", "memory_gb"), ("gpus_per_node", "gpus"), ("cpus_per_task", "cpus")],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(key: str, meant: str, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(f"{key}: 3\n")
