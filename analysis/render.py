@@ -255,3 +255,5 @@ def print_files(folder: Path, names: Iterable[str]) -> None:
     print(f"written to {folder}:")
     for stem, found in suffixes.items():
         print(f"  {stem}.{found[0] if len(found) == 1 else '{' + ','.join(found) + '}'}")
+    if "report" in suffixes:
+        print(f"all of it in one page: {folder / 'report.html'}")

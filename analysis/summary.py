@@ -26,10 +26,12 @@ def _sentence(found: Comparisons, rows: Sequence[Compared]) -> str:
     point, reference = rows[0].at, rows[0].second
     sign = 1 if found.metric.higher_is_better else -1
     rows = sorted(rows, key=lambda one: -sign * one.result.effect)
+    undecided = [one for one in rows if not one.better]
+    seeds = " or ".join(sorted({one.result.n for one in undecided}))
     groups = {
         "better": [one for one in rows if one.better == one.first.label],
         "worse": [one for one in rows if one.better == reference.label],
-        "no decision": [one for one in rows if not one.better],
+        f"not decided by {seeds} seeds": undecided,
     }
     parts = [f"{name}: {', '.join(_named(one, found) for one in each)}" for name, each in groups.items() if each]
     return f"At {deployment.title(point)} {reference.label} has {_score(found, reference, point)}; {'; '.join(parts)}."

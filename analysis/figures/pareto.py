@@ -71,7 +71,8 @@ def _points(group: Group) -> pd.DataFrame:
     kept = ["panel", "method", "target_bit", "trial", "run_id", "chosen", "at_target", "worst"]
     frame = pd.concat(parts, ignore_index=True)[kept].dropna(subset=["at_target", "worst"]) if parts else pd.DataFrame()
     if frame.empty:
-        raise NothingToDraw("no tuning trial has a target bit-width that its network was evaluated at")
+        none = "no tuning trials" if not group.trials else ""
+        raise NothingToDraw(none or "no tuning trial has a target bit-width that its network was evaluated at")
     panels = (own for _, own in frame.groupby("panel", sort=False))
     frame["on_front"] = np.concatenate([undominated(own, group.metric.higher_is_better) for own in panels])
     return frame.reset_index(drop=True)

@@ -55,7 +55,9 @@ def check(kind: str, name: str, base: Path | None = None) -> str:
         return name
     reference = name if outside.is_reference(name) else outside.registered(kind).get(name)
     if reference is None:
-        raise unknown(kind, name, known(kind), _called(kind, name.lower()))
+        parts = name.split("+")
+        stack = f"[{', '.join(parts)}]" if len(parts) > 1 and set(parts) <= {*known(kind)} else None  # as it is shown
+        raise unknown(kind, name, known(kind), stack or _called(kind, name.lower()))
     try:
         found = outside.resolve(kind, reference, base or Path())
     except outside.AbsentError as error:

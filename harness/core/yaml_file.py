@@ -61,7 +61,10 @@ def parse(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{line}not YAML: {error.problem}") from None
+        hint = (
+            "; is it indented as the lines that belong with it?" if "expected <block end>" in str(error.problem) else ""
+        )
+        raise UserError(f"{line}not YAML: {error.problem}{hint}") from None
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The cells of a sweep: one study for each method stack and grid point."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
 from harness.sweep.search_space import Space, corners
 from harness.training.config import RunConfig, complete, complete_but_methods, parse
 
+#: A setting in a message: `train.epochs`, or `activations` of a run.
+_SETTING = re.compile(r"[a-z_]+(\.\w+)*")
 #: Checks settings and fills in defaults: `parse`, `complete_but_methods` or `complete`.
 Check = Callable[[Mapping[str, Any]], RunConfig]
 
@@ -47,7 +50,16 @@ class Cell:
                 assign(raw, key, value)
             return check({**raw, "seed": seed, "phase": phase})
         except UserError as error:
-            raise UserError(f"cell {self.id}: {error}") from None
+            lines = str(error).splitlines()
+            in_base = all(self._is_of_base(line.partition(": ")[0]) for line in lines)
+            said = "\n".join(f"base.{line}" for line in lines) if in_base else f"cell {self.id}: {error}"
+            raise UserError(said) from None
+
+    def _is_of_base(self, place: str) -> bool:
+        """Whether a message is about a setting that all cells share: none that the cell names itself."""
+        own = ("methods", *self.grid, *self.set, *self.search)
+        is_own = any(f"{key}.".startswith(f"{place}.") or f"{place}.".startswith(f"{key}.") for key in own)
+        return bool(_SETTING.fullmatch(place)) and not is_own
 
 
 def assign(raw: dict[str, Any], key: str, value: Any) -> None:

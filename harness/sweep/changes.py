@@ -1,7 +1,7 @@
 """What may change in a sweep that has run: it may grow, and run on other machines or storage; nothing else."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,18 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
     if changed:
         raise UserError(
             f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
-            "final.seeds may grow; give the edited sweep a name (or --root) of its own"
+            f"final.seeds may grow; give the edited sweep a name (or --root) of its own{_further_rows(folder, changed)}"
         )
     if before["storage"] != after["storage"] and (workers := SweepDirectory(folder).living_workers()):
         uses = "worker still uses" if len(workers) == 1 else "workers still use"
         raise UserError(f"storage: {len(workers)} {uses} {before['storage']!r}; harness.cancel stops them")
+
+
+def _further_rows(folder: Path, changed: Sequence[str]) -> str:
+    """The way to rows of finished runs at other points, or by other deploy methods, which needs no other sweep."""
+    if not set(changed) <= {"base.deploy.bits", "base.deploy.methods"}:
+        return ""
+    return f". Finished runs get further rows by: python -m harness.evaluate {folder} --bits ... --deploy ..."
 
 
 def note_numerics(files: SweepDirectory) -> None:

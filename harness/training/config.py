@@ -121,7 +121,10 @@ class RunConfig(StrictConfig):
         target = self.target
         if self.watch_bit is None:
             if target is None:
-                raise ValueError("a float run (no target_bit) names the bits it is watched at: watch_bit: 2 to 8")
+                raise ValueError(
+                    "target_bit is missing: the bit-width that methods train for (2 to 8, w4a4 and such); float "
+                    "training has none, and names the one at which oscillations are counted: watch_bit: 2 to 8"
+                )
             object.__setattr__(self, "watch_bit", target.weights)
         if self.also_watch and target is not None:
             raise ValueError("also_watch is for float runs (no target_bit); any other is watched at its target bit")

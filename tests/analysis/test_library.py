@@ -170,7 +170,7 @@ def test_what_comparisons_come_to(tmp_path: Path) -> None:
     (only,) = summary.sentences(found)  # ways of deployment of one training have none
     assert only == (
         "At 2 bits ste@2, rtn has 55.0 %; better: lsq@2, rtn (+5.0); worse: float, rtn (-35.0); "
-        "no decision: kure@2, rtn (+1.0)."
+        "not decided by 3 seeds: kure@2, rtn (+1.0)."
     )
 
 

@@ -77,6 +77,14 @@ def test_a_sweep_that_would_shrink_is_told_its_size(cli: Cli, edits: Edits) -> N
         main([str(cli.file(edited(edits))), "--cluster", "debug", "--root", str(cli.root)])
 
 
+def test_further_points_of_finished_runs_need_no_other_sweep(cli: Cli) -> None:
+    queue.open_sweep(read_sweep(cli.file(BASE)), cli.root)
+    for edits, told in (({}, True), ({"tune/seed": 7}, False)):
+        with pytest.raises(UserError, match=r"base\.deploy\.bits") as raised:
+            main([str(cli.file(edited({"base/deploy/bits": [2, 4, 8], **edits}))), "--root", str(cli.root)])
+        assert ("python -m harness.evaluate" in str(raised.value)) == told
+
+
 def test_all_changed_keys_are_named(cli: Cli) -> None:
     queue.open_sweep(read_sweep(cli.file(BASE)), cli.root)
     edits = {"base/train/epochs": 2, "tune/seed": 7}

@@ -116,6 +116,7 @@ NAMES = {
     "data set": ({"base/data/name": "digit"}, ["unknown data set 'digit'; did you mean 'digits'? (legal: cifar10"]),
     "sampler": ({"sampler": "tep"}, ["unknown sampler 'tep'; did you mean 'tpe'? (legal: gp, grid, nsgaii"]),
     "pruner": ({"pruner": "medain"}, ["unknown pruner 'medain'; did you mean 'median'? (legal: hyperband"]),
+    "stack as it is shown": ({"cells/0/methods": "ste+freezing"}, ["'ste+freezing'; did you mean '[ste, freezing]'?"]),
     "objective": ({"objective": "taget"}, ["objective 'taget' is unknown; did you mean 'target'?", "val/loss_w2"]),
     "objective, bits": ({"objective": "val/acc_w9"}, ["objective 'val/acc_w9' is unknown", "val/acc_w2 to val/acc_w8"]),
     "test split": ({"objective": "test/acc_w2"}, ["objective 'test/acc_w2' is unknown"]),
@@ -155,7 +156,7 @@ MONITORED = {
 @pytest.mark.parametrize(("deploy", "said"), MONITORED.values(), ids=MONITORED)
 def test_a_monitored_method_that_cannot_deploy_is_refused(cli: Cli, deploy: object, said: str) -> None:
     message = cli.refusal(cli.file(edited({"base/monitor": {"deploy": deploy}})))
-    assert message.startswith("cell ste,target_bit=2: monitor.deploy: ")
+    assert message.startswith("base.monitor.deploy: ")
     assert said in message
 
 

@@ -26,7 +26,7 @@ SWEEPS = {
     ),
     "float run without watch": (
         {"cells/0/methods": "none", "cells/0/grid": {}},
-        ["a float run (no target_bit) names the bits it is watched at: watch_bit: 2 to 8"],
+        ["target_bit is missing: the bit-width that methods train for", "float training has none", "watch_bit: 2 to 8"],
     ),
     "pruner of two objectives": (
         {"objective": ["target", "mean"], "pruner": "median"},
@@ -51,6 +51,17 @@ SWEEPS = {
     "option of no pruner": ({"pruner": {"name": "none", "n_min_trials": 2}}, ["pruner 'none': n_min_trials"]),
     "no name": ({"name": GONE}, ["name: missing"]),
 }
+
+
+def test_a_mistake_of_all_cells_is_said_to_be_in_base(cli: Cli) -> None:
+    assert cli.refusal(cli.file(edited({"base/train/epoch": 5}))).startswith("base.train.epoch: unknown key; did you")
+    assert cli.refusal(cli.file(edited({"base/train/epochs": "x"}))).startswith("base.train.epochs: 'x'")
+    of_cell = cli.refusal(cli.file(edited({"cells/0/set": {"train.epoch": 5}})))
+    assert of_cell.startswith("cell ste,target_bit=2,train.epoch=5: train.epoch: unknown key")
+    searched = {"train.learning_rate": {"low": -1, "high": 2}}
+    assert cli.refusal(cli.file(edited({SEARCH: searched}))).startswith(
+        "cell ste,target_bit=2: train.learning_rate: -1"
+    )
 
 
 @pytest.mark.parametrize(("edits", "said"), SWEEPS.values(), ids=SWEEPS)
@@ -123,6 +134,7 @@ TEXTS = {
     "duplicate key": ("name: a\nbase: {}\nname: b\n", "line 3: key 'name' appears twice in the same section"),
     "duplicate key below": ("name: a\nbase:\n  train:\n    epochs: 1\n    epochs: 2\n", "line 5: key 'epochs' appears"),
     "not YAML": ("name: [a\n", "not YAML"),
+    "an item out of line": ("cells:\n  - methods: ste\n   - methods: lsq\n", "line 3: not YAML: expected <block end>"),
     "tab": ("name: a\nbase:\n\ttrain: 3\n", "line 3: not YAML"),
     "a list": ("- a\n- b\n", "expected keys and values, found list"),
     "empty": ("", "expected keys and values, found NoneType"),
