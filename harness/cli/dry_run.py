@@ -19,7 +19,7 @@ from harness.records.run_directory import TRIALS
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep import plan, queue
 from harness.sweep.cells import Cell
-from harness.sweep.changes import check_change, settled
+from harness.sweep.changes import added_cells, check_change, settled
 from harness.sweep.config import SweepConfig
 from harness.sweep.rebuild import RecordedSweep, as_it_is
 from harness.sweep.search_space import Choices, Range
@@ -76,9 +76,11 @@ def show_status(spec: SweepConfig, root: Path) -> int:
         return 2
     there = queue.load_sweep(folder)
     grown = as_it_is(dataclasses.replace(there, spec=spec))
-    left, workers = plan.left(grown), len(there.files.living_workers())
+    new = added_cells(read_json(there.files.sweep), spec) or ()  # their studies are made by a launch
+    runs = len(new) * (spec.tune.trials + len(spec.final.seeds))
+    left, workers = plan.left(grown) + runs, len(there.files.living_workers())
     there_is = f"{counted(left, 'run')} left, {counted(workers, 'worker')} on it" if left else plan.ending(grown)
-    print(f"{folder}: {there_is}")
+    print(f"{folder}: {there_is}" + (f", {runs} of them in {counted(len(new), 'new cell')}" if new else ""))
     if isinstance(grown, RecordedSweep):
         print("the queue is not there; a launch rebuilds it from the records")
     return 0

@@ -1,5 +1,6 @@
-"""What may change in a sweep that has run: it may grow, and run on other machines or storage; nothing else."""
+"""What may change in a sweep that has run: it may grow, gain cells, and run elsewhere; nothing else."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from harness.core.errors import UserError
 from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory
+from harness.sweep.cells import Cell, expand
 from harness.sweep.config import SweepConfig, from_json, plain
 
 
@@ -81,17 +83,51 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
             f"{folder}: {' and '.join(edits)} {verb} edited since the launch{also}. Give the edited sweep a name "
             f"(or --root) of its own, or put back what was launched, which {SweepDirectory(folder).components} keeps"
         )
+    if any(map(_is_of_cells, changed)) and added_cells(before, spec) is not None:
+        changed = [key for key in changed if not _is_of_cells(key)]
+        _refuse_workers(folder, "cells", "those of the launch")
     if changed and set(changed) <= {"tune.trials", "final.seeds"}:
         holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
         raise UserError(f"{folder} has grown to {holds}, and a sweep cannot shrink; launch it with these")
     if changed:
         raise UserError(
             f"{folder} holds a sweep of this name that differs in: {', '.join(changed)}. Only tune.trials and "
-            f"final.seeds may grow; give the edited sweep a name (or --root) of its own{_further_rows(folder, changed)}"
+            "final.seeds may grow, and cells may be added; give the edited sweep a name (or --root) of its own"
+            f"{_further_rows(folder, changed)}"
         )
-    if before["storage"] != after["storage"] and (workers := SweepDirectory(folder).living_workers()):
+    if before["storage"] != after["storage"]:
+        _refuse_workers(folder, "storage", repr(before["storage"]))
+
+
+def added_cells(before: Mapping[str, Any] | None, spec: SweepConfig) -> list[str] | None:
+    """The ids of a sweep's cells that it did not have, or None where one that it had is gone or another.
+
+    before: its content as it was launched.
+    """
+    try:
+        specs = (from_json(before), spec) if before is not None else ()
+        had, has = ({cell.id: _what_decides(cell) for cell in expand(each, checked=False)} for each in specs)
+    except ValueError:  # there is none, or one by a version whose files this one does not read
+        return None
+    return [name for name in has if name not in had] if had.items() <= has.items() else None
+
+
+def _what_decides(cell: Cell) -> str:
+    """All of a cell that may not change."""
+    free = ("runtime.", "data.root", "data.download")
+    kept = {key: value for key, value in flatten(cell.raw) if not f"{key}.".startswith(free)}
+    return json.dumps([kept, {key: space.model_dump() for key, space in cell.search.items()}], default=str)
+
+
+def _is_of_cells(key: str) -> bool:
+    return key.split(" ")[0].split(".")[0] in ("cells", "grid")
+
+
+def _refuse_workers(folder: Path, what: str, used: str) -> None:
+    """Raise UserError while workers are at work that hold on to what was."""
+    if workers := SweepDirectory(folder).living_workers():
         uses = "worker still uses" if len(workers) == 1 else "workers still use"
-        raise UserError(f"storage: {len(workers)} {uses} {before['storage']!r}; harness.cancel stops them")
+        raise UserError(f"{what}: {len(workers)} {uses} {used}; harness.cancel stops them")
 
 
 def _further_rows(folder: Path, changed: Sequence[str]) -> str:

@@ -9,14 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies_common import RATE, THREE, TWO, cells, claims, final_runs, finish_tuning, open_sweep, record, states, tell
+from studies_common import (
+    RATE,
+    THREE,
+    TWO,
+    cells,
+    claims,
+    final_runs,
+    finish_tuning,
+    open_sweep,
+    raw,
+    record,
+    states,
+    tell,
+)
 
+from harness.cli.dry_run import show_status
 from harness.cluster.signals import StopRequest
 from harness.cluster.worker import Worker
+from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 from harness.records.heartbeat import Heartbeat
 from harness.records.run_directory import RunDirectory
 from harness.sweep import plan, queue
+from harness.sweep.config import SweepConfig
 from harness.sweep.search_space import draw
 
 
@@ -91,6 +107,54 @@ def test_a_larger_number_of_seeds_alone_tunes_nothing(tmp_path: Path) -> None:
     plan.top_up(grown)
     assert states(grown, TWO) == {"COMPLETE": 3}
     assert Counter(seed for _, seed, _ in final_runs(grown)) == {0: 2, 1: 2, 7: 2}
+
+
+def cells_of(*targets: int, **other: Any) -> list[dict[str, Any]]:
+    return [{"methods": "ste", "grid": {"target_bit": list(targets)}, "search": {"train.learning_rate": RATE}, **other}]
+
+
+def test_cells_may_be_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = open_sweep(tmp_path)
+    finish_tuning(sweep, lambda claim: record(0.5))
+    for claim in claims(sweep):
+        tell(sweep, claim, {"rows": []})
+    before, finals = cells(sweep), final_runs(sweep)
+    more = [*cells_of(4, 3, 2), {"methods": "none", "set": {"watch_bit": 2}, "search": {"train.learning_rate": RATE}}]
+    spec = SweepConfig.model_validate(raw(cells=more))
+    assert show_status(spec, tmp_path) == 0
+    assert "10 runs left, 0 workers on it, 10 of them in 2 new cells" in capsys.readouterr().out
+    grown = open_sweep(tmp_path, cells=more)
+    plan.top_up(grown)
+    now = cells(grown)
+    assert {name: now[name] for name in before} == before
+    assert final_runs(grown) == finals
+    new = {name: states(grown, name)["WAITING"] for name in now if name not in before}
+    assert new == {"ste,target_bit=4": 3, "none,watch_bit=2": 3}
+    assert states(grown, TWO) == {"COMPLETE": 3}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        cells_of(2),  # one is gone
+        cells_of(2, 3, 4, set={"train.epochs": 2}),
+        cells_of(2, 3, 4, search={"train.learning_rate": {**RATE, "high": 0.1}}),
+    ],
+)
+def test_a_cell_that_is_there_stays_as_it_is(changed: list[dict[str, Any]], tmp_path: Path) -> None:
+    open_sweep(tmp_path)
+    with pytest.raises(
+        UserError, match=r"differs in: .*Only tune\.trials and final\.seeds may grow, and cells may be added"
+    ):
+        open_sweep(tmp_path, cells=changed)
+
+
+def test_cells_are_added_once_its_workers_have_stopped(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    with Heartbeat(RunDirectory(sweep.folder / "workers" / "w")):
+        assert sweep.files.living_workers() == ["w"]
+        with pytest.raises(UserError, match=r"cells: 1 worker still uses those of the launch; harness.cancel stops"):
+            open_sweep(tmp_path, cells=cells_of(2, 3, 4))
 
 
 # Samplers
