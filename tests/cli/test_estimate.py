@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from cli_sweep import SEARCH, Cli, edited
+from cli_sweep import BASE, SEARCH, Cli, edited
 
 from harness.cli import estimate
 from harness.launch import main
 from harness.sweep.cells import expand
 from harness.sweep.config import SweepConfig
 from harness.training import cost
-from harness.training.config import RunConfig
+from harness.training.config import RunConfig, complete
 from harness.training.cost import Cost
 
 #: 2 s an epoch, 6 s a run of one epoch, 8 s a final one.
@@ -101,6 +101,26 @@ def test_a_real_network_is_measured_and_nothing_is_begun(
     assert 0 < found.step_s < 5
     assert 0 < found.evaluation_s < 60
     assert found.test_over_val > 1
+
+
+@pytest.mark.parametrize(("start_s", "times"), [(1.0, [2, 1]), (cost.COLD_S, [1, 1])])
+def test_what_a_process_does_once_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, start_s: float, times: list[int]
+) -> None:
+    found: list[float] = []
+
+    def once(config: RunConfig) -> Cost:
+        found.append(start_s / (1 + len(found)))
+        return Cost(found[-1], 0.1, 1.0, steps=1)
+
+    monkeypatch.setattr(cost, "_cold", [True])
+    monkeypatch.setattr(cost, "_measured", once)
+    config = complete({**BASE["base"], "methods": "ste", "target_bit": 2})
+    before = 0
+    for count in times:
+        assert cost.measure(config).start_s == found[-1]
+        assert len(found) - before == count
+        before = len(found)
 
 
 def test_without_the_data_nothing_is_measured(cli: Cli, measured: list[RunConfig]) -> None:
