@@ -24,6 +24,11 @@ class Interval(NamedTuple):
     def high(self) -> float:
         return self.mean + self.half_width
 
+    def pair(self) -> tuple[float, float]:
+        """The two values that it is of, the lower one first. n must be 2, and its level `LEVEL`."""
+        half = self.half_width / _quantile(LEVEL, 1)
+        return self.mean - half, self.mean + half
+
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """`mean ± t(level, n-1) * sd / sqrt(n)`, with the n-1 standard deviation."""

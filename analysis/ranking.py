@@ -13,7 +13,7 @@ from analysis.intervals import Interval, separate_best, t_interval
 from analysis.paired import Lacking, frequencies
 from analysis.series import Group, Series
 from analysis.table_text import LATEX, MARKDOWN, latex, latex_row, latex_table, latex_title, markdown, ruled
-from analysis.tables import interval_text
+from analysis.tables import interval_text, of_two_seeds
 from harness.core.bits import FLOAT, PlainPoint
 
 NAME = "ranking"
@@ -188,8 +188,7 @@ def cells(ranking: Ranking, one: Standing) -> list[str]:
         one.method,
         one.seeds,
         *(f"{one.at[bits]:.{ranking.decimals}f}" if bits in one.at else "—" for bits in ranking.targets),
-        interval_text(one.at_target, ranking.decimals),
-        interval_text(one.others, ranking.decimals),
+        *(interval_text(each, ranking.decimals) for each in (one.at_target, one.others)),
         "—" if math.isnan(one.frequency) else f"{one.frequency:.5f}",
         "—" if math.isnan(one.cost) else f"{one.cost:.2f}x",
         *(_deployment_texts(one) if ranking.compares_deployments else ()),
@@ -205,8 +204,9 @@ def legend(rankings: Sequence[Ranking]) -> str:
     """How to read the columns; of targets with activations only where there is one."""
     mixed = [target for one in rankings for target in one.targets if not deployment.weights_only(target)]
     further = f" (for targets such as {mixed[0]}: over the other points with activations)" if mixed else ""
-    deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
     what = " / ".join(dict.fromkeys(one.label for one in rankings))
+    deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
+    deployed += of_two_seeds(each for one in rankings for it in one.standings for each in (it.at_target, it.others))
     return _LEGEND.format(what=what, best="bold", further=further, deployed=deployed)
 
 

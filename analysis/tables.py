@@ -1,7 +1,7 @@
 """The cross-bit table: the score of every method and target at every deployment bit-width."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -63,7 +63,8 @@ class Table:
         aimed = [label for label, _, _ in self.rows if label.startswith("none@")]
         bits = "b" if any(label.startswith("none@w") for label in aimed) else "b bits"
         control = f"; none@b is float training whose best epoch (and setting) is chosen at {bits}" if aimed else ""
-        return _LEGEND.format(target=target, best=best) + control
+        two = of_two_seeds(entry.interval for _, _, entries in self.rows for entry in entries).rstrip(".")
+        return _LEGEND.format(target=target, best=best) + control + (two and f".{two}")
 
 
 def make_table(group: Group) -> Table:
@@ -108,14 +109,24 @@ def _seeds(counts: Sequence[int], planned: int) -> str:
 
 
 def interval_text(interval: Interval, decimals: int = 1) -> str:
-    """`97.1 ± 0.8`; one seed has no interval and prints `97.1 ±—`; what does not depend on a seed prints `97.1`."""
+    """`97.1 ± 0.8`; `61.3 (41.0, 81.5)` of two seeds, whose t interval says little; `97.1 ±—` of one.
+
+    What does not depend on a seed prints `97.1`.
+    """
     if not interval.n:
         return "—"
     if interval.n == 1 and interval.half_width == 0:
         return f"{interval.mean:.{decimals}f}"
     if math.isnan(interval.half_width):
         return f"{interval.mean:.{decimals}f} ±—"
+    if interval.n == 2:
+        return f"{interval.mean:.{decimals}f} ({', '.join(f'{one:.{decimals}f}' for one in interval.pair())})"
     return f"{interval.mean:.{decimals}f} ± {interval.half_width:.{decimals}f}"
+
+
+def of_two_seeds(intervals: Iterable[Interval]) -> str:
+    """What a legend says of intervals of two seeds, where there are some: a sentence."""
+    return " Of two seeds: the mean and both values." if any(each.n == 2 for each in intervals) else ""
 
 
 def to_text(table: Table) -> str:

@@ -151,9 +151,9 @@ def test_a_best_is_marked_only_where_intervals_separate(tmp_path: Path) -> None:
     assert [one.best for one in made.standings] == [(True, False), (False, True), (False, False)]
     lines = ranking.to_markdown([made]).splitlines()
     assert lines[2] == "| rank | method | seeds | 2 bits | 3 bits | at target | other bits | oscillation | cost |"
-    assert lines[4] == "| 1 | ste | 2 | 90.0 | 97.0 | **93.5 ± 6.4** | 67.0 ± 6.4 | 0.00707 | 1.50x |"
-    assert lines[5].startswith("| 2 | a_b | 2 | 70.0 | 92.0 | 81.0 ± 0.0 | **86.0 ± 0.0** | 0.00303 |")
-    assert "93.5 ± 6.4*  " in ranking.to_text(made)
+    assert lines[4] == "| 1 | ste | 2 | 90.0 | 97.0 | **93.5 (93.0, 94.0)** | 67.0 (66.5, 67.5) | 0.00707 | 1.50x |"
+    assert lines[5].startswith("| 2 | a_b | 2 | 70.0 | 92.0 | 81.0 (81.0, 81.0) | **86.0 (86.0, 86.0)** | 0.00303 |")
+    assert "93.5 (93.0, 94.0)*" in ranking.to_text(made)
 
 
 def test_latex_is_escaped_and_regular(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_latex_is_escaped_and_regular(tmp_path: Path) -> None:
     assert len(rows) == 8
     assert {row.count(" & ") for row in rows} == {8}
     assert r"a\_b" in text
-    assert r"\textbf{93.5 $\pm$ 6.4}" in text
+    assert r"\textbf{93.5 (93.0, 94.0)}" in text
     assert r"1.50$\times$" in text
     assert text.count("multicolumn{9}") == 2
 
@@ -205,4 +205,4 @@ def test_the_script_writes_one_table_of_all_models(
     assert [group["model"] for group in about["groups"]] == ["mlp5", "vit_tiny"]
     page = (folder / "report.html").read_text()
     assert page.count("<h3>Ranking of the methods</h3>") == 2
-    assert "<b>93.5 ± 6.4</b>" in page
+    assert "<b>93.5 (93.0, 94.0)</b>" in page

@@ -243,7 +243,7 @@ def test_several_sweeps_have_a_page_that_leads_to_each(tmp_path: Path, monkeypat
     ("arguments", "said"),
     [
         (["--figure", "paretto"], "unknown figure 'paretto'; did you mean 'pareto'?"),
-        (["--figure", "pareto"], "--figure pareto: no tuning trial has a target bit-width"),
+        (["--figure", "pareto"], "--figure pareto: no tuning trials"),
         (["--venue", "neurips2042"], "unknown venue 'neurips2042'; did you mean 'neurips2024'?"),
         (["--sweep", "quickstat"], "unknown sweep 'quickstat'; did you mean 'quickstart'?"),
         (["--figure", "performance_profile"], "--figure performance_profile: "),

@@ -31,6 +31,21 @@ def test_one_seed_prints_no_interval(tmp_path: Path) -> None:
     assert "textbf" not in tables.to_latex(table)
 
 
+def test_two_seeds_print_both_values(tmp_path: Path) -> None:
+    sweep = steady(tmp_path, seeds=(0, 1))
+    next(row for row in sweep.run_of("ste-target_bit=2", 0)["rows"] if (row["split"], row["bits"]) == ("test", 2))[
+        "accuracy"
+    ] = 0.93
+    sweep.write()
+    table = tables.make_table(only_group(tmp_path))
+    assert "[95.0 (93.0, 97.0)" in tables.to_text(table)
+    assert tables.to_text(table).endswith(". Of two seeds: the mean and both values")
+    assert tables.to_markdown(table).endswith(". Of two seeds: the mean and both values.\n")
+    assert r"\underline{95.0 (93.0, 97.0)}" in tables.to_latex(table)
+    steady(tmp_path / "three").write()
+    assert "two seeds" not in tables.to_text(tables.make_table(only_group(tmp_path / "three")))
+
+
 def test_incomplete_seeds_are_stated_in_the_table(tmp_path: Path) -> None:
     sweep = steady(tmp_path)
     del sweep.cells["ste-target_bit=2"]["finals"]["2"]
