@@ -1,7 +1,7 @@
 """`python -m harness.archive pack RUNS/SWEEP --to DIR`: a finished sweep's records in one small file, and back.
 
 An archive is a folder `DIR/SWEEP` with `sweep.json`, `cells.json` and `runs.zip`: each run's configuration, record and
-trials, of final runs also the epochs, of failed ones the reason; of pruned trials, that they were. It is what a
+trials, of final runs also the epochs, of failed ones the reason; of pruned ones their epochs. It is what a
 repository or a paper's supplement holds; `analysis/make_figures.py --root DIR` reads it as it is, and `unpack` makes a
 sweep of it that launch goes on with: what has a record is not trained again. The same records give the same bytes.
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.core.command import run_command
 from harness.core.wording import counted
-from harness.records.archive import pack, runs_of, unpack
+from harness.records.archive import pack, pruned_runs, runs_of, unpack
 from harness.records.sweep_directory import SweepDirectory
 
 _USAGE = """python -m harness.archive pack RUNS/SWEEP --to DIR [--unfinished]
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     made = pack(folder, options.to, options.unfinished) if options.verb == "pack" else unpack(folder, options.to)
     runs = sum(run.is_dir() for run in runs_of(made).iterdir())
     size = f", {SweepDirectory(made).archive.stat().st_size / 1e6:.1f} MB" if options.verb == "pack" else ""
-    print(f"{made}: {counted(runs, 'run')}{size}")
+    ended = f", {pruned} of them pruned" if (pruned := pruned_runs(made)) else ""
+    print(f"{made}: {counted(runs, 'run')}{ended}{size}")
     return 0
 
 

@@ -22,6 +22,7 @@ from harness.sweep.cells import Cell
 from harness.sweep.changes import added_cells, check_change, settled
 from harness.sweep.config import SweepConfig
 from harness.sweep.rebuild import RecordedSweep, as_it_is
+from harness.sweep.samplers import known_params
 from harness.sweep.search_space import Choices, Range
 
 
@@ -97,7 +98,7 @@ def show_runs(spec: SweepConfig, cells: Sequence[Cell], root: Path) -> None:
     drawn = _drawn(runs_of(folder))
     for cell in cells:
         for number in range(spec.tune.trials):
-            params = plan.known_params(spec, cell, number) or drawn.get((cell.id, number))
+            params = known_params(spec, cell, number) or drawn.get((cell.id, number))
             _show_run(cell, params, spec.tune.seed, "tune", f"trial {number}")
         chosen = entries.get(cell.id, {}).get("chosen") or (None if spec.tune.trials else {"params": {}})
         for seed in spec.final.seeds:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.records.files import read_json, write_bytes, write_json, written_aside
-from harness.records.run_directory import RunDirectory
+from harness.records.run_directory import RECORD, RunDirectory
 from harness.records.sweep_directory import SweepDirectory
 
 #: The folders of an absolute path in a text.
@@ -69,7 +69,8 @@ def pack(sweep: Path, to: Path, unfinished: bool = False) -> Path:
     if packed.path.resolve() == sweep.resolve():
         raise UserError(f"--to {str(to)!r} is where the sweep itself is; write the archive to another folder")
     finals = {run_id for cell in cells["cells"] for run_id in cell["finals"].values()}
-    epochs = any(isinstance(each, dict) for each in spec.get("objective", ()))  # by which trials were compared
+    # By which trials were compared, at their end or by a pruner.
+    epochs = any(isinstance(each, dict) for each in spec.get("objective", ())) or _has_pruner(spec)
     packed.path.mkdir(parents=True, exist_ok=True)
     with written_aside(packed.archive) as aside, zipfile.ZipFile(aside, "w") as archive:
         for run in files.runs_named():
@@ -87,6 +88,19 @@ def pack(sweep: Path, to: Path, unfinished: bool = False) -> Path:
     for folder in (files.components, *(RunDirectory(run).components for run in files.runs_named())):
         _copy_components(folder, packed.components)
     return packed.path
+
+
+def _has_pruner(spec: dict[str, Any]) -> bool:
+    return bool((spec.get("pruner") or {}).get("name", "none") != "none")
+
+
+def pruned_runs(folder: Path) -> int:
+    """How many runs of a sweep, or of an archive, the pruner ended."""
+    found = 0
+    for run in runs_of(folder).iterdir():
+        status = read_json(run / "status.json") or {}
+        found += status.get("state") == "pruned" and not (run / RECORD).is_file()
+    return found
 
 
 def _copy_components(folder: Path, to: Path) -> None:
@@ -119,11 +133,16 @@ def _left(files: SweepDirectory, cells: list[dict[str, Any]], spec: dict[str, An
 
 
 def _files(run: RunDirectory, final: bool, epochs: bool) -> Iterator[tuple[str, bytes]]:
-    """The files to keep of a run: none of a run without a trial, of a pruned one its trials. epochs: also of trials."""
+    """The files to keep of a run: none of a run without a trial. epochs: also of trials; of pruned ones in any case."""
     record, status = read_json(run.record), read_json(run.status) or {}
     if record is None and status.get("state") == "pruned" and (trials := read_json(run.trials)):
         yield run.status.name, _json({"state": "pruned"})
         yield run.trials.name, _json(trials)
+        if (written := read_json(run.config)) is not None:  # with the epochs: what the pruner compared
+            _refuse_paths(run.path, written["config"])
+            yield run.config.name, _json(written)
+        if run.metrics.exists():
+            yield run.metrics.name, run.metrics.read_bytes()
     if record is None and status.get("state") == "failed":
         reason = _FOLDERS.sub(".../", str(status.get("reason")))
         yield run.status.name, _json({"state": "failed", "reason": reason})

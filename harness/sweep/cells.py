@@ -163,13 +163,20 @@ def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
             there = _zeros(config, config.evaluated_points)
             objective.value(goal, there, config.deploy.points, config.monitored_point, config.task.metric)
     if spec.pruner.name != "none" and isinstance(spec.objective[0], str):
-        deploy = config.monitor.name
-        there = _zeros(config, config.epoch_points) | _zeros(config, [config.monitored_point], deploy)
         try:
-            objective.epoch_value(spec.objective[0], there, config)
+            objective.epoch_value(spec.objective[0], dict.fromkeys(of_epoch(config), 0.0), config)
         except UserError as error:
-            why = "" if deploy != "rtn" else "; at points with activations an epoch is evaluated only at the target"
+            why = (
+                ""
+                if config.monitor.name != "rtn"
+                else "; at points with activations an epoch is evaluated only at the target"
+            )
             raise UserError(f"{error}{why}, so set pruner to none or choose another objective") from None
+
+
+def of_epoch(config: RunConfig) -> list[str]:
+    """The names of what every epoch measures of the validation split."""
+    return [*_zeros(config, config.epoch_points), *_zeros(config, [config.monitored_point], config.monitor.name)]
 
 
 def _zeros(config: RunConfig, points: Sequence[AnyPoint], deploy: str = "rtn") -> dict[str, float]:

@@ -9,14 +9,12 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.core.outside import shown
-from harness.core.seeding import sub_seed
 from harness.core.wording import counted
 from harness.records.files import read_json, write_json
 from harness.sweep.cells import Cell
-from harness.sweep.config import SweepConfig
 from harness.sweep.queue import OpenSweep, put_back
 from harness.sweep.rebuild import rebuild
-from harness.sweep.search_space import STATIC_SAMPLERS, draw
+from harness.sweep.samplers import known_params
 from harness.sweep.trials import Counts, best_trial, current
 
 #: A claim that does not yet name its worker counts as alive this long: a moment, but clocks may differ.
@@ -44,13 +42,6 @@ def is_tuned(sweep: OpenSweep, cell: Cell) -> bool:
     """Whether nothing of a cell's tuning is left to run, so that `top_up` has something to choose."""
     trials = sweep.studies[cell.id].get_trials(deepcopy=False)
     return all(trial.state in _FINISHED for trial in trials)
-
-
-def known_params(spec: SweepConfig, cell: Cell, index: int) -> dict[str, Any] | None:
-    """The parameters of trial `index` where the sampler's draws do not depend on other trials, else None."""
-    if spec.sampler.name not in STATIC_SAMPLERS:
-        return None
-    return draw(cell.search, spec.sampler.name, sub_seed(spec.tune.seed, "sampler", cell.id), index)
 
 
 def reap(sweep: OpenSweep, of: str | None = None) -> int:

@@ -1,26 +1,27 @@
 """A study from its records, where the queue's journal or database is gone.
 
-The trials.json of each run directory names its trials; the record holds their result. Samplers that draw
-each trial from its number alone need none of this: they draw the same again, and find the records there.
+The trials.json of each run directory names its trials; the record holds their result. Samplers that draw each trial
+from its number alone need none of this without a pruner: they draw the same again, and find the records there.
 """
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from harness.core.errors import UserError
 from harness.records.files import read_json, write_json
 from harness.records.run_directory import RunDirectory
 from harness.sweep.cells import Cell
-from harness.sweep.queue import Claim, OpenSweep, values_of
-from harness.sweep.samplers import distribution
+from harness.sweep.config import SweepConfig
+from harness.sweep.queue import Claim, OpenSweep
+from harness.sweep.samplers import NOTING_PRUNERS, distribution, known_params, make_pruner
 from harness.sweep.search_space import STATIC_SAMPLERS
 from harness.sweep.storage import JOURNAL
-from harness.training.config import complete
+from harness.sweep.trials_over import TrialOver, trials_over
 
 
 def note_trial(files: RunDirectory, claim: Claim) -> None:
@@ -32,13 +33,18 @@ def note_trial(files: RunDirectory, claim: Claim) -> None:
 
 
 def rebuild(sweep: OpenSweep) -> int:
-    """Fill a queue that holds no trial at all with the finished tuning trials of the records; returns how many.
+    """Fill a queue that holds no trial at all with the tuning trials that are over; returns how many these are.
 
-    Hold the plan's lock. Trials that failed, were pruned or had not finished are drawn again.
+    Hold the plan's lock. Trials that failed or had not finished are drawn again. Pruned ones stay pruned.
     """
-    if sweep.spec.sampler.name in STATIC_SAMPLERS or any(s.get_trials(deepcopy=False) for s in sweep.all_studies()):
+    if not needs_rebuilding(sweep.spec) or any(s.get_trials(deepcopy=False) for s in sweep.all_studies()):
         return 0
     return _add_tuned(sweep)
+
+
+def needs_rebuilding(spec: SweepConfig) -> bool:
+    """Whether trials that are drawn again lack anything: those before them, or that they were pruned."""
+    return spec.sampler.name not in STATIC_SAMPLERS or spec.pruner.name != "none"
 
 
 @dataclass(frozen=True)
@@ -78,35 +84,67 @@ def _has_queue(sweep: OpenSweep) -> bool:
 
 
 def _add_tuned(sweep: OpenSweep) -> int:
-    """Add the tuning trials that have a record, as many as the sweep promises at most; returns how many.
+    """Add the tuning trials that are over, as many as the sweep promises at most; returns how many."""
+    found = trials_over(sweep)
+    count = 0
+    for cell in sweep.cells:
+        placed = _placed(sweep.spec, cell, found[cell.id])
+        if placed:
+            sweep.studies[cell.id].add_trials(_as_trials(sweep, cell, placed))
+        count += len(placed) - placed.count(None)
+    return count
 
-    A trial that was repeated shares the run of the one that had failed.
+
+def _placed(spec: SweepConfig, cell: Cell, over: Sequence[TrialOver]) -> list[TrialOver | None]:
+    """A cell's trials by number, up to the last that is over; None for one that is still to run.
+
+    Trials of a static sampler are known by their parameters, which no other number's trial is given. Those of another
+    move up where numbers are no places: `harness.retry` and an earlier loss of the queue give some a second one.
     """
-    cells = {cell.id: cell for cell in sweep.cells}
-    found: list[tuple[int, Cell, dict[str, Any], dict[str, Any]]] = []
-    for run in map(RunDirectory, sweep.files.runs_named()):
-        entries = read_json(run.trials) or []
-        record = read_json(run.record) if entries else None
-        for entry in entries:
-            cell = cells.get(entry["cell"])
-            if record and cell and entry["phase"] == "tune" and set(entry["params"]) == set(cell.search):
-                found.append((entry["trial"], cell, entry["params"], record))
-    added: Counter[str] = Counter()
-    for _, cell, params, record in sorted(found, key=lambda item: (item[1].id, item[0])):
-        if added[cell.id] == sweep.spec.tune.trials:
+    trials, numbers = spec.tune.trials, {each.number for each in over}
+    found: list[TrialOver | None]
+    if needs_rebuilding(spec) and spec.sampler.name in STATIC_SAMPLERS:
+        by_params = {_key(each.params): each for each in over}
+        found = [by_params.get(_key(known_params(spec, cell, number) or {})) for number in range(trials)]
+    elif len(numbers) < len(over) or max(numbers, default=0) >= trials:
+        found = [*over[:trials]]
+    else:
+        by_number = {each.number: each for each in over}
+        found = [by_number.get(number) for number in range(trials)]
+    while found and found[-1] is None:
+        found.pop()
+    return found
+
+
+def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
+
+
+def _as_trials(sweep: OpenSweep, cell: Cell, placed: Sequence[TrialOver | None]) -> list[FrozenTrial]:
+    """The trials as the queue would have them, of a study in memory."""
+    study = sweep.studies[cell.id]
+    replayed = optuna.create_study(study_name=study.study_name, directions=study.directions)
+    replayed.sampler, replayed.pruner = optuna.samplers.RandomSampler(), make_pruner(sweep.spec)
+    distributions = {name: distribution(dimension) for name, dimension in cell.search.items()}
+    for number, each in enumerate(placed):
+        if each is None:
+            replayed.enqueue_trial(known_params(sweep.spec, cell, number) or {})
             continue
-        try:
-            values = values_of(sweep, complete(record["config"]), record["run_id"], record)
-        except UserError:  # the trial failed, and is drawn again
-            continue
-        sweep.studies[cell.id].add_trial(
-            create_trial(
-                state=TrialState.COMPLETE,
-                values=values,
-                params=params,
-                distributions={name: distribution(dimension) for name, dimension in cell.search.items()},
-                user_attrs={"run_id": record["run_id"], "rebuilt": True},
-            )
+        added = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(each.params),
+            distributions=distributions,
+            intermediate_values={} if sweep.spec.pruner.name in NOTING_PRUNERS else dict(each.epochs),
+            user_attrs={"run_id": each.run_id, "rebuilt": True},
         )
-        added[cell.id] += 1
-    return added.total()
+        replayed.add_trial(added)
+        if sweep.spec.pruner.name in NOTING_PRUNERS:
+            trial = optuna.trial.Trial(replayed, replayed.get_trials(deepcopy=False)[number]._trial_id)
+            for epoch, value in each.epochs.items():
+                trial.report(value, epoch)
+                trial.should_prune()
+        replayed.tell(number, each.values, state=TrialState.PRUNED if each.values is None else TrialState.COMPLETE)
+    trials = replayed.get_trials()
+    for frozen in trials:
+        frozen.datetime_complete = frozen.datetime_start  # how long it took is not known
+    return trials

@@ -2,7 +2,7 @@
 
 import warnings
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -11,7 +11,13 @@ from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 from harness.sweep.algorithms import checked_options
 from harness.sweep.config import Algorithm, SweepConfig
-from harness.sweep.search_space import Choices, Range
+from harness.sweep.search_space import STATIC_SAMPLERS, Choices, Range, Scalar, draw
+
+if TYPE_CHECKING:
+    from harness.sweep.cells import Cell
+
+#: Pruners that note in each trial, as they are asked, what others are compared with.
+NOTING_PRUNERS = ("successive_halving", "hyperband")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # progress is shown by the launch
 
@@ -37,6 +43,13 @@ def make_pruner(spec: SweepConfig) -> optuna.pruners.BasePruner:
         "hyperband": optuna.pruners.HyperbandPruner,
     }
     return _made("pruner", spec.pruner, kinds[spec.pruner.name])
+
+
+def known_params(spec: SweepConfig, cell: "Cell", index: int) -> dict[str, Scalar] | None:
+    """The parameters of trial `index` where the sampler's draws do not depend on other trials, else None."""
+    if spec.sampler.name not in STATIC_SAMPLERS:
+        return None
+    return draw(cell.search, spec.sampler.name, sub_seed(spec.tune.seed, "sampler", cell.id), index)
 
 
 def _made(kind: str, algorithm: Algorithm, build: Any, **extra: Any) -> Any:
