@@ -49,6 +49,8 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "random_resized_crop": ("data.augment.random_resized_crop", RandomResizedCrop),
     "resize": ("data.resize of image_folder and tiny_imagenet, where it is no number", ShorterSide),
 }
+#: Sections by a second name.
+_SAME = {"pruner": "sampler"}
 _WHAT = "section, method, model, data set, sampler, pruner or key"
 _LIMITS = ("ge", "gt", "le", "lt", "min_length", "pattern")
 
@@ -138,8 +140,8 @@ def find(name: str) -> tuple[str, type[BaseModel]]:
 
     Raises UserError for any other name.
     """
-    if name in SECTIONS:
-        return SECTIONS[name]
+    if _SAME.get(name, name) in SECTIONS:
+        return SECTIONS[_SAME.get(name, name)]
     kinds = {each: kind for kind in registry.WITH_SETTINGS for each in registry.names(kind)}
     if name in kinds:
         return f"{kinds[name]} {name}", config_class(kinds[name], name)
@@ -178,11 +180,11 @@ def find_settings(name: str) -> list[tuple[str, list[Setting]]]:
 def _all_sections() -> set[str]:
     """The names of sections and of components that come with the package."""
     components = {name for kind in registry.WITH_SETTINGS for name in registry.names(kind)}
-    return {*SECTIONS, *components, *(name for options in OPTIONS.values() for name in options)}
+    return {*SECTIONS, *_SAME, *components, *(name for options in OPTIONS.values() for name in options)}
 
 
 def _everything() -> list[tuple[str, type[BaseModel]]]:
-    return [find(name) for name in (*SECTIONS, *sorted(_all_sections() - set(SECTIONS)))]
+    return [find(name) for name in (*SECTIONS, *sorted(_all_sections() - {*SECTIONS, *_SAME}))]
 
 
 def _is_outside(name: str) -> bool:

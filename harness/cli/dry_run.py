@@ -7,6 +7,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from harness.cli import idle_settings
 from harness.cli.builds import check_builds
 from harness.cli.preflight import check_data
 from harness.cluster.profile import Profile
@@ -39,6 +40,8 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
         print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
     parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
     print(f"{parts}: {counted(trials + finals, 'run')}")
+    for note in idle_settings.notes(spec, cells):
+        print(note)
     count = min(workers, trials + finals)
     print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":

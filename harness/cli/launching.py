@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import dry_run, estimate, preflight, progress
+from harness.cli import dry_run, estimate, idle_settings, preflight, progress
 from harness.cli.stopping import stopped
 from harness.cluster.pool import WorkerPool
 from harness.cluster.profile import Profile, read_profile
@@ -46,6 +46,8 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     if options.cluster == "slurm":
         check_slurm(profile)
         print("\n".join(launch_notes(spec, profile, options.root)))
+    for note in idle_settings.notes(spec, cells):
+        print(note, flush=True)
     folder = options.root / spec.name
     if SweepDirectory(folder).sweep.exists():
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)

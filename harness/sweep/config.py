@@ -34,7 +34,10 @@ class Algorithm(StrictConfig):
     """A sampler or pruner by name, with the options of Optuna's class: `{name: tpe, n_startup_trials: 4}`."""
 
     model_config = StrictConfig.model_config | {"extra": "allow"}
-    name: str = Field(description="the listed sampler or pruner")
+    name: str = Field(
+        description=f"a sampler ({', '.join(SAMPLERS)}) or a pruner ({', '.join(PRUNERS)}); "
+        "`python -m harness.config NAME` prints its options"
+    )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -125,7 +125,10 @@ NAMES = {
     "no model": ({"base/model": GONE}, ["model: missing"]),
     "no model name": ({"base/model": {"width": 3}}, ["names no model (name: edsr | hf | llama | mlp5 | resnet18"]),
     "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: ", " | none | "]),
-    "optimizer": ({"base/train/optimizer": "adma"}, ["train.optimizer: 'adma'", "'adam', 'adamw' or 'sgd'"]),
+    "optimizer": (
+        {"base/train/optimizer": "adma"},
+        ["train.optimizer: 'adma'", "did you mean 'adam'? (legal: adam, adamw, sgd)"],
+    ),
     "init": ({"base/model/init": "pretraned"}, ["init 'pretraned' is none of scratch", "did you mean 'pretrained'?"]),
     "sweep": ({"name": "a/b"}, ["name: 'a/b'"]),
     "sweep that climbs": ({"name": ".."}, ["name: '..'"]),
@@ -182,7 +185,10 @@ TYPES = {
     "too few workers": ({"workers": 0}, ["workers: 0", "greater than or equal to 1"]),
     "negative trials": ({"tune/trials": -1}, ["tune.trials: -1", "greater than or equal to 0"]),
     "device": ({"base/runtime": {"device": "gpu"}}, ["runtime.device: 'gpu'", "cuda"]),
-    "scale": ({"base/deploy/scale": "keepstep"}, ["deploy.scale: 'keepstep'", "'keep_step', 'keep_range' or"]),
+    "scale": (
+        {"base/deploy/scale": "keepstep"},
+        ["deploy.scale: 'keepstep'", "did you mean 'keep_step'? (legal: keep_step, keep_range, recalibrate)"],
+    ),
 }
 
 

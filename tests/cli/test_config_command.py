@@ -83,6 +83,18 @@ def test_a_key_alone(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("train, and pretrain\n  learning_rate: float; default 0.001;")
 
 
+def test_samplers_and_pruners_have_one_section_that_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for name in ("sampler", "pruner"):
+        assert config.main([name]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].startswith("sampler and pruner: a name, or a section")
+    assert "a sampler (random, grid, qmc, tpe, gp, nsgaii) or a pruner (none, median, percentile," in said[0]
+    with pytest.raises(UserError, match=r"unknown .* 'prunre'; did you mean 'pruner'"):
+        config.main(["prunre"])
+
+
 def test_a_key_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main(["strength"]) == 0
     said = capsys.readouterr().out

@@ -172,7 +172,7 @@ def test_a_class_of_a_package_has_its_signature_as_settings(package: Path, monke
     for wrong, said in (
         ({"widht": 8}, "model 'Net': widht: unknown key; did you mean 'width'?"),
         ({"width": 0}, "model 'Net': width: 0: Input should be greater than or equal to 1"),
-        ({"act": "rleu"}, "model 'Net': act: 'rleu': Input should be 'relu' or 'tanh'"),
+        ({"act": "rleu"}, "model 'Net': act: 'rleu': unknown value; did you mean 'relu'? (legal: relu, tanh)"),
     ):
         with pytest.raises(UserError) as refused:
             component("model", {"name": "my_nets.nets:Net", **wrong})
