@@ -14,7 +14,7 @@ from harness.core.errors import UserError, unknown
 from harness.core.layer_points import LayerPoints
 from harness.exporting import onnx_file, packed
 from harness.exporting.network import taken
-from harness.quantization.deploy import round_to_nearest, weight_bits
+from harness.quantization.deploy import round_rest, weight_bits
 from harness.quantization.wanted import WantedBits
 
 #: Each format with the suffix of its files. A file of another suffix is packed, unless a format is given.
@@ -60,7 +60,7 @@ def export(
     norms = section(quantizer, QuantizerConfig, "quantizer").quantizes_norms
     wanted = weight_bits(model, bits, exclude, norms)
     deployed = deepcopy(model).eval()
-    round_to_nearest(deployed, bits, scale, quantizer, exclude, activations, calibration)
+    round_rest(deployed, bits, scale, quantizer, exclude, activations, calibration)
     network = taken(deployed, wanted)
     about = {"content": "a deployed network in integer codes: harness.load_packed(path, model) reads it"}
     if inputs is not None and format == "onnx":

@@ -13,7 +13,7 @@ from harness.core.bits import BitWidths
 from harness.methods.base import Calibration, Context, observed_inputs
 from harness.quantization import Observed, observe
 from harness.quantization.allocation import Program
-from harness.quantization.deploy import choices, round_to_nearest
+from harness.quantization.deploy import choices, round_rest
 from harness.quantization.inputs import quantize_inputs, site_bits
 from harness.quantization.layer_sizes import LayerSize, layer_sizes
 from harness.quantization.sensitivity import ByBits
@@ -50,7 +50,7 @@ class Budget:
     @cached_property
     def float_network(self) -> nn.Module:
         """A copy with effective weights, and with empty slots."""
-        return round_to_nearest(deepcopy(self.model), "float", exclude=self.context.exclude)
+        return round_rest(deepcopy(self.model), "float", exclude=self.context.exclude)
 
     @cached_property
     def observed(self) -> Mapping[str, Observed]:
@@ -191,7 +191,7 @@ class Budget:
         context = self.context
         how = (context.scale, context.quantizer, context.exclude, context.activations)
         points = {name: point.plain for name, point in self.points(chosen).items()}
-        network = round_to_nearest(deepcopy(self.model), points, *how, calibration=self.observed)
+        network = round_rest(deepcopy(self.model), points, *how, calibration=self.observed)
         losses = [float(context.task.loss(network(x).float(), y)) * len(x) for x, y in batches]
         return sum(losses) / sum(len(x) for x, _ in batches)
 

@@ -57,7 +57,7 @@ from torch import Tensor, nn
 from harness.core.layer_points import AnyPoint
 from harness.methods._in_turn import in_turn
 from harness.methods.base import Calibration, Method, MethodConfig
-from harness.quantization.deploy import round_to_nearest, set_deployed
+from harness.quantization.deploy import round_rest, set_deployed
 from harness.quantization.layer_inputs import as_weight, moments, weight_rows
 from harness.quantization.layers import QuantLayer
 from harness.quantization.value_grid import ValueGrid
@@ -109,7 +109,7 @@ class AdaRound(Method):
         return not point.is_float
 
     def deploy(self, model: nn.Module, point: AnyPoint, calibration: Calibration) -> None:
-        reference = round_to_nearest(deepcopy(model), "float", exclude=self.context.exclude)
+        reference = round_rest(deepcopy(model), "float", exclude=self.context.exclude)
         for turn in in_turn(model, point, self.context, calibration, self.config.images):
             layer, source = turn.layer, reference.get_submodule(turn.name)
             assert isinstance(source, QuantLayer)

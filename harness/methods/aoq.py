@@ -64,7 +64,7 @@ from torch import Tensor, nn
 from harness.methods._inputs import quantize_in_training
 from harness.methods.base import Calibration, Context, Method, MethodConfig, Step
 from harness.quantization import DecoupledQuantizer
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_rest
 from harness.quantization.layers import QuantLayer, attach
 from harness.quantization.learned_thresholds import LearnedThresholdQuantizer
 from harness.quantization.slots import Slotted
@@ -217,7 +217,7 @@ def _reached(fraction: float, step: Step) -> bool:
 
 def float_copy(model: nn.Module, exclude: tuple[str, ...] = ()) -> nn.Module:
     """A copy of a model without quantizers and without gradients, in evaluation mode."""
-    copy = round_to_nearest(deepcopy(model), "float", exclude=exclude).eval().requires_grad_(False)
+    copy = round_rest(deepcopy(model), "float", exclude=exclude).eval().requires_grad_(False)
     for module in copy.modules():
         if isinstance(module, Slotted):
             module.add_slots()  # weight slots are empty already, activation slots may be filled

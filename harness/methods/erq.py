@@ -67,7 +67,7 @@ from harness.core.layer_points import AnyPoint
 from harness.methods._in_turn import Turn, in_turn
 from harness.methods.base import Calibration, Method, MethodConfig, observed_inputs
 from harness.quantization.activations import StaticQuantizer, TokenQuantizer
-from harness.quantization.deploy import round_inputs, round_to_nearest, set_deployed
+from harness.quantization.deploy import round_inputs, round_rest, set_deployed
 from harness.quantization.error_reduction import (
     ColumnGrids,
     against_activation_error,
@@ -149,7 +149,7 @@ class Erq(Method):
         how = (context.scale, context.quantizer, context.exclude, context.activations)
         round_inputs(model, point, *how, seen)
         self._score_by_logarithm(model, seen)
-        reference = round_to_nearest(deepcopy(model), "float", exclude=context.exclude)
+        reference = round_rest(deepcopy(model), "float", exclude=context.exclude)
         if config.norms == "folded" and not context.quantizer.quantizes_norms:
             fold_norms(model, reference, calibration.images(config.images))
         for place, turn in enumerate(in_turn(model, point, context, calibration, config.images)):

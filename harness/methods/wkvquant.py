@@ -57,7 +57,7 @@ from harness.core.layer_points import AnyPoint, LayerPoints
 from harness.methods._blocks import BlockInputs, decoder_blocks
 from harness.methods._reconstruction import Reconstruction, as_deployed
 from harness.methods.base import Calibration, Method, MethodConfig
-from harness.quantization.deploy import Choice, choices, round_to_nearest
+from harness.quantization.deploy import Choice, choices, round_rest
 from harness.quantization.key_value_points import key_value_bits, key_value_slots
 from harness.quantization.key_value_smoothing import ExtremesRecorder
 
@@ -109,7 +109,7 @@ class WkvQuant(Method):
         context, config = self.context, self.config
         caches = key_value_bits(model, point.mapping if isinstance(point, LayerPoints) else point, context.exclude)
         rounded = choices(model, point, context.scale, context.quantizer, context.exclude)
-        reference = round_to_nearest(deepcopy(model), "float", exclude=context.exclude).requires_grad_(False)
+        reference = round_rest(deepcopy(model), "float", exclude=context.exclude).requires_grad_(False)
         seen = _recorders(reference) if config.smoothing else {}
         inputs = BlockInputs(reference, calibration.images(config.sequences), config.batch)
         for slots in key_value_slots(reference).values():

@@ -1,7 +1,6 @@
 """Post-training quantization: rounding every weight of a model to nearest, and activations at points that say so."""
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +16,10 @@ from harness.quantization.inputs import BitsOf, quantize_inputs
 from harness.quantization.key_value_points import key_value_bits, quantize_keys_and_values
 from harness.quantization.layers import QuantConv2d, QuantLayer, QuantLinear, give_slots
 from harness.quantization.observed import Observed
-from harness.quantization.observing import LazyObservations, expose, observe
+from harness.quantization.observing import expose, is_observed, observed_for
 from harness.quantization.quantizer import WeightQuantizer, make_quantizer
 from harness.quantization.slots import Unfilled
-from harness.quantization.wanted import Wanted, WantedBits, asked, checked, checked_layers
+from harness.quantization.wanted import Wanted, WantedBits, asked, check_not_deployed, checked, checked_layers
 
 
 def round_to_nearest(
@@ -43,7 +42,8 @@ def round_to_nearest(
 
     A layer with a quantizer of its own keeps it at its own bits; at others `scale` chooses: keep its step, keep its
     range, or recalibrate, that is round with the default quantizer (`quantizer`) fitted to the latent weights. Layers
-    that are deployed already stay as they are, so round a copy.
+    that are deployed already stay as they are, so round a copy (`copy.deepcopy`) for each point: the latent weights are
+    gone from a network once it is rounded.
 
     activations: how inputs of layers and operands of attention are quantized. calibration: batches of inputs as the
     model takes them (a tuple is several arguments), of which the first `calibration_batches` are used, or what
@@ -52,20 +52,37 @@ def round_to_nearest(
     kv: how keys and values are quantized.
 
     Returns the model. Raises UserError, before any number changes, for impossible bits, for a name or glob that matches
-    no layer, for "trained" where no layer has a quantizer, for calibration data that are missing or have NaN, for
-    attention whose products cannot be reached, for `first_last` where one layer is both, and for bits of keys and
-    values where the model has no slots for these.
+    no layer, for "trained" where no layer has a quantizer, for a network whose layers are all deployed already, for
+    calibration data that are missing or have NaN, for attention whose products cannot be reached, for `first_last`
+    where one layer is both, and for bits of keys and values where the model has no slots for these.
     """
-    if not (calibration is None or _is_observed(calibration)):
-        check_batches(calibration)
-    bits = bits.mapping if isinstance(bits, LayerPoints) else bits
     weights = section(quantizer, QuantizerConfig, "quantizer")
+    written = bits.mapping if isinstance(bits, LayerPoints) else bits
+    check_not_deployed(model, *checked_layers(model, written, exclude, weights.quantizes_norms))
+    return round_rest(model, written, scale, weights, exclude, activations, calibration, kv)
+
+
+def round_rest(
+    model: nn.Module,
+    point: WantedBits | LayerPoints | Mapping[str, WantedBits] = None,
+    scale: ScalePolicy = "recalibrate",
+    quantizer: QuantizerConfig | Mapping[str, Any] | None = None,
+    exclude: str | Iterable[str] = (),
+    activations: ActivationsConfig | Mapping[str, Any] | None = None,
+    calibration: Iterable[Any] | Mapping[str, Observed] | None = None,
+    kv: KeyValueConfig | Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """`round_to_nearest` of what a method has left, which may be nothing."""
+    weights = section(quantizer, QuantizerConfig, "quantizer")
+    if not (calibration is None or is_observed(calibration)):
+        check_batches(calibration)
+    bits = point.mapping if isinstance(point, LayerPoints) else point
     settings = section(activations, ActivationsConfig, "activations")
     layers, wanted = checked_layers(model, bits, exclude, weights.quantizes_norms)
     project(model)
     cache, caches = section(kv, KeyValueConfig, "kv"), key_value_bits(model, bits, exclude)
     slotted = _with_slots(model, layers, wanted)
-    observed = _observed(model, wanted.values(), settings, calibration, exclude)
+    observed = observed_for(model, wanted.values(), settings, calibration, exclude)
     _quantize_inputs(model, bits, wanted, scale, settings, observed, exclude)
     _round(slotted, wanted, scale, weights)
     quantize_keys_and_values(caches, cache)
@@ -204,28 +221,6 @@ def _activation_bits(bits: Any, wanted: Wanted) -> int | BitsOf | None:
         return point.activations
 
     return of
-
-
-def _observed(
-    model: nn.Module,
-    points: Iterable[BitWidths | None],
-    config: ActivationsConfig,
-    calibration: Iterable[Any] | Mapping[str, Observed] | None,
-    exclude: str | Iterable[str],
-) -> Mapping[str, Observed] | None:
-    """What calibration saw; None where it is not needed, or not there."""
-    if calibration is None or all(point is None or point.activations is None for point in points):
-        return None
-    if isinstance(calibration, Mapping):
-        return calibration
-    return observe(model, islice(calibration, config.calibration_batches), exclude, config.attention)
-
-
-def _is_observed(calibration: Any) -> bool:
-    """Whether it is what `observe` saw, without looking at what is looked at when it is asked for."""
-    if isinstance(calibration, LazyObservations):
-        return True
-    return isinstance(calibration, Mapping) and all(isinstance(each, Observed) for each in calibration.values())
 
 
 def _bits_of(layer: nn.Module, point: BitWidths | None) -> int | None:

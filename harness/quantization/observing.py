@@ -5,11 +5,14 @@ from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
 from glob import escape
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from harness.core.bits import BitWidths
+from harness.core.config_base import ActivationsConfig
 from harness.core.errors import UserError
 from harness.quantization.activations import ActivationQuantizer, Rows
 from harness.quantization.attention import expose_attention_products
@@ -191,3 +194,25 @@ def _plain_arithmetic(model: nn.Module) -> Iterator[None]:
         for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def observed_for(
+    model: nn.Module,
+    points: Iterable[BitWidths | None],
+    config: ActivationsConfig,
+    calibration: Iterable[Any] | Mapping[str, Observed] | None,
+    exclude: str | Iterable[str],
+) -> Mapping[str, Observed] | None:
+    """What calibration saw; None where it is not needed, or not there."""
+    if calibration is None or all(point is None or point.activations is None for point in points):
+        return None
+    if isinstance(calibration, Mapping):
+        return calibration
+    return observe(model, islice(calibration, config.calibration_batches), exclude, config.attention)
+
+
+def is_observed(calibration: Any) -> bool:
+    """Whether it is what `observe` saw, without looking at what is looked at when it is asked for."""
+    if isinstance(calibration, LazyObservations):
+        return True
+    return isinstance(calibration, Mapping) and all(isinstance(each, Observed) for each in calibration.values())

@@ -8,6 +8,7 @@ from torch import nn
 
 from harness.core.bits import FLOAT, LEGAL_POINTS, BitWidths, PlainPoint
 from harness.core.errors import UserError, nearest
+from harness.quantization.activations import ActivationQuantizer
 from harness.quantization.layers import QuantLayer, excluded_by_attach, glob_patterns, weight_layers
 from harness.quantization.matching import check_keys, deciding
 from harness.quantization.quantizer import WeightQuantizer
@@ -70,3 +71,20 @@ def _check_trained(layers: Mapping[str, nn.Module], wanted: Mapping[str, BitWidt
         each.deployed or isinstance(each.weight_quantizer, WeightQuantizer) for each in quantized
     ):
         raise UserError("bits: no layer has a quantizer of its own whose bit-width could be used; give one, 2 to 8")
+
+
+def check_not_deployed(model: nn.Module, layers: Mapping[str, nn.Module], wanted: Wanted) -> None:
+    """Refuse a point where nothing is left to round: all layers are deployed, no activations, keys or values new.
+
+    "trained" says no point of its own, and stays without effect.
+    """
+    points = [each for each in wanted.values() if each is not None]
+    if not points or not all(isinstance(each, QuantLayer) and each.deployed for each in layers.values()):
+        return
+    held = any(isinstance(each, ActivationQuantizer) for each in model.modules())
+    if any(each.has_kv or (each.has_activations and not held) for each in points):
+        return
+    raise UserError(
+        "every layer is deployed already, and the weights that it was rounded from are gone: "
+        "round a copy (copy.deepcopy) of the network before it was"
+    )

@@ -13,7 +13,7 @@ from harness.methods import build_stack, find
 from harness.methods.base import Calibration, Context, Method, observed_inputs
 from harness.quantization import ActivationQuantizer, Observed, observe
 from harness.quantization.bounds import project
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_rest
 from harness.quantization.inputs import float_inputs
 from harness.quantization.observing import LazyObservations, input_sites
 from harness.quantization.slots import copy_of
@@ -91,5 +91,5 @@ class Deployer:
             changed = any(method.changes_activations for method in stack)
             seen = self.observed(copy) if changed or observed is None else observed()
         how = (context.scale, context.quantizer, context.exclude, context.activations)
-        round_to_nearest(copy, chosen or point, *how, calibration=seen, kv=context.kv)
+        round_rest(copy, chosen or point, *how, seen, context.kv)
         return copy, chosen, notes

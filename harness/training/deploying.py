@@ -17,12 +17,14 @@ from harness.methods.base import Calibration, Context
 from harness.quantization.batches import check_batches
 from harness.quantization.key_value_points import key_value_bits
 from harness.quantization.layers import glob_patterns
-from harness.quantization.wanted import TRAINED, WantedBits, checked, checked_layers
+from harness.quantization.wanted import TRAINED, WantedBits, check_not_deployed, checked, checked_layers
 from harness.tasks.base import find as find_task
 from harness.training.components import component
 from harness.training.deployer import Deployer
 from harness.training.method_checks import check_serves
 
+#: What methods that round weights act on; others, such as bn_reestimation, may follow a deployment.
+_ROUNDED = ("weights", "bits of layers")
 _COMMAND = "python -m harness.evaluate RUN --deploy"
 
 
@@ -65,7 +67,9 @@ def deploy(
         task=find_task(task),
     )
     point = _point(bits)
-    checked_layers(model, _written(point), context.exclude, context.quantizer.quantizes_norms)
+    layers, wanted = checked_layers(model, _written(point), context.exclude, context.quantizer.quantizes_norms)
+    if name == "rtn" or any(word in find(name).acts_on for word in _ROUNDED):
+        check_not_deployed(model, layers, wanted)
     key_value_bits(model, _written(point), context.exclude)
     _check_method(model, entry, point, context)
     inputs = _calibration(name, calibration)

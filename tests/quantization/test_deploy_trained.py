@@ -141,6 +141,23 @@ def test_trained_bits_where_there_are_none() -> None:
     assert torch.equal(weight_of(round_to_nearest(model), "0"), before), "deployed already"
 
 
+def test_a_network_that_is_deployed_already_is_refused() -> None:
+    images_of = [images()]
+    for bits in (3, "float", {"*": 8}):
+        model = round_to_nearest(network(), 8)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(UserError, match=r"every layer is deployed already.*round a copy \(copy.deepcopy\)"):
+            round_to_nearest(model, bits)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    round_to_nearest(model, "w8a8", calibration=images_of)  # activations are new
+    with pytest.raises(UserError, match="every layer is deployed already"):
+        round_to_nearest(model, "w4a4", calibration=images_of)
+    some = round_to_nearest(network(), 8, exclude="0")
+    round_to_nearest(some, 3)
+    assert len(weight_of(some, "0").unique()) <= 8
+    assert len(weight_of(some, "4").unique()) > 8
+
+
 # Arguments as a new user writes them
 
 

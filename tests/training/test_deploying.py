@@ -61,6 +61,14 @@ def test_it_is_what_the_evaluator_of_a_run_makes(method: str, name: str, point: 
     assert all(torch.equal(value, before[key]) for key, value in one.model.state_dict().items())
 
 
+def test_a_network_that_is_deployed_already_is_refused() -> None:
+    first = deploy(network(), 8, "rtn")
+    for name in ("rtn", "gptq", "adaround", "ohq"):
+        with pytest.raises(UserError, match="every layer is deployed already"):
+            deploy(first, 3, name, [images()])
+    deploy(first, 8, "bn_reestimation", [images()])  # it rounds nothing itself
+
+
 def test_a_network_of_timm_at_4_bits() -> None:
     import timm
 
