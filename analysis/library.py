@@ -86,7 +86,15 @@ class Results:
         for group in self.groups:
             if name in (names := self._names(group)):
                 return group.series[names.index(name)]
-        raise unknown("series", name, self.names)
+        raise unknown("series", name, self.names, self._meant(name))
+
+    def _meant(self, name: str) -> str | None:
+        """The first series of that label in any group, or whose method begins as it does, at the same target."""
+        method, at, target = name.partition("@")
+        labels = {full: full.rpartition(": ")[2] for full in self.names}
+        same = [full for full, label in labels.items() if label == name]
+        alike = [full for full, label in labels.items() if label.startswith(method) and label.endswith(at + target)]
+        return next(iter([*same, *alike]), None)
 
     def _names(self, group: Group) -> list[str]:
         before = f"{group.title}: " if len(self.groups) > 1 else ""
@@ -136,6 +144,9 @@ def load(root: str | Path, *names: str) -> Results:
     root = Path(root).expanduser()
     if not names and (root / "cells.json").is_file():
         root, names = root.resolve().parent, (root.resolve().name,)
+    if names and (root / "cells.json").is_file():
+        found = f"load({str(root.parent)!r}, {root.name!r}, ...)"
+        raise UserError(f"{root} is one sweep; several are named below their root, {found}, and have it in common")
     if not names:
         names = tuple(sweep_names(root))
         if len(names) > 1:

@@ -72,7 +72,8 @@ def resolved_notes(finals: Iterable[Final]) -> list[str]:
 def _between_cells(final: Final, searched: set[str]) -> dict[str, Any]:
     config, provenance = final.config, final.record["provenance"]
     sections = {name: config[name] for name in ("train", "model", "data")}
-    sections["pretrain"] = config.get("pretrain") or {}
+    if config.get("pretrain"):
+        sections["pretrain"] = config["pretrain"]
     settings = flatten({**sections, "deploy": {"scale": config["deploy"].get("scale")}})
     traits = {key: value for key, value in settings if key not in searched | _NO_TRAIT and not _is_parent(value)}
     traits["data digest"] = provenance.get("data_digest")
@@ -107,17 +108,20 @@ def _refuse(title: str, finals: Sequence[Final], traits_of: Any) -> None:
         return
     first = finals[0]
     reference = traits_of(first)
-    different: dict[str, str] = {}
+    different: dict[str, tuple[Any, Any, Final]] = {}
     for final in finals[1:]:
         traits = traits_of(final)
         for key in reference.keys() | traits.keys():
             if key not in different and reference.get(key) != traits.get(key):
-                different[key] = (
-                    f"{key} is {reference.get(key)!r} in run {first.run_id} ({first.cell.id}) "
-                    f"but {traits.get(key)!r} in run {final.run_id} ({final.cell.id})"
-                )
+                different[key] = reference.get(key), traits.get(key), final
     if different:
-        lines = [different[key] for key in sorted(different)]
+        lines, named = [], None
+        for key, (one, other, final) in sorted(different.items(), key=lambda item: item[0]):
+            runs = (
+                f" in run {each.run_id} ({each.cell.id})" if named != final.run_id else "" for each in (first, final)
+            )
+            lines.append(f"{key} is {one!r}{next(runs)} but {other!r}{next(runs)}")
+            named = final.run_id
         more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         listed = "; ".join(lines[:_SHOWN]) + more
         raise UserError(f"{title}: finals of different protocols cannot be compared: {listed}")
