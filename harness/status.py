@@ -12,7 +12,9 @@ from rich.text import Text
 
 from harness.cli.find import sweep_folder, sweep_parser
 from harness.cluster.slurm import NO_ANSWER
+from harness.cluster.waiting import never_starts
 from harness.core.command import run_command
+from harness.core.wording import counted
 
 #: Seconds between two looks with --watch.
 WATCH_EVERY_S = 3.0
@@ -86,6 +88,10 @@ def _notes(workers: list[dict[str, Any]]) -> list[Text]:
     notes = []
     if any(worker["why"] == NO_ANSWER for worker in workers):
         notes.append("Slurm does not answer: its workers are shown as they were last seen")
+    waits = Counter(worker["why"] for worker in workers if worker["state"] == "pending" and never_starts(worker["why"]))
+    for why, count in waits.items():
+        who = f"{counted(count, 'worker')} will not start ({why})"
+        notes.append(f"{who}: {never_starts(why)}; python -m harness.cancel, then launch with another profile")
     for worker in workers:
         if worker["launched_with"]:
             ran, launched = worker["code"], worker["launched_with"]

@@ -1,6 +1,5 @@
 """What `--dry-run` shows of a launch."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
@@ -10,25 +9,35 @@ from typing import Any
 from harness.cli import idle_settings
 from harness.cli.builds import check_builds
 from harness.cli.preflight import check_data
+from harness.cli.there import There
 from harness.cluster.profile import Profile
 from harness.cluster.slurm import launch_notes, sbatch_text
+from harness.cluster.waiting import waiting, waiting_notes
+from harness.cluster.worker_info import present_on
 from harness.core.errors import UserError
 from harness.core.wording import counted
 from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
 from harness.records.run_directory import TRIALS
 from harness.records.sweep_directory import SweepDirectory
-from harness.sweep import plan, queue
+from harness.sweep import plan
 from harness.sweep.cells import Cell
-from harness.sweep.changes import added_cells, check_change, settled
 from harness.sweep.config import SweepConfig
-from harness.sweep.rebuild import RecordedSweep, as_it_is
+from harness.sweep.rebuild import RecordedSweep
 from harness.sweep.samplers import known_params
 from harness.sweep.search_space import Choices, Range
 
 
-def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, profile: Profile, root: Path) -> None:
-    """Print cells, trials, finals, workers and the job that would be submitted."""
+def show(
+    spec: SweepConfig,
+    cells: Sequence[Cell],
+    cluster: str,
+    workers: int,
+    profile: Profile,
+    root: Path,
+    there: There | None,
+) -> None:
+    """Print cells, trials, finals, workers and the job that would be submitted. there: of an earlier launch."""
     trials, finals = spec.tune.trials * len(cells), len(spec.final.seeds) * len(cells)
     print(f"sweep {spec.name} -> {root / spec.name}")
     print(f"objective {', '.join(spec.objectives)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
@@ -46,12 +55,21 @@ def show(spec: SweepConfig, cells: Sequence[Cell], cluster: str, workers: int, p
     print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":
         print("\n".join(launch_notes(spec, profile, root)))
-        print("job array that would be submitted:\n")
-        print(sbatch_text(spec, profile, count, root))
+        _show_job(spec, profile, root, count if there is None else there.missing(workers, cluster), there)
     try:
         check_data(spec, cells)
     except UserError as error:
         print(f"not yet runnable: {error}")
+
+
+def _show_job(spec: SweepConfig, profile: Profile, root: Path, missing: int, there: There | None) -> None:
+    present = present_on(there.workers, "slurm") if there else 0
+    beside = f" beside the {counted(present, 'worker')} there" if present else ""
+    if not missing:
+        print(f"no job would be submitted: {'enough workers are there' if there and there.left else 'nothing is left'}")
+        return
+    print(f"job array that would be submitted{beside}:\n")
+    print(sbatch_text(spec, profile, missing, root))
 
 
 def show_builds(spec: SweepConfig, cells: Sequence[Cell]) -> None:
@@ -64,29 +82,37 @@ def show_builds(spec: SweepConfig, cells: Sequence[Cell]) -> None:
         print(f"not checked: {note}", flush=True)
 
 
-def show_status(spec: SweepConfig, root: Path) -> int:
-    """Print how much of a sweep is done; returns 2 when launching it would be refused."""
-    folder = root / spec.name
-    if not SweepDirectory(folder).sweep.exists():
-        return 0
+def show_status(
+    folder: Path, cluster: str, profile: Profile, there: There | None, refused: UserError | None = None
+) -> int:
+    """Print how much of a sweep is done; returns 2 when launching it would be refused.
+
+    there, refused: what is in its folder, or why no launch would take it.
+    """
     if is_archive(folder):
         print(f"{folder}: an archive, to be read only")
         return 0
-    spec = settled(folder, spec)
+    if refused is not None:
+        print(f"would be refused: {refused}")
+        return 2
+    if there is None:
+        return 0
+    present, wait = sum(worker.present for worker in there.workers), len(waiting(there.workers))
+    on_it = f"{counted(present, 'worker')} on it" + (f", {wait} of them waiting" if wait else "")
+    cells = counted(len(there.new_cells), "new cell")
+    new = f", {there.left_of_new_cells} of them in {cells}" if there.new_cells else ""
+    there_is = f"{counted(there.left, 'run')} left, {on_it}{new}" if there.left else plan.ending(there.sweep)
+    print(f"{folder}: {there_is}")
+    if isinstance(there.sweep, RecordedSweep):
+        print("the queue is not there; a launch rebuilds it from the records")
+    if cluster != "slurm" or not there.left:
+        return 0
     try:
-        check_change(folder, spec)
+        for note in waiting_notes(there.workers, profile, folder):
+            print(note)
     except UserError as error:
         print(f"would be refused: {error}")
         return 2
-    there = queue.load_sweep(folder)
-    grown = as_it_is(dataclasses.replace(there, spec=spec))
-    new = added_cells(read_json(there.files.sweep), spec) or ()  # their studies are made by a launch
-    runs = len(new) * (spec.tune.trials + len(spec.final.seeds))
-    left, workers = plan.left(grown) + runs, len(there.files.living_workers())
-    there_is = f"{counted(left, 'run')} left, {counted(workers, 'worker')} on it" if left else plan.ending(grown)
-    print(f"{folder}: {there_is}" + (f", {runs} of them in {counted(len(new), 'new cell')}" if new else ""))
-    if isinstance(grown, RecordedSweep):
-        print("the queue is not there; a launch rebuilds it from the records")
     return 0
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from harness.cli import dry_run, estimate, idle_settings, preflight, progress
 from harness.cli.stopping import stopped
+from harness.cli.there import look
 from harness.cluster.pool import WorkerPool
 from harness.cluster.profile import Profile, read_profile
 from harness.cluster.slots import local_slots, visible_gpus
 from harness.cluster.slurm import check_root, check_slurm, launch_notes
+from harness.cluster.waiting import waiting, waiting_notes
+from harness.cluster.worker_info import list_workers
 from harness.core.errors import UserError
 from harness.core.wording import counted
 from harness.records import code_version
@@ -45,7 +48,8 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(profile)
-        print("\n".join(launch_notes(spec, profile, options.root)))
+        notes = launch_notes(spec, profile, options.root)
+        print("\n".join([*notes, *_waiting_notes(spec, options.root, profile)]))
     for note in idle_settings.notes(spec, cells):
         print(note, flush=True)
     folder = options.root / spec.name
@@ -57,6 +61,15 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
     return _start(opened, options, WorkerPool(opened, options.cluster, workers, profile, slots))
+
+
+def _waiting_notes(spec: SweepConfig, root: Path, profile: Profile) -> list[str]:
+    """What there is to say of workers that wait in Slurm's queue for what is left of a sweep. Raises UserError."""
+    folder = root / spec.name
+    if not waiting(list_workers(folder)):
+        return []
+    there = look(spec, root)
+    return waiting_notes(there.workers, profile, folder) if there and there.left else []
 
 
 def _dry_run(
@@ -71,10 +84,15 @@ def _dry_run(
         dry_run.show_runs(spec, cells, options.root)
     else:
         dry_run.show_builds(spec, cells)
-    dry_run.show(spec, cells, options.cluster, workers, profile, options.root)
+    there, refused = None, None
+    try:
+        there = look(spec, options.root)
+    except UserError as error:
+        refused = error
+    dry_run.show(spec, cells, options.cluster, workers, profile, options.root, there)
     if options.estimate:
         estimate.show(spec, cells, options.cluster, workers, slots)
-    return dry_run.show_status(spec, options.root)
+    return dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
 
 
 def _workers(options: argparse.Namespace, spec: SweepConfig, slots: tuple[str, ...], on_slurm: int) -> int:

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from socket import gethostname
 from typing import Any
 
 import submitit
@@ -11,8 +10,9 @@ import submitit
 from harness.cluster import slurm
 from harness.cluster.profile import Profile
 from harness.cluster.slots import cores
+from harness.cluster.waiting import asked
 from harness.cluster.worker import Worker
-from harness.cluster.worker_info import WorkerInfo, list_workers
+from harness.cluster.worker_info import WorkerInfo, list_workers, present_on
 from harness.core.errors import UserError
 from harness.core.wording import counted
 from harness.records.files import check_disk
@@ -85,23 +85,18 @@ class WorkerPool:
     def submit_missing(self) -> int:
         """Submit the workers that are missing; returns how many. Two launches at once submit one set."""
         with self._opened.files.lock("launch"):
-            present = self._present(list_workers(self._opened.folder))
+            present = present_on(list_workers(self._opened.folder), self._cluster)
             count = max(0, min(self._workers, plan.left(self._opened)) - present)
             if count:
                 self._submit(count)
             return count
-
-    def _present(self, workers: list[WorkerInfo]) -> int:
-        """How many workers are present: all on Slurm, or this machine's; other machines have slots of their own."""
-        here = [worker for worker in workers if worker.cluster == self._cluster and worker.present]
-        return len(here) if self._cluster == "slurm" else sum(worker.host == gethostname() for worker in here)
 
     def replace_lost(self) -> None:
         """Put back the trials of dead workers and submit new ones. Raises UserError when no worker finishes a run."""
         for job in self._jobs:
             job.poll()  # collects its exit status: a zombie would look alive
         workers, left = list_workers(self._opened.folder), plan.left(self._opened)
-        missing = min(self._workers, left) - self._present(workers)
+        missing = min(self._workers, left) - present_on(workers, self._cluster)
         # A job that is being requeued is out of sight for a moment.
         confirmed, self._missing_before = min(missing, self._missing_before), missing
         dead = [worker for worker in workers if worker.name in self._mine and worker.state in ("lost", "failed")]
@@ -158,8 +153,14 @@ class WorkerPool:
     def _register(self, name: str, job: Any, rank: int) -> None:
         log = submitit.core.utils.JobPaths(job.paths.folder, job.job_id, rank).stderr
         self._mine.add(name)
+        on_slurm = {"asked": asked(self._profile)} if self._cluster == "slurm" else {}
         self._opened.files.worker(name).note_submitted(
-            cluster=self._cluster, job_id=job.job_id, log=str(log), submitted=time.time(), by=process_identity()
+            cluster=self._cluster,
+            job_id=job.job_id,
+            log=str(log),
+            submitted=time.time(),
+            by=process_identity(),
+            **on_slurm,
         )
 
 

@@ -7,10 +7,11 @@ Slurm's accounting is never asked: many clusters have none.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from harness.cluster.slurm import NO_ANSWER, slurm_queue
@@ -116,3 +117,9 @@ def list_workers(folder: Path) -> list[WorkerInfo]:
             found.append(WorkerInfo(files.path.name, status, submitted, age))
     queue = slurm_queue() if any(worker.may_be_queued for worker in found) else {}
     return [replace(worker, queue=queue) for worker in found]
+
+
+def present_on(workers: Sequence[WorkerInfo], cluster: str) -> int:
+    """How many are present on a cluster: all on Slurm, else this machine's; other machines have slots of their own."""
+    there = [worker for worker in workers if worker.cluster == cluster and worker.present]
+    return len(there) if cluster == "slurm" else sum(worker.host == gethostname() for worker in there)

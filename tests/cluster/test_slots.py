@@ -12,10 +12,8 @@ from tiny_sweep import here, records, start, write_sweep
 
 from harness.cli.status_report import status_report
 from harness.cluster import slots
-from harness.cluster.pool import WorkerPool
-from harness.cluster.profile import Profile
 from harness.cluster.slots import local_slots, take_slot
-from harness.cluster.worker_info import list_workers
+from harness.cluster.worker_info import list_workers, present_on
 from harness.launch import main
 from harness.records.files import write_json
 from harness.records.heartbeat import process_identity
@@ -137,4 +135,4 @@ def test_workers_of_another_machine_take_none_of_the_slots_here(tmp_path: Path) 
     sweep.files.worker("near").note_submitted(cluster="local", by=process_identity())
     sweep.files.worker("queued").note_submitted(cluster="slurm", job_id="1", by=process_identity())
     workers = list_workers(sweep.folder)
-    assert WorkerPool(sweep, "local", 2, Profile(), ("cpu0", "cpu1"))._present(workers) == 1
+    assert present_on(workers, "local") == 1

@@ -141,7 +141,7 @@ def test_free_memory_is_what_linux_and_control_groups_leave(tmp_path: Path, monk
 
 
 def test_other_sets_have_no_disk_and_an_identity_without_residency(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"residency: 'disk': .*'auto', 'device' or 'host'"):
+    with pytest.raises(UserError, match=r"residency: 'disk': .*legal: auto, device, host"):
         component("data set", {"name": "digits", "residency": "disk"})
     assert "residency" not in Config(root=folder, residency="disk").identity()
     assert load_dataset(digits.Config(residency="host"), 0, "cpu").train.rows is not None

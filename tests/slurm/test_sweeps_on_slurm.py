@@ -151,6 +151,25 @@ def test_refusals_say_what_to_do(cluster: Cluster, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 60
 
 
+def test_jobs_that_never_start_are_said_with_the_way_out(cluster: Cluster, tmp_path: Path) -> None:
+    sweep = tmp_path / "runs/many"
+    ended, output = launch(tmp_path, MANY_RUNS, cluster.env, "runs", "--cluster", "slurm")  # --profile is forgotten
+    assert ended == 0, output
+    cluster.wait_until(
+        lambda: {each["why"] for each in status(sweep, cluster.env)["workers"]} == {"PartitionConfig"}, 30
+    )
+    for options in ((), ("--dry-run",)):
+        ended, output = launch(tmp_path, MANY_RUNS, cluster.env, "runs", *on_slurm("--workers", "1", *options))
+        assert ended == 2, output
+        assert "8 workers wait in Slurm's queue, submitted with another profile (partition: null, here low;" in output
+        assert "PartitionConfig (no node of the partition has what the job asks for). They never start" in output
+    assert "will not start (PartitionConfig): no node" in cluster.run(sys.executable, "-m", "harness.status", sweep)
+    cluster.run(sys.executable, "-m", "harness.cancel", sweep)
+    ended, output = launch(tmp_path, MANY_RUNS, cluster.env, "runs", *on_slurm("--workers", "2", "--wait"))
+    assert ended == 0, output
+    assert len(rows(sweep)) == 8
+
+
 def test_what_sbatch_refuses_is_said_in_its_words(cluster: Cluster, tmp_path: Path) -> None:
     profile = write_profile(tmp_path, sbatch={"constraint": "no-such-feature"})
     ended, output = launch(tmp_path, MANY_RUNS, cluster.env, "runs", *on_slurm(profile=profile))

@@ -108,7 +108,7 @@ def test_the_pruner_sees_each_epoch() -> None:
         ({"name": "val/acc_w3", "direction": "minimize"}, r"direction: 'minimize' \(legal: maximize"),
         ({"name": "test/acc_w3", "direction": "maximize"}, "'test/acc_w3' is unknown"),
         ({"name": schema.FREQUENCY}, "direction: missing"),
-        ({"name": schema.FREQUENCY, "direction": "min"}, "'minimize' or 'maximize'"),
+        ({"name": schema.FREQUENCY, "direction": "min"}, r"did you mean 'minimize'\? \(legal: minimize, maximize\)"),
     ],
 )
 def test_other_objectives_are_refused(given: Any, said: str, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from studies_common import (
 )
 
 from harness.cli.dry_run import show_status
+from harness.cli.there import look
+from harness.cluster.profile import Profile
 from harness.cluster.signals import StopRequest
 from harness.cluster.worker import Worker
 from harness.core.errors import UserError
@@ -121,7 +123,8 @@ def test_cells_may_be_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     before, finals = cells(sweep), final_runs(sweep)
     more = [*cells_of(4, 3, 2), {"methods": "none", "set": {"watch_bit": 2}, "search": {"train.learning_rate": RATE}}]
     spec = SweepConfig.model_validate(raw(cells=more))
-    assert show_status(spec, tmp_path) == 0
+    there = look(spec, tmp_path)
+    assert show_status(sweep.folder, "local", Profile(), there) == 0
     assert "10 runs left, 0 workers on it, 10 of them in 2 new cells" in capsys.readouterr().out
     grown = open_sweep(tmp_path, cells=more)
     plan.top_up(grown)

@@ -32,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
 #: The models that have what methods require.
 HAVE = {"attention": {"vit_tiny", "tiny_vit"}, "norms": {"resnet18", "vit_tiny", "tiny_vit"}}
 #: Convolutions, batch norms and a shortcut, compiled in seconds: a ResNet-18 takes a core one to two minutes.
-SMALL_CNN = {"name": outside.resolve("model", "small_cnn.py:SmallCNN", Path(__file__).parents[1] / "helpers")}
+SMALL_CNN = {"name": outside.resolve("model", "compiled_cnn.py:CompiledCNN", Path(__file__).parents[1] / "helpers")}
 #: What a method may change of training.
 HOOKS = ("prepare", "prepared", "param_options", "on_step_start", "penalty", "after_backward", "after_step")
 HOOKS += ("needs_double_backward", "selection_start")

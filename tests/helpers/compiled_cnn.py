@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class SmallCNN(nn.Module):
+class CompiledCNN(nn.Module):
     """For images of any size, (B, C, H, W) to logits (B, classes)."""
 
     def __init__(self, classes: int, width: int = 8) -> None:
