@@ -122,7 +122,10 @@ def _load_trials(sweep: SweepResults, runs: Traversable) -> None:
         tuned = [entry for entry in entries if entry.get("phase") == "tune"]
         if not tuned or not (folder / "record.json").is_file():
             if status.get("state") == "pruned":
-                sweep.pruned += [PrunedTrial(entry["cell"], int(entry["trial"])) for entry in tuned]
+                sweep.pruned += [
+                    PrunedTrial(entry["cell"], int(entry["trial"]), folder.name, dict(entry["params"]))
+                    for entry in tuned
+                ]
             continue
         record, problem = read_record(folder / "record.json", folder.name, "tune")
         if record is None:

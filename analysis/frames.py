@@ -1,6 +1,6 @@
 """A sweep as tidy pandas frames, for the figures and as rows.csv and trials.csv for further work."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis import deployment
 from analysis.measure import metric_of, shown
-from analysis.results import Final, SweepResults, Trial
+from analysis.results import Cell, Final, PrunedTrial, SweepResults, Trial
 from analysis.series import Group, method_of
 from harness.core import outside
 from harness.core.bits import FLOAT, PlainPoint
@@ -20,6 +20,8 @@ TRIAL_COLUMNS = (
     "cell", "method", "target_bit", "trial", "run_id", "chosen", "at_target", "worst", "mean_of_others", "float",
 )  # fmt: skip
 PARAMETER = "param."
+#: Those of `every_trial`.
+EVERY_TRIAL_COLUMNS = (*TRIAL_COLUMNS[:6], "state", "value", *TRIAL_COLUMNS[6:])
 
 
 def rows_frame(sweep: SweepResults) -> pd.DataFrame:
@@ -60,10 +62,70 @@ def trials_frame(group: Group) -> pd.DataFrame:
 
     Float training has no target: `at_target` is its accuracy in float.
     """
-    names = {one.cell.id: one.method + one.suffix for one in group.series}
+    names = _names(group)
     lines = [_trial(trial, names) for trial in group.trials]
     frame = pd.DataFrame(lines, columns=None if lines else list(TRIAL_COLUMNS))
     return frame.assign(target_bit=deployment.tidy(frame["target_bit"]))
+
+
+def _names(group: Group) -> dict[str, str]:
+    """What the trials of a cell are called, by cell."""
+    return {one.cell.id: one.method + one.suffix for one in group.series}
+
+
+def every_trial(sweep: SweepResults, groups: Sequence[Group]) -> pd.DataFrame:
+    """One line for each tuning trial that is over, by group, cell and number: `trials_frame` and its group.
+
+    state: "complete", or "pruned" for what the pruner ended, which has parameters and no scores. value: the objective,
+    the first of several, accuracy in [0, 1]; empty for pruned ones, and where neither rows nor the choice tell it.
+    """
+    places = {cell.id: place for place, cell in enumerate(sweep.cells)}
+    lines: list[tuple[int, int, dict[str, Any]]] = []
+    for place, group in enumerate(groups):
+        names = _names(group)
+        for trial in group.trials:
+            over = {"state": "complete", "value": _value(trial, sweep.objective[0]), "group": group.title}
+            lines.append((place, places[trial.cell.id], {**_trial(trial, names), **over}))
+    for each in sweep.pruned:
+        place, line = _pruned(each, sweep.cells[places[each.cell]], groups)
+        lines.append((place, places[each.cell], line))
+    lines.sort(key=lambda line: (*line[:2], line[2]["trial"]))
+    frame = pd.DataFrame([line for _, _, line in lines], columns=None if lines else [*EVERY_TRIAL_COLUMNS, "group"])
+    further = [name for name in frame if name not in (*EVERY_TRIAL_COLUMNS, "group")]
+    frame = frame.reindex(columns=[*EVERY_TRIAL_COLUMNS, *further, "group"])
+    return frame.assign(target_bit=deployment.tidy(frame["target_bit"]))
+
+
+def _value(trial: Trial, name: str) -> float | None:
+    """A trial's objective, by its rows, or of the chosen one by the choice."""
+    value = objective_value(trial, name)
+    if value is None and trial.chosen:
+        value = (trial.cell.chosen or {}).get("value")
+    return value[0] if isinstance(value, list) else value
+
+
+def _pruned(trial: PrunedTrial, cell: Cell, groups: Sequence[Group]) -> tuple[int, dict[str, Any]]:
+    """The line of a pruned trial, and the place of its group: after all where no run of its cell says which."""
+    runs: list[tuple[int, Final | Trial]] = []
+    for place, group in enumerate(groups):
+        runs += [(place, final) for one in group.series for final in one.finals]
+        runs += [(place, finished) for finished in group.trials]
+    nowhere = 0 if len(groups) == 1 else len(groups)
+    place, run = next(((place, run) for place, run in runs if run.cell.id == cell.id), (nowhere, None))
+    of_cell = groups[place] if place < len(groups) else None
+    target = trial.params.get("target_bit", (run.config if run else cell.grid).get("target_bit"))
+    own = method_of({"methods": [{"name": name} for name in cell.methods], "target_bit": target})
+    return place, {
+        "cell": cell.id,
+        "method": _names(of_cell).get(cell.id, own) if of_cell else own,
+        "target_bit": target,
+        "trial": trial.number,
+        "run_id": trial.run_id,
+        "chosen": False,
+        "state": "pruned",
+        "group": of_cell.title if of_cell else None,
+        **{PARAMETER + name: value for name, value in trial.params.items()},
+    }
 
 
 def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:

@@ -35,7 +35,9 @@ class Results:
 
     def __repr__(self) -> str:
         about = "; ".join(group.title for group in self.groups)
-        return f"<{self.sweep.name}: {about}; {len(self.sweep.finals)} finals, {len(self.sweep.trials)} trials>"
+        finals, trials, pruned = (len(each) for each in (self.sweep.finals, self.sweep.trials, self.sweep.pruned))
+        ended = f", {pruned} pruned" if pruned else ""
+        return f"<{self.sweep.name}: {about}; {finals} finals, {trials} trials{ended}>"
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -67,9 +69,11 @@ class Results:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """Every finished tuning trial: its group, scores on the validation split and parameters."""
-        found = [frames.trials_frame(group).assign(group=group.title) for group in self.groups if group.trials]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(frames.TRIAL_COLUMNS))
+        """Every tuning trial that is over, also pruned ones (`state`): group, objective, validation scores, parameters.
+
+        The columns are those of trials.csv, where pruned trials have no line, with `state` and `value`.
+        """
+        return frames.every_trial(self.sweep, self.groups)
 
     @property
     def scores(self) -> pd.DataFrame:

@@ -77,6 +77,8 @@ class PrunedTrial:
 
     cell: str
     number: int
+    run_id: str = field(default="", compare=False)
+    params: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def _placed(spec: SweepConfig, cell: Cell, over: Sequence[TrialOver]) -> list[Tr
     """A cell's trials by number, up to the last that is over; None for one that is still to run.
 
     Trials of a static sampler are known by their parameters, which no other number's trial is given. Those of another
-    move up where numbers are no places: `harness.retry` and an earlier loss of the queue give some a second one.
+    move up where numbers are no places: `harness.retry` and an earlier loss of the queue give some a second one. Of
+    more than the sweep promises, finished ones stay before pruned ones, which earlier versions drew again.
     """
     trials, numbers = spec.tune.trials, {each.number for each in over}
     found: list[TrialOver | None]
@@ -107,7 +108,8 @@ def _placed(spec: SweepConfig, cell: Cell, over: Sequence[TrialOver]) -> list[Tr
         by_params = {_key(each.params): each for each in over}
         found = [by_params.get(_key(known_params(spec, cell, number) or {})) for number in range(trials)]
     elif len(numbers) < len(over) or max(numbers, default=0) >= trials:
-        found = [*over[:trials]]
+        kept = sorted(over, key=lambda each: each.values is None)[:trials]
+        found = [*sorted(kept, key=lambda each: each.number)]
     else:
         by_number = {each.number: each for each in over}
         found = [by_number.get(number) for number in range(trials)]

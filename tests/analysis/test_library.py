@@ -6,13 +6,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from analysis_cost import Shape
+from analysis_cost import write_sweep as write_large
 from blank_pictures import blank_pictures
 from matplotlib.figure import Figure
 from pages import REPOSITORY, blocks
 from synthetic_sweep import SweepWriter, add_exactly, near, paper, quickstart
 
 import analysis
-from analysis import comparisons, controls, make_figures, render, summary
+from analysis import comparisons, controls, frames, make_figures, render, summary
 from analysis.figures import Drawing, FigureModule, Scope
 from analysis.library import Results, compare, load
 from analysis.series import Group, summarize
@@ -239,3 +241,28 @@ def test_the_example_of_the_page_runs_from_any_folder(tmp_path: Path, monkeypatc
     exec(example, found)
     assert found["figure"].axes
     assert (tmp_path / "accuracy.pdf").stat().st_size > 1000
+
+
+def test_pruned_trials_are_among_the_trials(tmp_path: Path) -> None:
+    write_large(tmp_path, Shape(trials=3, seeds=2, epochs=1, layers=1))
+    before = load(tmp_path).trials
+    assert set(before["state"]) == {"complete"}
+    assert (100 * before["value"]).to_list() == pytest.approx(before["at_target"].to_list()), "the objective is target"
+    gone = before[(before["cell"] == "ste,target_bit=3") & ~before["chosen"]]
+    for run_id in gone["run_id"]:
+        (tmp_path / "large/runs" / run_id / "record.json").unlink()
+        (tmp_path / "large/runs" / run_id / "status.json").write_text('{"state": "pruned"}')
+    results = load(tmp_path)
+    assert f"{len(before) - len(gone)} trials, {len(gone)} pruned" in repr(results)
+    after = results.trials
+    same = ["cell", "method", "target_bit", "trial", "run_id", "chosen", "group"]
+    same += [name for name in before if name.startswith(frames.PARAMETER)]
+    pd.testing.assert_frame_equal(after[same], before[same])
+    pruned = after[after["state"] == "pruned"]
+    assert pruned["run_id"].to_list() == gone["run_id"].to_list()
+    assert pruned[["value", "at_target", "worst", "float"]].isna().all(axis=None)
+    scores = after.drop(pruned.index)
+    pd.testing.assert_frame_equal(scores, before.drop(gone.index), check_dtype=False)
+    of_figures = frames.trials_frame(results.groups[0])
+    assert list(of_figures) == [name for name in before if name not in ("state", "value", "group")], "trials.csv"
+    assert len(of_figures) == len(scores)

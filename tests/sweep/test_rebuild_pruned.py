@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from studies_common import open_sweep
 from tiny_sweep import write_sweep
 
 from harness.archive import main as archive
@@ -18,7 +19,8 @@ from harness.launch import main as launch
 from harness.status import main as status
 from harness.sweep import plan, queue
 from harness.sweep.queue import load_sweep
-from harness.sweep.rebuild import as_it_is
+from harness.sweep.rebuild import _placed, as_it_is
+from harness.sweep.trials_over import TrialOver
 
 TRIALS = 6
 #: From useless rates to good ones: those below the median, or not in the better half, are given up after an epoch.
@@ -170,3 +172,12 @@ def test_an_epoch_without_a_finite_value_is_not_a_number_again(carried_out: Path
         for trial in study.get_trials():
             assert math.isnan(trial.intermediate_values[trial.last_step or 0])
             assert (trial.value is None) == (trial.state == TrialState.PRUNED)
+
+
+def test_what_was_drawn_again_by_an_earlier_version_stays(tmp_path: Path) -> None:
+    """It forgot trial 0, which was pruned, and gave trial 2 the number 1; its own trial 2 was drawn in place of 0."""
+    sweep = open_sweep(tmp_path, sampler={"name": "tpe", "n_startup_trials": 2}, pruner="median")
+    found = [TrialOver(0, {}, "forgotten", None, {})]
+    found += [TrialOver(number, {}, run, [0.5], {}) for number, run in ((1, "a"), (2, "b"), (2, "c"))]
+    placed = _placed(sweep.spec, sweep.cells[0], found)
+    assert [each and each.run_id for each in placed] == ["a", "b", "c"]
