@@ -137,7 +137,7 @@ def test_bits_that_are_evaluated_and_monitored() -> None:
     ("changes", "said"),
     [
         ({"target_bit": None, "watch_bit": 2}, r"methods: 'ste' prepares for a bit-width; set target_bit to 2 to 8"),
-        ({"target_bit": None, "methods": ["none"]}, r"a float run .* names the bits it is watched at: watch_bit"),
+        ({"target_bit": None, "methods": ["none"]}, r"target_bit is missing: .* watch_bit"),
         ({"also_watch": [3]}, r"also_watch is for float runs"),
         ({**FLOAT_RUN, "also_watch": [3, 2]}, r"also_watch: \[3, 2\] names a bit-width twice, or watch_bit's"),
         ({**FLOAT_RUN, "also_watch": [9]}, r"also_watch.0: 9: no bit-width"),
