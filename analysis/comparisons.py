@@ -49,13 +49,15 @@ class Comparisons:
     title: str
     metric: Metric
     rows: tuple[Compared, ...]
+    #: Over which tests p is corrected, where not over all.
+    corrected: str = ""
 
     @property
     def legend(self) -> str:
         """How to read the columns."""
         unit = measure.difference_unit(self.metric)
         count = sum(not math.isnan(one.p_holm) for one in self.rows)
-        over = "of one test" if count == 1 else f"by Holm over all {count} tests"
+        over = "of one test" if count == 1 else self.corrected or f"by Holm over all {count} tests"
         return (
             f"Difference: test {self.metric.name} of the method less that of what it is against"
             f"{f', in {unit}' if unit else ''}: mean over seeds with its 95 % t interval (unadjusted). "
@@ -179,9 +181,14 @@ def _rows(found: Comparisons) -> list[list[str]]:
 
 
 def to_text(found: Comparisons) -> str:
-    """Aligned plain text for a terminal; a reason is only in the files."""
-    rows = [[*cells[:-1], cells[-1].partition(": ")[0]] for cells in _rows(found)]
-    return "\n".join([f"{found.title} - comparisons", "", *ruled([found.columns, *rows])])
+    """Aligned plain text for a terminal, with reasons in a few words."""
+    short = replace(found, rows=tuple(replace(one, reason=_short(one.reason)) for one in found.rows))
+    return "\n".join([f"{found.title} - comparisons", "", *ruled([found.columns, *_rows(short)])])
+
+
+def _short(reason: str) -> str:
+    """Its first words: `clear before Holm's correction`."""
+    return reason.partition(" over ")[0].partition(": ")[0]
 
 
 def to_markdown(found: Comparisons) -> str:

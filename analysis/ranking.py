@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from analysis import deployment, measure
+from analysis.costs import deployment_of, step_ms
 from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best, t_interval
 from analysis.paired import Lacking, frequencies
@@ -60,6 +61,8 @@ class Ranking:
     #: What the numbers are, and their decimals.
     label: str = "Test accuracy (%)"
     decimals: int = 1
+    #: Of costs that cannot be told; follows the legend.
+    cost_note: str = ""
 
     def frame(self) -> pd.DataFrame:
         """One line per method."""
@@ -86,7 +89,7 @@ def make_ranking(group: Group) -> Ranking | None:
         by_method.setdefault(one.name, []).append(one)
     if not targets or len(by_method) < 2:
         return None
-    reference = _step_ms([one for one in group.series if one.target is None and one.method == FLOAT])
+    reference = step_ms([one for one in group.series if one.target is None and one.method == FLOAT])
     found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
     higher, told = group.metric.higher_is_better, (measure.label(group.metric), measure.decimals(group.metric))
     sign = 1 if higher else -1
@@ -101,7 +104,7 @@ def make_ranking(group: Group) -> Ranking | None:
     every = (*placed, *(one for one in found if not one.at_target.n))
     several = len({one.deploy for one in group.series}) > 1
     known = any(not math.isnan(one.deployment[0]) for one in every)
-    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, *told)
+    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, *told, group.cost_note)
 
 
 def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: float) -> Standing:
@@ -120,8 +123,8 @@ def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoin
         at_target,
         t_interval(_means(others) if complete else []),
         _frequency(by_target) if complete else math.nan,
-        _step_ms(series) / reference,
-        _deployment(by_target),
+        step_ms(series) / reference,
+        deployment_of(by_target),
     )
 
 
@@ -152,23 +155,6 @@ def _frequency(by_target: Mapping[PlainPoint, Series]) -> float:
         except Lacking:
             return math.nan
     return statistics.mean(means)
-
-
-def _deployment(by_target: Mapping[PlainPoint, Series]) -> tuple[float, float]:
-    """Seconds, the median over targets, and the most MiB."""
-    costs = [one.deployment_cost([target]) for target, one in by_target.items()]
-    known = [cost for cost in costs if not math.isnan(cost[0])]
-    if not known:
-        return math.nan, math.nan
-    peaks = [mebibytes for _, mebibytes in known if not math.isnan(mebibytes)]
-    return statistics.median(seconds for seconds, _ in known), max(peaks, default=math.nan)
-
-
-def _step_ms(series: Sequence[Series]) -> float:
-    """The median over runs of the milliseconds of a training step; nan where a record has none."""
-    runs = {final.run_id: final.record["provenance"].get("step_ms") for one in series for final in one.finals}
-    known = [value for value in runs.values() if value]
-    return statistics.median(known) if known and len(known) == len(runs) else math.nan
 
 
 def header(ranking: Ranking) -> list[str]:
@@ -207,7 +193,8 @@ def legend(rankings: Sequence[Ranking]) -> str:
     what = " / ".join(dict.fromkeys(one.label for one in rankings))
     deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
     deployed += of_two_seeds(each for one in rankings for it in one.standings for each in (it.at_target, it.others))
-    return _LEGEND.format(what=what, best="bold", further=further, deployed=deployed)
+    text = _LEGEND.format(what=what, best="bold", further=further, deployed=deployed)
+    return " ".join(dict.fromkeys((text, *(one.cost_note for one in rankings if one.cost_note))))
 
 
 def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> list[str]:

@@ -122,6 +122,8 @@ class Group:
     trials: tuple[Trial, ...] = field(default=(), repr=False)
     objective: tuple[str, ...] = ("target",)
     settings: dict[str, Any] | None = field(default=None, repr=False)
+    #: What the ranking says of costs that cannot be told.
+    cost_note: str = ""
 
     @property
     def metric(self) -> Metric:

@@ -35,12 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("--estimate is for --dry-run: it says how long the suite would take")
     against = options.against or _committed()
     spec = suite_of(against, options)
-    from harness.sweep.cells import check_all_but_methods, expand
+    from harness.sweep.cells import check_all_but_methods, check_methods, expand
 
     cells = expand(spec, checked=False)
     check_all_but_methods(spec, cells)
+    check_methods(spec, cells)  # before a line is printed
+    from harness.cli.bench_tests import ahead
     from harness.cli.launching import carry_out
 
+    print("\n".join(ahead(against, cells, len(spec.final.seeds))), flush=True)
     status = carry_out(spec, cells, options)
     if options.dry_run:
         print(f"then compared with the methods in {against}")

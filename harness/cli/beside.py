@@ -12,6 +12,10 @@ if TYPE_CHECKING:  # `analysis` reads records by way of this package
     from analysis.results import Final, SweepResults
     from analysis.series import Group
 
+_NO_COST = (
+    "Cost: — for your method. A ratio of step times means something on one machine in one go, and the records are from "
+    "elsewhere."
+)
 #: The name of the comparison's files, in the sweep's `figures/`.
 NAME = "against"
 
@@ -31,6 +35,7 @@ def beside(own: Path, against: Path, command: str) -> None:
     from analysis.output import output
 
     ours, theirs = (load_results(each.absolute().parent, each.absolute().name) for each in (own, against))
+    ours.finals = [_untimed(final) for final in ours.finals]
     mine, others = make_groups(ours), {group.title: group for group in make_groups(theirs)}
     pairs = [(group, others[group.title]) for group in mine if group.title in others]
     if not pairs:
@@ -48,7 +53,7 @@ def beside(own: Path, against: Path, command: str) -> None:
         made.text("report.html", report.report(whole, sections, command, made))
     for section, found in zip(sections, compared, strict=False):
         if section.standings:
-            print(ranking.to_text(section.standings), end="\n\n")
+            print(ranking.to_text(section.standings), f"\n{_NO_COST}\n", sep="\n")
         print(comparisons.to_text(found), f"\n{found.legend}\n", sep="\n")
     render.print_gaps(ours, [note for group in groups for note in group.notes])
     render.print_files(folder, made.names)
@@ -75,9 +80,16 @@ def _joined(one: "Group", other: "Group") -> "Group":
         series=(*other.series, *one.series),
         missing=(*one.missing, *other.missing),
         corrupt=(*one.corrupt, *other.corrupt),
+        cost_note=_NO_COST,
         notes=(*notes, *dict.fromkeys((*one.notes, *other.notes))),
         trials=(*other.trials, *one.trials),
     )
+
+
+def _untimed(final: "Final") -> "Final":
+    """A final without the time of its steps, which those of another machine cannot be compared with."""
+    provenance = {**final.record["provenance"], "step_ms": None}
+    return replace(final, record={**final.record, "provenance": provenance})
 
 
 def _version(final: "Final") -> Any:
@@ -95,8 +107,9 @@ def _as_today(final: "Final") -> "Final":
 
 
 def _compared(one: "Group", other: "Group") -> "Comparisons":
-    """Each of our trainings against each of theirs for the same target, and against float training; Holm over all."""
+    """Each of our trainings against each of theirs for the same target, and against float training."""
     from analysis.comparisons import Comparisons, between
+    from harness.cli.bench_tests import CORRECTED, families
 
     pairs = [
         (ours, theirs, ours.target)
@@ -104,7 +117,8 @@ def _compared(one: "Group", other: "Group") -> "Comparisons":
         for theirs in other.trained
         if ours.target is not None and theirs.target in (None, ours.target) and theirs.scores(ours.target)
     ]
-    return Comparisons(f"{one.sweep}: {one.title}", one.metric, tuple(between(one.metric, pairs)))
+    rows = tuple(row for family in families(pairs) for row in between(one.metric, family))
+    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, CORRECTED)
 
 
 def _whole(ours: "SweepResults", theirs: "SweepResults", groups: "Sequence[Group]") -> "SweepResults":

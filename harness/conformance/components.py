@@ -173,23 +173,37 @@ def its_shape_is_that_of_its_batches(settings: dict[str, Any]) -> None:
 
 def its_images_and_labels_are_legal(settings: dict[str, Any]) -> None:
     """Of classes of images: uint8 (N, C, H, W) up to max_value, int64 labels, every class in the training split."""
-    raw = data.prepare(component("data set", settings))
-    if not isinstance(raw, Raw):
+    config = component("data set", settings)
+    data.check(config)
+    module = data.find(config.name)
+    if not hasattr(module, "read"):
         return
+    raw = module.read(config)
+    require(isinstance(raw, Raw), f"it must give a harness.data.Raw; found a {type(raw).__name__}")
     for name, split in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
-        if split is None:
-            continue
-        images, labels = split.images, split.labels
-        found = f"found {images.dtype} {tuple(images.shape)}"
-        legal = images.dtype == torch.uint8 and images.dim() == 4
-        require(legal, f"{name}: images must be uint8 (N, C, H, W); {found}")
-        found = f"found {labels.dtype} {tuple(labels.shape)} for {len(images)} images"
-        legal = labels.dtype == torch.int64 and labels.shape == (len(images),)
-        require(legal, f"{name}: labels must be int64 (N,), one an image; {found}")
-        highest = int(images.max())
-        require(highest <= raw.max_value, f"{name}: pixels must be 0 to {raw.max_value}, max_value; found {highest}")
-    there, classes = set(raw.train.labels.tolist()), len(raw.class_names)  # none is outside: `prepare` refuses those
+        if split is not None or name != "val":
+            _check_split(name, split, raw.max_value)
+    raw.check_labels(config.name)
+    there, classes = set(raw.train.labels.tolist()), len(raw.class_names)
     require(len(there) == classes, f"train: each of the {classes} classes must have images; {len(there)} have some")
+
+
+def _check_split(name: str, split: Any, max_value: int) -> None:
+    require(isinstance(split, Split), f"{name}: must be a harness.data.Split; found a {type(split).__name__}")
+    images, labels = split.images, split.labels
+    legal = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.dim() == 4
+    require(legal, f"{name}: images must be uint8 (N, C, H, W); found {_kind(images)}")
+    samples = len(images) if split.rows is None else len(split.rows)
+    legal = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (samples,)
+    require(legal, f"{name}: labels must be int64 (N,), one an image; found {_kind(labels)} for {samples} images")
+    require(samples, f"{name}: no split may be empty")
+    highest = int(images.max())
+    require(highest <= max_value, f"{name}: pixels must be 0 to {max_value}, max_value; found {highest}")
+
+
+def _kind(value: Any) -> str:
+    """`torch.uint8 (60, 1, 8, 8)`."""
+    return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 
 def _some(loaded: TaskData) -> tuple[Tensor, Tensor]:

@@ -36,10 +36,12 @@ OF_MODELS = (
     components.it_trains_and_deploys,
 )
 OF_DATA = (
+    components.its_images_and_labels_are_legal,
     components.it_is_read_the_same_each_time,
     components.its_shape_is_that_of_its_batches,
-    components.its_images_and_labels_are_legal,
 )
+#: Where one of these fails, those after it would only fail by the same cause, in words that hide it.
+NEEDED = (components.its_settings_go_through_json, components.its_images_and_labels_are_legal)
 OF_TASKS = (
     components.its_loss_has_a_gradient,
     components.sums_of_batches_are_those_of_the_split,
@@ -135,13 +137,22 @@ def _deployed_by(name: str, acts_on: str, folder: Path) -> Iterator[Check]:
 
 
 def run_checks(kind: str, name: str, settings: dict[str, Any], say: Callable[[str], None] = print) -> int:
-    """Carry out all checks of a component, a line each; returns how many failed."""
-    failed = 0
+    """Carry out all checks of a component, a line each; returns how many failed or were left out."""
+    failed, seen, needed = 0, dict[str, str](), ""
     with tempfile.TemporaryDirectory() as folder:
         for check in checks_of(kind, name, settings, Path(folder)):
+            if needed:
+                failed += 1
+                say(f"left  {check.title}: it needs that {needed}")
+                continue
             problem = _problem(check)
             failed += problem is not None
-            say(f"ok    {check.title}" if problem is None else f"FAIL  {check.title}: {problem}")
+            needed = check.title if problem is not None and check.does in NEEDED else ""
+            if problem is None:
+                say(f"ok    {check.title}")
+            else:
+                first = seen.setdefault(problem, check.title)
+                say(f"FAIL  {check.title}: {problem if first == check.title else f'as {first}'}")
     return failed
 
 

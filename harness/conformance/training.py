@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from harness.methods.base import Method
 from harness.quantization.audit import Audit
 from harness.quantization.layers import QuantLayer
 from harness.quantization.slots import Unfilled
-from harness.records.schema import FREQUENCY, TRAIN_LOSS
+from harness.records.schema import FREQUENCY, TRAIN_LOSS, TRAIN_PENALTY
 from harness.training import build as building
 from harness.training import checkpoint
 from harness.training.build import build
@@ -55,7 +56,7 @@ def its_configuration_goes_through_json(case: Case) -> None:
 
 
 def it_trains_to_finite_values(case: Case) -> None:
-    """Loss, oscillation frequency and weights after two epochs."""
+    """Loss, penalty, oscillation frequency and weights after two epochs."""
     lines: list[dict[str, Any]] = []
     session = build(case.config())
     before = {name: p.detach().clone() for name, p in session.model.named_parameters()}
@@ -63,6 +64,8 @@ def it_trains_to_finite_values(case: Case) -> None:
     require([line["epoch"] for line in lines] == [1, 2], "it must train two epochs; it did not")
     losses = [line[TRAIN_LOSS] for line in lines]
     require(all(0 < loss < 10 for loss in losses), f"loss must be above 0 and below 10; found {losses}")
+    penalties = [line[TRAIN_PENALTY] for line in lines]
+    require(all(map(math.isfinite, penalties)), f"its penalty must be finite; found {penalties}, means over epochs")
     require(all(0 <= line[FREQUENCY] <= 1 for line in lines), "oscillation frequency must be from 0 to 1; it is not")
     for name, parameter in session.model.named_parameters():
         require(parameter.isfinite().all(), f"parameter {name} must be finite; it is not")
@@ -108,7 +111,7 @@ def the_whole_state_is_resumed(case: Case) -> None:
     parts = {"model", "optimizer", "methods", "trackers", "progress", "rng"}
     require(set(states["whole"]) >= parts, f"a checkpoint holds {', '.join(sorted(parts))}")
     require_same(states["parts"], states["whole"], "after a resume: state")
-    require(lines["parts"] == lines["whole"], "after a resume, epochs have other metrics")
+    require(repr(lines["parts"]) == repr(lines["whole"]), "after a resume, epochs have other metrics")
 
 
 def the_probe_of_the_network_changes_no_number(case: Case) -> None:

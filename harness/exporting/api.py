@@ -47,9 +47,10 @@ def export(
     """Round a copy of a network to nearest and write it to the file `to`; the network itself stays as it is.
 
     format: "packed" (`harness.load_packed` reads it) or "onnx", which needs `inputs`, a batch (N, ...) as the network
-    takes it, N >= 2. By default the suffix of `to` decides: onnx for ".onnx", else packed. All else is as for
-    `round_to_nearest`. Returns the file, its sizes and the deployed copy. Raises UserError as `round_to_nearest` does,
-    for a format that contradicts the suffix, and for a network that the format cannot hold.
+    takes it, N >= 2. By default the suffix of `to` decides: onnx for ".onnx", else packed. Its folder is made where it
+    is missing. All else is as for `round_to_nearest`. Returns the file, its sizes and the deployed copy. Raises
+    UserError as `round_to_nearest` does, for a format that contradicts the suffix, for a file that cannot be made, and
+    for a network that the format cannot hold.
     """
     path = Path(to)
     format = _format(path, format)

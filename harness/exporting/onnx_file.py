@@ -22,7 +22,7 @@ from harness.quantization.integer_codes import pack
 from harness.quantization.norms import QuantNorm
 from harness.quantization.observing import input_sites
 from harness.quantization.slots import QuantLayer
-from harness.records.files import write_bytes
+from harness.records.files import make_folder_of, write_bytes
 
 #: Bits of a weight that is stored in 4.
 _SMALL = 4
@@ -54,6 +54,7 @@ def write(
         raise UserError(f"onnxruntime cannot run this network: {_line(error)}") from None
     if not bool(found.isfinite().all()):
         raise UserError("onnxruntime computes values that are not finite for this network")
+    make_folder_of(path)
     write_bytes(path, content)
 
 

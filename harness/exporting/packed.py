@@ -17,7 +17,7 @@ from harness.core.errors import UserError
 from harness.exporting.inputs import built, described
 from harness.exporting.network import Network, restore
 from harness.quantization.integer_codes import Codes, codes_digest, pack, unpack
-from harness.records.files import written_aside
+from harness.records.files import make_folder_of, no_safetensors, written_aside
 from harness.records.schema import CODES
 
 ABOUT = "harness_packed"
@@ -46,6 +46,7 @@ def save(path: Path, network: Network, about: Mapping[str, Any]) -> None:
         "deployed": list(network.deployed),
     }
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    make_folder_of(path)
     with written_aside(path) as aside:
         save_file(own, aside, {ABOUT: json.dumps({**about, **parts}, sort_keys=True)})
 
@@ -58,10 +59,14 @@ def read(path: Path) -> tuple[Network, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()} if written else {}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except SafetensorError as error:
         if _is_onnx(path):
             raise UserError(f"{path}: is an ONNX file: onnxruntime runs it; load_packed reads packed files") from None
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(
+            f"{path}: {no_safetensors(path, error)}; load_packed reads what harness.export writes"
+        ) from None
     if not written:
         raise UserError(f"{path}: no packed network: its metadata has no {ABOUT!r}; harness.export writes such files")
     about = json.loads(written)

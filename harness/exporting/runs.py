@@ -21,6 +21,7 @@ from harness.exporting.network import Network, taken
 from harness.quantization.deploy import weight_bits
 from harness.quantization.integer_codes import codes_digest
 from harness.records import schema
+from harness.records.files import make_folder_of
 from harness.records.run_directory import RunDirectory
 from harness.records.weights import made_again
 from harness.training.evaluator import Deployment
@@ -52,7 +53,7 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     metric = session.config.task.metric
     _compare("the network here", _score(session, deployment, row), row, metric, metric.tolerance)
     path = (to or folder) / f"{record['run_id']}-{schema.point(row).key}-{outside.shown(deploy)}{SUFFIXES[kind]}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     kept = [] if to is None else _kept(to / outside.KEPT, record["config"], kind)  # else it is beside them
     written = _write(path, kind, session, deployment.model, network, _about(record, session, row))
     try:
@@ -126,7 +127,7 @@ def sizes(path: Path, network: Network) -> list[str]:
     """The size of a file beside that of the network in fp32, and beside its codes alone."""
     size = path.stat().st_size
     return [
-        f"{size:,} bytes; in fp32 {network.float_bytes:,} ({network.float_bytes / size:.1f} times as many); "
+        f"{size:,} bytes, {size / network.float_bytes:.2f} times fp32's {network.float_bytes:,}; "
         f"codes alone, sum n b / 8: {network.code_bytes:,}"
     ]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from harness.core.errors import UserError
+from harness.records.files import no_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,7 +85,9 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {path} cannot be read: it {no_safetensors(path, error)}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -35,10 +35,9 @@ class TaskModelConfig(StrictConfig):
         if init in _FORMS[:2] or Path(path).name.endswith(WEIGHT_FILES):
             return init
         if init.startswith(CHECKPOINT):
-            raise UserError(f"init {init!r}: a checkpoint is a path ending in {', '.join(WEIGHT_FILES)}")
+            raise UserError(f"a checkpoint is a path ending in {', '.join(WEIGHT_FILES)}")
         raise UserError(
-            f"init {init!r} is none of {', '.join(_FORMS)}, nor a path ending in {', '.join(WEIGHT_FILES)}"
-            f"{nearest(init, _FORMS[:2])}"
+            f"none of {', '.join(_FORMS)}, nor a path ending in {', '.join(WEIGHT_FILES)}{nearest(init, _FORMS[:2])}"
         )
 
     @property

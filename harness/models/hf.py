@@ -32,13 +32,11 @@ class Config(TaskModelConfig):
     def _check_name(cls, name: str) -> str:
         source = name.removeprefix(_PREFIX)
         if source in ("", name):
-            raise UserError(f"model name {name!r} is not of the form hf:<name or folder>")
+            raise UserError("not of the form hf:<name or folder>")
         folder = folder_of(source)
         if folder is not None and not (folder / "config.json").is_file():
             what = "has no config.json" if folder.is_dir() else "is not there"
-            raise UserError(
-                f"model name {name!r}: {folder} {what}; save_pretrained of transformers writes such a folder"
-            )
+            raise UserError(f"{folder} {what}; save_pretrained of transformers writes such a folder")
         return name
 
 

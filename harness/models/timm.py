@@ -28,7 +28,7 @@ class Config(ModelConfig):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not name.startswith(_PREFIX):
-            raise UserError(f"model name {name!r} is not of the form timm:<name>")
+            raise UserError("not of the form timm:<name>")
         check_name(name.removeprefix(_PREFIX))
         return name
 

@@ -36,6 +36,25 @@ def written_aside(path: Path, flushed: bool = True) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def make_folder_of(path: Path) -> None:
+    """Make the folder of a file that a user named. Raises UserError where there can be none, and for a folder."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: the folder {path.parent} cannot be made: {error.strerror}") from None
+
+
+def no_safetensors(path: Path, error: object) -> str:
+    """What to say of a file that the library does not take: what it is instead, where its first bytes tell."""
+    with suppress(OSError), open(path, "rb") as file:
+        first = file.read(4)
+        if first == b"PK\x03\x04" or first[:1] == b"\x80":  # a zip archive, or a pickle
+            return "is no safetensors file; it looks like a file of torch.save"
+    return f"is no safetensors file, or is cut or damaged ({error})"
+
+
 def write_json(path: Path, value: Any, flushed: bool = True) -> None:
     """Write a JSON file atomically. Raises ValueError for NaN, which is not JSON."""
     text = json.dumps(value, indent=1, allow_nan=False)

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import statistics
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import run_here
 from own_components import write_study
 
 from analysis import render
+from analysis.t_tests import ALPHA, holm, paired_t
 from harness import bench
+from harness.cli import bench_tests
 from harness.records import archive
 
 SEARCH = ("--search", "pull.strength={low: 0.1, high: 10, log: true}")
@@ -51,7 +55,32 @@ def test_a_dry_run_says_what_would_run(here: Path) -> None:
     assert "3 cells, 12 trials, 9 finals: 21 runs" in ended.stdout
     assert "searching pull.strength in [0.1, 10] (log); 3 seeds" in ended.stdout
     assert ended.stdout.splitlines()[-1].endswith(bench.SUITE)
+    assert (
+        "mlp5 on digits: 42 tests with 3 seeds, p by Holm over the tests against float, ste, oscillation"
+        in ended.stdout
+    )
+    assert "standard deviation over seeds 4.4 times after Holm over 3, 14.8 times after Holm over 33" in ended.stdout
+    assert "vit_tiny on digits" not in ended.stdout
     assert not (here / "runs").exists()
+
+
+def test_tests_against_the_references_of_a_target_are_a_family() -> None:
+    names = ("float", "lsq", "ste", "oscillation", "kure")
+    pairs = [(None, SimpleNamespace(method=name), target) for target in (2, "w4a8") for name in names]
+    found = [[(pair[1].method, pair[2]) for pair in family] for family in bench_tests.families(pairs)]
+    assert found[:2] == [[(name, target) for name in bench_tests.REFERENCES] for target in (2, "w4a8")]
+    assert found[2:] == [[(name, target) for target in (2, "w4a8") for name in ("lsq", "kure")]]
+    assert bench_tests.families([]) == []
+
+
+def test_what_is_said_to_be_decided_is_what_is() -> None:
+    for tests, seeds in ((1, 3), (3, 3), (33, 5)):
+        spread = [-1.0, 1.0, *([0.0] * (seeds - 2))]
+        deviation = statistics.stdev(spread)
+        for factor, decided in ((0.99, False), (1.01, True)):
+            mean = factor * bench_tests.least(tests, seeds) * deviation
+            p = paired_t([mean + each for each in spread], 0.0).p
+            assert (holm([p, *([1.0] * (tests - 1))])[0] < ALPHA) == decided
 
 
 def test_an_estimate_is_of_its_own_cells(here: Path) -> None:
@@ -131,6 +160,13 @@ def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytes
     for said in ("pull@2", "ste@2", "ranking by", "report.html", "accuracy_over_bits.{png,pdf,csv,json}"):
         assert said in ended.stdout
     assert "note: numerics" not in ended.stdout
+    (own,) = [line for line in ended.stdout.splitlines() if line.split()[1:2] == ["pull"]]
+    assert own.split()[-1] == "—", "no cost, which would be the ratio of two machines"
+    for said in (ended.stdout, (sweep / "figures/ranking.md").read_text()):
+        assert "Cost: — for your method" in said
+    (row,) = [line for line in ended.stdout.splitlines() if line.split()[:4] == ["2", "bits", "pull@2", "ste@2"]]
+    winner = row.partition("paired t")[2].strip()
+    assert winner.startswith(("undecided: ", "pull@2", "ste@2")), row
     made = sorted(path.name for path in (sweep / "runs").iterdir())
     _as_of_an_earlier_version(here / "runs/tiny")
     again = run(here, *SEARCH, "--against", here / "runs/tiny", "--cluster", "debug")

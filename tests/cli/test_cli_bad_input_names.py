@@ -121,7 +121,7 @@ NAMES = {
     "objective, bits": ({"objective": "val/acc_w9"}, ["objective 'val/acc_w9' is unknown", "val/acc_w2 to val/acc_w8"]),
     "test split": ({"objective": "test/acc_w2"}, ["objective 'test/acc_w2' is unknown"]),
     "timm": ({"base/model": {"name": "timm:resnt18"}}, ["unknown timm model 'resnt18'; did you mean 'resnet18'?"]),
-    "timm alone": ({"base/model": {"name": "timm"}}, ["model name 'timm' is not of the form timm:<name>"]),
+    "timm alone": ({"base/model": {"name": "timm"}}, ["name: 'timm': not of the form timm:<name>"]),
     "no model": ({"base/model": GONE}, ["model: missing"]),
     "no model name": ({"base/model": {"width": 3}}, ["names no model (name: edsr | hf | llama | mlp5 | resnet18"]),
     "no method name": ({"cells/0/methods": [{"strength": 3}]}, ["names no method (name: ", " | none | "]),
@@ -129,7 +129,11 @@ NAMES = {
         {"base/train/optimizer": "adma"},
         ["train.optimizer: 'adma'", "did you mean 'adam'? (legal: adam, adamw, sgd)"],
     ),
-    "init": ({"base/model/init": "pretraned"}, ["init 'pretraned' is none of scratch", "did you mean 'pretrained'?"]),
+    "init": ({"base/model/init": "pretraned"}, ["init: 'pretraned': none of scratch", "did you mean 'pretrained'?"]),
+    "init of a suffix": (
+        {"base/model/init": "checkpoint:a.ckpt"},
+        ["init: 'checkpoint:a.ckpt': a checkpoint is a path"],
+    ),
     "sweep": ({"name": "a/b"}, ["name: 'a/b'"]),
     "sweep that climbs": ({"name": ".."}, ["name: '..'"]),
 }

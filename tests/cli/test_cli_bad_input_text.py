@@ -13,7 +13,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "not UTF-8": ({"root": "latin.txt"}, LLAMA, "data.root: latin.txt is not UTF-8: byte 0xe9 at 3; convert the file"),
     "context": ({"context": 400}, LLAMA, "data.context: 400: train has 379 characters, and one more than a window"),
     "no tokenizer there": ({"tokenizer": "hf:./none"}, LLAMA, "data.tokenizer: 'hf:./none': none is not there"),
-    "no checkpoint there": ({}, {"name": "hf:./none"}, "model name 'hf:./none': none is not there"),
+    "no checkpoint there": ({}, {"name": "hf:./none"}, "name: 'hf:./none': none is not there"),
     "heads": ({}, {**LLAMA, "heads": 3}, "heads: 3: width / heads must be even, and width is 16"),
     "no transformers": ({}, LLAMA, "model 'llama' needs transformers: pip install 'oscillation-harness[language]'"),
 }

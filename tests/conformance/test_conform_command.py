@@ -7,6 +7,10 @@ from commands import run_here
 from own_components import edit, write_study
 from test_state_and_pickup import NEW_METHOD
 
+from harness.conformance import training
+from harness.conformance.common import Case, CheckFailed
+from harness.core import registry
+
 
 def test_components_that_do_what_they_must(tmp_path: Path) -> None:
     write_study(tmp_path)
@@ -53,6 +57,56 @@ def test_a_data_set_that_does_not_is_found(name: str, old: str, new: str, said: 
     ended = run_here("harness.conform", name, "--set", "count=60", cwd=tmp_path)
     assert ended.returncode == 1
     assert said in ended.stdout
+
+
+ONE_CAUSE = {
+    "float pixels": (
+        "data/rings.py",
+        "everything = Split(pixels, labels)",
+        "everything = Split(pixels.float(), labels)",
+        "train: images must be uint8 (N, C, H, W); found torch.float32 (45, 1, 12, 12)",
+        2,
+    ),
+    "no channels": (
+        "data/rings.py",
+        "everything = Split(pixels, labels)",
+        "everything = Split(pixels[:, 0], labels)",
+        "train: images must be uint8 (N, C, H, W); found torch.uint8 (45, 12, 12)",
+        2,
+    ),
+    "an array": (
+        "data/rings.py",
+        "everything = Split(pixels, labels)",
+        "everything = Split(pixels, labels.float())",
+        "train: labels must be int64 (N,), one an image; found torch.float32 (45,) for 45 images",
+        2,
+    ),
+    "a setting of data": ("data/rings.py", "count: int", "count", "parameter 'count' has no type", 3),
+    "a setting of a network": ("nets/small_cnn.py", "width: int", "width", "parameter 'width' has no type", 4),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "said", "left"), ONE_CAUSE.values(), ids=ONE_CAUSE)
+def test_one_cause_is_said_once_and_first(name: str, old: str, new: str, said: str, left: int, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    edit(tmp_path / name, old, new)
+    given = ("--set", "count=60") if name == "data/rings.py" and left == 2 else ()
+    ended = run_here("harness.conform", name, *given, cwd=tmp_path)
+    assert ended.returncode == 1, ended.stderr
+    (failed,) = [line for line in ended.stdout.splitlines() if line.startswith("FAIL")]
+    assert said in failed
+    assert ended.stdout.count("\nleft  ") == left
+    passed = int(left == 2)  # the settings, where it is the data that are illegal
+    assert ended.stdout.endswith(f"{passed} of {passed + 1 + left} checks passed\n")
+
+
+def test_a_penalty_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    (tmp_path / "nan.py").write_text(NEW_METHOD.replace("return 0.0", "return float('nan')"))
+    name = registry.check("method", str(tmp_path / "nan.py"))
+    case = Case(name, "mlp5", folder=tmp_path)
+    with pytest.raises(CheckFailed, match="its penalty must be finite; found \\[nan, nan\\]"):
+        training.it_trains_to_finite_values(case)
+    training.the_whole_state_is_resumed(case)  # it is, whatever the penalty
 
 
 def test_settings_and_names_are_checked(tmp_path: Path) -> None:

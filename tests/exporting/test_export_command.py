@@ -51,7 +51,8 @@ def test_a_packed_file_is_the_recorded_network(bits: str, finished: Path, tmp_pa
     point = {"2": "w2"}.get(bits, bits)
     path = tmp_path / "new" / f"{record['run_id']}-{point}-rtn.safetensors"
     assert named == str(path)
-    assert size.startswith(f"{path.stat().st_size:,} bytes; in fp32 {4 * (64 * 24 + 24 + 240 + 10):,} (")
+    here, full = path.stat().st_size, 4 * (64 * 24 + 24 + 240 + 10)
+    assert size.startswith(f"{here:,} bytes, {here / full:.2f} times fp32's {full:,}; ")
     assert size.endswith(f"codes alone, sum n b / 8: {(64 * 24 + 240) * (2 if bits == '2' else 4) // 8:,}")
     (row,) = (each for each in record["rows"] if runs.schema.point(each).key == point and each["split"] == "test")
     assert codes == f"codes {row[runs.schema.CODES]}, as in the record"

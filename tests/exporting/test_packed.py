@@ -117,11 +117,15 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
     save_file({"x": torch.zeros(2)}, foreign)
     save_file({"x": torch.zeros(2)}, newer, {packed.ABOUT: '{"version": 2}'})
     (folder / "text").write_text("no tensors")
+    torch.save(network().state_dict(), folder / "torch.pt")
+    torch.save(network().state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
     content = good.read_bytes()
     (folder / "damaged").write_bytes(content[:-1] + bytes([content[-1] ^ 16]))  # in the last tensor: a scale
     return {
         "missing": (folder / "none", None, "no such file"),
-        "text": (folder / "text", None, "cannot be read"),
+        "text": (folder / "text", None, "text: is no safetensors file, or is cut or damaged ("),
+        "torch": (folder / "torch.pt", None, "is no safetensors file; it looks like a file of torch.save; load_packed"),
+        "pickle": (folder / "old.pt", None, "is no safetensors file; it looks like a file of torch.save; load_packed"),
         "foreign": (foreign, None, "no packed network"),
         "newer": (newer, None, "format 2; this version of the harness reads up to 1"),
         "damaged": (folder / "damaged", network(), "damaged: its codes have the digest"),
@@ -133,7 +137,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["missing", "text", "foreign", "newer", "damaged", "no model", "width", "layers", "more"]
+    "name", ["missing", "text", "torch", "pickle", "foreign", "newer", "damaged", "no model", "width", "layers", "more"]
 )
 def test_bad_files_are_refused(name: str, tmp_path: Path) -> None:
     path, model, said = bad_files(tmp_path)[name]
@@ -162,6 +166,19 @@ def test_a_format_that_contradicts_the_suffix_is_refused(name: str, format: str,
     with pytest.raises(UserError, match=rf"^format '{format}': '{name}' ends as files of format"):
         harness.export(network(), 4, tmp_path / name, format, IMAGES)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.onnx"])
+def test_the_folder_is_made(name: str, tmp_path: Path) -> None:
+    if name == "a.onnx":
+        pytest.importorskip("onnxruntime")
+    assert harness.export(network(), 4, tmp_path / "no/such" / name, inputs=IMAGES).path.is_file()
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"the folder .*file cannot be made: "):
+        harness.export(network(), 4, tmp_path / "file" / name, inputs=IMAGES)
+    with pytest.raises(UserError, match="folder: is a folder; name a file in it"):
+        harness.export(network(), 4, tmp_path / "folder")
 
 
 def test_the_suffix_decides_where_no_format_is_given(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.core.bits import Bits
 from harness.methods.base import Calibration, Context
 from harness.methods.bn_reestimation import BatchNormReestimation, batch_norms
 from harness.quantization import LSQQuantizer
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_rest, round_to_nearest
 from harness.quantization.layers import attach
 from harness.training.build import build
 from harness.training.loop import train
@@ -77,7 +77,7 @@ def test_statistics_are_those_of_the_rounded_network(bits: Bits, own: bool) -> N
     for norm, (mean, variance) in zip(batch_norms(copy), expected, strict=True):
         torch.testing.assert_close(norm.running_mean, mean, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(norm.running_var, variance, atol=1e-6, rtol=1e-5)
-    again = round_to_nearest(copy, bits, "keep_range")
+    again = round_rest(copy, bits, "keep_range")
     for name, parameter in rounded.named_parameters():
         assert torch.equal(dict(again.named_parameters())[name], parameter), name
     assert [norm.momentum for norm in batch_norms(copy)] == [0.3, 0.1]

@@ -18,7 +18,7 @@ from harness.methods.base import Context, observed_inputs
 from harness.methods.erq import Erq
 from harness.models import build_model
 from harness.quantization import ActivationQuantizer, StaticQuantizer
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_rest
 from harness.quantization.layer_inputs import columns, inputs_of, weight_rows
 from harness.quantization.layers import attach, weight_layers
 from harness.quantization.log_sqrt2 import LogSqrt2Quantizer
@@ -37,11 +37,11 @@ def deployed(model: Any, point: Any = W3A4, context: Context = QUICK, **settings
     copy = deepcopy(model)
     Erq(Erq.Config(**{"images": 192, **settings}), context).deploy(copy, point, CALIBRATION)
     how = (context.scale, context.quantizer, context.exclude, context.activations)
-    return round_to_nearest(copy, point, *how, calibration=observed_inputs(copy, CALIBRATION, context))
+    return round_rest(copy, point, *how, calibration=observed_inputs(copy, CALIBRATION, context))
 
 
 def rounded(model: Any, point: Any = W3A4) -> Any:
-    return round_to_nearest(deepcopy(model), point, calibration=observed_inputs(model, CALIBRATION, QUICK))
+    return round_rest(deepcopy(model), point, calibration=observed_inputs(model, CALIBRATION, QUICK))
 
 
 @cache

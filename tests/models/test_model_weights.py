@@ -112,6 +112,9 @@ def test_unreadable_files(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=f"{file} cannot be read: "):
         small(init=str(tmp_path / file))
+    torch.save({}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors cannot be read: it .*looks like a file of torch\.save"):
+        small(init=str(tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize(

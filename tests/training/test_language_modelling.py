@@ -118,8 +118,8 @@ def test_a_row_is_what_the_network_gives(raw: dict[str, Any]) -> None:
         ({"model": {"name": "llama", "init": "pretrained"}}, "init: there are no pretrained weights of llama"),
         ({"model": {"name": "llama", "heads": 3}}, "heads: 3: width / heads must be even, and width is 128"),
         ({"model": {"name": "llama", "kv_heads": 3}}, "kv_heads: 3 does not divide the 4 heads"),
-        ({"model": {"name": "hf:"}}, "model name 'hf:' is not of the form hf:<name or folder>"),
-        ({"model": {"name": "hf:./none"}}, "model name 'hf:./none': none is not there"),
+        ({"model": {"name": "hf:"}}, "name: 'hf:': not of the form hf:<name or folder>"),
+        ({"model": {"name": "hf:./none"}}, "name: 'hf:./none': none is not there"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], said: str, raw: dict[str, Any]) -> None:

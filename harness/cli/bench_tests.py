@@ -1,0 +1,79 @@
+"""The tests that compare a method with the records of others: which are corrected together, what they can decide."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.config_base import by_name
+from harness.core.errors import UserError
+
+if TYPE_CHECKING:  # `analysis` reads records by way of this package
+    from analysis.series import Group
+    from harness.sweep.cells import Cell
+
+#: Tests against these are corrected together at each target, so that a few seeds can decide them.
+REFERENCES = ("float", "ste", "oscillation")
+CORRECTED = f"by Holm over the tests against {', '.join(REFERENCES)} of each target, and over all others together"
+
+
+def families(pairs: Iterable[Any]) -> list[list[Any]]:
+    """Pairs (ours, theirs, target) of one network, those that are corrected together in a list each; no empty one."""
+    first: dict[str, list[Any]] = {}
+    others = []
+    for pair in pairs:
+        if pair[1].method in REFERENCES:
+            first.setdefault(str(pair[2]), []).append(pair)
+        else:
+            others.append(pair)
+    return [*first.values(), *([others] if others else [])]
+
+
+def ahead(against: Path, cells: Sequence["Cell"], seeds: int) -> list[str]:
+    """Lines that say, before a run is made, what the tests will be able to decide. against: the records' folder."""
+    from analysis.disk_source import load_results
+    from analysis.grouping import make_groups
+
+    try:
+        groups = make_groups(load_results(against.absolute().parent, against.absolute().name))
+    except UserError as error:
+        return [f"how many tests there will be is not known: {error}"]
+    return [line for group in groups for line in _of_group(group, cells, seeds)]
+
+
+def _of_group(group: "Group", cells: Sequence["Cell"], seeds: int) -> list[str]:
+    model = group.series[0].finals[0].config["model"]["name"]
+    targets = {str(cell.raw.get("target_bit")) for cell in cells if _name(cell.raw) == model}
+    pairs = [
+        (None, theirs, target)
+        for target in group.targets()
+        if str(target) in targets
+        for theirs in group.trained
+        if theirs.target in (None, target) and theirs.scores(target)
+    ]
+    found = families(pairs)
+    if not found:
+        return []
+    said = f"{group.title}: {len(pairs)} tests with {seeds} seeds"
+    if seeds < 2:
+        return [f"{said}: one seed decides nothing; differences are shown for each"]
+    sizes = sorted({len(each) for each in found})
+    needed = ", ".join(f"{least(size, seeds):.1f} times after Holm over {size}" for size in sizes)
+    return [
+        f"{said}, p {CORRECTED}",
+        f"  decided is a mean difference above its standard deviation over seeds {needed}; "
+        "differences and intervals are shown for each",
+    ]
+
+
+def _name(raw: Mapping[str, Any]) -> str:
+    return str(by_name(raw.get("model", ""))["name"])
+
+
+def least(tests: int, seeds: int) -> float:
+    """The mean over the standard deviation of differences above which the clearest of some tests is decided."""
+    from scipy.stats import t
+
+    from analysis.t_tests import ALPHA
+
+    return float(t.ppf(1 - ALPHA / (2 * tests), seeds - 1)) / math.sqrt(seeds)
