@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.bits import FLOAT
 from harness.core.config_base import by_name
 from harness.core.errors import UserError
 
@@ -12,17 +13,26 @@ if TYPE_CHECKING:  # `analysis` reads records by way of this package
     from analysis.series import Group
     from harness.sweep.cells import Cell
 
-#: Tests against these are corrected together at each target, so that a few seeds can decide them.
-REFERENCES = ("float", "ste", "oscillation")
-CORRECTED = f"by Holm over the tests against {', '.join(REFERENCES)} of each target, and over all others together"
+
+def references() -> tuple[str, ...]:
+    """Tests against these are corrected together at each target, so that a few seeds can decide them."""
+    from analysis.paired import QAT, REGULARIZER
+
+    return FLOAT, QAT, REGULARIZER
+
+
+def corrected() -> str:
+    """How p is corrected, in words."""
+    return f"by Holm over the tests against {', '.join(references())} of each target, and over all others together"
 
 
 def families(pairs: Iterable[Any]) -> list[list[Any]]:
     """Pairs (ours, theirs, target) of one network, those that are corrected together in a list each; no empty one."""
     first: dict[str, list[Any]] = {}
     others = []
+    together = references()
     for pair in pairs:
-        if pair[1].method in REFERENCES:
+        if pair[1].method in together:
             first.setdefault(str(pair[2]), []).append(pair)
         else:
             others.append(pair)
@@ -60,7 +70,7 @@ def _of_group(group: "Group", cells: Sequence["Cell"], seeds: int) -> list[str]:
     sizes = sorted({len(each) for each in found})
     needed = ", ".join(f"{least(size, seeds):.1f} times after Holm over {size}" for size in sizes)
     return [
-        f"{said}, p {CORRECTED}",
+        f"{said}, p {corrected()}",
         f"  decided is a mean difference above its standard deviation over seeds {needed}; "
         "differences and intervals are shown for each",
     ]

@@ -109,7 +109,7 @@ def _as_today(final: "Final") -> "Final":
 def _compared(one: "Group", other: "Group") -> "Comparisons":
     """Each of our trainings against each of theirs for the same target, and against float training."""
     from analysis.comparisons import Comparisons, between
-    from harness.cli.bench_tests import CORRECTED, families
+    from harness.cli.bench_tests import corrected, families
 
     pairs = [
         (ours, theirs, ours.target)
@@ -118,7 +118,7 @@ def _compared(one: "Group", other: "Group") -> "Comparisons":
         if ours.target is not None and theirs.target in (None, ours.target) and theirs.scores(ours.target)
     ]
     rows = tuple(row for family in families(pairs) for row in between(one.metric, family))
-    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, CORRECTED)
+    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, corrected())
 
 
 def _whole(ours: "SweepResults", theirs: "SweepResults", groups: "Sequence[Group]") -> "SweepResults":

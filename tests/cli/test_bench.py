@@ -68,7 +68,7 @@ def test_tests_against_the_references_of_a_target_are_a_family() -> None:
     names = ("float", "lsq", "ste", "oscillation", "kure")
     pairs = [(None, SimpleNamespace(method=name), target) for target in (2, "w4a8") for name in names]
     found = [[(pair[1].method, pair[2]) for pair in family] for family in bench_tests.families(pairs)]
-    assert found[:2] == [[(name, target) for name in bench_tests.REFERENCES] for target in (2, "w4a8")]
+    assert found[:2] == [[(name, target) for name in bench_tests.references()] for target in (2, "w4a8")]
     assert found[2:] == [[(name, target) for target in (2, "w4a8") for name in ("lsq", "kure")]]
     assert bench_tests.families([]) == []
 

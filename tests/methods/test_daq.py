@@ -16,7 +16,7 @@ from harness.methods.base import Context, observed_inputs
 from harness.methods.daq import Daq
 from harness.models import build_model
 from harness.quantization import ActivationQuantizer, StaticQuantizer
-from harness.quantization.deploy import round_to_nearest
+from harness.quantization.deploy import round_rest, round_to_nearest
 from harness.quantization.gaussian_steps import STEPS, DynamicGaussianQuantizer, GaussianQuantizer
 from harness.quantization.layers import weight_layers
 from harness.quantization.learned_activations import MovingRangeQuantizer
@@ -47,7 +47,7 @@ def deployed(model: nn.Module, point: Any = W4A4, context: Context = SAME, **set
     copy = deepcopy(model)
     Daq(Daq.Config(**settings), context).deploy(copy, point, CALIBRATION)
     how = (context.scale, context.quantizer, context.exclude, context.activations)
-    return round_to_nearest(copy, point, *how, calibration=observed_inputs(copy, CALIBRATION, context))
+    return round_rest(copy, point, *how, calibration=observed_inputs(copy, CALIBRATION, context))
 
 
 def rounded(model: nn.Module, point: Any = W4A4) -> nn.Module:
