@@ -51,6 +51,9 @@ class Comparisons:
     rows: tuple[Compared, ...]
     #: Over which tests p is corrected, where not over all.
     corrected: str = ""
+    #: What is compared with what, where it is not each training with the reference; and the stem of its files.
+    how: str = ""
+    stem: str = NAME
 
     @property
     def legend(self) -> str:

@@ -23,22 +23,27 @@ def sentences(found: Comparisons) -> list[str]:
 
 
 def _sentence(found: Comparisons, rows: Sequence[Compared]) -> str:
-    point, reference = rows[0].at, rows[0].second
+    """Of the training that all rows are against; where there are several, of the one that all of them are of."""
+    turned = len({one.second.label for one in rows}) > 1
+    point, subject = rows[0].at, rows[0].first if turned else rows[0].second
     sign = 1 if found.metric.higher_is_better else -1
-    rows = sorted(rows, key=lambda one: -sign * one.result.effect)
-    undecided = [one for one in rows if not one.better]
-    seeds = " or ".join(sorted({one.result.n for one in undecided}))
+    others = [(one.second, -one.result.effect, one) if turned else (one.first, one.result.effect, one) for one in rows]
+    others.sort(key=lambda item: -sign * item[1])
+    seeds = " or ".join(sorted({one.result.n for one in rows if not one.better}))
     groups = {
-        "better": [one for one in rows if one.better == one.first.label],
-        "worse": [one for one in rows if one.better == reference.label],
-        f"not decided by {seeds} seeds": undecided,
+        "better": [(other, effect) for other, effect, one in others if one.better == other.label],
+        "worse": [(other, effect) for other, effect, one in others if one.better == subject.label],
+        f"not decided by {seeds} seed{'s' * (seeds != '1')}": [
+            (other, effect) for other, effect, one in others if not one.better
+        ],
     }
-    parts = [f"{name}: {', '.join(_named(one, found) for one in each)}" for name, each in groups.items() if each]
-    return f"At {deployment.title(point)} {reference.label} has {_score(found, reference, point)}; {'; '.join(parts)}."
-
-
-def _named(one: Compared, found: Comparisons) -> str:
-    return f"{one.first.label} ({one.result.effect:+.{measure.decimals(found.metric)}f})"
+    places = measure.decimals(found.metric)
+    parts = [
+        f"{name}: {', '.join(f'{other.label} ({effect:+.{places}f})' for other, effect in each)}"
+        for name, each in groups.items()
+        if each
+    ]
+    return f"At {deployment.title(point)} {subject.label} has {_score(found, subject, point)}; {'; '.join(parts)}."
 
 
 def _score(found: Comparisons, series: Series, point: PlainPoint) -> str:

@@ -6,6 +6,7 @@ same command continues it); its finals are then compared with those of all other
 """
 
 import argparse
+import hashlib
 import shlex
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # imported on use: `--help` answers without it
 #: The committed records, in the repository.
 SUITE = "analysis/results/methods_digits"
 _RATE, _TARGET = "train.learning_rate", "target_bit"
-#: Digits of a method's digest in the name of its sweep: an edited file gets a new one.
+#: Digits of a method's digest, and of that of `--search`, in the name of its sweep: an edited one gets another.
 _DIGITS = 6
 
 
@@ -109,7 +110,8 @@ def suite_of(against: Path, options: argparse.Namespace) -> "SweepConfig":
         raise UserError(f"method {name!r} is one of the harness: the suite has it; name a file or a module of your own")
     below = [registry.check("method", each) for each in options.on]
     cell = {"methods": [*below, name], "search": _searched(options.search, raw["cells"]), **_targets(raw)}
-    of_sweep = "-".join(["bench", *map(shown, below), shown(name), name.rpartition("@")[2][:_DIGITS]])
+    searched = [hashlib.sha256("\n".join(options.search).encode()).hexdigest()[:_DIGITS]] if options.search else []
+    of_sweep = "-".join(["bench", *map(shown, below), shown(name), name.rpartition("@")[2][:_DIGITS], *searched])
     grid = {**raw["grid"], **_models(raw["grid"], options.model)}
     # Networks so small gain nothing from a second thread, and on a busy machine threads wait for each other.
     base = {**raw["base"], "runtime": {**raw["base"].get("runtime", {}), "threads": 1}}

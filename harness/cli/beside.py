@@ -16,6 +16,7 @@ _NO_COST = (
     "Cost: — for your method. A ratio of step times means something on one machine in one go, and the records are from "
     "elsewhere."
 )
+_HOW = "Each of your trainings is compared with every other for its target, and with float training."
 #: The name of the comparison's files, in the sweep's `figures/`.
 NAME = "against"
 
@@ -29,7 +30,7 @@ def beside(own: Path, against: Path, command: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from analysis import comparisons, ranking, render, report
+    from analysis import chosen, comparisons, ranking, render, report
     from analysis.disk_source import load_results
     from analysis.grouping import make_groups
     from analysis.output import output
@@ -44,9 +45,14 @@ def beside(own: Path, against: Path, command: str) -> None:
     compared = [_compared(one, other) for one, other in pairs]
     whole = _whole(ours, theirs, groups)
     folder = own / "figures"
+    ends = chosen.frame(ours)
     with output(folder, True) as made:
         sections = render.draw_sweep(groups, made, command, render.chosen_figures([]), True)
         render.write_frames(whole, groups, made)
+        made.csv(f"{chosen.NAME}.csv", ends)
+        for section, found, group in zip(sections, compared, groups, strict=False):
+            stem = f"{NAME}{group.file_suffix}".removesuffix(section.suffix)
+            section.compared = replace(found, stem=stem)
         for found, group in zip(compared, groups, strict=True):
             made.csv(f"{NAME}{group.file_suffix}.csv", comparisons.to_frame(found.rows, found.metric))
             made.text(f"{NAME}{group.file_suffix}.md", comparisons.to_markdown(found))
@@ -55,7 +61,7 @@ def beside(own: Path, against: Path, command: str) -> None:
         if section.standings:
             print(ranking.to_text(section.standings), f"\n{_NO_COST}\n", sep="\n")
         print(comparisons.to_text(found), f"\n{found.legend}\n", sep="\n")
-    render.print_gaps(ours, [note for group in groups for note in group.notes])
+    render.print_gaps(ours, [*(note for group in groups for note in group.notes), *chosen.note(ends)])
     render.print_files(folder, made.names)
 
 
@@ -118,7 +124,7 @@ def _compared(one: "Group", other: "Group") -> "Comparisons":
         if ours.target is not None and theirs.target in (None, ours.target) and theirs.scores(ours.target)
     ]
     rows = tuple(row for family in families(pairs) for row in between(one.metric, family))
-    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, corrected())
+    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, corrected(), _HOW, NAME)
 
 
 def _whole(ours: "SweepResults", theirs: "SweepResults", groups: "Sequence[Group]") -> "SweepResults":

@@ -61,7 +61,10 @@ def taken(model: nn.Module, bits: Mapping[str, int | None]) -> Network:
         if name not in layers:
             raise UserError(f"layer {name!r} has more than 2^{bits[name]} different weights: not at {bits[name]} bits")
     if not layers:
-        raise UserError("no layer of this network has its weights on a grid, so there is nothing to export")
+        raise UserError(
+            "no layer of this network has weights on a grid of known bits. Of a network that is rounded already name "
+            'them: export(model, 4, ...), or by layer, export(model, {"*": 4, "head": 8}, ...)'
+        )
     modules = dict(model.named_modules())
     deployed = [name for name, layer in modules.items() if isinstance(layer, QuantLayer) and layer.deployed]
     coded = {id(modules[name].weight) for name in layers}

@@ -167,6 +167,11 @@ def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytes
     (row,) = [line for line in ended.stdout.splitlines() if line.split()[:4] == ["2", "bits", "pull@2", "ste@2"]]
     winner = row.partition("paired t")[2].strip()
     assert winner.startswith(("undecided: ", "pull@2", "ste@2")), row
+    page = (sweep / "figures/report.html").read_text()
+    assert "Each of your trainings is compared with every other" in page
+    assert 'href="against-mlp5-digits.csv"' in page
+    assert "At 2 bits pull@2 has" in page  # of the tests that the terminal has, its method is the subject
+    assert (sweep / "figures/chosen_settings.csv").is_file()
     made = sorted(path.name for path in (sweep / "runs").iterdir())
     _as_of_an_earlier_version(here / "runs/tiny")
     again = run(here, *SEARCH, "--against", here / "runs/tiny", "--cluster", "debug")

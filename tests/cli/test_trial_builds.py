@@ -114,6 +114,14 @@ def test_what_depends_on_data_that_is_not_there_is_said_not_to_be_checked(
     assert "not checked" not in capsys.readouterr().out
 
 
+def test_without_its_text_no_language_model_is_built(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    text = {"base/data": {"name": "text", "root": "nowhere.txt", "context": 8}, "base/model": {"name": "llama"}}
+    cli.accepted(cli.file(edited(text)))
+    printed = capsys.readouterr().out
+    assert "not checked: cell ste,target_bit=2: the data is not there, and its network needs it" in printed
+    assert "not yet runnable: data.root: nothing is at nowhere.txt" in printed
+
+
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, tuple[int, int, int], int]]:
     """What is built, in order; nothing is."""

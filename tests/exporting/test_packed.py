@@ -149,7 +149,7 @@ def test_bad_files_are_refused(name: str, tmp_path: Path) -> None:
     ("bits", "options", "said"),
     [
         (9, {}, "bits: 9 is no bit-width"),
-        ("float", {}, "no layer of this network has its weights on a grid"),
+        ("float", {}, "no layer of this network has weights on a grid"),
         (4, {"format": "onxx"}, "format 'onxx'; did you mean 'onnx'"),
         (4, {"format": "onnx"}, "inputs: format onnx needs a batch of two or more"),
         ("w4a8", {}, "calibration"),
