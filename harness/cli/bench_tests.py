@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.bits import FLOAT
+from harness.core.bits import FLOAT, PlainPoint
 from harness.core.config_base import by_name
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:  # `analysis` reads records by way of this package
-    from analysis.series import Group
+    from analysis.series import Group, Series
     from harness.sweep.cells import Cell
 
 
@@ -24,6 +24,11 @@ def references() -> tuple[str, ...]:
 def corrected() -> str:
     """How p is corrected, in words."""
     return f"by Holm over the tests against {', '.join(references())} of each target, and over all others together"
+
+
+def is_compared(theirs: "Series", target: PlainPoint) -> bool:
+    """Whether a training of the records is compared with a method at a target: those for it, and float training."""
+    return theirs.target in (None, target) and bool(theirs.scores(target))
 
 
 def families(pairs: Iterable[Any]) -> list[list[Any]]:
@@ -59,7 +64,7 @@ def _of_group(group: "Group", cells: Sequence["Cell"], seeds: int) -> list[str]:
         for target in group.targets()
         if str(target) in targets
         for theirs in group.trained
-        if theirs.target in (None, target) and theirs.scores(target)
+        if is_compared(theirs, target)
     ]
     found = families(pairs)
     if not found:

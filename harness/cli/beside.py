@@ -115,13 +115,13 @@ def _as_today(final: "Final") -> "Final":
 def _compared(one: "Group", other: "Group") -> "Comparisons":
     """Each of our trainings against each of theirs for the same target, and against float training."""
     from analysis.comparisons import Comparisons, between
-    from harness.cli.bench_tests import corrected, families
+    from harness.cli.bench_tests import corrected, families, is_compared
 
     pairs = [
         (ours, theirs, ours.target)
         for ours in one.trained
         for theirs in other.trained
-        if ours.target is not None and theirs.target in (None, ours.target) and theirs.scores(ours.target)
+        if ours.target is not None and is_compared(theirs, ours.target)
     ]
     rows = tuple(row for family in families(pairs) for row in between(one.metric, family))
     return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, corrected(), _HOW, NAME)
