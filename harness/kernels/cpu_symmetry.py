@@ -1,11 +1,11 @@
 """The passes of symreg, for a weight on the CPU: dense, fp32, of less than 2**31 numbers.
 
-Each returns a value and a function of the weight and of a factor: factor times the value's gradient, like the weight.
+Each returns a value and its gradient: a function of the weight, of a factor and of a gradient like the weight. It adds
+factor times the value's gradient to that in place, or returns it by itself where there is none.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,14 @@ SMALLEST = torch.finfo(torch.float32).tiny
 SHIFT, BUCKETS = 12, 32768
 _SHARES = 2
 
-Found = tuple[float, Callable[[Tensor, float], Tensor]]
+
+class Gradient(Protocol):
+    """See above."""
+
+    def __call__(self, weight: Tensor, factor: float, into: Tensor | None = None) -> Tensor: ...
+
+
+Found = tuple[float, Gradient]
 
 
 def by_sorting(weight: Tensor) -> Found:
@@ -30,9 +37,9 @@ def by_sorting(weight: Tensor) -> Found:
         sums[count // 2] = 0
     value, signs = 0.5 * float(sums.abs().sum()), sums.sign_()
 
-    def gradient(weight: Tensor, factor: float) -> Tensor:
-        out = torch.empty_like(weight)
-        out.as_strided((count,), (1,)).scatter_(0, places, signs * factor)
+    def gradient(weight: Tensor, factor: float, into: Tensor | None = None) -> Tensor:
+        out = torch.zeros_like(weight) if into is None else into
+        out.as_strided((count,), (1,)).scatter_add_(0, places, signs * factor)
         return out
 
     return value, gradient
@@ -46,9 +53,9 @@ def by_counting(weight: Tensor) -> Found:
     signs, value = torch.empty(2 * BUCKETS), torch.empty((), dtype=torch.float64)
     library.call("symmetry", weight, count, base, counts, signs, value)
 
-    def gradient(weight: Tensor, factor: float) -> Tensor:
-        out = torch.empty_like(weight)
-        library.call("mean_signs", weight, count, base, signs, out, factor)
+    def gradient(weight: Tensor, factor: float, into: Tensor | None = None) -> Tensor:
+        out = torch.empty_like(weight) if into is None else into
+        library.call("mean_signs", weight, count, base, signs, out, factor, into is not None)
         return out
 
     return float(value), gradient
@@ -65,10 +72,10 @@ def of_fours(weight: Tensor) -> Found | None:
     room, bucket_signs = torch.empty(12 * half + 1, dtype=torch.int32), torch.empty(2 * half, dtype=torch.int8)
     members, partial_sums = torch.empty(count, dtype=torch.int64), torch.empty(-(-count // BLOCK), dtype=torch.float64)
     library.call("symmetry_fours", weight, count, half, scale, signs, value, room, bucket_signs, members, partial_sums)
-    return float(value), partial(_signed_factor, signs)
 
+    def gradient(weight: Tensor, factor: float, into: Tensor | None = None) -> Tensor:
+        out = torch.empty_like(weight) if into is None else into
+        library.call("signed_factor", signs, out, count, factor, into is not None)
+        return out
 
-def _signed_factor(signs: Tensor, weight: Tensor, factor: float) -> Tensor:
-    out = torch.empty_like(weight)
-    library.call("signed_factor", signs, out, signs.numel(), factor)
-    return out
+    return float(value), gradient

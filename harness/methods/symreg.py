@@ -56,6 +56,7 @@ from harness.kernels.cpu_symmetry import BUCKETS, SHIFT
 from harness.methods.base import Calibration, Method, MethodConfig, Step
 from harness.quantization.autograd import by_passes, straight_through
 from harness.quantization.layers import attach
+from harness.quantization.slots import Unfilled
 
 Pairing = Literal["one", "two"]
 #: From so many weights on, pairing one counts sizes in buckets instead of sorting them.
@@ -72,11 +73,31 @@ def asymmetry(weight: Tensor, pairing: Pairing = "one", fused: bool = False) -> 
 
 def total_asymmetry(weights: Sequence[Tensor], pairing: Pairing, fused: bool) -> Tensor:
     """The sum over weights, shape ()."""
-    if fused and all(dispatch.serves(weight) and weight.numel() < 2**31 for weight in weights):
+    if fused and _served(weights):
         passes = _Passes(pairing)
         if passes.prepare(weights):
             return by_passes(passes, *weights)
     return _by_plain_operations(*weights, pairing=pairing)
+
+
+@torch.no_grad()
+def add_gradient(weights: Sequence[Tensor], pairing: Pairing, strength: float) -> Tensor:
+    """Add the gradient of strength times `total_asymmetry` to each weight's `.grad`; returns that value, shape ().
+
+    Only for weights that passes serve. Autograd would make a tensor, and then add it in a pass of its own.
+    """
+    passes = _Passes(pairing)
+    if passes.prepare(weights):
+        passes.add_gradient(torch.tensor(strength), *weights)  # in fp32, as autograd has it
+        return strength * passes.forward(*weights)
+    with torch.enable_grad():
+        value = strength * _by_plain_operations(*weights, pairing=pairing)
+        value.backward(inputs=list(weights))
+    return value.detach()
+
+
+def _served(weights: Sequence[Tensor]) -> bool:
+    return all(dispatch.serves(weight) and weight.numel() < 2**31 for weight in weights)
 
 
 def _by_plain_operations(*weights: Tensor, pairing: Pairing) -> Tensor:
@@ -155,6 +176,17 @@ class _Passes:
         each = zip(self.parts, weights, strict=True)
         return tuple(gradient_of(weight, factor / pairs) for ((_, gradient_of), pairs), weight in each)
 
+    def add_gradient(self, factor: Tensor, *weights: Tensor) -> None:
+        """Add factor times the gradient to each weight's `.grad`, in place where it lies as the weight does."""
+        for ((_, gradient_of), pairs), weight in zip(self.parts, weights, strict=True):
+            share = float(factor) / pairs
+            if weight.grad is None:  # the task loss does not depend on it
+                weight.grad = gradient_of(weight, share)
+            elif dispatch.serves(weight, weight.grad):
+                gradient_of(weight, share, weight.grad)
+            else:
+                weight.grad += gradient_of(weight, share)
+
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution sees one input channel of several."""
@@ -178,16 +210,28 @@ class SymmetryRegularizer(Method):
     def prepare(self, model: nn.Module, calibration: Calibration) -> None:
         layers = attach(model, self.context.exclude).values()
         kept = [layer for layer in layers if layer.weight.requires_grad and not is_depthwise(layer)]
+        self._added_later = False
         self._layers = list({id(layer.weight): layer for layer in kept}.values())  # a shared weight counts once
         if not self._layers:
             raise UserError("symreg finds no trainable linear or convolution layer in this model that is not depthwise")
 
     def penalty(self, step: Step) -> Tensor | float:
-        if self.config.strength == 0:
+        self._added_later = self.config.strength > 0 and self._passes_are_in_place()
+        if self.config.strength == 0 or self._added_later:
             return 0.0
-
         weights = [layer.effective_weight() for layer in self._layers]
         return self.config.strength * total_asymmetry(weights, self.config.pairing, self.context.fused)
+
+    def after_backward(self, step: Step) -> Tensor | float:
+        if not self._added_later:
+            return 0.0
+        return add_gradient([layer.weight for layer in self._layers], self.config.pairing, self.config.strength)
+
+    def _passes_are_in_place(self) -> bool:
+        """Whether weights are the trained ones, so that the gradient may be added to theirs, and passes serve."""
+        latent = all(isinstance(layer.weight_transform, Unfilled) for layer in self._layers)
+        weights = [layer.weight for layer in self._layers]
+        return self.context.fused and latent and all(w.requires_grad for w in weights) and _served(weights)
 
     def metrics(self) -> dict[str, float]:
         """The mean of the layers' L_sym."""

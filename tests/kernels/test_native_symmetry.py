@@ -156,18 +156,62 @@ def test_threads_change_nothing() -> None:
         assert all(torch.equal(one, same) for one, same in zip(results[0], other, strict=True))
 
 
-def test_fused_off_is_the_same_penalty_by_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for fused in (True, False):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 7))
-        method = SymmetryRegularizer(SymmetryRegularizer.Config(strength=2.0), Context(fused=fused))
-        method.prepare(model, NO_DATA)
-        if not fused:
-            monkeypatch.setattr(dispatch, "serves", lambda *tensors, **more: pytest.fail("asked for"))
-        value = method.penalty(Step(9, 10, model))
-        assert isinstance(value, Tensor)
-        value.backward()
-        found.append((value.detach(), *(layer.weight.grad for layer in (model[0], model[1]))))
-    for one, other in zip(*found, strict=True):
+def trained(method: SymmetryRegularizer, model: nn.Module) -> list[Tensor]:
+    """The penalty and the gradients that a step gives two layers, to which the loss gives some, too."""
+    now = Step(9, 10, model)
+    loss, value = model(normal((3, 40))).square().sum(), method.penalty(now)
+    (loss + value).backward()
+    value = value + method.after_backward(now)
+    assert isinstance(value, Tensor)
+    return [value.detach(), *(layer.weight.grad for layer in model)]  # type: ignore[list-item, union-attr]
+
+
+def of_a_step(pairing: Pairing, fused: bool) -> list[Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 301), nn.Linear(301, 7))
+    method = SymmetryRegularizer(SymmetryRegularizer.Config(strength=0.3, pairing=pairing), Context(fused=fused))
+    method.prepare(model, NO_DATA)
+    return trained(method, model)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_fused_off_is_the_same_penalty_by_plain_operations(pairing: Pairing, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_passes = of_a_step(pairing, fused=True)
+    monkeypatch.setattr(dispatch, "serves", lambda *tensors, **more: pytest.fail("asked for"))
+    for one, other in zip(by_passes, of_a_step(pairing, fused=False), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_a_gradient_added_in_place_is_that_of_autograd_to_the_last_bit(
+    pairing: Pairing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place = of_a_step(pairing, fused=True)
+    monkeypatch.setattr(SymmetryRegularizer, "_passes_are_in_place", lambda self: False)
+    for one, other in zip(in_place, of_a_step(pairing, fused=True), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize("count", [1200, LARGE + 7])
+def test_gradients_that_lie_otherwise_in_memory_or_are_not_there(count: int, pairing: Pairing) -> None:
+    shape = (count // 6, 6, 1, 1) if count % 6 == 0 else (count,)
+    for before in (None, normal(shape, seed=1), normal((*shape, 2), seed=1)[..., 0]):
+        weight = normal(shape).requires_grad_()
+        (0.3 * asymmetry(weight, pairing, fused=True)).backward()
+        assert weight.grad is not None
+        expected = weight.grad if before is None else before + weight.grad
+        weight.grad = before
+        value = symreg.add_gradient([weight], pairing, 0.3)
+        assert weight.grad is not None
+        assert torch.equal(weight.grad, expected)
+        torch.testing.assert_close(value, 0.3 * asymmetry(weight.detach(), pairing), rtol=2e-5, atol=1e-9)
+
+
+def test_a_weight_that_is_not_finite_has_the_plain_gradient() -> None:
+    weight = normal((1200,)).index_fill_(0, torch.tensor(3), torch.inf).requires_grad_()
+    (0.3 * asymmetry(weight, "two")).backward()
+    assert weight.grad is not None
+    expected, weight.grad = weight.grad, None
+    assert symreg.add_gradient([weight], "two", 0.3).isinf()
+    assert torch.equal(weight.grad, expected)

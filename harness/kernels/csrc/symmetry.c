@@ -112,12 +112,16 @@ void symmetry(const float *w, int64_t count, int32_t base, int32_t *counts, floa
     for (int b = 0; b < BUCKETS / BLOCK; b++) *value += partial[b];
 }
 
-/* out = factor times each weight's mean sign. */
-void mean_signs(const float *w, int64_t count, int32_t base, const float *signs, float *out, float factor) {
+/* out, or where `add` what it gains: factor times each weight's mean sign. */
+void mean_signs(const float *w, int64_t count, int32_t base, const float *signs, float *out, float factor, int add) {
     EACH_BLOCK(b, blocks(count)) {
         int32_t found[BLOCK];
         int64_t at = b * BLOCK, n = length(count, b);
         find_places(w + at, found, n, base);
-        for (int64_t i = 0; i < n; i++) out[at + i] = factor * signs[found[i]];
+        if (add) {
+            for (int64_t i = 0; i < n; i++) out[at + i] += factor * signs[found[i]];
+        } else {
+            for (int64_t i = 0; i < n; i++) out[at + i] = factor * signs[found[i]];
+        }
     }
 }

@@ -231,8 +231,14 @@ void symmetry_fours(const float *w, int64_t count, int64_t half, float scale, in
     for (int64_t b = 0; b < blocks(count); b++) *value += partial[b];
 }
 
-/* out = factor times the signs. */
-void signed_factor(const int8_t *signs, float *out, int64_t count, float factor) {
-    EACH_BLOCK(b, blocks(count))
-        for (int64_t i = b * BLOCK; i < b * BLOCK + length(count, b); i++) out[i] = factor * signs[i];
+/* out, or where `add` what it gains: factor times the signs. */
+void signed_factor(const int8_t *signs, float *out, int64_t count, float factor, int add) {
+    EACH_BLOCK(b, blocks(count)) {
+        int64_t end = b * BLOCK + length(count, b);
+        if (add) {
+            for (int64_t i = b * BLOCK; i < end; i++) out[i] += factor * signs[i];
+        } else {
+            for (int64_t i = b * BLOCK; i < end; i++) out[i] = factor * signs[i];
+        }
+    }
 }
