@@ -163,7 +163,7 @@ def trained(method: SymmetryRegularizer, model: nn.Module) -> list[Tensor]:
     (loss + value).backward()
     value = value + method.after_backward(now)
     assert isinstance(value, Tensor)
-    return [value.detach(), *(layer.weight.grad for layer in model)]  # type: ignore[list-item, union-attr]
+    return [value.detach(), *(layer.weight.grad for layer in model)]
 
 
 def of_a_step(pairing: Pairing, fused: bool) -> list[Tensor]:
