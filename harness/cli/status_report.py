@@ -11,7 +11,7 @@ from harness.sweep import objective, plan
 from harness.sweep.cells import Cell
 from harness.sweep.queue import NO_MIRROR, OpenSweep
 from harness.sweep.rebuild import RecordedSweep, as_it_is
-from harness.sweep.trials import Counts, best_trial, current, failed, mean_seconds
+from harness.sweep.trials import Counts, best_trial, current, failed, mean_seconds, without_first_ones
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -35,8 +35,8 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
     entries = sweep.files.cell_entries()
     lost = {entry["id"] for entry in entries if plan.is_lost(sweep, entry)}
     trials = _trials(sweep, entries)
-    overall_s = _overall_s(trials)
-    cells = [_cell(sweep, cell, trials[cell.id], cell.id in lost, overall_s, present) for cell in sweep.cells]
+    means_s = _means_s(trials)
+    cells = [_cell(sweep, cell, trials[cell.id], cell.id in lost, means_s[cell.id], present) for cell in sweep.cells]
     left = sum(cell["waiting"] + cell["running"] for cell in cells)
     return {
         "sweep": sweep.spec.name,
@@ -60,18 +60,22 @@ def time_left_s(sweep: OpenSweep, workers: int) -> float | None:
     entries = sweep.files.cell_entries()
     lost = {entry["id"] for entry in entries if plan.is_lost(sweep, entry)}
     trials = _trials(sweep, entries)
-    overall_s = _overall_s(trials)
+    means_s = _means_s(trials)
     counted = {cell: _counts(sweep, cell, phases, cell in lost) for cell, phases in trials.items()}
-    return _sum([_eta_s(*counted[cell], trials[cell], overall_s, workers) for cell in trials])
+    return _sum([_eta_s(*counted[cell], means_s[cell], workers) for cell in trials])
 
 
 def _sum(etas: Sequence[float | None]) -> float | None:
     return None if None in etas else sum(each for each in etas if each is not None)
 
 
-def _overall_s(trials: Mapping[str, Phases]) -> float | None:
-    """The mean time of a run of any cell."""
-    return mean_seconds([trial for phases in trials.values() for each in phases.values() for trial in each])
+def _means_s(trials: Mapping[str, Phases]) -> dict[str, float | None]:
+    """The mean time of a run of each cell, in seconds; that of any cell's where it has none of its own."""
+    each = [(cell, trial) for cell, phases in trials.items() for found in phases.values() for trial in found]
+    later = {id(trial) for trial in without_first_ones(trial for _, trial in each)}
+    overall_s = mean_seconds([trial for _, trial in each if id(trial) in later])
+    own = {cell: [trial for place, trial in each if place == cell and id(trial) in later] for cell in trials}
+    return {cell: mean_seconds(found) or overall_s for cell, found in own.items()}
 
 
 def _trials(sweep: OpenSweep, entries: Sequence[Mapping[str, Any]]) -> dict[str, Phases]:
@@ -109,9 +113,9 @@ def _counts(sweep: OpenSweep, cell: str, trials: Phases, lost: bool) -> tuple[Co
     return tune, final
 
 
-def _eta_s(tune: Counts, final: Counts, trials: Phases, overall_s: float | None, workers: int) -> float | None:
-    """Seconds until a cell is complete. overall_s: the mean time of a run of any cell, where it has none of its own."""
-    mean_s, left = mean_seconds([*trials["tune"], *trials["final"]]) or overall_s, tune.left + final.left
+def _eta_s(tune: Counts, final: Counts, mean_s: float | None, workers: int) -> float | None:
+    """Seconds until a cell is complete whose runs take `mean_s`."""
+    left = tune.left + final.left
     is_known = left == 0 or (mean_s is not None and workers > 0)
     return left * (mean_s or 0.0) / max(workers, 1) if is_known else None
 
@@ -122,9 +126,9 @@ def _best(sweep: OpenSweep, best: "FrozenTrial") -> dict[str, Any]:
 
 
 def _cell(
-    sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool, overall_s: float | None, present: int
+    sweep: OpenSweep, cell: Cell, trials: Phases, lost: bool, mean_s: float | None, present: int
 ) -> dict[str, Any]:
-    """overall_s: as for `_eta_s`. present: workers."""
+    """mean_s: of a run. present: workers."""
     tune, final = _counts(sweep, cell.id, trials, lost)
     best = best_trial(sweep, cell.id, trials["tune"])
     return {
@@ -138,8 +142,8 @@ def _cell(
         "nothing_to_choose": lost,
         "measured_after": cell.measured_after,
         "best": None if best is None else _best(sweep, best),
-        "mean_run_s": mean_seconds([*trials["tune"], *trials["final"]]) or overall_s,
-        "eta_s": _eta_s(tune, final, trials, overall_s, present),
+        "mean_run_s": mean_s,
+        "eta_s": _eta_s(tune, final, mean_s, present),
     }
 
 

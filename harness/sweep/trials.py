@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,14 @@ def mean_seconds(trials: Sequence[FrozenTrial]) -> float | None:
         if trial.state == TrialState.COMPLETE and trial.datetime_complete and trial.datetime_start
     ]
     return fmean(spans) if spans else None
+
+
+def without_first_ones(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Complete trials but each worker's first, which waits for imports and caches; all where there are no others."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.datetime_start]
+    complete.sort(key=lambda trial: trial.datetime_start or datetime.max)
+    first = {trial.user_attrs.get("worker"): trial for trial in reversed(complete)}
+    return [trial for trial in complete if trial is not first[trial.user_attrs.get("worker")]] or complete
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """What a launch prints while it works: that it checks networks, and a line only when something has changed."""
 
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cli_sweep import BASE, Cli, edited
+from optuna.trial import FrozenTrial
 from studies_common import claims, open_sweep, record, tell
 
 from harness import launch, logs, status
@@ -137,3 +139,18 @@ def test_one_of_a_thing_is_no_plural(cli: Cli, capsys: pytest.CaptureFixture[str
     assert "  ste,target_bit=2  1 trial, searching train.learning_rate in" in said
     assert "; 1 seed\n" in said
     assert "1 cell, 1 trial, 1 final: 2 runs\n" in said
+
+
+def took(worker: str, start_s: int, seconds: int) -> FrozenTrial:
+    """A complete trial."""
+    start = datetime(2026, 1, 1) + timedelta(seconds=start_s)
+    end = start + timedelta(seconds=seconds)
+    return FrozenTrial(0, trials.TrialState.COMPLETE, 0.5, start, end, {}, {}, {"worker": worker}, {}, {}, 0)
+
+
+def test_a_workers_first_run_does_not_count_where_there_are_others() -> None:
+    """It waits for imports, for caches of data, for what is compiled once."""
+    first = [took("b", 1, 60), took("a", 0, 50)]
+    assert trials.mean_seconds(trials.without_first_ones(first)) == 55
+    later = [took("a", 50, 10), took("c", 70, 90), took("b", 61, 20)]
+    assert trials.mean_seconds(trials.without_first_ones([*later, *first])) == 15
