@@ -124,6 +124,8 @@ class Group:
     settings: dict[str, Any] | None = field(default=None, repr=False)
     #: What the ranking says of costs that cannot be told.
     cost_note: str = ""
+    #: Names of series that figures draw more strongly than others; empty: all alike.
+    emphasized: frozenset[str] = frozenset()
 
     @property
     def metric(self) -> Metric:

@@ -37,6 +37,10 @@ _HEIGHTS, _HEIGHTS_IN_ROWS = (2.0, 2.6, 3.2), (1.75, 2.0, 2.0)
 _STEP, _STEP_OF_WAYS = (0.09, 0.7), (0.15, 0.75)
 #: Inches from one way's interval to the next, unless that takes more rows of panels than a page has room for.
 _CLOSEST, _MOST_ROWS = 0.04, 4
+#: Of a line and its marks, points: many of them, and few; one that is emphasized, and the others beside it.
+_SMALL, _LARGE = {"markersize": 4, "linewidth": 0.9}, {"markersize": 4.5, "linewidth": 1.2}
+_STRONG: dict[str, Any] = {"markersize": 6, "linewidth": 2.2, "linestyle": "-", "zorder": 4}
+_FAINT = {"alpha": 0.45}
 _JOINED = "lines join points that round the same: weights alone, or activations as well (hollow marks); by layer none"
 
 
@@ -49,7 +53,7 @@ def draw(group: Group) -> Drawing:
     bars = len(shown.lines) < CROWD
     height, narrowest = _size(shown, len(bits), bars)
     figure, blocks = style.panels(len(shown.panels), 1, height, len(shown.lines), narrowest=narrowest)
-    handles = _draw_panels(shown, blocks, bits, bars, measure.range_of(group.metric))
+    handles = _draw_panels(shown, blocks, bits, bars, group)
     drawn = frame[frame["n"] > 0].reset_index(drop=True)
     lines, labels = list(shown.lines), _labels(shown)
     for name, score in baseline.items():
@@ -86,10 +90,10 @@ def _size(shown: Panels, points: int, bars: bool) -> tuple[float, float]:
 
 
 def _draw_panels(
-    shown: Panels, blocks: Sequence[Sequence[Axes]], bits: list[str], bars: bool, ends: tuple[float, float]
+    shown: Panels, blocks: Sequence[Sequence[Axes]], bits: list[str], bars: bool, group: Group
 ) -> dict[str, object]:
     """Draws each panel's lines; returns one handle of each for the legend."""
-    handles = {}
+    handles, ends = {}, measure.range_of(group.metric)
     for panel, (axes,) in zip(shown.panels, blocks):
         present = [line for line in shown.lines if line in set(panel.points["line"])]
         most, room = _STEP_OF_WAYS if shown.each else _STEP
@@ -97,7 +101,10 @@ def _draw_panels(
         for i, line in enumerate(present):
             shift = (i - (len(present) - 1) / 2) * step
             points = panel.points[panel.points["line"] == line].set_index("bits").reindex(bits)
-            handles[line] = _lines(axes, points, shift, shown.marks[line], small, bars, ends)
+            weight = _SMALL if small else _LARGE
+            if group.emphasized:
+                weight = _STRONG if line in group.emphasized else {**weight, **_FAINT}
+            handles[line] = _lines(axes, points, shift, shown.marks[line], weight, bars, ends)
         _dress(axes, bits, panel)
     return handles
 
@@ -136,33 +143,31 @@ def _labels(shown: Panels) -> list[str]:
 
 
 def _lines(
-    axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, small: bool, bars: bool, ends: tuple[float, float]
-) -> object:
+    axes: Axes, points: pd.DataFrame, shift: float, mark: Mark, weight: dict[str, Any], bars: bool,
+    ends: tuple[float, float],
+) -> object:  # fmt: skip
     """A line through the points of weights alone, one with hollow marks through those with activations, and marks."""
     places = pd.Series(np.arange(len(points)) + shift, index=points.index)
-    look = {**mark._asdict(), **style.BARS}
+    look = {**mark._asdict(), **style.BARS, **weight}
     looks: dict[deployment.Kind, dict[str, Any]] = {
-        "weights": look, "activations": style.hollow(mark), "by layer": {**look, "linestyle": "none"},
+        "weights": look, "activations": {**style.hollow(mark), **weight}, "by layer": {**look, "linestyle": "none"},
     }  # fmt: skip
     drawn = {}
     for kind, own in looks.items():
         chosen = [deployment.kind(bits) == kind for bits in points.index]
         if any(chosen):
-            drawn[kind] = _line(axes, places[chosen], points[chosen], own, small, bars, ends)
+            drawn[kind] = _line(axes, places[chosen], points[chosen], own, bars, ends)
     return drawn["weights"]  # float is always among them
 
 
 def _line(
-    axes: Axes, places: "pd.Series[float]", points: pd.DataFrame, look: dict[str, Any], small: bool, bars: bool,
+    axes: Axes, places: "pd.Series[float]", points: pd.DataFrame, look: dict[str, Any], bars: bool,
     ends: tuple[float, float],
 ) -> object:  # fmt: skip
     """Points in order; nan breaks the line at one not measured."""
     mean = points["mean"].to_numpy(float)
     spread = np.vstack([mean - points["low"].to_numpy(float), points["high"].to_numpy(float) - mean])
-    container = axes.errorbar(
-        places.to_numpy(), mean, yerr=spread if bars else None, **look,
-        markersize=4 if small else 4.5, linewidth=0.9 if small else 1.2,
-    )  # fmt: skip
+    container = axes.errorbar(places.to_numpy(), mean, yerr=spread if bars else None, **look)
     for caps, possible in zip(container[1], (points["low"] > ends[0], points["high"] < ends[1])):
         caps.set_ydata(np.where(possible, caps.get_ydata(), np.nan))  # an interval that is cut has no end to mark
     return container[0]  # in the legend the marker alone, without a bar over it

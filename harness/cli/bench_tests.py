@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.config_base import by_name
 from harness.core.errors import UserError
+from harness.core.wording import counted
 
 if TYPE_CHECKING:  # `analysis` reads records by way of this package
     from analysis.series import Group, Series
@@ -73,11 +74,11 @@ def _of_group(group: "Group", cells: Sequence["Cell"], seeds: int) -> list[str]:
     if seeds < 2:
         return [f"{said}: one seed decides nothing; differences are shown for each"]
     sizes = sorted({len(each) for each in found})
-    needed = ", ".join(f"{least(size, seeds):.1f} times after Holm over {size}" for size in sizes)
+    needed = ", ".join(f"{least(size, seeds):.1f} times where {counted(size, 'test')} count together" for size in sizes)
     return [
         f"{said}, p {corrected()}",
-        f"  decided is a mean difference above its standard deviation over seeds {needed}; "
-        "differences and intervals are shown for each",
+        f"  the clearest difference is decided if its mean over seeds exceeds their standard deviation {needed}; "
+        "each is shown with its interval",
     ]
 
 

@@ -89,6 +89,7 @@ def _joined(one: "Group", other: "Group") -> "Group":
         cost_note=_NO_COST,
         notes=(*notes, *dict.fromkeys((*one.notes, *other.notes))),
         trials=(*other.trials, *one.trials),
+        emphasized=frozenset(series.name for series in one.series),
     )
 
 

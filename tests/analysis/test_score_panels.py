@@ -1,5 +1,6 @@
 """The figure of scores over bit-widths where trainings were deployed in several ways: which panels and lines it has."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,16 @@ def test_ways_too_many_for_intervals_show_means_alone(tmp_path: Path) -> None:
     assert titles(drawing) == ["method0@3", "float"]
     assert not any(axes.collections for axes in drawing.figure.axes)
     assert any("too many to be read" in note for note in drawing.notes)
+
+
+def test_series_that_are_emphasized_are_stronger_than_all_others(tmp_path: Path) -> None:
+    group = sweep(tmp_path, 4, ())
+    widths = {line.get_linewidth() for axes in drawn(group).figure.axes for line in _means(axes)}
+    assert len(widths) == 1
+    (axes,) = drawn(replace(group, emphasized=frozenset({"method2"}))).figure.axes
+    strong, *others = sorted(_means(axes), key=lambda line: -line.get_linewidth())
+    frame = summarize(group)
+    assert list(strong.get_ydata()) == frame[frame["method"] == "method2"]["mean"].tolist()
+    assert (strong.get_alpha(), {line.get_alpha() for line in others}) == (None, {0.45})
+    assert min(strong.get_linewidth() / line.get_linewidth() for line in others) > 1.5
+    assert min(strong.get_zorder() - line.get_zorder() for line in others) > 0
