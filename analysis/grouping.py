@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
+from statistics import fmean
 
-from analysis.measure import task_baseline
+from analysis.measure import baseline_scores, shown, task_baseline
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.results import Final, SweepResults, Trial
 from analysis.series import Group, Series, method_of
 from harness.core import outside
+from harness.core.bits import FLOAT
 
 #: Grid keys that split a sweep into groups rather than into series.
 _GROUPING = re.compile(r"(model|data)(\.|$)")
@@ -30,14 +32,28 @@ def make_groups(sweep: SweepResults) -> list[Group]:
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
         series = _make_series(finals, notes)
-        groups.append(
-            Group(
-                sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
-                trials=tuple(trial for trial in sweep.trials if _group_key(trial) == key),
-                objective=sweep.objective, settings=sweep.settings,
-            )
+        group = Group(
+            sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
+            trials=tuple(trial for trial in sweep.trials if _group_key(trial) == key),
+            objective=sweep.objective, settings=sweep.settings,
         )  # fmt: skip
+        groups.append(replace(group, notes=(*group.notes, *_behind_what_needs_no_training(group))))
     return groups
+
+
+def _behind_what_needs_no_training(group: Group) -> list[str]:
+    """A note where no network is better in float than the task's baseline: rounding such networks shows little."""
+    found, metric = baseline_scores(group.finals[0].record), group.metric
+    if not found or FLOAT not in found[1]:
+        return []
+    sign, (name, scores) = 1 if metric.higher_is_better else -1, found
+    means = [fmean(shown(metric, score) for score in own) for one in group.series if (own := one.scores(FLOAT))]
+    best = max(means, key=lambda mean: sign * mean, default=None)
+    if best is None or sign * (best - scores[FLOAT]) > 0:
+        return []
+    scored = f"{best:.{metric.digits}f} against {scores[FLOAT]:.{metric.digits}f} {metric.unit}".rstrip()
+    text = f"no network of {group.title} is better in float than {name}, which needs no training"
+    return [f"{text} ({scored}): what rounding costs such networks says little"]
 
 
 def _group_key(run: Final | Trial) -> tuple[str, str]:

@@ -1,8 +1,10 @@
 """What figures and tables take from the task: labels, direction, the row of its baseline."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,6 +31,7 @@ from analysis.records import _rows_problem
 from analysis.score_axis import Distance
 from analysis.series import Group, reading_order
 from analysis.tables import make_table
+from harness.core.bits import FLOAT
 from harness.tasks.base import find
 
 PSNR = find("super_resolution").metric
@@ -216,3 +219,17 @@ def test_a_report_of_another_task_does_not_speak_of_accuracy(
     assert not re.search(r"\bpoints|\(%\)|100 %", page)
     drawn = {path.stem for path in (tmp_path / "large/figures").glob("*.png")}
     assert {"accuracy_over_bits", "pareto", "strength_sensitivity", "parameter_importance"} <= drawn
+
+
+def test_networks_that_are_no_better_than_what_needs_no_training_are_noted(tmp_path: Path) -> None:
+    folder = retell(paper(tmp_path).write().folder, PSNR_TOLD)
+    best = max(fmean(one.scores(FLOAT)) for one in group_of(folder).series)
+    for score, noted in ((best - 0.01, False), (best + 0.01, True)):
+        for record in folder.rglob("record.json"):
+            found = json.loads(record.read_text())
+            for own in (own for own in found["rows"] if own["deploy"] == "bicubic"):
+                own["score"] = score
+            record.write_text(json.dumps(found))
+        notes = [note for note in group_of(folder).notes if "than bicubic, which needs no training" in note]
+        assert len(notes) == noted
+    assert f"({best:.2f} against {best + 0.01:.2f} dB)" in notes[0]
