@@ -13,7 +13,7 @@ from analysis.escape import in_latex, in_markdown
 from analysis.paired import Lacking
 from analysis.series import Group
 from analysis.t_tests import ALPHA, compare, decide, holm
-from analysis.table_text import aligned, latex, latex_row, latex_table, latex_title, markdown
+from analysis.table_text import latex, latex_row, latex_table, latex_title, markdown
 
 NAME = "claims"
 LEGEND = (
@@ -117,23 +117,12 @@ def _rows(claim: Claim) -> list[list[str]]:
 
 
 def to_text(claims: list[Claim]) -> str:
-    """Plain text for a terminal: a claim's verdict on one line, then its tests, aligned over all claims."""
-    rows = [list(COLUMNS), *(row for claim in claims for row in _rows(claim))]
-    starts = aligned([row[:-1] for row in rows])
-    header, *told = [_wrapped(start, row[-1]) for start, row in zip(starts, rows)]
-    lines = [f"{claims[0].title} - the paper's claims", "", *header, ""]
+    """Plain text for a terminal: the verdict on each claim. Their tests are in the table."""
+    lines = [f"{claims[0].title} - the paper's claims", ""]
     for claim in claims:
         lines += textwrap.wrap(f"{claim.head}: {claim.text}", _WIDTH, subsequent_indent="    ")
-        lines += textwrap.wrap(claim.definition, _WIDTH, initial_indent="    ", subsequent_indent="    ")
-        own, told = told[: len(claim.tests)], told[len(claim.tests) :]
-        lines += [*(line for row in own for line in row), ""]
-    return "\n".join([*lines, *textwrap.wrap(_legend(claims), _WIDTH)])
-
-
-def _wrapped(start: str, last: str) -> list[str]:
-    """A row as one line, and more for a reason too long for it."""
-    start = f"    {start}  "
-    return textwrap.wrap(start + last, _WIDTH, subsequent_indent=" " * len(start))
+    told = f"Effects, intervals and p of their tests are in {NAME}.md and in the report.{claims[0].left_out}"
+    return "\n".join([*lines, "", *textwrap.wrap(told, _WIDTH)])
 
 
 def to_markdown(claims: list[Claim]) -> str:

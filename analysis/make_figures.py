@@ -163,7 +163,7 @@ def draw_sweep(
     several: whether it is one of several sweeps, so that figures about all of them are made elsewhere. Returns what
     a page about all of them shows of this one.
     """
-    from analysis import chosen, render, report
+    from analysis import chosen, render, report, terminal
     from analysis.output import output
 
     modules = [module for module in modules if module.scope not in render.OVERALL or not several]
@@ -179,10 +179,10 @@ def draw_sweep(
         if complete:
             render.write_frames(sweep, groups, made)
             made.text("report.html", report.report(sweep, sections, command, made))
-    render.print_sections(sections)
+    terminal.print_sections(sections)
     notes = [note for group in groups for note in group.notes]
-    render.print_gaps(sweep, [*notes, *(chosen.note(chosen.frame(sweep)) if complete else ())])
-    render.print_files(folder, made.names)
+    terminal.print_gaps(sweep, [*notes, *(chosen.note(chosen.frame(sweep)) if complete else ())])
+    terminal.print_files(folder, made.names)
     if not complete and (folder / "report.html").exists():
         print("report.html there still shows the pictures of the last complete set")
     page = os.path.relpath(folder / "report.html", (options.out or options.root) / OVERALL)
@@ -200,7 +200,7 @@ def draw_root(
     sections: "Sequence[Section]",
 ) -> None:
     """Make what is about all sweeps of the root. sections: what each of them adds to the page."""
-    from analysis import render, report
+    from analysis import render, report, terminal
     from analysis.output import output
 
     modules = [module for module in modules if module.scope in render.OVERALL]
@@ -214,8 +214,8 @@ def draw_root(
         if not options.figure:
             pages = [section, *sections] if section.pictures else sections
             made.text("report.html", report.overview(pages, command, made))
-    render.print_sections([section])
-    render.print_files(folder, made.names)
+    terminal.print_sections([section])
+    terminal.print_files(folder, made.names)
 
 
 if __name__ == "__main__":

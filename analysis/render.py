@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis import chosen, claims, comparisons, controls, frames, measure, provenance, ranking, summary, tables
+from analysis import chosen, claims, comparisons, controls, frames, measure, provenance, ranking, tables
 from analysis.claim import NOT_TESTED, Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
@@ -182,35 +181,6 @@ def refuse_undrawn(asked: Sequence[str], sections: Sequence[Section]) -> None:
             raise UserError(f"--figure {name}: {'; '.join(reasons)}")
 
 
-def print_sections(sections: Iterable[Section]) -> None:
-    """Tables, claims and what was not drawn."""
-    for section in sections:
-        if section.table:
-            print(tables.to_text(section.table), end="\n\n")
-        if section.compared:
-            print(comparisons.to_text(section.compared), end="\n\n")
-            if short := summary.sentences(section.compared):
-                print(*short, sep="\n", end="\n\n")
-        if section.tests_claims:
-            print(claims.to_text(section.claims), end="\n\n")
-        elif section.claims:
-            print(f"the paper's claims are not tested: {section.claims[1].tests[0].reason}\n")
-        if section.standings:
-            print(ranking.to_text(section.standings), end="\n\n")
-        for figure, reason in section.undrawn.items():
-            print(f"{figure} not drawn ({section.title}): {reason}\n")
-
-
-def print_gaps(sweep: SweepResults, notes: Sequence[str]) -> None:
-    """Say what the figures lack."""
-    for line in gaps(sweep):
-        print(line)
-    for note in dict.fromkeys(notes):
-        print(f"note: {note}")
-    if gaps(sweep) or notes:
-        print()
-
-
 def gaps(sweep: SweepResults) -> list[str]:
     """What a sweep lacks, in lines: finals that are not there, records that cannot be used, runs that failed."""
     absent: dict[tuple[str, str], list[int]] = {}
@@ -244,16 +214,3 @@ def _missing_trials(sweep: SweepResults) -> list[str]:
             chosen = " (the chosen one among them)" if cell.chosen and not any(t.chosen for t in found) else ""
             lines.append(f"  {cell.id}: {absent} of {cell.planned_trials}{chosen}")
     return ["tuning trials without a record:", *lines] if lines else []
-
-
-def print_files(folder: Path, names: Iterable[str]) -> None:
-    """What was written, a line for each stem."""
-    suffixes: dict[str, list[str]] = {}
-    for name in names:
-        stem, _, suffix = name.rpartition(".")
-        suffixes.setdefault(stem, []).append(suffix)
-    print(f"written to {folder}:")
-    for stem, found in suffixes.items():
-        print(f"  {stem}.{found[0] if len(found) == 1 else '{' + ','.join(found) + '}'}")
-    if "report" in suffixes:
-        print(f"all of it in one page: {folder / 'report.html'}")

@@ -30,7 +30,7 @@ def beside(own: Path, against: Path, command: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from analysis import chosen, comparisons, ranking, render, report
+    from analysis import chosen, comparisons, ranking, render, report, terminal
     from analysis.disk_source import load_results
     from analysis.grouping import make_groups
     from analysis.output import output
@@ -61,8 +61,8 @@ def beside(own: Path, against: Path, command: str) -> None:
         if section.standings:
             print(ranking.to_text(section.standings), f"\n{_NO_COST}\n", sep="\n")
         print(comparisons.to_text(found), f"\n{found.legend}\n", sep="\n")
-    render.print_gaps(ours, [*(note for group in groups for note in group.notes), *chosen.note(ends)])
-    render.print_files(folder, made.names)
+    terminal.print_gaps(ours, [*(note for group in groups for note in group.notes), *chosen.note(ends)])
+    terminal.print_files(folder, made.names)
 
 
 def _joined(one: "Group", other: "Group") -> "Group":
