@@ -14,7 +14,7 @@ from harness.cluster.profile import Profile
 from harness.cluster.slurm import launch_notes, sbatch_text
 from harness.cluster.waiting import waiting, waiting_notes
 from harness.cluster.worker_info import present_on
-from harness.core.errors import UserError
+from harness.core.errors import MissingDataError, UserError
 from harness.core.wording import counted
 from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
@@ -56,10 +56,21 @@ def show(
     if cluster == "slurm":
         print("\n".join(launch_notes(spec, profile, root)))
         _show_job(spec, profile, root, count if there is None else there.missing(workers, cluster), there)
+
+
+def show_data(spec: SweepConfig, cells: Sequence[Cell]) -> int:
+    """Print what is wrong with the data; returns 2 where they are there, and a launch would refuse them.
+
+    A dry run may be made where they are not, such as on a cluster's login node.
+    """
     try:
         check_data(spec, cells)
+    except MissingDataError as error:
+        print(f"not yet runnable: {error}\nwarning: a launch here is refused until the data are there")
     except UserError as error:
-        print(f"not yet runnable: {error}")
+        print(f"not yet runnable: {error}\nwould be refused: its data cannot be used")
+        return 2
+    return 0
 
 
 def _show_job(spec: SweepConfig, profile: Profile, root: Path, missing: int, there: There | None) -> None:

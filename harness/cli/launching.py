@@ -90,9 +90,11 @@ def _dry_run(
     except UserError as error:
         refused = error
     dry_run.show(spec, cells, options.cluster, workers, profile, options.root, there)
+    usable = dry_run.show_data(spec, cells)
     if options.estimate:
         estimate.show(spec, cells, options.cluster, workers, slots)
-    return dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
+    status = dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
+    return max(usable, status)
 
 
 def _workers(options: argparse.Namespace, spec: SweepConfig, slots: tuple[str, ...], on_slurm: int) -> int:

@@ -16,6 +16,10 @@ class BrokenError(UserError):
     """The code of a component from outside this package fails."""
 
 
+class MissingDataError(UserError):
+    """Files of a data set are not there: on this machine, for a dry run."""
+
+
 class Stopped(Exception):
     """A run was asked to stop; its checkpoint is written."""
 
