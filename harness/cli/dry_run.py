@@ -6,7 +6,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from harness.cli import idle_settings
+from harness.cli import idle_settings, unwatched
 from harness.cli.builds import check_builds
 from harness.cli.preflight import check_data
 from harness.cli.there import There
@@ -49,7 +49,8 @@ def show(
         print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
     parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
     print(f"{parts}: {counted(trials + finals, 'run')}")
-    for note in idle_settings.notes(spec, cells):
+    was_launched = SweepDirectory(root / spec.name).sweep.exists()
+    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
         print(note)
     count = min(workers, trials + finals)
     print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import dry_run, estimate, idle_settings, preflight, progress
+from harness.cli import dry_run, estimate, idle_settings, preflight, progress, unwatched
 from harness.cli.stopping import stopped
 from harness.cli.there import look
 from harness.cluster.pool import WorkerPool
@@ -50,10 +50,11 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
         check_slurm(profile)
         notes = launch_notes(spec, profile, options.root)
         print("\n".join([*notes, *_waiting_notes(spec, options.root, profile)]))
-    for note in idle_settings.notes(spec, cells):
-        print(note, flush=True)
     folder = options.root / spec.name
-    if SweepDirectory(folder).sweep.exists():
+    was_launched = SweepDirectory(folder).sweep.exists()
+    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
+        print(note, flush=True)
+    if was_launched:
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
     else:
         dry_run.show_builds(spec, cells)
