@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.cli import dry_run, estimate, idle_settings, preflight, progress, unwatched
 from harness.cli.stopping import stopped
 from harness.cli.there import look
+from harness.cluster.nodes import check_fits
 from harness.cluster.pool import WorkerPool
 from harness.cluster.profile import Profile, read_profile
 from harness.cluster.slots import local_slots, visible_gpus
@@ -48,6 +49,7 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(profile)
+        check_fits(profile, spec.runs_per_gpu)
         notes = launch_notes(spec, profile, options.root)
         print("\n".join([*notes, *_waiting_notes(spec, options.root, profile)]))
     folder = options.root / spec.name
