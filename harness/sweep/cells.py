@@ -116,6 +116,7 @@ def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
 
 
 def cell_of(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
+    """The cell of an entry at one point of its grid. Raises UserError for keys that it does not have, or has twice."""
     if twice := [key for key, times in Counter([*point, *config.set, *config.search]).items() if times > 1]:
         raise UserError(f"cells: {', '.join(sorted(twice))} is in two of grid, set and search; name it in one")
     raw = deepcopy(spec.base)
@@ -184,6 +185,7 @@ def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[R
 
 
 def check_objective(spec: SweepConfig, config: RunConfig) -> None:
+    """Raises UserError for an objective, or a pruner, that goes by what a run does not evaluate."""
     for goal in spec.objective:
         if isinstance(goal, str):  # what others report is known once networks are built
             there = _zeros(config, config.evaluated_points)
@@ -212,6 +214,7 @@ def _zeros(config: RunConfig, points: Sequence[AnyPoint], deploy: str = "rtn") -
 
 
 def check_search(spec: SweepConfig, cell: Cell) -> None:
+    """Raises UserError for what a cell searches that does not fit the number of trials, or cannot be compared."""
     if spec.tune.trials > 1 and not cell.search:
         raise UserError(
             f"cell {cell.id}: nothing to search, but every cell has {spec.tune.trials} trials; give it a dimension "

@@ -26,8 +26,8 @@ def place_of(key: str, beside: str = "") -> str:
     if not levels:
         return ""
     if levels[0] == _ITSELF and beside:
-        levels[0] += f", beside `{beside}`" + (" and" if levels[1:] else "")
-    return f"`{key}` is a key of {' and '.join(levels).replace(' and and ', ' and ')}"
+        levels[0] += f", beside `{beside}`"
+    return f"`{key}` is a key of {' and '.join(levels)}"
 
 
 def hinted(message: str) -> str:

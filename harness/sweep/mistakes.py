@@ -107,7 +107,7 @@ def _legal_cells(spec: SweepConfig, names: dict[int, str], found: list[str]) -> 
                 continue
             named = names.get(number)
             cells.append(replace(cell, id=named + cell.id.removeprefix("none")) if named else cell)
-    if not all(all((spec.grid | each.grid).values()) for each in spec.cells) and not cells:
+    if not cells and any(not values for each in spec.cells for values in (spec.grid | each.grid).values()):
         found.append(of_cells.NO_CELLS)
     same = [name for name, times in Counter(cell.id for cell in cells).items() if times > 1]
     found += [of_cells.SAME_CELLS % name for name in same[:1]]
