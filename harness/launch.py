@@ -45,12 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     options = _parser().parse_args(arguments)
     _check_flags(options)
-    from harness.sweep.cells import check_all_but_methods, expand
-    from harness.sweep.config import read_sweep
+    from harness.sweep.mistakes import read_checked
 
-    spec = read_sweep(options.sweep, options.set)
-    cells = expand(spec, checked=False)
-    check_all_but_methods(spec, cells)
+    spec, cells = read_checked(options.sweep, options.set)
     from harness.cli.launching import carry_out  # and Optuna with it, for which no mistake in the file has to wait
 
     return carry_out(spec, cells, options)

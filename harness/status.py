@@ -63,7 +63,7 @@ def shown(found: dict[str, Any], wide: bool = True) -> Group:
         head += f", {span(found['eta_s'])} left" if found["eta_s"] is not None else ""
     parts: list[Any] = [Text(head, style="bold"), _cells(found["cells"], wide)]
     if found["workers"]:
-        parts += [_workers(found["workers"], wide), *_notes(found["workers"])]
+        parts += [*_workers(found["workers"], wide), *_notes(found["workers"])]
     for cell in found["cells"]:
         if cell["nothing_to_choose"]:
             parts.append(Text(f"failed: {cell['id']}: no trial completed, so there is nothing to choose from"))
@@ -96,7 +96,7 @@ def _notes(workers: list[dict[str, Any]]) -> list[Text]:
         if worker["launched_with"]:
             ran, launched = worker["code"], worker["launched_with"]
             notes.append(f"{worker['name']} runs code {ran}; the sweep was launched with {launched}")
-    died = [worker for worker in workers if worker["state"] in ("lost", "failed") and not worker["finished"]]
+    died = [worker for worker in _ended(workers) if worker["state"] in ("lost", "failed") and not worker["finished"]]
     for worker in died[-GONE_SHOWN:]:
         said = worker["reason"] or worker["last_line"] or "it said nothing"
         notes.append(f"{worker['name']} ended before its first run did: {said}")
@@ -117,14 +117,28 @@ def _cells(cells: list[dict[str, Any]], wide: bool) -> Table:
     return table
 
 
-def _workers(workers: list[dict[str, Any]], wide: bool) -> Table:
+def _ended(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that ended since the last launch, and not because nothing was left to do."""
+    over = ("running", "pending", "done")
+    return [worker for worker in workers if worker["state"] not in over and worker["since_last_launch"]]
+
+
+def _workers(workers: list[dict[str, Any]], wide: bool) -> list[Table | Text]:
+    """A table of those that are there or ended before the sweep did, and how many others ended."""
     here = [worker for worker in workers if worker["state"] in ("running", "pending")]
-    gone = [worker for worker in workers if worker not in here]
+    listed = here + _ended(workers)[-GONE_SHOWN:]
+    others = Counter(worker["state"] for worker in workers if worker not in listed)
+    count = f"{counted(others.total(), 'further worker')} ended: "
+    rest = [Text(count + ", ".join(f"{n} {state}" for state, n in others.items()))] if others else []
+    return [_table_of(listed, wide), *rest] if listed else [*rest]
+
+
+def _table_of(workers: list[dict[str, Any]], wide: bool) -> Table:
     keys: tuple[str, ...] = ("name", "state", "run", "epoch", "rate", "finished")
     if wide:
         keys = ("name", "state", "host", "job", "slot", "gpu", *keys[2:], "seen")
     table = _table(tuple(_HEADINGS.get(key, key) for key in keys))
-    for worker in here + gone[-GONE_SHOWN:]:
+    for worker in workers:
         age = worker["heartbeat_age_s"]
         job = f"pid {worker['pid']}" if worker["cluster"] == "local" and worker["pid"] else worker["job_id"]
         why = f" ({worker['why']})" if worker["state"] == "pending" and worker["why"] not in (None, NO_ANSWER) else ""
@@ -133,10 +147,6 @@ def _workers(workers: list[dict[str, Any]], wide: bool) -> Table:
         cells["rate"] = f"{worker['epoch_s']:.3g}" if worker["run"] and worker["epoch_s"] else None
         cells["seen"] = None if age is None else f"{span(age)} ago"
         table.add_row(*("-" if cells[key] is None else str(cells[key]) for key in keys))
-    if earlier := Counter(worker["state"] for worker in gone[:-GONE_SHOWN]):
-        table.caption = f"and {earlier.total()} earlier ones: " + ", ".join(
-            f"{n} {state}" for state, n in earlier.items()
-        )
     return table
 
 

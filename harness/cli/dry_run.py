@@ -6,7 +6,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from harness.cli import idle_settings
+from harness.cli import idle_settings, unwatched
 from harness.cli.builds import check_builds
 from harness.cli.preflight import check_data
 from harness.cli.there import There
@@ -14,7 +14,7 @@ from harness.cluster.profile import Profile
 from harness.cluster.slurm import launch_notes, sbatch_text
 from harness.cluster.waiting import waiting, waiting_notes
 from harness.cluster.worker_info import present_on
-from harness.core.errors import UserError
+from harness.core.errors import MissingDataError, UserError
 from harness.core.wording import counted
 from harness.records.archive import is_archive, runs_of
 from harness.records.files import read_json
@@ -49,17 +49,29 @@ def show(
         print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
     parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
     print(f"{parts}: {counted(trials + finals, 'run')}")
-    for note in idle_settings.notes(spec, cells):
+    was_launched = SweepDirectory(root / spec.name).sweep.exists()
+    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
         print(note)
     count = min(workers, trials + finals)
     print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":
         print("\n".join(launch_notes(spec, profile, root)))
         _show_job(spec, profile, root, count if there is None else there.missing(workers, cluster), there)
+
+
+def show_data(spec: SweepConfig, cells: Sequence[Cell]) -> int:
+    """Print what is wrong with the data; returns 2 where they are there, and a launch would refuse them.
+
+    A dry run may be made where they are not, such as on a cluster's login node.
+    """
     try:
         check_data(spec, cells)
+    except MissingDataError as error:
+        print(f"not yet runnable: {error}\nwarning: a launch here is refused until the data are there")
     except UserError as error:
-        print(f"not yet runnable: {error}")
+        print(f"not yet runnable: {error}\nwould be refused: its data cannot be used")
+        return 2
+    return 0
 
 
 def _show_job(spec: SweepConfig, profile: Profile, root: Path, missing: int, there: There | None) -> None:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import dry_run, estimate, idle_settings, preflight, progress
+from harness.cli import dry_run, estimate, idle_settings, preflight, progress, unwatched
 from harness.cli.stopping import stopped
 from harness.cli.there import look
+from harness.cluster.nodes import check_fits
 from harness.cluster.pool import WorkerPool
 from harness.cluster.profile import Profile, read_profile
 from harness.cluster.slots import local_slots, visible_gpus
@@ -48,12 +49,14 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(profile)
+        check_fits(profile, spec.runs_per_gpu)
         notes = launch_notes(spec, profile, options.root)
         print("\n".join([*notes, *_waiting_notes(spec, options.root, profile)]))
-    for note in idle_settings.notes(spec, cells):
-        print(note, flush=True)
     folder = options.root / spec.name
-    if SweepDirectory(folder).sweep.exists():
+    was_launched = SweepDirectory(folder).sweep.exists()
+    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
+        print(note, flush=True)
+    if was_launched:
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
     else:
         dry_run.show_builds(spec, cells)
@@ -90,9 +93,11 @@ def _dry_run(
     except UserError as error:
         refused = error
     dry_run.show(spec, cells, options.cluster, workers, profile, options.root, there)
+    usable = dry_run.show_data(spec, cells)
     if options.estimate:
         estimate.show(spec, cells, options.cluster, workers, slots)
-    return dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
+    status = dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
+    return max(usable, status)
 
 
 def _workers(options: argparse.Namespace, spec: SweepConfig, slots: tuple[str, ...], on_slurm: int) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from harness.cluster.worker_info import WorkerInfo, list_workers
+from harness.cluster.worker_info import WorkerInfo, list_workers, since_last_launch
 from harness.sweep import objective, plan
 from harness.sweep.cells import Cell
 from harness.sweep.queue import NO_MIRROR, OpenSweep
@@ -31,7 +31,7 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
     with suppress(Timeout, OSError), sweep.files.lock("plan").acquire(timeout=1):
         plan.reap(sweep)
     workers = list_workers(sweep.folder)
-    present = sum(worker.present for worker in workers)
+    present, recent = sum(worker.present for worker in workers), since_last_launch(workers)
     entries = sweep.files.cell_entries()
     lost = {entry["id"] for entry in entries if plan.is_lost(sweep, entry)}
     trials = _trials(sweep, entries)
@@ -49,7 +49,7 @@ def status_report(sweep: OpenSweep) -> dict[str, Any]:
         "left": left,
         "eta_s": _sum([cell["eta_s"] for cell in cells]),
         "cells": cells,
-        "workers": [_worker(worker) for worker in workers],
+        "workers": [_worker(worker) | {"since_last_launch": worker.name in recent} for worker in workers],
         "without_mirror": _without_mirror(trials),
         "failures": _failures(sweep, trials, {worker.name: worker for worker in workers}),
     }

@@ -6,7 +6,9 @@
 Slurm's accounting is never asked: many clusters have none.
 """
 
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -81,6 +83,14 @@ class WorkerInfo:
         return str(self.submitted.get("cluster", "local"))
 
     @property
+    def launched_s(self) -> float:
+        """When the launch that submitted it began, in seconds since 1970, by its name; 0 where that does not tell."""
+        try:
+            return int(self.name.partition("-")[0], 16) / 1000 if self.name.count("-") == 2 else 0.0
+        except ValueError:
+            return 0.0
+
+    @property
     def host(self) -> str | None:
         """The machine it works on; for one that has not started, the machine it was submitted from."""
         return self.status.get("host") or self.submitted.get("by", {}).get("host")
@@ -117,6 +127,13 @@ def list_workers(folder: Path) -> list[WorkerInfo]:
             found.append(WorkerInfo(files.path.name, status, submitted, age))
     queue = slurm_queue() if any(worker.may_be_queued for worker in found) else {}
     return [replace(worker, queue=queue) for worker in found]
+
+
+def since_last_launch(workers: Sequence[WorkerInfo]) -> set[str]:
+    """The names of those that the last launch submitted, or that showed a sign of life since it began."""
+    last_s, now_s = max((worker.launched_s for worker in workers), default=0.0), time.time()
+    ages = {worker.name: float(worker.status.get("age_s", math.inf)) for worker in workers}
+    return {one.name for one in workers if one.launched_s == last_s or now_s - ages[one.name] >= last_s}
 
 
 def present_on(workers: Sequence[WorkerInfo], cluster: str) -> int:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -16,12 +16,23 @@ class BrokenError(UserError):
     """The code of a component from outside this package fails."""
 
 
+class MissingDataError(UserError):
+    """Files of a data set are not there: on this machine, for a dry run."""
+
+
 class Stopped(Exception):
     """A run was asked to stop; its checkpoint is written."""
 
 
 class Pruned(Exception):
     """The pruner stopped this trial."""
+
+
+def several(mistakes: Sequence[str], where: str) -> UserError:
+    """One error of several mistakes, a line each: the first ten, and how many more there are."""
+    shown = [f"  {each}".replace("\n", "\n    ") for each in mistakes[:10]]
+    more = [f"  and {len(mistakes) - 10} more"] if len(mistakes) > 10 else []
+    return UserError("\n".join([f"{where}: {len(mistakes)} mistakes", *shown, *more]))
 
 
 def printable(text: object) -> str:

@@ -8,7 +8,7 @@ from annotated_types import Interval
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from harness.core.config_base import IDENTITY_IF_CHANGED, NOT_IDENTITY, StrictConfig
-from harness.core.errors import UserError, nearest
+from harness.core.errors import MissingDataError, UserError, nearest
 from harness.core.validation import explain
 
 #: Tokenizers: one of no package, and the prefix of those of the transformers library.
@@ -202,15 +202,22 @@ class TextConfig(TaskDataConfig):
 def root_of(config: TaskDataConfig, layout: str) -> Path:
     """The folder or file `data.root` names, with `~` expanded.
 
-    layout: what has to lie there, for the message. Raises UserError where the root is unset or missing.
+    layout: what has to lie there, for the message. Raises MissingDataError where the root is unset or missing.
     """
     how = f"{config.name} reads {layout}; set it with --set data.root=PATH or as base.data.root in a sweep file"
     if config.root is None:
-        raise UserError(f"data.root is not set: {how}")
+        raise MissingDataError(f"data.root is not set: {how}")
     root = config.root.expanduser()
     if not root.exists():
-        raise UserError(f"data.root: nothing is at {root}: {how}")
+        raise MissingDataError(f"data.root: nothing is at {looked_at(root)}: {how}")
     return root
+
+
+def looked_at(path: Path) -> str:
+    """A path in a message, with the whole path where it is relative, which is to the working directory."""
+    if path.is_absolute():
+        return str(path)
+    return f"{path} ({path.absolute()}; data.root is relative to the working directory)"
 
 
 def refuse_download(config: TaskDataConfig, where: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.errors import UserError
-from harness.data._config import DataConfig, root_of
+from harness.core.errors import MissingDataError, UserError
+from harness.data._config import DataConfig, looked_at, root_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,9 +47,9 @@ class Official:
             root = root_of(config, f"{layout} ({self.unpack}; data.download: true fetches it there)")
             folder = self._in(root)
             if missing := self._missing(folder):
-                raise UserError(
-                    f"data.root: {folder} lacks {', '.join(missing)}: {self.unpack} so that {folder / missing[0]} "
-                    "exists, or set data.download: true to fetch it"
+                raise MissingDataError(
+                    f"data.root: {looked_at(folder)} lacks {', '.join(missing)}: {self.unpack} so that "
+                    f"{folder / missing[0]} exists, or set data.download: true to fetch it"
                 )
 
     def shape(self, config: DataConfig) -> tuple[tuple[int, int, int], int]:

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.core import outside, registry
-from harness.core.errors import BrokenError, UserError
+from harness.core.errors import BrokenError, MissingDataError, UserError
 from harness.core.importing import why
 from harness.core.signature import from_signature, named, settings_of, takes
 from harness.data._config import DataConfig, TaskDataConfig
@@ -42,7 +42,7 @@ def data_set(name: str) -> Any:
 
 
 def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
-    """A function of the user's whose errors name its file and line. Raises BrokenError; UserError for absent files."""
+    """A function of the user's whose errors name its file and line. Raises BrokenError; MissingDataError for files."""
 
     @wraps(function)
     def called(*given: Any, **named: Any) -> Any:
@@ -51,7 +51,7 @@ def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
         except UserError:
             raise
         except Exception as error:  # the user's code may fail in any way
-            kind = UserError if isinstance(error, OSError) else BrokenError
+            kind = MissingDataError if isinstance(error, OSError) else BrokenError
             raise kind(f"{where}: {why(error)}") from error
 
     return called

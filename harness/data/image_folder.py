@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.errors import UserError, printable
-from harness.data._config import FilesConfig, refuse_download, root_of
+from harness.core.errors import MissingDataError, UserError, printable
+from harness.data._config import FilesConfig, looked_at, refuse_download, root_of
 from harness.data._source import Folder, LabelledFiles, labelled
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def _scan(config: Config) -> LabelledFiles:
     refuse_download(config, f"put {LAYOUT} at data.root")
     root = root_of(config, LAYOUT)
     if not (root / "train").is_dir():
-        raise UserError(f"data.root: {root} has no folder train/; image_folder reads {LAYOUT}")
+        raise MissingDataError(f"data.root: {looked_at(root)} has no folder train/; image_folder reads {LAYOUT}")
     if not (root / "test").is_dir():
-        raise UserError(
-            f"data.root: {root} has no folder test/, which is needed: results are reported on it, "
+        raise MissingDataError(
+            f"data.root: {looked_at(root)} has no folder test/, which is needed: results are reported on it, "
             f"so the harness does not draw it at random; image_folder reads {LAYOUT}"
         )
     source = Folder(root)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from harness.core.config_base import IDENTITY_IF_CHANGED
-from harness.core.errors import UserError
+from harness.core.errors import MissingDataError, UserError
 from harness.core.seeding import sub_seed
-from harness.data._config import EnlargingConfig, refuse_download, root_of
+from harness.data._config import EnlargingConfig, looked_at, refuse_download, root_of
 from harness.data._source import Folder
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _scan(config: Config) -> tuple[Folder, _Names]:
 
 def _images_of(source: Folder, field: str, top: str) -> list[str]:
     if not (source.root / top).is_dir():
-        raise UserError(f"data.{field}: no folder {source.show(top)}; image_pairs reads {LAYOUT}")
+        raise MissingDataError(f"data.{field}: no folder {looked_at(source.root / top)}; image_pairs reads {LAYOUT}")
     found = source.names(top)
     if not found:
         raise UserError(f"data.{field}: {source.show(top)} holds no images")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from harness.core.errors import UserError
-from harness.data._config import TextConfig, refuse_download, root_of
+from harness.core.errors import MissingDataError, UserError
+from harness.data._config import TextConfig, looked_at, refuse_download, root_of
 
 if TYPE_CHECKING:
     import torch
@@ -120,10 +120,10 @@ def _below(place: Path, config: Config, where: str) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise UserError(f"{where}: neither a file nor a folder is at {place}; text reads {LAYOUT}")
+        raise MissingDataError(f"{where}: neither a file nor a folder is at {looked_at(place)}; text reads {LAYOUT}")
     found = [path for path in sorted(place.rglob("*")) if _counts(path, place, config.files) and path.is_file()]
     if not found:
-        raise UserError(f"{where}: {place} holds no file of data.files: {config.files!r}")
+        raise MissingDataError(f"{where}: {looked_at(place)} holds no file of data.files: {config.files!r}")
     return found
 
 

@@ -10,8 +10,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.core.errors import UserError
-from harness.data._config import FilesConfig, refuse_download, root_of
+from harness.core.errors import MissingDataError, UserError
+from harness.data._config import FilesConfig, looked_at, refuse_download, root_of
 from harness.data._source import Archive, Folder, LabelledFiles, Source, labelled
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def _source(root: Path) -> Source:
     for path in (root / f"{FOLDER}.zip", root):
         if path.is_file():
             return Archive(path, FOLDER)
-    raise UserError(f"data.root: no {CLASSES_FILE} in {root} or in {root / FOLDER}: put {LAYOUT} there")
+    where = f"{root / FOLDER} or in {looked_at(root)}"
+    raise MissingDataError(f"data.root: no {CLASSES_FILE} in {where}: put {LAYOUT} there")
 
 
 def _text(source: Source, name: str) -> str:

@@ -18,7 +18,8 @@ from harness.quantization.slots import QuantLayer, Unfilled
 
 #: Bytes of a weight in fp32.
 _FLOAT = 4
-_LACKING = "the file has, and this network has not"
+#: Names that an error message lists, at most.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +111,20 @@ def restore(model: nn.Module, network: Network) -> nn.Module:
     try:
         found = model.load_state_dict(network.floats, strict=False)
     except RuntimeError as error:
-        raise UserError(f"the file does not fit this network: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(f"does not fit model: {str(error).splitlines()[-1].strip()}") from None
     prefixes = tuple(f"{name}." for name in network.inputs)
     missing = [name for name in found.missing_keys if name not in coded and not name.startswith(prefixes or "\0")]
-    _check_none(found.unexpected_keys, _LACKING)
-    _check_none(missing, "this network has, and the file has not")
+    _check_none(found.unexpected_keys, "weights", model.state_dict())
+    if missing:
+        raise UserError(f"holds another network than model, which also has the weights {_listed(missing)}")
     return model.eval()
 
 
 def _in_place_of(layer: str, old: Tensor, weight: Tensor) -> Tensor:
     """The weight on the device of the old one and in its memory order, by which kernels differ."""
     if old.shape != weight.shape:
-        shapes = f"{tuple(weight.shape)} in the file, {tuple(old.shape)} in this network"
-        raise UserError(f"the file does not fit this network: the weight of {layer!r} is {shapes}")
+        shapes = f"shape {tuple(weight.shape)} in the file and {tuple(old.shape)} in model"
+        raise UserError(f"does not fit model: the weight of layer {layer!r} has {shapes}")
     return torch.empty_like(old, requires_grad=False).copy_(weight)
 
 
@@ -131,11 +133,12 @@ def _give_slots(model: nn.Module, network: Network) -> None:
     modules = dict(model.named_modules())
     norms = any(is_norm(modules[name]) for name in network.deployed if name in modules)
     layers = weight_layers(model, norms=norms) if network.deployed else {}
-    _check_none([name for name in network.deployed if name not in layers], _LACKING)
+    _check_none([name for name in network.deployed if name not in layers], "layers", layers)
     give_slots(model, {name: layer for name, layer in layers.items() if name in network.deployed})
     if any(name not in _sites(model) for name in network.inputs):
         expose(model)
-    _check_none([name for name in network.inputs if name not in _sites(model)], _LACKING)
+    sites = _sites(model)
+    _check_none([name for name in network.inputs if name not in sites], "rounded activations", sites)
 
 
 def _key(layer: str) -> str:
@@ -143,7 +146,15 @@ def _key(layer: str) -> str:
     return f"{layer}.weight".removeprefix(".")
 
 
-def _check_none(names: Iterable[str], what: str) -> None:
+def _check_none(names: Iterable[str], what: str, there: Iterable[str]) -> None:
+    """Raises UserError for names that the file alone has. there: those of the network."""
     if names := list(names):
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(f"the file is of another network: {', '.join(names[:3])}{more}: {what}")
+        raise UserError(
+            f"holds another network than model, which lacks the {what} {_listed(names)} (it has {_listed(there)})"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more if names else "none"

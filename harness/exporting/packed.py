@@ -5,6 +5,7 @@ Tensors: `codes/LAYER` (uint8, packed by `codes.pack`), `scale/LAYER` or `levels
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def read(path: Path) -> tuple[Network, dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        why = "is a folder; load_packed reads a file" if path.is_dir() else f"cannot be read: {error}"
+        raise UserError(f"{path}: {why}") from None
     except SafetensorError as error:
         if _is_onnx(path):
             raise UserError(f"{path}: is an ONNX file: onnxruntime runs it; load_packed reads packed files") from None
@@ -86,9 +88,12 @@ def load_packed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
     `python -m harness.export` wrote of a run: they hold its configuration, from which the network is built.
     Raises UserError for what is no such file, and for another network.
     """
+    if not isinstance(path, str | os.PathLike) or not isinstance(model, nn.Module | None):
+        given = ", ".join(_kind(each) for each in (path, model))
+        raise UserError(f"load_packed({given}): write load_packed(path, model): a file's path, then a network or None")
     network, about = read(Path(path))
     if model is not None:
-        return restore(model, network)
+        return _restored(path, model, network)
     if "config" not in about:
         raise UserError(f"{path}: holds no configuration of a run; give it the network: load_packed(path, model)")
     from harness.core import outside
@@ -96,7 +101,18 @@ def load_packed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
 
     outside.look_near(Path(path).parent)
 
-    return restore(architecture(about), network)
+    return _restored(path, architecture(about), network)
+
+
+def _kind(given: object) -> str:
+    return given.__name__ if isinstance(given, type) else type(given).__name__
+
+
+def _restored(path: Path | str, model: nn.Module, network: Network) -> nn.Module:
+    try:
+        return restore(model, network)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _is_onnx(path: Path) -> bool:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from harness.core.errors import UserError, unknown
 from harness.quantization.gradients import product
-from harness.quantization.matching import check_functions, check_keys, function_of
+from harness.quantization.matching import check_functions, check_keys, check_no_filling, function_of
 from harness.quantization.norms import QuantNorm, is_norm, quantized_norm
 from harness.quantization.refusals import check_forward, check_type, check_weight
 from harness.quantization.slots import GRADIENT_SLOTS, SLOTS, QuantLayer, Slotted, quantized
@@ -212,6 +212,7 @@ def attach(
     Raises UserError as `weight_layers` does, when a slot is taken, for what is no function that gives a module, and for
     a name or glob that matches no layer with that slot.
     """
+    check_no_filling({"exclude": exclude, "norms": norms}, SLOTS)
     patterns = glob_patterns(exclude)
     found = weight_layers(model, patterns, norms)
     for slot, filling in slots.items():

@@ -1,5 +1,6 @@
 """Mappings of layer names and globs: which entry decides about a layer, and what is refused."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -34,8 +35,39 @@ def check_functions(slot: str, given: Any) -> None:
             where, wanted = (slot, f"{slot}=") if key is None else (f"{slot}: {key}", f"{key!r}: ")
             raise UserError(
                 f"{where}: {type(build).__name__} is not a function; every layer needs a module of its own, so write "
-                f"{wanted}lambda layer: ..."
+                f"{wanted}lambda layer: {_call_of(build)}"
             )
+        if not _takes_a_layer(build):
+            raise UserError(f"{slot}: the function must take a layer, and nothing else: lambda layer: ...")
+
+
+def check_no_filling(given: Mapping[str, Any], slots: Iterable[str]) -> None:
+    """Raises UserError where an argument, by name, has what fills a slot: it was given without the slot's name."""
+    for name, value in given.items():
+        if isinstance(value, Mapping) or callable(value):
+            what = type(value).__name__ if isinstance(value, nn.Module | Mapping) else "a function"
+            raise UserError(
+                f"{name}: {what} was given; what fills a slot is given by the name of the slot, as a function: "
+                f"weight_quantizer=lambda layer: {_call_of(value)} (slots: {', '.join(slots)})"
+            )
+
+
+def _call_of(module: Any) -> str:
+    """`LSQQuantizer(4)`: what makes another module of the kind, as far as it can be told."""
+    if not isinstance(module, nn.Module):
+        return "..."
+    bits = getattr(module, "bits", None)
+    return f"{type(module).__name__}({bits if isinstance(bits, int) else '...'})"
+
+
+def _takes_a_layer(build: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(build).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell what it takes
+        return True
+    return True
 
 
 def function_of(given: Any, name: str) -> Callable[..., nn.Module] | None:

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,17 +12,20 @@ from typing import Any
 from harness.core import registry
 from harness.core.bits import BitWidths
 from harness.core.config_base import by_name
-from harness.core.errors import UserError, unknown
+from harness.core.errors import UserError, several
 from harness.core.layer_points import AnyPoint, point_of
 from harness.core.outside import shown
 from harness.records import schema
-from harness.sweep import objective
-from harness.sweep.config import NOT_SET, CellConfig, SweepConfig
+from harness.sweep import levels, objective
+from harness.sweep.config import CellConfig, SweepConfig
+from harness.sweep.content import NOT_SET
 from harness.sweep.search_space import Space, corners
 from harness.training.config import RunConfig, complete, complete_but_methods, parse
 
 #: A setting in a message: `train.epochs`, or `activations` of a run.
 _SETTING = re.compile(r"[a-z_]+(\.\w+)*")
+NO_CELLS = "grid: an empty list of values leaves no run at all; name at least one value a key"
+SAME_CELLS = "cells: two of them are %s; let grid or set tell them apart"
 #: Checks settings and fills in defaults: `parse`, `complete_but_methods` or `complete`.
 Check = Callable[[Mapping[str, Any]], RunConfig]
 
@@ -44,19 +47,24 @@ class Cell:
 
     def config(self, params: Mapping[str, Any], seed: int, phase: str, check: Check = complete) -> RunConfig:
         """The configuration of a run of this cell, as `check` completes it. Raises UserError for an illegal value."""
-        raw = deepcopy(dict(self.raw))
         try:
-            for key, value in params.items():
-                assign(raw, key, value)
-            return check({**raw, "seed": seed, "phase": phase})
+            return check(self.raw_with(params, seed, phase))
         except UserError as error:
             lines = str(error).splitlines()
-            in_base = all(self._is_of_base(line.partition(": ")[0]) for line in lines)
+            in_base = all(self.is_of_base(line) for line in lines)
             said = "\n".join(f"base.{line}" for line in lines) if in_base else f"cell {self.id}: {error}"
-            raise UserError(said) from None
+            raise UserError(levels.hinted(said)) from None
 
-    def _is_of_base(self, place: str) -> bool:
+    def raw_with(self, params: Mapping[str, Any], seed: int, phase: str) -> dict[str, Any]:
+        """The settings of a run of this cell, legal or not. Raises UserError for a key that it does not have."""
+        raw = deepcopy(dict(self.raw))
+        for key, value in params.items():
+            assign(raw, key, value)
+        return {**raw, "seed": seed, "phase": phase}
+
+    def is_of_base(self, line: str) -> bool:
         """Whether a message is about a setting that all cells share: none that the cell names itself."""
+        place = line.partition(": ")[0]
         own = ("methods", *self.grid, *self.set, *self.search)
         is_own = any(f"{key}.".startswith(f"{place}.") or f"{place}.".startswith(f"{key}.") for key in own)
         return bool(_SETTING.fullmatch(place)) and not is_own
@@ -77,7 +85,7 @@ def assign(raw: dict[str, Any], key: str, value: Any) -> None:
         if rest and head in registry.names("method"):
             names = ", ".join(sorted([*legal, *entries]))
             raise UserError(f"{key}: unknown setting {head!r}: this cell has no such method (legal: {names})")
-        raise unknown("setting", head, [*legal, *entries])
+        raise levels.unknown_setting(head, [*legal, *entries])
     parts = key.split(".")
     for part in parts[:-1]:
         raw = raw.setdefault(part, {})
@@ -95,19 +103,20 @@ def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
     for config in spec.cells:
         grid = spec.grid | config.grid
         for point in itertools.product(*grid.values()):
-            cells.append(_cell(spec, config, dict(zip(grid, point, strict=True))))
+            cells.append(cell_of(spec, config, dict(zip(grid, point, strict=True))))
     if not cells:
-        raise UserError("grid: an empty list of values leaves no run at all; name at least one value a key")
+        raise UserError(NO_CELLS)
     for cell_id, times in Counter(cell.id for cell in cells).items():
         if times > 1:
-            raise UserError(f"cells: two of them are {cell_id}; let grid or set tell them apart")
+            raise UserError(SAME_CELLS % cell_id)
     if checked:
         check_all_but_methods(spec, cells)
         check_methods(spec, cells)
     return cells
 
 
-def _cell(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
+def cell_of(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
+    """The cell of an entry at one point of its grid. Raises UserError for keys that it does not have, or has twice."""
     if twice := [key for key, times in Counter([*point, *config.set, *config.search]).items() if times > 1]:
         raise UserError(f"cells: {', '.join(sorted(twice))} is in two of grid, set and search; name it in one")
     raw = deepcopy(spec.base)
@@ -140,16 +149,34 @@ def check_all_but_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         for config in at_corners(spec, cell, parse):
-            _check_objective(spec, config)
-        _check_search(spec, cell)
+            check_objective(spec, config)
+        check_search(spec, cell)
     for cell in cells:
         at_corners(spec, cell, complete_but_methods)
 
 
 def check_methods(spec: SweepConfig, cells: Sequence[Cell]) -> None:
-    """Check the settings of methods in every cell, and how the methods fit each other. Imports torch."""
+    """Check the settings of methods in every cell, and how the methods fit each other. Imports torch.
+
+    Raises UserError: the one mistake, or a line for the first of each cell.
+    """
+    refused: list[UserError] = []
     for cell in cells:
-        at_corners(spec, cell, complete)
+        try:
+            at_corners(spec, cell, complete)
+        except UserError as error:
+            refused.append(error)
+    found = distinct(map(str, refused))
+    if found:
+        raise several(found, f"sweep {spec.name}") if len(found) > 1 else refused[0]
+
+
+def distinct(mistakes: Iterable[str]) -> list[str]:
+    """Without those that another cell has as well: the cells of a grid share what is wrong with their entry."""
+    found: dict[str, str] = {}
+    for each in mistakes:
+        found.setdefault(each.partition(": ")[2] if each.startswith("cell ") else each, each)
+    return list(found.values())
 
 
 def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[RunConfig]:
@@ -157,7 +184,8 @@ def at_corners(spec: SweepConfig, cell: Cell, check: Check = complete) -> list[R
     return [cell.config(params, spec.tune.seed, "tune", check) for params in corners(cell.search)]
 
 
-def _check_objective(spec: SweepConfig, config: RunConfig) -> None:
+def check_objective(spec: SweepConfig, config: RunConfig) -> None:
+    """Raises UserError for an objective, or a pruner, that goes by what a run does not evaluate."""
     for goal in spec.objective:
         if isinstance(goal, str):  # what others report is known once networks are built
             there = _zeros(config, config.evaluated_points)
@@ -185,7 +213,8 @@ def _zeros(config: RunConfig, points: Sequence[AnyPoint], deploy: str = "rtn") -
     return {schema.after(name, deploy): 0.0 for name in names}
 
 
-def _check_search(spec: SweepConfig, cell: Cell) -> None:
+def check_search(spec: SweepConfig, cell: Cell) -> None:
+    """Raises UserError for what a cell searches that does not fit the number of trials, or cannot be compared."""
     if spec.tune.trials > 1 and not cell.search:
         raise UserError(
             f"cell {cell.id}: nothing to search, but every cell has {spec.tune.trials} trials; give it a dimension "

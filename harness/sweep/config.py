@@ -2,22 +2,22 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from harness.core import registry, yaml_file
+from harness.core import registry
 from harness.core.config_base import StrictConfig, by_name, listed
-from harness.core.dotted import set_dotted
 from harness.core.errors import UserError, masked, unknown
 from harness.core.layer_points import LayerPoints
 from harness.core.metric import Metric
 from harness.core.validation import explain
 from harness.sweep import objective
 from harness.sweep.components import located_sweep, tasks_of
+from harness.sweep.content import NOT_SET, content
 from harness.sweep.objective import AnyObjective
 from harness.sweep.search_space import STATIC_SAMPLERS, Dimension
 from harness.tasks.base import DEFAULT, Task, find
@@ -26,8 +26,6 @@ from harness.training.config import MethodStack, RunConfig
 SAMPLERS = (*STATIC_SAMPLERS, "tpe", "gp", "nsgaii")
 DATABASES = ("postgresql", "mysql", "sqlite")
 PRUNERS = ("none", "median", "percentile", "successive_halving", "hyperband")
-#: Settings of a run that a sweep decides elsewhere: tune.seed, final.seeds, cells.methods.
-NOT_SET = ("seed", "phase", "methods")
 
 
 class Algorithm(StrictConfig):
@@ -125,24 +123,32 @@ class SweepConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if found := list(self._contradictions()):
+            raise ValueError("\n".join(found))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What is wrong with keys that are legal by themselves, a line each. Sets the checked objectives."""
         for kind, algorithm, legal in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
             if algorithm.name not in legal:
-                raise unknown(kind, algorithm.name, legal)
-        points, further = self._points_by_layer(), [each.key for each in self.task.further]
-        goals = tuple(objective.check(each, self.metric, points, further) for each in self.objective)
-        object.__setattr__(self, "objective", goals)
-        _check_storage(self.storage)
+                yield str(unknown(kind, algorithm.name, legal))
+        try:
+            points, further = self._points_by_layer(), [each.key for each in self.task.further]
+            goals = tuple(objective.check(each, self.metric, points, further) for each in self.objective)
+            object.__setattr__(self, "objective", goals)
+        except ValueError as error:
+            yield str(error)
+        yield from _storage_mistakes(self.storage)
         if len(set(self.final.seeds)) < len(self.final.seeds):
-            raise ValueError(f"final.seeds: {list(self.final.seeds)} names a seed twice")
+            yield f"final.seeds: {list(self.final.seeds)} names a seed twice"
         if self.tune.seed in self.final.seeds:
-            raise ValueError(f"tune.seed: {self.tune.seed} is also a final seed; tuning must not see those")
+            yield f"tune.seed: {self.tune.seed} is also a final seed; tuning must not see those"
         if len(self.objective) > 1 and self.pruner.name != "none":
-            raise ValueError("pruner: Optuna cannot prune trials of several objectives; use pruner: none")
+            yield "pruner: Optuna cannot prune trials of several objectives; use pruner: none"
         if "seed" in self.sampler.options:
-            raise ValueError(f"sampler {self.sampler.name!r}: seed: {self.sampler.options['seed']!r}: use tune.seed")
-        if self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
-            raise ValueError(f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}")
-        return self
+            yield f"sampler {self.sampler.name!r}: seed: {self.sampler.options['seed']!r}: use tune.seed"
+        elif self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
+            yield f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}"
 
     @property
     def task(self) -> Task:
@@ -190,16 +196,16 @@ class SweepConfig(StrictConfig):
         return points
 
 
-def _check_storage(where: str) -> None:
-    """Refuse what is neither a journal nor a database's URL, and a password in it, which belongs in no file."""
+def _storage_mistakes(where: str) -> Iterator[str]:
+    """What is neither a journal nor a database's URL, and a password in it, which belongs in no file."""
     if where == "journal":
         return
     scheme, separator, rest = where.partition("://")
     if not separator or scheme.partition("+")[0] not in DATABASES:
         legal = ("journal", *(f"{name}://..." for name in DATABASES))
-        raise ValueError(f"storage: {masked(where)!r} cannot hold a queue (legal: {', '.join(legal)})")
-    if ":" in rest.rpartition("@")[0] or re.search(r"[?&](password|passwd|passfile)=", rest):
-        raise ValueError(
+        yield f"storage: {masked(where)!r} cannot hold a queue (legal: {', '.join(legal)})"
+    elif ":" in rest.rpartition("@")[0] or re.search(r"[?&](password|passwd|passfile)=", rest):
+        yield (
             f"storage: {masked(where)!r} holds a password, which belongs in no file: write it as user@host and put the "
             "password in the environment as HARNESS_STORAGE_PASSWORD"
         )
@@ -207,27 +213,28 @@ def _check_storage(where: str) -> None:
 
 def read_sweep(path: Path, replaced: Iterable[str] = ()) -> SweepConfig:
     """The sweep in a file, with `key=value` overrides: dotted keys of the file or of its `base`, values in YAML."""
-    raw = yaml_file.read(path)
-    for override in replaced:
-        apply_override(raw, override)
     try:
-        spec = SweepConfig.model_validate(located_sweep(raw, path))
+        spec = SweepConfig.model_validate(located_sweep(content(path, replaced), path))
     except ValidationError as error:
         raise UserError(f"{path}: " + explain(error, SweepConfig)) from None
-    _check_names(path, spec)
+    for _, mistake in name_mistakes(spec.base):  # while torch is still not imported
+        raise UserError(f"{path}: {mistake}" if mistake.startswith("base: ") else mistake)
     return spec
 
 
-def _check_names(path: Path, spec: SweepConfig) -> None:
-    """Refuse unknown sections and names in `base` while torch is still not imported."""
-    for key in spec.base:
-        legal = [name for name in RunConfig.model_fields if name not in NOT_SET]
+def name_mistakes(base: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys of `base` that are unknown, or that name an unknown network or data set, with what is wrong."""
+    legal = [name for name in RunConfig.model_fields if name not in NOT_SET]
+    for key in base:
         if key not in legal:
-            raise UserError(f"{path}: base: {unknown('setting', key, legal)}")
+            yield key, f"base: {unknown('setting', key, legal)}"
     for kind, key in (("model", "model"), ("data set", "data")):
-        section = spec.base.get(key)
-        if isinstance(section, dict) and "name" in section:
-            registry.check(kind, str(section["name"]))
+        section = base.get(key)
+        try:
+            if isinstance(section, dict) and "name" in section:
+                registry.check(kind, str(section["name"]))
+        except UserError as error:
+            yield key, str(error)
 
 
 def from_json(raw: Mapping[str, Any]) -> SweepConfig:
@@ -239,19 +246,3 @@ def plain(spec: SweepConfig) -> dict[str, Any]:
     """A sweep as JSON values, for sweep.json and for comparison."""
     loaded: dict[str, Any] = json.loads(spec.model_dump_json())
     return loaded
-
-
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set a dotted key (`tune.trials=4`, `cells.0.search.x.low=1`) of a sweep's plain content, in place.
-
-    A run setting (`data.root=PATH`) is short for that of the sweep's `base`. Raises UserError for a malformed
-    override; whether the key exists is checked with the whole file.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r}: write key=value, for example tune.trials=4")
-    in_base = key.partition(".")[0] in RunConfig.model_fields
-    try:
-        set_dotted(raw, f"base.{key}" if in_base else key, yaml_file.parse(text))
-    except UserError as error:
-        raise UserError(f"--set {override!r}: {error}") from None

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from harness.core import registry
 from harness.sweep.algorithms import OPTIONS
-from harness.sweep.config import NOT_SET, SweepConfig
+from harness.sweep.config import SweepConfig
+from harness.sweep.content import NOT_SET
 from harness.sweep.schema_outside import OUTSIDE, OWN_KEYS, only_known
 from harness.sweep.search_space import Choices, Range
 from harness.training.config import RunConfig, config_class

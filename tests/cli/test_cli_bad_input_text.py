@@ -41,3 +41,5 @@ def test_a_dry_run_says_what_is_wrong_with_the_text(cli: Cli) -> None:
     settings = {"name": "text", "root": "latin.txt", "context": 8}
     ended = cli.run_here(cli.file(edited({"base/data": settings, "base/model": LLAMA})), "--dry-run", "--runs")
     assert "not yet runnable: data.root: latin.txt is not UTF-8" in ended.stdout
+    assert "would be refused: its data cannot be used" in ended.stdout
+    assert ended.returncode == 2, "the data are there, so a launch would refuse them"

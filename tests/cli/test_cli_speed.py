@@ -116,6 +116,7 @@ MISTAKES = {
     "sampler": edited({"sampler": "tep"}),
     "objective": edited({"objective": "taget"}),
     "bits": edited({"cells/0/grid/target_bit": [1]}),
+    "several": edited({"sampller": "tpe", "base/train/epohs": 3, "base/model/widht": 8, "cells/1": {"methods": "sta"}}),
     "range": edited({"cells/0/search": {"train.learning_rate": {"low": 0, "high": 1, "log": True}}}),
 }
 

@@ -120,6 +120,7 @@ def test_without_its_text_no_language_model_is_built(cli: Cli, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "not checked: cell ste,target_bit=2: the data is not there, and its network needs it" in printed
     assert "not yet runnable: data.root: nothing is at nowhere.txt" in printed
+    assert "warning: a launch here is refused until the data are there" in printed
 
 
 @pytest.fixture

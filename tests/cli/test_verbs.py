@@ -79,7 +79,14 @@ def report(**fields: Any) -> dict[str, Any]:
     """A report of one worker on a long name, as `status` shows it."""
     worker = dict.fromkeys(("why", "host", "job_id", "gpu", "launched_with", "reason", "last_line", "log"))
     worker |= {"name": "19ac8d2b6f1-1a2b3c-0", "state": "running", "cluster": "local", "pid": 1234567, "slot": "cpu0"}
-    worker |= {"run": "32bb5f258e16", "finished": 12, "heartbeat_age_s": 1.0, "epoch": None, "epochs": 40}
+    worker |= {
+        "since_last_launch": True,
+        "run": "32bb5f258e16",
+        "finished": 12,
+        "heartbeat_age_s": 1.0,
+        "epoch": None,
+        "epochs": 40,
+    }
     empty: dict[str, Any] = {"cells": [], "failures": [], "without_mirror": {}, "queue_is_there": True}
     found = {"sweep": "s", "state": "running", "runs": 3, "left": 1, "eta_s": None, **empty}
     return {**found, "workers": [{**worker, "epoch_s": None, **fields}]}
@@ -104,6 +111,30 @@ def test_status_shows_epoch_and_rate_of_a_running_run(fields: Any, cells: list[s
     shown = [cell.strip() for cell in row.split("│")[1:-1]]
     done = shown.index("12")
     assert shown[done - 3 : done + 1] == cells
+
+
+def test_status_lists_who_is_there_and_who_ended_early_since_the_last_launch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = open_sweep(tmp_path)
+    now_s = time.time()
+    ended = {  # name of the worker: its state, and when it last wrote it
+        f"{int(1000 * (now_s - 9000)):x}-1-0": ("cancelled", now_s - 8000),
+        f"{int(1000 * (now_s - 9000)):x}-1-1": ("failed", now_s - 8000),
+        f"{int(1000 * (now_s - 9000)):x}-1-2": ("failed", now_s - 50),  # worked on beside the last launch's
+        f"{int(1000 * (now_s - 100)):x}-2-0": ("done", now_s - 20),
+        f"{int(1000 * (now_s - 100)):x}-2-1": ("cancelled", now_s - 20),
+    }
+    for name, (state, at) in ended.items():
+        files = sweep.files.worker(name)
+        files.note_submitted(cluster="local", job_id="5", log="none")
+        write_json(files.status, {"state": state, **process_identity()})
+        os.utime(files.status, (at, at))
+    assert status.main([str(sweep.folder)]) == 0
+    printed = capsys.readouterr().out
+    assert [name in printed for name in ended] == [False, False, True, False, True]
+    assert "3 further workers ended: 1 cancelled, 1 failed, 1 done" in printed
+    assert [worker["name"] for worker in status_report(sweep)["workers"]] == sorted(ended)
 
 
 def test_a_worker_notes_how_far_its_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

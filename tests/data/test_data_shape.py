@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,10 @@ def roots(
     }
 
 
+#: Further data sets that read files, with settings that they need.
+FILES: dict[str, dict[str, Any]] = {"image_folder": {}, "image_pairs": {"scale": 2}, "text": {"context": 8}}
+
+
 @pytest.mark.parametrize("resize", [None, 5])
 @pytest.mark.parametrize("name", ["digits", "cifar10", "tiny_imagenet", "image_folder"])
 @pytest.mark.filterwarnings("ignore:.*not the official")
@@ -37,6 +42,25 @@ def test_it_is_that_of_what_is_read(roots: dict[str, Path], name: str, resize: i
 def test_data_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"data\.root: nothing is at"):
         data.shape(component("data set", {"name": name, "root": str(tmp_path / "nowhere")}))
+
+
+ROOTS = {
+    "nothing there": ("nowhere", "nothing is at"),
+    "empty folder": ("empty", "lacks|no folder train|no wnids|no folder|holds no file"),
+}
+
+
+@pytest.mark.parametrize(("root", "said"), ROOTS.values(), ids=ROOTS)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "fashion_mnist", "tiny_imagenet", *FILES])
+def test_the_whole_path_that_was_looked_at_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, root: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=rf"^data\.\w+: .*({said})") as caught:
+        data.check(component("data set", {"name": name, "root": root, **FILES.get(name, {})}))
+    assert f"({tmp_path / root}" in str(caught.value)
+    assert "; data.root is relative to the working directory)" in str(caught.value)
 
 
 def test_files_to_be_fetched_are_not_fetched(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Rounded(ActivationQuantizer):
         return x.round()
 
 
-def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
+def bad_files(folder: Path) -> dict[str, tuple[Any, Any, str]]:
     good, foreign, newer = folder / "good.safetensors", folder / "foreign.safetensors", folder / "newer.safetensors"
     harness.export(network(), 4, good)
     save_file({"x": torch.zeros(2)}, foreign)
@@ -129,20 +129,41 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, nn.Module | None, str]]:
         "foreign": (foreign, None, "no packed network"),
         "newer": (newer, None, "format 2; this version of the harness reads up to 1"),
         "damaged": (folder / "damaged", network(), "damaged: its codes have the digest"),
+        "folder": (folder, None, "is a folder; load_packed reads a file"),
         "no model": (good, None, "give it the network: load_packed"),
-        "width": (good, network(5), "the weight of '0' is (6, 2, 3, 3) in the file, (5, 2, 3, 3) in this"),
-        "layers": (good, nn.Sequential(nn.Linear(4, 4)), "of another network: 3, 6, 8: the file has"),
-        "more": (good, nn.Sequential(*network(), nn.Linear(4, 4)), "9.weight, 9.bias: this network has"),
+        "width": (good, network(5), "weight of layer '0' has shape (6, 2, 3, 3) in the file and (5, 2, 3, 3) in model"),
+        "layers": (
+            good,
+            nn.Sequential(nn.Linear(4, 4)),
+            "than model, which lacks the layers '3', '6', '8' (it has '0')",
+        ),
+        "more": (
+            good,
+            nn.Sequential(*network(), nn.Linear(4, 4)),
+            "than model, which also has the weights '9.weight', '9.bias'",
+        ),
+        "order": (
+            nn.Linear(4, 4),
+            good,
+            "load_packed(Linear, PosixPath): write load_packed(path, model): a file's path",
+        ),
+        "no path": (4, network(), "load_packed(int, Sequential): write"),
+        "no network": (good, nn.Sequential, "load_packed(PosixPath, Sequential): write"),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["missing", "text", "torch", "pickle", "foreign", "newer", "damaged", "no model", "width", "layers", "more"]
+KINDS = (
+    *("missing", "text", "torch", "pickle", "foreign", "newer", "damaged", "no model", "width", "layers", "more"),
+    *("folder", "order", "no path", "no network"),
 )
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_bad_files_are_refused(name: str, tmp_path: Path) -> None:
     path, model, said = bad_files(tmp_path)[name]
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         harness.load_packed(path, model)
+    assert str(caught.value).startswith("load_packed(" if name in KINDS[-3:] else str(path))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,35 @@ def test_what_cannot_fill_slots_by_layer_is_refused(slot: str, filling: Any, sai
         assert type(model[0]) is nn.Conv2d, "refused before anything changes"
 
 
+NAMED = r"weight_quantizer=lambda layer: LSQQuantizer\(4\)"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((LSQQuantizer(4),), rf"^exclude: LSQQuantizer was given; what fills a slot .* {NAMED} \(slots: weight_tr"),
+        (((), LSQQuantizer(4)), rf"^norms: LSQQuantizer was given; .* {NAMED}"),
+        ((lambda layer: LSQQuantizer(4),), r"^exclude: a function was given; .* weight_quantizer=lambda layer: \.\.\."),
+        (({"*": lambda layer: LSQQuantizer(4)},), r"^exclude: dict was given"),
+    ],
+)
+def test_what_fills_a_slot_needs_the_name_of_the_slot(given: tuple[Any, ...], said: str) -> None:
+    model = network()
+    with pytest.raises(UserError, match=said):
+        attach(model, *given)
+    assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_an_instance_for_all_layers_is_told_the_function(slot: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"{slot}: LSQQuantizer is not a .*so write {slot}=lambda layer: LSQQuantizer\(4\)$"
+    ):
+        attach(network(), **{slot: LSQQuantizer(4)})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"^{slot}: the function must take a layer, and nothing else"):
+        attach(network(), **{slot: lambda: LSQQuantizer(4)})  # type: ignore[arg-type, misc]
+
+
 def test_exclusions_are_globs() -> None:
     model = network()
     assert list(weight_layers(model, ["5.*"])) == ["0", "4"]
