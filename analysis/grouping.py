@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
+from analysis import chosen
 from analysis.measure import task_baseline
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.results import Final, SweepResults, Trial
@@ -22,14 +23,14 @@ def make_groups(sweep: SweepResults) -> list[Group]:
     by_key: dict[tuple[str, str], list[Final]] = {}
     for final in sweep.finals:
         by_key.setdefault(_group_key(final), []).append(final)
-    groups = []
+    groups, doubts = [], _doubts(sweep)
     short = [_shortest(names) for names in zip(*by_key, strict=True)]
     for key, finals in by_key.items():
         model, data = (names[name] for names, name in zip(short, key, strict=True))
         data = _named_by_folder(data, finals)
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
-        series = _make_series(finals, notes)
+        series = tuple(replace(one, doubts=doubts.get(one.cell.id, ())) for one in _make_series(finals, notes))
         groups.append(
             Group(
                 sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
@@ -38,6 +39,12 @@ def make_groups(sweep: SweepResults) -> list[Group]:
             )
         )  # fmt: skip
     return groups
+
+
+def _doubts(sweep: SweepResults) -> dict[str, tuple[str, ...]]:
+    """What of the tuning of a cell leaves verdicts on it in doubt, by its id."""
+    spaces, trials = chosen.search_spaces(sweep.settings), chosen.trials_by_cell(sweep)
+    return {cell.id: chosen.doubts(cell, trials.get(cell.id, ()), spaces.get(cell.id, {})) for cell in sweep.cells}
 
 
 def _group_key(run: Final | Trial) -> tuple[str, str]:

@@ -34,6 +34,8 @@ class Series:
     deploy_suffix: str = ""
     #: False for all but the first way of deployment: they share their training.
     first: bool = True
+    #: What of its tuning leaves verdicts on it in doubt, in a few words each (`chosen.doubts`).
+    doubts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<{self.label}: seeds {', '.join(str(final.seed) for final in self.finals)}>"

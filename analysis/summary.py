@@ -39,11 +39,22 @@ def _sentence(found: Comparisons, rows: Sequence[Compared]) -> str:
     }
     places = measure.decimals(found.metric)
     parts = [
-        f"{name}: {', '.join(f'{other.label} ({effect:+.{places}f})' for other, effect in each)}"
+        f"{name}: {', '.join(other.label + _in_brackets(other, f'{effect:+.{places}f}') for other, effect in each)}"
         for name, each in groups.items()
         if each
     ]
-    return f"At {deployment.title(point)} {subject.label} has {_score(found, subject, point)}; {'; '.join(parts)}."
+    return f"At {deployment.title(point)} {_having(found, subject, point)}; {'; '.join(parts)}."
+
+
+def _having(found: Comparisons, series: Series, point: PlainPoint) -> str:
+    """`ste@2 has 55.0 %`, and in brackets what of its tuning leaves verdicts in doubt."""
+    return f"{series.label} has {_score(found, series, point)}{_in_brackets(series)}"
+
+
+def _in_brackets(series: Series, *before: str) -> str:
+    """What of its tuning leaves verdicts in doubt, after what else there is to say; empty for nothing."""
+    told = ", ".join((*before, *series.doubts))
+    return f" ({told})" if told else ""
 
 
 def _score(found: Comparisons, series: Series, point: PlainPoint) -> str:
