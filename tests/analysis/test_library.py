@@ -87,6 +87,27 @@ def test_two_methods_are_compared_by_seed_at_each_point(results: Results) -> Non
         results["ste3"]
 
 
+@pytest.mark.parametrize("name", ["none", "none@2", "none, rtn"])
+def test_float_training_is_named_where_it_is_asked_for_by_its_method(name: str, results: Results) -> None:
+    for ask in (results.__getitem__, lambda name: results.compare("ste@2", name, 2)):
+        with pytest.raises(UserError, match=f"unknown series '{name}'; did you mean 'float'"):
+            ask(name)
+
+
+def test_the_float_training_of_the_group_that_was_asked_for(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for method, target in (("none", None), ("none", 2)):
+        grid = {"model.name": "vit_tiny", "target_bit": target}
+        sweep.add(method, target, grid=grid, model={"name": "vit_tiny"})
+    sweep.write()
+    several = load(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'vit_tiny on digits: float'"):
+        several["vit_tiny on digits: none"]
+    with pytest.raises(UserError, match="did you mean 'mlp5 on digits: float'"):
+        several["none"]
+    assert several["vit_tiny on digits: none@2"].target == 2, "a control has its own name"
+
+
 def test_runs_that_were_not_made_alike_are_not_compared(tmp_path: Path) -> None:
     for name, epochs in (("a", 40), ("b", 20)):
         sweep = SweepWriter(tmp_path, name)
