@@ -31,10 +31,12 @@ def make_groups(sweep: SweepResults) -> list[Group]:
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
         series = tuple(replace(one, doubts=doubts.get(one.cell.id, ())) for one in _make_series(finals, notes))
+        trials = tuple(trial for trial in sweep.trials if _group_key(trial) == key)
+        cells = {final.cell.id for final in finals} | {trial.cell.id for trial in trials}
         groups.append(
             Group(
                 sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
-                trials=tuple(trial for trial in sweep.trials if _group_key(trial) == key),
+                trials=trials, pruned=tuple(each for each in sweep.pruned if each.cell in cells),
                 objective=sweep.objective, settings=sweep.settings,
             )
         )  # fmt: skip

@@ -75,7 +75,8 @@ class Results:
     def trials(self) -> pd.DataFrame:
         """Every tuning trial that is over, also pruned ones (`state`): group, objective, validation scores, parameters.
 
-        The columns are those of trials.csv, where pruned trials have no line, with `state` and `value`.
+        The columns are those of trials.csv, with `state`, `last_epoch` and `value` (there only where some were pruned).
+        Scores of a pruned trial are those of its last epoch; empty where none was kept. See `frames.every_trial`.
         """
         return frames.every_trial(self.sweep, self.groups)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import deployment
 from analysis.intervals import t_interval
 from analysis.measure import metric_of, range_of, shown
-from analysis.results import Cell, Final, Missing, Trial
+from analysis.results import Cell, Final, Missing, PrunedTrial, Trial
 from harness.core import outside
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.metric import Metric
@@ -122,6 +122,7 @@ class Group:
     corrupt: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
     trials: tuple[Trial, ...] = field(default=(), repr=False)
+    pruned: tuple[PrunedTrial, ...] = field(default=(), repr=False)
     objective: tuple[str, ...] = ("target",)
     settings: dict[str, Any] | None = field(default=None, repr=False)
     #: What the ranking says of costs that cannot be told.

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis import chosen, deployment, measure, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
-from analysis.frames import PARAMETER, trials_frame
+from analysis.frames import PARAMETER, pruned_frame, trials_frame
 from analysis.marks import Mark, marks_of
 from analysis.series import Group
 from harness.sweep.search_space import Range
@@ -28,6 +28,8 @@ CAPTION = (
 )
 
 _CURVES = {"at_target": "at the target", "mean_of_others": "mean of the other bit-widths"}
+#: Of trials that were pruned.
+_PRUNED: dict[str, Any] = {"linestyle": "", "marker": "x", "color": "0.55", "markersize": 4.5}
 #: From this ratio of the largest to the smallest value or end on, the axis is logarithmic.
 _LOG_RATIO = 8.0
 #: Below this one, 3 is labelled as well as 1.
@@ -66,8 +68,11 @@ def draw(group: Group) -> Drawing:
         ),
         Line2D([], [], color="0.25", linestyle=(0, (4, 2)), linewidth=0.9),
     ]
+    labels, ended = [*_CURVES.values(), "chosen trial"], frame["state"] == "pruned"
+    if ended.any():
+        handles, labels = [*handles, Line2D([], [], **_PRUNED)], [*labels, "pruned: at the target, last epoch"]
     title = f"{group.title}: {len(frame)} tuning trials, one seed each"
-    style.legend_of(figure, handles, [*_CURVES.values(), "chosen trial"], title)
+    style.legend_of(figure, handles, labels, title)
     further = [target for _, _, target in keys if isinstance(target, str)]
     told = (
         f"the other bit-widths of a target such as {further[0]}: the other points with activations" if further else ""
@@ -78,9 +83,9 @@ def draw(group: Group) -> Drawing:
 def _points(group: Group) -> pd.DataFrame:
     """One line per trial and searched setting: `strength` of methods; `train.learning_rate` where none has its own.
 
-    low, high: the ends of the range that was searched, empty where it is not known.
+    low, high: the ends of the range that was searched, empty where it is not known. state: complete or pruned.
     """
-    trials, spaces = trials_frame(group), chosen.search_spaces(group.settings)
+    trials, spaces = _trials(group), chosen.search_spaces(group.settings)
     if not (parts := _parts(trials, spaces, own=True)):
         parts = _parts(trials, spaces, own=False)
         if sum(panels for _, panels in parts) > _MOST_PANELS:
@@ -92,6 +97,13 @@ def _points(group: Group) -> pd.DataFrame:
     places = frame["target_bit"].map({target: place for place, target in enumerate(targets)})
     by = ["parameter", "method", "place", "value"]
     return frame.assign(place=places).sort_values(by, ignore_index=True, kind="stable").drop(columns="place")
+
+
+def _trials(group: Group) -> pd.DataFrame:
+    """The finished trials, and of the pruned ones those that had reported a score at the target."""
+    ended = pruned_frame(group).dropna(subset="at_target")
+    finished = trials_frame(group).assign(state="complete")
+    return pd.concat([finished, ended], ignore_index=True).astype({"chosen": bool}) if len(ended) else finished
 
 
 def _parts(trials: pd.DataFrame, spaces: Mapping[str, Mapping[str, Any]], own: bool) -> list[tuple[pd.DataFrame, int]]:
@@ -112,8 +124,8 @@ def _parts(trials: pd.DataFrame, spaces: Mapping[str, Mapping[str, Any]], own: b
         low, high = zip(*ends, strict=True)
         lines = found.assign(parameter=parameter, value=values, low=low, high=high)
         panels = found.groupby(["method", "target_bit"], dropna=False).ngroups
-        kept = ["parameter", "value", "low", "high", "method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
-        parts.append((lines[kept], panels))
+        kept = ["parameter", "value", "low", "high", "method", "target_bit", "trial", "run_id", "chosen"]
+        parts.append((lines[[*kept, "state", *_CURVES]], panels))
     return parts
 
 
@@ -132,8 +144,11 @@ def _look(mark: Mark, filled: bool) -> dict[str, Any]:
 
 
 def _scatter(axes: Axes, panel: pd.DataFrame, mark: Mark) -> None:
+    finished, ended = (panel[panel["state"] == state] for state in ("complete", "pruned"))
     for curve, filled in zip(_CURVES, (True, False)):
-        axes.plot(panel["value"], panel[curve], **_look(mark, filled))
+        axes.plot(finished["value"], finished[curve], **_look(mark, filled))
+    if len(ended):
+        axes.plot(ended["value"], ended["at_target"], **_PRUNED)
     for value in panel.loc[panel["chosen"], "value"]:
         axes.axvline(value, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9, zorder=0)
     ends = panel[["low", "high"]].stack().unique()

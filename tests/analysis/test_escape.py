@@ -78,6 +78,7 @@ def test_figures_of_trials(group: Group, parsed: list[str], monkeypatch: pytest.
         "chosen": [True, False, False],
         "low": 0.5,
         "high": 9.0,
+        "state": "complete",
     }
     curves = dict.fromkeys(strength_sensitivity._CURVES, 50.0)
     points = pd.DataFrame({"parameter": HOSTILE, "method": HOSTILE, **columns, **curves})
