@@ -111,7 +111,8 @@ def pruned_frame(group: Group) -> pd.DataFrame:
     """The lines of `every_trial` that are about pruned trials of a group, without its title; empty for none."""
     runs: list[Final | Trial] = [*group.finals, *group.trials]
     cells = {run.cell.id: run.cell for run in runs}
-    lines = [_pruned(each, cells[each.cell], [group], group.objective[0])[1] for each in group.pruned]
+    known = [each for each in group.pruned if each.cell in cells]  # one that shares its runs with another is not drawn
+    lines = [_pruned(each, cells[each.cell], [group], group.objective[0])[1] for each in known]
     frame = pd.DataFrame(lines, columns=None if lines else list(EVERY_TRIAL_COLUMNS)).drop(
         columns="group", errors="ignore"
     )
