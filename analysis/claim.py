@@ -26,6 +26,8 @@ class ClaimTest:
     verdict: str = NOT_TESTED
     #: Why there is no verdict or no test, and what a reader of the numbers should know.
     reason: str = ""
+    #: What of the tuning of its sides leaves it in doubt (`chosen.doubted`).
+    doubts: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Claim:
         named = [name for name in order if counts[name] and (name != self.verdict or name == CONTRADICTED)]
         told = [f"{counts[name]} of {len(self.tests)} {name}" for name in named]
         return f" ({', '.join(told)})"
+
+    @property
+    def doubts(self) -> str:
+        """What of the tuning leaves its verdict in doubt, each training once."""
+        return "; ".join(dict.fromkeys(each for test in self.tests if test.doubts for each in test.doubts.split("; ")))
 
     @property
     def definition(self) -> str:

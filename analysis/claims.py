@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from analysis import deployment, paired
+from analysis import chosen, deployment, paired
 from analysis.claim import Claim, ClaimTest, claims_about
 from analysis.escape import in_latex, in_markdown
 from analysis.paired import Lacking
@@ -60,11 +60,12 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
         for method in claim.methods:
             test = ClaimTest(method, bits, claim.statement.format(method=method, bits=bits))
             try:
-                first, second, remark = claim.sides(group, method, bits)
+                sides = claim.sides(group, method, bits)
             except Lacking as lacking:
                 yield replace(test, reason=str(lacking))
                 continue
-            yield replace(test, result=compare(first, second, claim.margin), reason=remark)
+            result = compare(sides.first, sides.second, claim.margin)
+            yield replace(test, result=result, reason=sides.remark, doubts=chosen.doubted(sides.trained))
     if not targets:
         only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
         none = f"no {'finished ' if group.missing else ''}ste and no oscillation"
@@ -79,7 +80,7 @@ def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimT
     return replace(test, p_holm=p_holm, verdict=verdict, reason="; ".join(filter(None, (why, test.reason))))
 
 
-def to_frame(claims: Iterable[Claim]) -> pd.DataFrame:
+def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
     """One row per test; of one that could not be made, the reason and no numbers."""
     rows = [
         {
@@ -92,13 +93,15 @@ def to_frame(claims: Iterable[Claim]) -> pd.DataFrame:
         for test in claim.tests
     ]  # fmt: skip
     frame = pd.DataFrame(rows)
+    if any(told := [test.doubts for claim in claims for test in claim.tests]):
+        frame["tuning"] = told
     frame["target_bit"] = frame["target_bit"].astype("Int64")
     return frame
 
 
 def _legend(claims: Sequence[Claim]) -> str:
     told = LEGEND.format(count=sum(not math.isnan(test.p_holm) for claim in claims for test in claim.tests))
-    return told + claims[0].left_out
+    return told + claims[0].left_out + (chosen.IN_BRACKETS if any(claim.doubts for claim in claims) else "")
 
 
 def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:
@@ -113,7 +116,16 @@ def cells_of(claim: Claim, test: ClaimTest, last: str) -> list[str]:
 
 
 def _rows(claim: Claim) -> list[list[str]]:
-    return [cells_of(claim, test, ": ".join(filter(None, (test.verdict, test.reason)))) for test in claim.tests]
+    return [cells_of(claim, test, f"{_judgement(test)}{chosen.bracketed(test.doubts)}") for test in claim.tests]
+
+
+def _judgement(test: ClaimTest) -> str:
+    return ": ".join(filter(None, (test.verdict, test.reason)))
+
+
+def said(test: ClaimTest) -> str:
+    """Why there is no verdict or no test, what a reader should know, and in brackets what leaves it in doubt."""
+    return (test.reason + chosen.bracketed(test.doubts)).strip()
 
 
 def to_text(claims: list[Claim]) -> str:
@@ -141,5 +153,5 @@ def to_latex(claims: list[Claim]) -> str:
     for claim in claims:
         lines += [r"\midrule", latex_title(in_latex(f"{claim.head}: {claim.text}"), len(COLUMNS))]
         lines.append(latex_title(rf"\footnotesize {latex(claim.definition)}", len(COLUMNS)))
-        lines += [latex_row(map(latex, cells_of(claim, test, test.verdict)), test.reason) for test in claim.tests]
+        lines += [latex_row(map(latex, cells_of(claim, test, test.verdict)), said(test)) for test in claim.tests]
     return latex_table(_ALIGNMENT, [f"{claims[0].title}: the paper's claims", _legend(claims)], lines)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis import by_sample, deployment, measure
+from analysis import by_sample, chosen, deployment, measure
 from analysis.by_sample import BySample
 from analysis.escape import in_latex, in_markdown
 from analysis.series import Group, Series
@@ -41,6 +41,12 @@ class Compared:
     reason: str = ""
     by_sample: BySample | None = None
 
+    @property
+    def doubts(self) -> str:
+        """What of the tuning of its sides leaves it in doubt; nothing for two ways of deploying one training."""
+        same = self.first.training_label == self.second.training_label
+        return "" if same else chosen.doubted((self.first, self.second))
+
 
 @dataclass(frozen=True)
 class Comparisons:
@@ -66,6 +72,7 @@ class Comparisons:
             f"{f', in {unit}' if unit else ''}: mean over seeds with its 95 % t interval (unadjusted). "
             f"p: two-sided t test against 0, {over}; below {ALPHA:g} it decides."
             f"{_ABOUT_SAMPLES if self.has_samples else ''}"
+            f"{chosen.IN_BRACKETS if any(one.doubts for one in self.rows) else ''}"
         )
 
     @property
@@ -152,6 +159,9 @@ def to_frame(found: Iterable[Compared], metric: Metric) -> pd.DataFrame:
         }
         for one in found
     ]  # fmt: skip
+    if any(one.doubts for one in found):
+        for line, one in zip(lines, found, strict=True):
+            line["tuning"] = one.doubts
     if any(one.by_sample for one in found):
         for line, one in zip(lines, found, strict=True):
             over = one.by_sample
@@ -160,13 +170,13 @@ def to_frame(found: Iterable[Compared], metric: Metric) -> pd.DataFrame:
 
 
 def cells_of(one: Compared, metric: Metric, samples: bool = False) -> list[str]:
-    """The texts of a row, under `Comparisons.columns`; — for a number that there is not."""
+    """The texts of a row, under `Comparisons.columns`; — for a number that there is not. Doubts follow the verdict."""
     difference = _signed(one.result.effect, metric)
     intervals = [_interval(one.result.low, one.result.high, metric)]
     if samples:
         intervals.append(_interval(one.by_sample.low, one.by_sample.high, metric) if one.by_sample else "—")
     p = "—" if math.isnan(one.p_holm) else "<0.0001" if one.p_holm < 1e-4 else f"{one.p_holm:.4f}"
-    last = ": ".join(filter(None, (one.better or UNDECIDED, one.reason)))
+    last = ": ".join(filter(None, (one.better or UNDECIDED, one.reason))) + chosen.bracketed(one.doubts)
     labels = deployment.title(one.at), one.first.label, one.second.label
     return [*labels, difference, *intervals, p, one.result.n, one.result.test or "—", last]
 
@@ -208,5 +218,5 @@ def to_latex(found: Comparisons) -> str:
     for one in found.rows:
         at, first, second, *numbers, _ = cells_of(one, found.metric, found.has_samples)
         texts = [latex(at), in_latex(first), in_latex(second), *map(latex, numbers), in_latex(one.better or UNDECIDED)]
-        lines.append(latex_row(texts, one.reason))
+        lines.append(latex_row(texts, (one.reason + chosen.bracketed(one.doubts)).strip()))
     return latex_table(found.alignment, [f"{found.title}: comparisons", found.legend], lines)

@@ -122,10 +122,14 @@ def _load_trials(sweep: SweepResults, runs: Traversable) -> None:
         tuned = [entry for entry in entries if entry.get("phase") == "tune"]
         if not tuned or not (folder / "record.json").is_file():
             if status.get("state") == "pruned":
+                config = dict((_read_object(folder / "config.json") or {}).get("config") or {})
                 sweep.pruned += [
-                    PrunedTrial(entry["cell"], int(entry["trial"]), folder.name, dict(entry["params"]))
+                    PrunedTrial(
+                        entry["cell"], int(entry["trial"]), folder.name, dict(entry["params"]), config,
+                        partial(read_metrics, folder),
+                    )
                     for entry in tuned
-                ]
+                ]  # fmt: skip
             continue
         record, problem = read_record(folder / "record.json", folder.name, "tune")
         if record is None:

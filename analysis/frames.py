@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import deployment
+from analysis import deployment, pruned
 from analysis.measure import metric_of, shown
 from analysis.results import Cell, Final, PrunedTrial, SweepResults, Trial
 from analysis.series import Group, method_of
@@ -21,7 +21,7 @@ TRIAL_COLUMNS = (
 )  # fmt: skip
 PARAMETER = "param."
 #: Those of `every_trial`.
-EVERY_TRIAL_COLUMNS = (*TRIAL_COLUMNS[:6], "state", "value", *TRIAL_COLUMNS[6:])
+EVERY_TRIAL_COLUMNS = (*TRIAL_COLUMNS[:6], "state", "last_epoch", "value", *TRIAL_COLUMNS[6:])
 
 
 def rows_frame(sweep: SweepResults) -> pd.DataFrame:
@@ -76,23 +76,46 @@ def _names(group: Group) -> dict[str, str]:
 def every_trial(sweep: SweepResults, groups: Sequence[Group]) -> pd.DataFrame:
     """One line for each tuning trial that is over, by group, cell and number: `trials_frame` and its group.
 
-    state: "complete", or "pruned" for what the pruner ended, which has parameters and no scores. value: the objective,
-    the first of several, accuracy in [0, 1]; empty for pruned ones, and where neither rows nor the choice tell it.
+    state: "complete", or "pruned" for what the pruner ended. last_epoch: the last that it trained for. value: the
+    objective, the first of several, accuracy in [0, 1]; empty where neither rows nor the choice tell it. Of pruned ones
+    value and scores are those of the last epoch, not of the best; empty where none was kept (W&B's copy has no pruned
+    trials at all), or where epochs are not evaluated at a point.
     """
     places = {cell.id: place for place, cell in enumerate(sweep.cells)}
     lines: list[tuple[int, int, dict[str, Any]]] = []
     for place, group in enumerate(groups):
         names = _names(group)
         for trial in group.trials:
-            over = {"state": "complete", "value": _value(trial, sweep.objective[0]), "group": group.title}
+            value, epochs = _value(trial, sweep.objective[0]), trial.record.get("epochs")
+            over = {"state": "complete", "last_epoch": epochs, "value": value, "group": group.title}
             lines.append((place, places[trial.cell.id], {**_trial(trial, names), **over}))
     for each in sweep.pruned:
-        place, line = _pruned(each, sweep.cells[places[each.cell]], groups)
+        place, line = _pruned(each, sweep.cells[places[each.cell]], groups, sweep.objective[0])
         lines.append((place, places[each.cell], line))
     lines.sort(key=lambda line: (*line[:2], line[2]["trial"]))
     frame = pd.DataFrame([line for _, _, line in lines], columns=None if lines else [*EVERY_TRIAL_COLUMNS, "group"])
     further = [name for name in frame if name not in (*EVERY_TRIAL_COLUMNS, "group")]
     frame = frame.reindex(columns=[*EVERY_TRIAL_COLUMNS, *further, "group"])
+    return frame.assign(target_bit=deployment.tidy(frame["target_bit"]), last_epoch=frame["last_epoch"].astype("Int64"))
+
+
+def trials_of_sweep(sweep: SweepResults, groups: Sequence[Group]) -> pd.DataFrame:
+    """trials.csv: the finished trials and their group; `every_trial` where some were pruned."""
+    if sweep.pruned:
+        return every_trial(sweep, groups)
+    found = [trials_frame(group).assign(group=group.title) for group in groups if group.trials]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def pruned_frame(group: Group) -> pd.DataFrame:
+    """The lines of `every_trial` that are about pruned trials of a group, without its title; empty for none."""
+    runs: list[Final | Trial] = [*group.finals, *group.trials]
+    cells = {run.cell.id: run.cell for run in runs}
+    known = [each for each in group.pruned if each.cell in cells]  # one that shares its runs with another is not drawn
+    lines = [_pruned(each, cells[each.cell], [group], group.objective[0])[1] for each in known]
+    frame = pd.DataFrame(lines, columns=None if lines else list(EVERY_TRIAL_COLUMNS)).drop(
+        columns="group", errors="ignore"
+    )
     return frame.assign(target_bit=deployment.tidy(frame["target_bit"]))
 
 
@@ -104,7 +127,7 @@ def _value(trial: Trial, name: str) -> float | None:
     return value[0] if isinstance(value, list) else value
 
 
-def _pruned(trial: PrunedTrial, cell: Cell, groups: Sequence[Group]) -> tuple[int, dict[str, Any]]:
+def _pruned(trial: PrunedTrial, cell: Cell, groups: Sequence[Group], name: str) -> tuple[int, dict[str, Any]]:
     """The line of a pruned trial, and the place of its group: after all where no run of its cell says which."""
     runs: list[tuple[int, Final | Trial]] = []
     for place, group in enumerate(groups):
@@ -114,6 +137,7 @@ def _pruned(trial: PrunedTrial, cell: Cell, groups: Sequence[Group]) -> tuple[in
     place, run = next(((place, run) for place, run in runs if run.cell.id == cell.id), (nowhere, None))
     of_cell = groups[place] if place < len(groups) else None
     target = trial.params.get("target_bit", (run.config if run else cell.grid).get("target_bit"))
+    reported = pruned.last(trial, name)
     own = method_of({"methods": [{"name": name} for name in cell.methods], "target_bit": target})
     return place, {
         "cell": cell.id,
@@ -123,7 +147,10 @@ def _pruned(trial: PrunedTrial, cell: Cell, groups: Sequence[Group]) -> tuple[in
         "run_id": trial.run_id,
         "chosen": False,
         "state": "pruned",
+        "last_epoch": reported.epoch,
+        "value": reported.value,
         "group": of_cell.title if of_cell else None,
+        **_scores(reported.scores, target, trial.config, reported.complete),
         **{PARAMETER + name: value for name, value in trial.params.items()},
     }
 
@@ -131,8 +158,6 @@ def _pruned(trial: PrunedTrial, cell: Cell, groups: Sequence[Group]) -> tuple[in
 def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
     accuracies = val_accuracies(trial)
     target = trial.config.get("target_bit")
-    quantized = {point: value for point, value in accuracies.items() if point != FLOAT}
-    others = [accuracies[point] for point in deployment.others(accuracies, target)]
     return {
         "cell": trial.cell.id,
         "method": names.get(trial.cell.id) or method_of(trial.config),
@@ -140,12 +165,23 @@ def _trial(trial: Trial, names: Mapping[str, str]) -> dict[str, Any]:
         "trial": trial.number,
         "run_id": trial.run_id,
         "chosen": trial.chosen,
+        **_scores(accuracies, target, trial.config),
+        **{PARAMETER + name: value for name, value in trial.params.items()},
+    }
+
+
+def _scores(
+    accuracies: Mapping[PlainPoint, float], target: PlainPoint | None, config: Mapping[str, Any], complete: bool = True
+) -> dict[str, Any]:
+    """The scores of a line, from those by point. complete: whether all points are there, else there are no means."""
+    quantized = {point: value for point, value in accuracies.items() if point != FLOAT}
+    others = [accuracies[point] for point in deployment.others(accuracies, target)]
+    return {
         "at_target": accuracies.get(target or FLOAT),
-        "worst": metric_of(trial.config).worst(quantized.values()) if quantized else None,
-        "mean_of_others": fmean(others) if others else None,
+        "worst": metric_of(config).worst(quantized.values()) if quantized and complete else None,
+        "mean_of_others": fmean(others) if others and complete else None,
         "float": accuracies.get(FLOAT),
         **{deployment.key(point): value for point, value in quantized.items()},
-        **{PARAMETER + name: value for name, value in trial.params.items()},
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from statistics import fmean
 
+from analysis import chosen
 from analysis.measure import baseline_scores, shown, task_baseline
 from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds, resolved_notes
 from analysis.results import Final, SweepResults, Trial
@@ -24,17 +25,19 @@ def make_groups(sweep: SweepResults) -> list[Group]:
     by_key: dict[tuple[str, str], list[Final]] = {}
     for final in sweep.finals:
         by_key.setdefault(_group_key(final), []).append(final)
-    groups = []
+    groups, doubts = [], _doubts(sweep)
     short = [_shortest(names) for names in zip(*by_key, strict=True)]
     for key, finals in by_key.items():
         model, data = (names[name] for names, name in zip(short, key, strict=True))
         data = _named_by_folder(data, finals)
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
-        series = _make_series(finals, notes)
+        series = tuple(replace(one, doubts=doubts.get(one.cell.id, ())) for one in _make_series(finals, notes))
+        trials = tuple(trial for trial in sweep.trials if _group_key(trial) == key)
+        cells = {final.cell.id for final in finals} | {trial.cell.id for trial in trials}
         group = Group(
             sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
-            trials=tuple(trial for trial in sweep.trials if _group_key(trial) == key),
+            trials=trials, pruned=tuple(each for each in sweep.pruned if each.cell in cells),
             objective=sweep.objective, settings=sweep.settings,
         )  # fmt: skip
         groups.append(replace(group, notes=(*group.notes, *_behind_what_needs_no_training(group))))
@@ -54,6 +57,12 @@ def _behind_what_needs_no_training(group: Group) -> list[str]:
     scored = f"{best:.{metric.digits}f} against {scores[FLOAT]:.{metric.digits}f} {metric.unit}".rstrip()
     text = f"no network of {group.title} is better in float than {name}, which needs no training"
     return [f"{text} ({scored}): what rounding costs such networks says little"]
+
+
+def _doubts(sweep: SweepResults) -> dict[str, tuple[str, ...]]:
+    """What of the tuning of a cell leaves verdicts on it in doubt, by its id."""
+    spaces, trials = chosen.search_spaces(sweep.settings), chosen.trials_by_cell(sweep)
+    return {cell.id: chosen.doubts(cell, trials.get(cell.id, ()), spaces.get(cell.id, {})) for cell in sweep.cells}
 
 
 def _group_key(run: Final | Trial) -> tuple[str, str]:

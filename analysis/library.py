@@ -1,5 +1,6 @@
 """A sweep in Python: `load`, frames of everything that was measured, comparisons of two methods, figures."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis import comparisons, deployment, frames, measure
+from analysis import comparisons, controls, deployment, frames, measure
 from analysis.disk_source import load_results, sweep_names
 from analysis.grouping import make_groups
 from analysis.joint import joint
 from analysis.protocol import refuse_mixed_protocols
 from analysis.results import SweepResults
 from analysis.series import Group, Series, method_of, summarize
-from harness.core.bits import PlainPoint
+from harness.core.bits import FLOAT, PlainPoint
 from harness.core.errors import UserError, unknown
 from harness.records import schema
 
@@ -28,7 +29,10 @@ _FIRST = ("at", "method", "against", "difference", "low", "high", "p_holm", "bet
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep, or several as one. `results["oscillation@3"]` is one training (and way of deployment) of it."""
+    """A sweep, or several as one. `results["oscillation@3"]` is one training (and way of deployment) of it.
+
+    Float training, the method `none` without a target, is `results["float"]`.
+    """
 
     sweep: SweepResults
     groups: tuple[Group, ...]
@@ -71,7 +75,8 @@ class Results:
     def trials(self) -> pd.DataFrame:
         """Every tuning trial that is over, also pruned ones (`state`): group, objective, validation scores, parameters.
 
-        The columns are those of trials.csv, where pruned trials have no line, with `state` and `value`.
+        The columns are those of trials.csv, with `state`, `last_epoch` and `value` (there only where some were pruned).
+        Scores of a pruned trial are those of its last epoch; empty where none was kept. See `frames.every_trial`.
         """
         return frames.every_trial(self.sweep, self.groups)
 
@@ -93,9 +98,17 @@ class Results:
         raise unknown("series", name, self.names, self._meant(name))
 
     def _meant(self, name: str) -> str | None:
-        """The first series of that label in any group, or whose method begins as it does, at the same target."""
-        method, at, target = name.partition("@")
+        """The first series of that label in any group, or whose method begins as it does, at the same target.
+
+        Of `none`, the name of float training in sweep files, float training.
+        """
         labels = {full: full.rpartition(": ")[2] for full in self.names}
+        group, colon, label = name.rpartition(": ")
+        if re.fullmatch(rf"{controls.METHOD}(@[^,]+)?(, .*)?", label):
+            floats = [full for full, label in labels.items() if re.match(rf"{FLOAT}\b", label)]
+            floats.sort(key=lambda full: not full.startswith(group + colon))
+            return next(iter(floats), None)
+        method, at, target = name.partition("@")
         same = [full for full, label in labels.items() if label == name]
         alike = [full for full, label in labels.items() if label.startswith(method) and label.endswith(at + target)]
         return next(iter([*same, *alike]), None)

@@ -27,6 +27,8 @@ class Sides(NamedTuple):
     first: dict[int, float]
     second: dict[int, float]
     remark: str = ""
+    #: Whose values they are.
+    trained: tuple[Series, ...] = ()
 
 
 def frequency_sides(group: Group, method: str, bits: int) -> Sides:
@@ -46,13 +48,13 @@ def frequency_sides(group: Group, method: str, bits: int) -> Sides:
     mean, rare = statistics.mean(often.values()), statistics.mean(rarely.values())
     ratio = f"{mean / rare:.3g} times float training's" if rare else "float training never oscillates"
     remark = "; ".join(filter(None, (ratio, lost, lost_too)))
-    return Sides(often, {seed: FAR_MORE * value for seed, value in rarely.items()}, remark)
+    return Sides(often, {seed: FAR_MORE * value for seed, value in rarely.items()}, remark, (moved, still))
 
 
 def target_sides(group: Group, method: str, bits: int) -> Sides:
     """The score at the target of the one method against the other's with the same target."""
     one, rival = _rivals(group, method, bits)
-    return _better(group, _at(one, bits), _at(rival, bits))
+    return _better(group, _at(one, bits), _at(rival, bits), (one, rival))
 
 
 def float_sides(group: Group, method: str, bits: int) -> Sides:
@@ -67,7 +69,7 @@ def float_sides(group: Group, method: str, bits: int) -> Sides:
         raise Lacking(f"{one.training_label} was not tested above {bits} bits")
     found = one.shown_by_seed()
     worst = {seed: group.metric.worst(found[seed][b] for b in above) for seed in own}
-    return _better(group, worst, own, _listed(above))
+    return _better(group, worst, own, (one,), _listed(above))
 
 
 def other_sides(group: Group, method: str, bits: int) -> Sides:
@@ -80,12 +82,15 @@ def other_sides(group: Group, method: str, bits: int) -> Sides:
         {seed: statistics.mean(found[b] for b in others) for seed, found in side.shown_by_seed().items()}
         for side in (one, rival)
     )
-    return _better(group, first, second, _listed(others))
+    return _better(group, first, second, (one, rival), _listed(others))
 
 
-def _better(group: Group, one: dict[int, float], other: dict[int, float], remark: str = "") -> Sides:
+def _better(
+    group: Group, one: dict[int, float], other: dict[int, float], trained: tuple[Series, ...], remark: str = ""
+) -> Sides:
     """Sides whose difference is positive where `one` is better."""
-    return Sides(one, other, remark) if group.metric.higher_is_better else Sides(other, one, remark)
+    sides = (one, other) if group.metric.higher_is_better else (other, one)
+    return Sides(*sides, remark, trained)
 
 
 def _listed(bits: Sequence[int]) -> str:

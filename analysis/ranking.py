@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from analysis import deployment, measure
-from analysis.costs import deployment_of, step_ms
+from analysis.costs import NOISY, cost, deployment_of
 from analysis.escape import in_latex, in_markdown
 from analysis.intervals import Interval, separate_best, t_interval
 from analysis.paired import Lacking, frequencies
@@ -89,7 +89,7 @@ def make_ranking(group: Group) -> Ranking | None:
         by_method.setdefault(one.name, []).append(one)
     if not targets or len(by_method) < 2:
         return None
-    reference = step_ms([one for one in group.series if one.target is None and one.method == FLOAT])
+    reference = [one for one in group.series if one.target is None and one.method == FLOAT]
     found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
     higher, told = group.metric.higher_is_better, (measure.label(group.metric), measure.decimals(group.metric))
     sign = 1 if higher else -1
@@ -104,10 +104,14 @@ def make_ranking(group: Group) -> Ranking | None:
     every = (*placed, *(one for one in found if not one.at_target.n))
     several = len({one.deploy for one in group.series}) > 1
     known = any(not math.isnan(one.deployment[0]) for one in every)
-    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, *told, group.cost_note)
+    noisy = any(cost(series, reference)[1] for series in by_method.values())
+    note = " ".join(filter(None, (group.cost_note, NOISY if noisy else "")))
+    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, *told, note)
 
 
-def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: float) -> Standing:
+def _standing(
+    method: str, series: Sequence[Series], targets: Sequence[PlainPoint], reference: Sequence[Series]
+) -> Standing:
     """A method from its series: one for each target, or one without a target for all of them."""
     by_target = {bits: one for one in series for bits in ([one.target] if one.target else targets)}
     at = {bits: _by_seed(one, bits, own=True) for bits, one in by_target.items()}
@@ -123,7 +127,7 @@ def _standing(method: str, series: Sequence[Series], targets: Sequence[PlainPoin
         at_target,
         t_interval(_means(others) if complete else []),
         _frequency(by_target) if complete else math.nan,
-        step_ms(series) / reference,
+        cost(series, reference)[0],
         deployment_of(by_target),
     )
 

@@ -106,9 +106,8 @@ def write_frames(sweep: SweepResults, groups: Sequence[Group], made: Output) -> 
     made.csv("rows.csv", frames.rows_frame(sweep))
     if len(settings := chosen.frame(sweep)):
         made.csv(f"{chosen.NAME}.csv", settings)
-    trials = [frames.trials_frame(group).assign(group=group.title) for group in groups if group.trials]
-    if trials:
-        made.csv("trials.csv", pd.concat(trials, ignore_index=True))
+    if len(trials := frames.trials_of_sweep(sweep, groups)):
+        made.csv("trials.csv", trials)
 
 
 def _draw(

@@ -73,12 +73,17 @@ class Trial(Recorded):
 
 @dataclass(frozen=True)
 class PrunedTrial:
-    """A tuning trial that the pruner stopped: it is over, and has no record."""
+    """A tuning trial that the pruner stopped: it is over, and has no record.
+
+    config: of its run; epochs: reads what it had reported. Archives of earlier versions have kept neither.
+    """
 
     cell: str
     number: int
     run_id: str = field(default="", compare=False)
     params: dict[str, Any] = field(default_factory=dict, compare=False)
+    config: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    epochs: Callable[[], Epochs] = field(default=lambda: ({}, []), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import deployment
 from analysis.intervals import t_interval
 from analysis.measure import metric_of, range_of, shown
-from analysis.results import Cell, Final, Missing, Trial
+from analysis.results import Cell, Final, Missing, PrunedTrial, Trial
 from harness.core import outside
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.metric import Metric
@@ -34,6 +34,8 @@ class Series:
     deploy_suffix: str = ""
     #: False for all but the first way of deployment: they share their training.
     first: bool = True
+    #: What of its tuning leaves verdicts on it in doubt, in a few words each (`chosen.doubts`).
+    doubts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<{self.label}: seeds {', '.join(str(final.seed) for final in self.finals)}>"
@@ -120,6 +122,7 @@ class Group:
     corrupt: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
     trials: tuple[Trial, ...] = field(default=(), repr=False)
+    pruned: tuple[PrunedTrial, ...] = field(default=(), repr=False)
     objective: tuple[str, ...] = ("target",)
     settings: dict[str, Any] | None = field(default=None, repr=False)
     #: What the ranking says of costs that cannot be told.

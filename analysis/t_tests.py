@@ -10,6 +10,8 @@ from analysis.intervals import LEVEL
 #: A test decides where its adjusted p is below this; the level of the 95 % interval.
 ALPHA = round(1 - LEVEL, 9)
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+#: With fewer on a side no test decides: a t test of two seeds rests on one difference between them.
+LEAST_SEEDS = 3
 PAIRED, WELCH = "paired t", "Welch t"
 
 #: Decimals kept of every value. A difference of 1 point may be 1e-14 off in binary: seeds that agree would seem to have
@@ -93,9 +95,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def decide(result: Comparison, margin: float, p_holm: float, tests: int) -> tuple[str, str]:
-    """The verdict on "the effect is above the margin" and why, if there is something to say; of `tests` in all."""
-    if math.isnan(p_holm) and not result.test:
-        return UNDECIDED, "too few seeds"
+    """The verdict on "the effect is above the margin" and why, if there is something to say; of `tests` in all.
+
+    Below `LEAST_SEEDS` seeds, pairs or those of a side, there is none.
+    """
+    verdict, why = _decided(result, margin, p_holm, tests)
+    few = min(map(int, result.n.split(" + "))) < LEAST_SEEDS
+    return (UNDECIDED, "too few seeds") if few and (verdict != UNDECIDED or not result.test) else (verdict, why)
+
+
+def _decided(result: Comparison, margin: float, p_holm: float, tests: int) -> tuple[str, str]:
+    """The same by p alone."""
     side = SUPPORTED if result.effect > margin else CONTRADICTED
     if math.isnan(p_holm):
         return (UNDECIDED if result.effect == margin else side), "all seeds agree exactly: no spread, and so no p"

@@ -1,6 +1,8 @@
 """What a method's strength does: the validation score of every tuning trial over the setting that was searched."""
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -8,23 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis import deployment, measure, style
+from analysis import chosen, deployment, measure, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
-from analysis.frames import PARAMETER, trials_frame
+from analysis.frames import PARAMETER, pruned_frame, trials_frame
 from analysis.marks import Mark, marks_of
 from analysis.series import Group
+from harness.sweep.search_space import Range
 
 NAME, ORDER, SCOPE = "strength_sensitivity", 70, Scope.GROUP
 TITLE = "Sensitivity to what was searched"
 CAPTION = (
     "Validation {metric} of every tuning trial over the method's own searched setting (where no method has one, over "
     "each searched setting, such as the learning rate), one seed: at the target bit-width, and the mean over the other "
-    "deployment bit-widths. The line marks the trial that the final runs use."
+    "deployment bit-widths. The line marks the trial that the final runs use, faint "
+    "dotted ones the ends of the range that was searched."
 )
 
 _CURVES = {"at_target": "at the target", "mean_of_others": "mean of the other bit-widths"}
-#: From this ratio of the largest to the smallest value on, the axis is logarithmic.
+#: Of trials that were pruned.
+_PRUNED: dict[str, Any] = {"linestyle": "", "marker": "x", "color": "0.55", "markersize": 4.5}
+#: From this ratio of the largest to the smallest value or end on, the axis is logarithmic.
 _LOG_RATIO = 8.0
 #: Below this one, 3 is labelled as well as 1.
 _TWO_DECADES = 100.0
@@ -62,8 +68,11 @@ def draw(group: Group) -> Drawing:
         ),
         Line2D([], [], color="0.25", linestyle=(0, (4, 2)), linewidth=0.9),
     ]
+    labels, ended = [*_CURVES.values(), "chosen trial"], frame["state"] == "pruned"
+    if ended.any():
+        handles, labels = [*handles, Line2D([], [], **_PRUNED)], [*labels, "pruned: at the target, last epoch"]
     title = f"{group.title}: {len(frame)} tuning trials, one seed each"
-    style.legend_of(figure, handles, [*_CURVES.values(), "chosen trial"], title)
+    style.legend_of(figure, handles, labels, title)
     further = [target for _, _, target in keys if isinstance(target, str)]
     told = (
         f"the other bit-widths of a target such as {further[0]}: the other points with activations" if further else ""
@@ -72,10 +81,13 @@ def draw(group: Group) -> Drawing:
 
 
 def _points(group: Group) -> pd.DataFrame:
-    """One line per trial and searched setting: `strength` of methods; `train.learning_rate` where none has its own."""
-    trials = trials_frame(group)
-    if not (parts := _parts(trials, own=True)):
-        parts = _parts(trials, own=False)
+    """One line per trial and searched setting: `strength` of methods; `train.learning_rate` where none has its own.
+
+    low, high: the ends of the range that was searched, empty where it is not known. state: complete or pruned.
+    """
+    trials, spaces = _trials(group), chosen.search_spaces(group.settings)
+    if not (parts := _parts(trials, spaces, own=True)):
+        parts = _parts(trials, spaces, own=False)
         if sum(panels for _, panels in parts) > _MOST_PANELS:
             raise NothingToDraw(f"no method has a searched setting, and the others take over {_MOST_PANELS} panels")
     if not parts:
@@ -87,7 +99,14 @@ def _points(group: Group) -> pd.DataFrame:
     return frame.assign(place=places).sort_values(by, ignore_index=True, kind="stable").drop(columns="place")
 
 
-def _parts(trials: pd.DataFrame, own: bool) -> list[tuple[pd.DataFrame, int]]:
+def _trials(group: Group) -> pd.DataFrame:
+    """The finished trials, and of the pruned ones those that had reported a score at the target."""
+    ended = pruned_frame(group).dropna(subset="at_target")
+    finished = trials_frame(group).assign(state="complete")
+    return pd.concat([finished, ended], ignore_index=True).astype({"chosen": bool}) if len(ended) else finished
+
+
+def _parts(trials: pd.DataFrame, spaces: Mapping[str, Mapping[str, Any]], own: bool) -> list[tuple[pd.DataFrame, int]]:
     """The lines of each searched setting, and the panels that they take. own: settings of methods alone."""
     parts = []
     for column in (name for name in trials if name.startswith(PARAMETER)):
@@ -101,11 +120,18 @@ def _parts(trials: pd.DataFrame, own: bool) -> list[tuple[pd.DataFrame, int]]:
         values = pd.to_numeric(found[column], errors="coerce")
         if values.nunique() < 2:
             continue
-        lines = found.assign(parameter=parameter, value=values)
+        ends = [_ends(spaces.get(cell, {}).get(parameter)) for cell in found["cell"]]
+        low, high = zip(*ends, strict=True)
+        lines = found.assign(parameter=parameter, value=values, low=low, high=high)
         panels = found.groupby(["method", "target_bit"], dropna=False).ngroups
-        kept = ["parameter", "value", "method", "target_bit", "trial", "run_id", "chosen", *_CURVES]
-        parts.append((lines[kept], panels))
+        kept = ["parameter", "value", "low", "high", "method", "target_bit", "trial", "run_id", "chosen"]
+        parts.append((lines[[*kept, "state", *_CURVES]], panels))
     return parts
+
+
+def _ends(searched: Any) -> tuple[float, float]:
+    """Those of a range; nan for a list of choices, and for what is not known."""
+    return (searched.low, searched.high) if isinstance(searched, Range) else (math.nan, math.nan)
 
 
 def _look(mark: Mark, filled: bool) -> dict[str, Any]:
@@ -118,16 +144,23 @@ def _look(mark: Mark, filled: bool) -> dict[str, Any]:
 
 
 def _scatter(axes: Axes, panel: pd.DataFrame, mark: Mark) -> None:
+    finished, ended = (panel[panel["state"] == state] for state in ("complete", "pruned"))
     for curve, filled in zip(_CURVES, (True, False)):
-        axes.plot(panel["value"], panel[curve], **_look(mark, filled))
+        axes.plot(finished["value"], finished[curve], **_look(mark, filled))
+    if len(ended):
+        axes.plot(ended["value"], ended["at_target"], **_PRUNED)
     for value in panel.loc[panel["chosen"], "value"]:
         axes.axvline(value, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9, zorder=0)
+    ends = panel[["low", "high"]].stack().unique()
+    for end in ends:
+        axes.axvline(end, color="0.8", linestyle=":", linewidth=0.9, zorder=0)
+    least, most = min([panel["value"].min(), *ends]), max([panel["value"].max(), *ends])
     axes.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=2))  # labels such as 0.00025 are wide
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if panel["value"].min() > 0 and panel["value"].max() / panel["value"].min() >= _LOG_RATIO:
+    if least > 0 and most / least >= _LOG_RATIO:
         axes.set_xscale("log")
         # Matplotlib labels the minor ticks of less than two decades, one over the other in a narrow panel.
-        short = panel["value"].max() / panel["value"].min() < _TWO_DECADES
+        short = most / least < _TWO_DECADES
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if short else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # set_xscale has taken its own
         axes.xaxis.set_minor_formatter(NullFormatter())

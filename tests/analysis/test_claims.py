@@ -70,6 +70,30 @@ def test_too_few_seeds_have_an_effect_and_no_test() -> None:
         assert decide(found, 0.0, math.nan, 3) == ("undecided", "too few seeds")
 
 
+def test_two_seeds_decide_nothing() -> None:
+    first, second = {0: 5.0, 1: 5.001, 2: 5.002}, {0: 1.0, 1: 1.002, 2: 1.004}
+    assert decide(compare(first, second, 0.0), 0.0, 0.001, 1) == ("supported", "")
+    for own, other, n in (([0, 1], [0, 1], "2"), ([0, 1], [2], "2 + 1"), ([0, 1, 2], [3, 4], "3 + 2")):
+        sides = {seed: 5 + seed / 1000 for seed in own}, {seed: 1 + seed / 500 for seed in other}
+        found = compare(*sides, 0.0)
+        assert found.n == n
+        assert found.effect > 3
+        assert decide(found, 0.0, 0.001, 1) == ("undecided", "too few seeds")
+    alike = compare({0: 5.0, 1: 6.0}, {0: 1.0, 1: 2.0}, 0.0)
+    assert decide(alike, 0.0, math.nan, 1) == ("undecided", "too few seeds")
+
+
+def test_a_claim_of_two_seeds_shows_its_figures_and_no_verdict(tmp_path: Path) -> None:
+    sweep = paper(tmp_path, seeds=(0, 1))
+    for seed in (0, 1):  # seeds that agree, by which one would be sure
+        sweep.run_of(STE2, seed)["rows"][5]["accuracy"], sweep.run_of(OSC2, seed)["rows"][5]["accuracy"] = 0.97, 0.94
+    found = claims_of(sweep)
+    assert set(verdicts(found)) == {"undecided"}
+    test = the_test(found, "c", 2)
+    assert (test.result.n, test.result.test, test.result.effect) == ("2", "paired t", pytest.approx(3))
+    assert (test.verdict, test.reason) == ("undecided", "too few seeds")
+
+
 def test_without_spread_there_is_a_side_but_no_p() -> None:
     first, second = ({seed: 100 * (k + more) / 1000 for seed, k in enumerate((287, 553, 971))} for more in (0, 10))
     second = {seed: value + 1e-13 * seed for seed, value in second.items()}  # as rounding in binary leaves it

@@ -72,7 +72,14 @@ def test_figures_of_trials(group: Group, parsed: list[str], monkeypatch: pytest.
     frame = pd.DataFrame({"cell": HOSTILE, "trials": 9, "parameter": HOSTILE, "importance": 0.5})
     monkeypatch.setattr(parameter_importance, "_importances", lambda group: (frame, []))
     assert any("nosuch" in text for text in drawn(parameter_importance.draw(group).figure))
-    columns = {"target_bit": [2.0, float("nan"), 3.0], "value": [1.0, 2.0, 3.0], "chosen": [True, False, False]}
+    columns = {
+        "target_bit": [2.0, float("nan"), 3.0],
+        "value": [1.0, 2.0, 3.0],
+        "chosen": [True, False, False],
+        "low": 0.5,
+        "high": 9.0,
+        "state": "complete",
+    }
     curves = dict.fromkeys(strength_sensitivity._CURVES, 50.0)
     points = pd.DataFrame({"parameter": HOSTILE, "method": HOSTILE, **columns, **curves})
     monkeypatch.setattr(strength_sensitivity, "_points", lambda group: points)

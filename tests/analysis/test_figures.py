@@ -124,8 +124,18 @@ def test_strength_has_a_point_a_trial_and_marks_the_chosen_one(group: Group) -> 
     (trial,) = [t for t in group.trials if t.cell.id == "oscillation,target_bit=2" and t.number == 0]
     axes = drawing.figure.axes[0]
     vertical = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
-    assert vertical == [trial.params["oscillation.strength"]]
+    assert vertical == [trial.params["oscillation.strength"], 0.1, 10.0]
     assert axes.get_xscale() == "log"
+
+
+def test_strengths_are_drawn_over_the_whole_range_that_was_searched(group: Group) -> None:
+    drawing = draw("strength_sensitivity", group)
+    assert set(zip(drawing.frame["low"], drawing.frame["high"], strict=True)) == {(0.1, 10.0)}
+    for axes in drawing.figure.axes[:3]:
+        left, right = axes.get_xlim()
+        assert left < 0.1 < 10 < right
+    unknown = draw("strength_sensitivity", replace(group, settings=None))
+    assert unknown.frame[["low", "high"]].isna().all(axis=None)
 
 
 def test_where_no_method_has_a_searched_setting_every_searched_one_is_drawn(group: Group) -> None:

@@ -6,15 +6,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from analysis_cost import Shape
-from analysis_cost import write_sweep as write_large
 from blank_pictures import blank_pictures
 from matplotlib.figure import Figure
 from pages import REPOSITORY, blocks
 from synthetic_sweep import SweepWriter, add_exactly, near, paper, quickstart
 
 import analysis
-from analysis import comparisons, controls, frames, make_figures, render, summary
+from analysis import comparisons, controls, make_figures, render
 from analysis.figures import Drawing, FigureModule, Scope
 from analysis.library import Results, compare, load
 from analysis.series import Group, summarize
@@ -85,6 +83,27 @@ def test_two_methods_are_compared_by_seed_at_each_point(results: Results) -> Non
         compare(a, b, at=5)
     with pytest.raises(UserError, match="did you mean 'ste@3'"):
         results["ste3"]
+
+
+@pytest.mark.parametrize("name", ["none", "none@2", "none, rtn"])
+def test_float_training_is_named_where_it_is_asked_for_by_its_method(name: str, results: Results) -> None:
+    for ask in (results.__getitem__, lambda name: results.compare("ste@2", name, 2)):
+        with pytest.raises(UserError, match=f"unknown series '{name}'; did you mean 'float'"):
+            ask(name)
+
+
+def test_the_float_training_of_the_group_that_was_asked_for(tmp_path: Path) -> None:
+    sweep = quickstart(tmp_path)
+    for method, target in (("none", None), ("none", 2)):
+        grid = {"model.name": "vit_tiny", "target_bit": target}
+        sweep.add(method, target, grid=grid, model={"name": "vit_tiny"})
+    sweep.write()
+    several = load(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'vit_tiny on digits: float'"):
+        several["vit_tiny on digits: none"]
+    with pytest.raises(UserError, match="did you mean 'mlp5 on digits: float'"):
+        several["none"]
+    assert several["vit_tiny on digits: none@2"].target == 2, "a control has its own name"
 
 
 def test_runs_that_were_not_made_alike_are_not_compared(tmp_path: Path) -> None:
@@ -158,24 +177,6 @@ def test_what_is_compared_with_the_control(tmp_path: Path) -> None:
     assert controls.of_group(load(tmp_path, "without").groups[0]) is None
 
 
-def test_what_comparisons_come_to(tmp_path: Path) -> None:
-    sweep = SweepWriter(tmp_path, seeds=SEEDS)
-    add_exactly(sweep, "none", None, near(20, 90, 97, 98, 98, seeds=SEEDS))
-    add_exactly(sweep, "lsq", 2, near(60, 95, 95, 95, 95, seeds=SEEDS, sign=-1))
-    add_exactly(sweep, "ste", 2, near(55, 95, 95, 95, 95, seeds=SEEDS))
-    add_exactly(sweep, "kure", 2, {seed: [56 + 3 * (seed - 1), 95, 95, 95, 95] for seed in SEEDS})
-    for record in sweep.records.values():
-        record["rows"] += [{**row, "deploy": "gptq"} for row in record["rows"]]
-    sweep.write()
-    found = comparisons.of_group(load(tmp_path).groups[0])
-    assert found
-    (only,) = summary.sentences(found)  # ways of deployment of one training have none
-    assert only == (
-        "At 2 bits ste@2, rtn has 55.0 %; better: lsq@2, rtn (+5.0); worse: float, rtn (-35.0); "
-        "not decided by 3 seeds: kure@2, rtn (+1.0)."
-    )
-
-
 def two(root: Path, trials: int = 6) -> None:
     """Two sweeps that share float training, and both of which have ste@2."""
     for name, method in (("a", "oscillation"), ("b", "lsq")):
@@ -241,28 +242,3 @@ def test_the_example_of_the_page_runs_from_any_folder(tmp_path: Path, monkeypatc
     exec(example, found)
     assert found["figure"].axes
     assert (tmp_path / "accuracy.pdf").stat().st_size > 1000
-
-
-def test_pruned_trials_are_among_the_trials(tmp_path: Path) -> None:
-    write_large(tmp_path, Shape(trials=3, seeds=2, epochs=1, layers=1))
-    before = load(tmp_path).trials
-    assert set(before["state"]) == {"complete"}
-    assert (100 * before["value"]).to_list() == pytest.approx(before["at_target"].to_list()), "the objective is target"
-    gone = before[(before["cell"] == "ste,target_bit=3") & ~before["chosen"]]
-    for run_id in gone["run_id"]:
-        (tmp_path / "large/runs" / run_id / "record.json").unlink()
-        (tmp_path / "large/runs" / run_id / "status.json").write_text('{"state": "pruned"}')
-    results = load(tmp_path)
-    assert f"{len(before) - len(gone)} trials, {len(gone)} pruned" in repr(results)
-    after = results.trials
-    same = ["cell", "method", "target_bit", "trial", "run_id", "chosen", "group"]
-    same += [name for name in before if name.startswith(frames.PARAMETER)]
-    pd.testing.assert_frame_equal(after[same], before[same])
-    pruned = after[after["state"] == "pruned"]
-    assert pruned["run_id"].to_list() == gone["run_id"].to_list()
-    assert pruned[["value", "at_target", "worst", "float"]].isna().all(axis=None)
-    scores = after.drop(pruned.index)
-    pd.testing.assert_frame_equal(scores, before.drop(gone.index), check_dtype=False)
-    of_figures = frames.trials_frame(results.groups[0])
-    assert list(of_figures) == [name for name in before if name not in ("state", "value", "group")], "trials.csv"
-    assert len(of_figures) == len(scores)

@@ -9,6 +9,7 @@ from blank_pictures import blank_pictures
 from synthetic_sweep import BITS, SweepWriter, add_exactly, keep_bits
 
 from analysis import make_figures, ranking
+from analysis.costs import NOISY
 from analysis.disk_source import load_results
 from analysis.grouping import make_groups
 from analysis.ranking import Ranking, make_ranking
@@ -97,6 +98,37 @@ def test_cost_is_unknown_where_a_record_tells_none_and_without_float_training(tm
     sweep = small(tmp_path / "no float")
     del sweep.cells["none-target_bit=None"]
     assert all(math.isnan(one.cost) for one in found(sweep).values())
+
+
+def test_a_cost_that_seeds_do_not_agree_on_is_noise(tmp_path: Path) -> None:
+    def of(cell: str, ms: float, seed: int = 1) -> Ranking:
+        sweep = small(tmp_path / f"{cell}-{ms}")
+        sweep.run_of(cell, seed)["provenance"]["step_ms"] = ms
+        made = ranking_of(sweep)
+        assert made is not None
+        return made
+
+    def costs(made: Ranking) -> dict[str, str]:
+        return {one.method: ranking.cells(made, one)[-1] for one in made.standings}
+
+    agreed = of("ste-target_bit=2", 3.6)  # beside 3.0: 18 % of their mean
+    assert costs(agreed)["ste"] == "1.50x"
+    assert NOISY not in ranking.legend([agreed])
+    noisy = of("ste-target_bit=2", 3.8)  # 24 %
+    assert costs(noisy) == {"ste": "—", "a_b": "25.38x", "float": "1.00x"}
+    assert math.isnan({one.method: one.cost for one in noisy.standings}["ste"])
+    for text in (ranking.legend([noisy, noisy]), ranking.to_markdown([noisy, agreed])):
+        assert text.count(NOISY) == 1
+    assert set(costs(of("none-target_bit=None", 3.0)).values()) == {"—"}, "all are ratios to float training"
+
+
+def test_one_run_gives_no_cost(tmp_path: Path) -> None:
+    sweep = small(tmp_path)
+    del sweep.cells["a_b-target_bit=2"]["finals"]["1"]
+    made = ranking_of(sweep)
+    assert made is not None
+    assert {one.method for one in made.standings if math.isnan(one.cost)} == {"a_b"}
+    assert NOISY in ranking.legend([made])
 
 
 def test_equal_means_share_a_rank(tmp_path: Path) -> None:
