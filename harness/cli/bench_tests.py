@@ -58,6 +58,8 @@ def ahead(against: Path, cells: Sequence["Cell"], seeds: int) -> list[str]:
 
 
 def _of_group(group: "Group", cells: Sequence["Cell"], seeds: int) -> list[str]:
+    from analysis.t_tests import LEAST_SEEDS
+
     model = group.series[0].finals[0].config["model"]["name"]
     targets = {str(cell.raw.get("target_bit")) for cell in cells if _name(cell.raw) == model}
     pairs = [
@@ -71,8 +73,8 @@ def _of_group(group: "Group", cells: Sequence["Cell"], seeds: int) -> list[str]:
     if not found:
         return []
     said = f"{group.title}: {len(pairs)} tests with {seeds} seeds"
-    if seeds < 2:
-        return [f"{said}: one seed decides nothing; differences are shown for each"]
+    if seeds < LEAST_SEEDS:
+        return [f"{said}: fewer than {LEAST_SEEDS} decide nothing; differences are shown for each"]
     sizes = sorted({len(each) for each in found})
     needed = ", ".join(f"{least(size, seeds):.1f} times where {counted(size, 'test')} count together" for size in sizes)
     return [
