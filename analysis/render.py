@@ -101,10 +101,10 @@ def draw_root(groups: Sequence[Group], made: Output, command: str, modules: Sequ
     return section
 
 
-def write_frames(sweep: SweepResults, groups: Sequence[Group], made: Output) -> None:
-    """rows.csv and trials.csv: everything the figures are made of; chosen_settings.csv."""
+def write_frames(sweep: SweepResults, groups: Sequence[Group], made: Output, tuned: SweepResults | None = None) -> None:
+    """rows.csv and trials.csv: everything the figures are made of; chosen_settings.csv, of `tuned` if that is given."""
     made.csv("rows.csv", frames.rows_frame(sweep))
-    if len(settings := chosen.frame(sweep)):
+    if len(settings := chosen.frame(tuned or sweep)):
         made.csv(f"{chosen.NAME}.csv", settings)
     if len(trials := frames.trials_of_sweep(sweep, groups)):
         made.csv("trials.csv", trials)

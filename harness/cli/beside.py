@@ -48,8 +48,7 @@ def beside(own: Path, against: Path, command: str) -> None:
     ends = chosen.frame(ours)
     with output(folder, True) as made:
         sections = render.draw_sweep(groups, made, command, render.chosen_figures([]), True)
-        render.write_frames(whole, groups, made)
-        made.csv(f"{chosen.NAME}.csv", ends)
+        render.write_frames(whole, groups, made, tuned=ours)
         for section, found, group in zip(sections, compared, groups, strict=False):
             stem = f"{NAME}{group.file_suffix}".removesuffix(section.suffix)
             section.compared = replace(found, stem=stem)

@@ -158,7 +158,7 @@ def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytes
         ("2", "pull@2", "ste@2"),
     }
     assert {(row["n"], row["test"].split()[0]) for row in rows} == {("3", "paired")}
-    for said in ("pull@2", "ste@2", "ranking by", "report.html", "accuracy_over_bits.{png,pdf,csv,json}"):
+    for said in ("pull@2", "ste@2", "ranking by", "report.html", ".{png,pdf,csv,json}: accuracy_over_bits"):
         assert said in ended.stdout
     assert "note: numerics" not in ended.stdout
     (own,) = [line for line in ended.stdout.splitlines() if line.split()[1:2] == ["pull"]]

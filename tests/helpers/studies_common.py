@@ -50,6 +50,7 @@ def record(accuracy: float, loss: float = 1.0, **by_bits: float) -> dict[str, An
             {
                 "split": "val",
                 "deploy": "rtn",
+                "scale": "recalibrate",
                 "bits": bits,
                 "accuracy": by_bits.get(f"w{bits}", accuracy),
                 "loss": loss,
