@@ -43,6 +43,7 @@ def test_it_is_complete(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert records(root) == records(HERE)
 
 
+@pytest.mark.slow
 def test_it_grows_by_a_trial_and_a_seed(root: Path) -> None:
     assert start(root, "--set", "tune.trials=3", "--set", "final.seeds=[0,1]") == 0
     before, after = records(HERE), records(root)

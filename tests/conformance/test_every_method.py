@@ -31,6 +31,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method: str, model: str, devic
     training.a_resumed_run_equals_an_uninterrupted_one(Case(method, model, device, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "model"), each_once(METHODS, MODELS))
 def test_the_probe_of_the_network_changes_no_number(method: str, model: str, tmp_path: Path) -> None:
     training.the_probe_of_the_network_changes_no_number(Case(method, model, folder=tmp_path))

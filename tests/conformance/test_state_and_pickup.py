@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance_common import each_once, pairs
+from conformance_common import each_once
 from pages import METHOD
 
 import harness
@@ -28,8 +28,9 @@ DEPLOYING = [name for name in registry.deploy_methods()[1:] if "keys and values"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
+@pytest.mark.slow  # that a resumed run has the same record and weights is tested by default, and on every model
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("method", "model"), pairs(METHODS, SMALLER))
+@pytest.mark.parametrize(("method", "model"), each_once(METHODS, SMALLER))
 def test_the_whole_state_after_a_resume(method: str, model: str, device: str, tmp_path: Path) -> None:
     training.the_whole_state_is_resumed(Case(method, model, device, tmp_path))
 
@@ -40,6 +41,7 @@ def test_a_resume_where_epochs_are_measured_after_a_deploy_method(deploy: str, t
     deploying.a_resume_where_epochs_are_measured_after_it(Case(deploy, folder=tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "model"), each_once(METHODS, SMALLER))
 def test_the_same_batches_as_float_training(method: str, model: str) -> None:
     training.it_gets_the_batches_of_float_training(Case(method, model))

@@ -52,6 +52,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_it_is_compiled_once_and_kept(kept: Path) -> None:
     program = "import sys; from harness.kernels.library import library; sys.exit(library() is None)"
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
