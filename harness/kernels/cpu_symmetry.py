@@ -49,7 +49,7 @@ def by_counting(weight: Tensor) -> Found:
     """The same where weights whose sizes fall into one bucket count as equal; NaN where one is not finite."""
     peak = int(peaks(weight, 1).view(torch.int32))
     base, count = max(0, (peak >> SHIFT) - (BUCKETS - 1)), weight.numel()
-    counts = torch.empty((_SHARES + 1) * 2 * BUCKETS, dtype=torch.int32)
+    counts = torch.empty(_SHARES * 2 * BUCKETS, dtype=torch.int32)
     signs, value = torch.empty(2 * BUCKETS), torch.empty((), dtype=torch.float64)
     library.call("symmetry", weight, count, base, counts, signs, value)
 

@@ -47,26 +47,28 @@ static void count_places(const float *w, int64_t count, int32_t base, int64_t sh
         for (int64_t a = 0; a < PLACES; a++) counts[a] += counts[s * PLACES + a];
 }
 
-/* Of each bucket, how many more positive than negative weights are larger; returns that for bucket 0. */
-static int32_t find_balances(const int32_t *restrict counts, int32_t *restrict balances) {
-    int32_t lead = 0;
-    for (int32_t b = BUCKETS - 1; b >= 0; b--) {
-        balances[b] = lead;
-        lead += counts[b] - counts[BUCKETS + b];
-    }
-    return balances[0];
+/* How many more positive than negative weights n buckets from `first` on have. */
+static int32_t surplus(const int32_t *restrict counts, int32_t first, int32_t n) {
+    const int32_t *restrict positive = counts + first, *restrict negative = counts + BUCKETS + first;
+    int32_t sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += positive[i] - negative[i];
+    return sum;
 }
 
 ALWAYS int32_t within(int32_t x, int32_t high) { return x < 0 ? 0 : x > high ? high : x; }
 
-/* Mean signs of n buckets from `first` on. balance: of each, how many more positive than negative weights are larger.
+/* Mean signs of n buckets from `first` on. balance: how many more positive than negative weights are in larger ones.
  * Returns what they add to the value. */
-static double give_means(const int32_t *restrict counts, const int32_t *restrict balances, int32_t first, int32_t n,
-                         int32_t base, float *restrict signs) {
+static double give_means(const int32_t *restrict counts, int32_t balance, int32_t first, int32_t n, int32_t base,
+                         float *restrict signs) {
     const int32_t *restrict positive = counts + first, *restrict negative = counts + BUCKETS + first;
-    const int32_t *restrict leads = balances + first;
     float *restrict above = signs + first, *restrict below = signs + BUCKETS + first;
+    int32_t leads[BLOCK];
     float sums[BLOCK];
+    for (int32_t i = n - 1; i >= 0; i--) {
+        leads[i] = balance;
+        balance += positive[i] - negative[i];
+    }
     for (int32_t i = 0; i < n; i++) {
         int32_t p = positive[i], m = negative[i], lead = leads[i];
         int32_t up = within(p - m + lead, p) - within(-lead, p), down = within(lead, m) - within(m - p - lead, m);
@@ -97,31 +99,43 @@ static double leave_out(int64_t middle, const int32_t *counts, int32_t base, flo
 }
 
 /* signs: of each of PLACES, the mean sign of the sums that its weights are in; value: that of all sums' sizes. base: where
- * bucket 0 begins, which all smaller weights are in, too. counts: (SHARES + 1) times PLACES, scratch. */
+ * bucket 0 begins, which all smaller weights are in, too. counts: SHARES times PLACES, scratch. */
 void symmetry(const float *w, int64_t count, int32_t base, int32_t *counts, float *signs, double *value) {
-    int32_t *balances = counts + SHARES * PLACES;
     int64_t shares = count < PLACES ? 1 : SHARES;
+    int32_t balances[BUCKETS / BLOCK + 1] = {0};
     double partial[BUCKETS / BLOCK];
     count_places(w, count, base, shares, counts);
-    int32_t lead = find_balances(counts, balances);
+    /* The first bucket is by itself. */
+    for (int b = BUCKETS / BLOCK - 1; b >= 0; b--)
+        balances[b] = balances[b + 1] + surplus(counts, b * BLOCK + !b, BLOCK - !b);
     EACH_BLOCK(b, BUCKETS / BLOCK)
-        partial[b] = give_means(counts, balances, (int32_t)(b * BLOCK + !b), BLOCK - !b, base, signs);
-    int32_t zeros = counts[0] + counts[BUCKETS], led = lead < -zeros ? -zeros : lead > zeros ? zeros : lead;
+        partial[b] = give_means(counts, balances[b + 1], (int32_t)(b * BLOCK + !b), BLOCK - !b, base, signs);
+    int32_t lead = balances[0], zeros = counts[0] + counts[BUCKETS];
+    int32_t led = lead < -zeros ? -zeros : lead > zeros ? zeros : lead;
     signs[0] = signs[BUCKETS] = (float)led / (float)(zeros > 0 ? zeros : 1);
     *value = count % 2 ? -leave_out(count / 2 + 1, counts, base, signs) : 0;
     for (int b = 0; b < BUCKETS / BLOCK; b++) *value += partial[b];
 }
 
+/* By itself, so that it is made of vectors. */
+static void look_up(const int32_t *restrict found, const float *restrict signs, float *restrict out, int64_t n,
+                    float factor, int add) {
+    if (add) {
+        for (int64_t i = 0; i < n; i++) out[i] += factor * signs[found[i]];
+    } else {
+        for (int64_t i = 0; i < n; i++) out[i] = factor * signs[found[i]];
+    }
+}
+
 /* out, or where `add` what it gains: factor times each weight's mean sign. */
 void mean_signs(const float *w, int64_t count, int32_t base, const float *signs, float *out, float factor, int add) {
     EACH_BLOCK(b, blocks(count)) {
-        int32_t found[BLOCK];
-        int64_t at = b * BLOCK, n = length(count, b);
-        find_places(w + at, found, n, base);
-        if (add) {
-            for (int64_t i = 0; i < n; i++) out[at + i] += factor * signs[found[i]];
-        } else {
-            for (int64_t i = 0; i < n; i++) out[at + i] = factor * signs[found[i]];
+        int32_t found[CHUNK];
+        int64_t end = b * BLOCK + length(count, b);
+        for (int64_t i = b * BLOCK; i < end; i += CHUNK) {
+            int64_t n = end - i < CHUNK ? end - i : CHUNK;
+            find_places(w + i, found, n, base);
+            look_up(found, signs, out + i, n, factor, add);
         }
     }
 }
