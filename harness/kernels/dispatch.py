@@ -9,6 +9,8 @@ from torch.autograd import forward_ad
 
 from harness.kernels import cpu, library
 
+_PLAIN = (Tensor, nn.Parameter)
+
 
 def on_gpu(device: torch.device) -> bool:
     """Whether a device is a GPU that Triton makes code for."""
@@ -28,11 +30,13 @@ def transformed(x: object) -> bool:
     That is torch.jit.trace and the ONNX exporter on it, fx (whose proxies are no tensors), torch.func (vmap, grad,
     jvp, ...), gradients in batches and forward-mode AD. They do not see into an autograd.Function.
     """
-    if not isinstance(x, Tensor) or torch.jit.is_tracing() or forward_ad._current_level >= 0:
-        return True
-    # Undocumented; torch's own autograd.Function asks the first.
-    functorch = torch._C._are_functorch_transforms_active()
-    return bool(functorch or torch._C._functorch.is_legacy_batchedtensor(x))
+    return not isinstance(x, Tensor) or _recording() or torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def _recording() -> bool:
+    """Of `transformed` what does not depend on the tensor."""
+    # The last is undocumented; torch's own autograd.Function asks it.
+    return torch.jit.is_tracing() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def eager(*tensors: Tensor) -> bool:
@@ -42,9 +46,12 @@ def eager(*tensors: Tensor) -> bool:
     `transformed` says so, nor under a dispatch mode (make_fx, FakeTensorMode, counters of operations); not for fake
     tensors and other subclasses.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or _recording():
         return False
-    return all(type(each) in (Tensor, nn.Parameter) and not transformed(each) for each in tensors)
+    for each in tensors:  # noqa: SIM110  asked some ten times a step: a generator takes twice as long
+        if type(each) not in _PLAIN or torch._C._functorch.is_legacy_batchedtensor(each):
+            return False
+    return True
 
 
 def serves(*weights: Tensor, like: tuple[Tensor, ...] = ()) -> bool:

@@ -65,7 +65,8 @@ def call(name: str, *arguments: Tensor | float | None) -> int | None:
     """Call a function of the library; a tensor goes as the address of its first element. Its status, if it has one."""
     found = library()
     assert found is not None, "ask harness/kernels/dispatch.py first"
+    # A list, not a generator, which takes longer: some passes of a small layer are as short as this.
     status: int | None = getattr(found, name)(
-        *(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+        *[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
     )
     return status

@@ -62,10 +62,12 @@ def differing_versions() -> list[str]:
 
 
 def test_the_pages_hold_the_ranking_as_it_was_computed() -> None:
-    rows = [line for line in (RESULTS / "mlp5/figures/ranking.md").read_text().splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 7
-    for page in (RESULTS / "README.md", REPOSITORY / "README.md"):
-        assert "\n".join(rows) + "\n\n" in page.read_text()
+    for sweep, count, pages in (("notebook_mlp", 5, (RESULTS, REPOSITORY)), ("mlp5", 7, ())):
+        lines = (RESULTS / sweep / "figures/ranking.md").read_text().splitlines()
+        rows = [line for line in lines if line.startswith("|")]
+        assert len(rows) == 2 + count
+        for page in (*(folder / "README.md" for folder in pages), *([] if pages else [RESULTS / "mlp.md"])):
+            assert "\n".join(rows) + "\n\n" in page.read_text()
 
 
 def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
@@ -92,6 +94,7 @@ def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
             assert numbers == {b: as_printed(computed[label, b], cell) for b, cell in numbers.items()}, line
             checked[linked[1]] += bool(numbers)
     assert dict(checked) == {
+        "notebook_mlp": 13,
         "finetune_mlp5": 7,
         "resnet18_short": 14 + 6,
         "cause": 6,
