@@ -97,6 +97,9 @@ def test_the_same_figures(sweeps: tuple[SweepResults, SweepResults]) -> None:
     ):
         (module,) = [module for module in find_figures() if module.name == name]
         disk, remote = (in_order(module.draw(make_groups(sweep)[0]).frame, *keys) for sweep in sweeps)
+        if name == "strength_sensitivity":  # W&B has no sweep file, which has the ranges that were searched
+            assert remote[["low", "high"]].isna().all(axis=None)
+            disk[["low", "high"]] = remote[["low", "high"]]
         pd.testing.assert_frame_equal(disk, remote)
     pd.testing.assert_frame_equal(*(in_order(summarize(make_groups(s)[0]), "series", "bits") for s in sweeps))
 

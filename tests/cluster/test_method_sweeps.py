@@ -62,4 +62,5 @@ def test_the_sweep_on_digits_in_short(tmp_path: Path) -> None:
     stacks = {(cell.raw["model"]["name"], "+".join(entry["name"] for entry in cell.raw["methods"])) for cell in cells}
     expected = {(model, "float" if stack == "none" else stack) for model, stack in stacks}
     assert {(line["group"].split()[1], line["method"]) for line in lines} == expected
-    assert all(line["rank"] and float(line["cost"]) > 0 and float(line["frequency"]) >= 0 for line in lines)
+    assert not any(line["cost"] for line in lines), "one seed tells no cost"
+    assert all(line["rank"] and float(line["frequency"]) >= 0 for line in lines)

@@ -119,7 +119,7 @@ def test_new_files_are_tested_and_one_that_breaks_the_rules_is_caught(tmp_path: 
     )
     assert suite.returncode == 1, suite.stdout + suite.stderr
     failed = [line for line in suite.stdout.splitlines() if line.startswith("FAILED")]
-    assert any("test_the_whole_state_after_a_resume[dropped_bad" in line for line in failed), suite.stdout
+    assert any("test_resumed_equals_uninterrupted_bit_for_bit[dropped_bad" in line for line in failed), suite.stdout
     assert not any(name in line for name in ("dropped_in", "weight_noise") for line in failed), suite.stdout
     passed = [line for line in suite.stdout.splitlines() if line.startswith("PASSED")]
     for name in ("dropped_in", "weight_noise"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -154,6 +155,16 @@ def test_refusals_say_what_to_do(cluster: Cluster, tmp_path: Path) -> None:
 def test_jobs_that_never_start_are_said_with_the_way_out(cluster: Cluster, tmp_path: Path) -> None:
     sweep = tmp_path / "runs/many"
     ended, output = launch(tmp_path, MANY_RUNS, cluster.env, "runs", "--cluster", "slurm")  # --profile is forgotten
+    assert ended == 2, output
+    assert "no node can take the job: cpus: 8: the largest node of partition low has 4 (legal: 1 to 4)" in output
+    # Where sinfo does not tell what nodes have, Slurm takes the job, and never starts it.
+    silent = tmp_path / "bin/sinfo"
+    silent.parent.mkdir()
+    real = shutil.which("sinfo", path=cluster.env["PATH"])
+    silent.write_text(f'#!/bin/sh\ncase "$*" in *--exact*) exit 0;; esac\nexec {real} "$@"\n')
+    silent.chmod(0o755)
+    blind = {**cluster.env, "PATH": f"{silent.parent}:{cluster.env['PATH']}"}
+    ended, output = launch(tmp_path, MANY_RUNS, blind, "runs", "--cluster", "slurm")
     assert ended == 0, output
     cluster.wait_until(
         lambda: {each["why"] for each in status(sweep, cluster.env)["workers"]} == {"PartitionConfig"}, 30
