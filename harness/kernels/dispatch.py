@@ -1,4 +1,7 @@
-"""When passes in C or Triton take the place of plain tensor operations: the one place that decides it."""
+"""When passes in C or Triton take the place of plain tensor operations: the one place that decides it for tensors.
+
+A run or a method may want none at all: `Context.fused`, set in harness/training/build.py.
+"""
 
 from functools import cache
 from types import ModuleType
