@@ -26,28 +26,25 @@ class Companding:
     beyond: float
     normalize: bool
 
-    def _prepare(self, weight: Tensor) -> None:
-        groups, self.scratch = self.reach.numel(), scratch_for(weight, self.reach.numel())
-        self.scales, self.tables = torch.empty(4 * groups), torch.empty(TABLES, dtype=torch.uint8)
-        sizes, curve = sizes_of(weight, groups), (self.log_slopes, self.log_slopes.numel(), self.high, self.beyond)
-        rest = self.normalize, self.scales, self.tables, self.scratch
-        library.call("compand_prepare", weight, *sizes, self.reach, *curve, *rest)
-
     def forward(self, weight: Tensor, bf16: bool = False) -> Tensor:
         """The weight at its levels, in fp32 or rounded to bf16."""
-        self._prepare(weight)
         out = torch.empty_like(weight, dtype=torch.bfloat16 if bf16 else torch.float32)
         self.places = torch.empty_like(weight, dtype=torch.uint8)
-        sizes = sizes_of(weight, self.reach.numel())
-        library.call("compand", weight, out, bf16, self.places, *sizes, self.scales, self.tables)
+        library.call("compand", weight, *self._curve(weight), out, bf16, self.places)
         return out
 
     def codes(self, weight: Tensor) -> Tensor:
         """The codes, int8, like the weight."""
-        self._prepare(weight)
         out = torch.empty_like(weight, dtype=torch.int8)
-        library.call("companded_codes", weight, out, *sizes_of(weight, self.reach.numel()), self.scales, self.tables)
+        library.call("companded_codes", weight, *self._curve(weight), out)
         return out
+
+    def _curve(self, weight: Tensor) -> tuple[Tensor | float, ...]:
+        """What both passes take: sizes, the curve, and room for what they find of it."""
+        groups, self.scratch = self.reach.numel(), scratch_for(weight, self.reach.numel())
+        self.scales, self.tables = torch.empty(4 * groups), torch.empty(TABLES, dtype=torch.uint8)
+        curve = self.reach, self.log_slopes, self.log_slopes.numel(), self.high, self.beyond, self.normalize
+        return *sizes_of(weight, groups), *curve, self.scales, self.tables, self.scratch
 
     def backward(self, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """After `forward`: the gradients of the weight, of the ranges and of the logarithms of slopes."""
@@ -58,6 +55,3 @@ class Companding:
             "compand_backward", weight, grad, grad.dtype == torch.bfloat16, out, self.places, *sizes, *given, *rest
         )
         return out, ranges, slopes
-
-
-# Activations: an input fp32 of `groups` rows, each with its step and its lowest and highest code, all fp32 (groups,).

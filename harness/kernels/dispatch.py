@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 
 from harness.kernels import cpu, library
 
+#: Pixels in a row of an image that a pass in C takes, at most; as in harness/kernels/csrc/images.c.
+WIDEST = 8192
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -70,7 +72,8 @@ def serves(*weights: Tensor, like: tuple[Tensor, ...] = ()) -> bool:
 
 def serves_images(images: Tensor) -> bool:
     """Whether the pass in C makes batches of images, uint8 (N, C, H, W)."""
-    return eager(images) and images.is_cpu and images.is_contiguous() and _has_library()
+    fits = images.shape[-1] <= WIDEST
+    return fits and eager(images) and images.is_cpu and images.is_contiguous() and _has_library()
 
 
 def serves_on_gpu(*weights: Tensor, per_channel: bool, like: tuple[Tensor, ...] = ()) -> bool:

@@ -13,6 +13,9 @@ from harness.kernels.compiler import load_library
 
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
+#: A weight, how companding bends its range, and room (`CURVE` and `ROOM` in csrc/companding.c).
+_CURVE = (_P, _N, _N, _P, _P, ctypes.c_int, ctypes.c_int, _F, ctypes.c_int, _P, _P, _P)
+
 _SIGNATURES = {
     "peaks": (_P, _N, _N, _P, _P),
     "regularize": (_P, _N, ctypes.c_double, _F, _P),
@@ -28,9 +31,8 @@ _SIGNATURES = {
     "mean_signs": (_P, _N, ctypes.c_int, _P, _P, _F, ctypes.c_int),
     "symmetry_fours": (_P, _N, _N, _F, *(_P,) * 6),
     "signed_factor": (_P, _P, _N, _F, ctypes.c_int),
-    "compand_prepare": (_P, _N, _N, _P, _P, ctypes.c_int, ctypes.c_int, _F, ctypes.c_int, _P, _P, _P),
-    "compand": (_P, _P, ctypes.c_int, _P, _N, _N, _P, _P),
-    "companded_codes": (_P, _P, _N, _N, _P, _P),
+    "compand": (*_CURVE, _P, ctypes.c_int, _P),
+    "companded_codes": (*_CURVE, _P),
     "compand_backward": (_P, _P, ctypes.c_int, _P, _P, _N, _N, _P, ctypes.c_int, *(_P,) * 6),
     "hold": (_P, _P, _P, _P, _N, _N, _P),
     "hold_backward": (_P, _P, _P, _P, _N, _N, _P, _P),

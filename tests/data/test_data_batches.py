@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import Augment, Dataset, Split
-from harness.kernels import cpu, library
+from harness.kernels import cpu, dispatch, library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 
@@ -64,6 +64,8 @@ def test_batches_are_those_of_plain_operations(channels: int, max_value: int, mo
         (9, {"crop_padding": 1}),
         (5, {"crop_padding": 7, "flip": True}),  # some crops see nothing of their image
         (1, {"crop_padding": 2, "flip": True}),
+        (120, {"crop_padding": 3, "flip": True}),  # moved in two parts
+        (90, {"crop_padding": 64, "flip": True}),  # edges wider than a mask; a part may be all black
     ],
 )
 def test_augmented_batches_are_those_of_plain_operations(
@@ -80,6 +82,17 @@ def test_augmented_batches_are_those_of_plain_operations(
         assert found.stride() == wanted.stride()
         assert torch.equal(labels, data.train.labels[indices])
     assert not torch.equal(data.train_batch(rows, torch.Generator())[0], data.train_batch(rows)[0])
+
+
+def test_rows_too_wide_for_the_pass_are_left_to_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (2, 1, 2, dispatch.WIDEST + 1), dtype=torch.uint8)
+    split, one = Split(images, torch.arange(2)), torch.ones(1)
+    data = Dataset(split, split, split, ("a", "b"), 255, one, one, Augment(crop_padding=1, flip=True), "digest")
+    assert not dispatch.serves_images(images)
+    assert dispatch.serves_images(images[..., 1:].contiguous())
+    monkeypatch.setattr(cpu, "image_batch", lambda *_: pytest.fail("a row that does not fit"))
+    assert data.train_batch(torch.arange(2), torch.Generator())[0].shape == images.shape
+    assert torch.equal(data.batch(data.train, torch.arange(2))[0], plain(data, images))
 
 
 def test_values_that_no_formula_gives_are_looked_up() -> None:

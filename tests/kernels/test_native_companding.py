@@ -79,6 +79,29 @@ def test_plain_sums_are_the_ones_that_are_off(bits: int, channel: bool) -> None:
         assert mine < max(1e-5, 1.1 * theirs), NAMES[place - 2]
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize(("channel", "shape"), [(False, (7, 1301)), (True, (3, 5000)), (True, (2, 4096, 2))])
+def test_gradients_in_bf16_are_summed_as_the_same_ones_in_fp32(
+    bits: int, channel: bool, shape: tuple[int, ...]
+) -> None:
+    """Long enough for sums over pairs of neighbours, with a remainder; both against sums in fp64 by autograd."""
+    weight = 0.3 * normal(shape)
+    quantizer = shaped(bits, weight, per_channel=channel, start=1.1, size=1.0)
+    upstream = normal(shape, seed=5).bfloat16()
+
+    def gradients(up: Tensor, fused: bool, like: CompandingQuantizer, w: Tensor) -> tuple[Tensor, ...]:
+        like.fused, leaf = fused, w.clone().requires_grad_()
+        value = like(leaf, bf16=up.dtype == torch.bfloat16)
+        assert like.log_slopes is not None
+        return torch.autograd.grad(value, (leaf, like.learned_range, like.log_slopes), up)
+
+    halves, whole = (gradients(up, True, quantizer, weight) for up in (upstream, upstream.float()))
+    exact = gradients(upstream.double(), False, copy.deepcopy(quantizer).double(), weight.double())
+    for one, same, true in zip(halves, whole, exact, strict=True):
+        assert torch.equal(one, same)
+        assert off(one, true) < 1e-5
+
+
 @pytest.mark.parametrize("bits", [3, 5, 8])
 def test_each_side_of_every_bound(bits: int) -> None:
     """The weights next to it, ulp by ulp: where codes change, at knots, and at the end of the range."""

@@ -44,6 +44,11 @@ ALWAYS uint16_t to_bf16(float value) {
     return value == value ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
+/* The address of value `at` of a tensor of floats or of bf16. */
+ALWAYS const void *skip(const void *from, int64_t at, int bf16) {
+    return bf16 ? (const void *)((const uint16_t *)from + at) : (const void *)((const float *)from + at);
+}
+
 /* Up to BLOCK values from a tensor of floats, or of bf16, which are made floats in `room`. */
 ALWAYS const float *floats(const void *from, int64_t at, int64_t n, int bf16, float *restrict room) {
     if (!bf16) return (const float *)from + at;

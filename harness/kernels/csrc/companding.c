@@ -5,14 +5,9 @@
  * operations, so that codes are theirs to the last bit. Each gradient needs no more than the sums of `grad` and of
  * `grad * w` between two bounds, in doubles; what follows from them is arithmetic on tables, in doubles too.
  */
+#include "companding_sums.h"
 #include "companding_tables.h"
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
-#define CHUNK 512
-/* Sums kept apart, so that one weight need not wait for what the one before it adds to the same place. */
-#define APART 4
 /* Of the blocks: each has sums of its own, which are added in order. */
 #define PARTS 32
 
@@ -79,10 +74,13 @@ ALWAYS Scales scales_of(float *scales, int64_t groups) {
 
 static void find_deviations(const float *w, int64_t groups, int64_t size, Scales found, double *partial);
 
-/* Everything that a weight's pass needs. reach: the ranges; logs: `count` logarithms of slopes; beyond: the largest size, in
- * steps, that counts as inside; scales: four floats for each group; partial: a double for each block. */
-void compand_prepare(const float *w, int64_t groups, int64_t size, const float *reach, const float *logs, int count, int high,
-                     float beyond, int normalize, float *scales, Tables *by, double *partial) {
+/* What a layer's curve is, and what a pass over its weight needs first. reach: the ranges; logs: `count` logarithms of
+ * slopes; beyond: the largest size, in steps, that counts as inside; scales: four floats for each group; partial: a double
+ * for each block. */
+#define CURVE const float *reach, const float *logs, int count, int high, float beyond, int normalize
+#define ROOM float *scales, Tables *by, double *partial
+
+static void prepare(const float *w, int64_t groups, int64_t size, CURVE, ROOM) {
     Scales found = scales_of(scales, groups);
     find_tables(by, logs, count, high, beyond);
     if (normalize) find_deviations(w, groups, size, found, partial);
@@ -91,12 +89,12 @@ void compand_prepare(const float *w, int64_t groups, int64_t size, const float *
 }
 
 /* out = sign(w) step level, in fp32 or bf16; places: of each weight. */
-void compand(const float *w, void *out, int bf16, uint8_t *places, int64_t groups, int64_t size, const float *step,
-             const Tables *by) {
+void compand(const float *w, int64_t groups, int64_t size, CURVE, ROOM, void *out, int bf16, uint8_t *places) {
     int64_t per = blocks(size), all = groups * per;
+    prepare(w, groups, size, reach, logs, count, high, beyond, normalize, scales, by, partial);
     EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-        float s = step[b / per], values[MOST_PLACES] = {0}, room[BLOCK];
+        float s = scales_of(scales, groups).step[b / per], values[MOST_PLACES] = {0}, room[BLOCK];
         for (int32_t p = 0; p < by->places; p++) values[p] = s * by->level[by->code[p]];
         place_block(w + at, bf16 ? room : (float *)out + at, places + at, n, s > 0 ? s : 1.0f, values, by);
         for (int64_t i = 0; bf16 && i < n; i++) ((uint16_t *)out)[at + i] = to_bf16(room[i]);
@@ -104,34 +102,17 @@ void compand(const float *w, void *out, int bf16, uint8_t *places, int64_t group
 }
 
 /* The codes alone, with their signs. */
-void companded_codes(const float *w, int8_t *out, int64_t groups, int64_t size, const float *step, const Tables *by) {
+void companded_codes(const float *w, int64_t groups, int64_t size, CURVE, ROOM, int8_t *out) {
     int64_t per = blocks(size), all = groups * per;
+    prepare(w, groups, size, reach, logs, count, high, beyond, normalize, scales, by, partial);
     EACH_BLOCK(b, all) {
         int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-        float s = step[b / per], values[MOST_PLACES] = {0}, codes[BLOCK];
+        float s = scales_of(scales, groups).step[b / per], values[MOST_PLACES] = {0}, codes[BLOCK];
         uint8_t places[BLOCK];
         for (int32_t p = 0; p < by->places; p++) values[p] = by->code[p];
         place_block(w + at, codes, places, n, s > 0 ? s : 1.0f, values, by);
         for (int64_t i = 0; i < n; i++) out[at + i] = codes[i] == codes[i] ? (int8_t)codes[i] : 0;
     }
-}
-
-/* Of sign(w) grad and of |w| that, as one vector. */
-typedef double Pair __attribute__((vector_size(16)));
-
-/* Sums of up to CHUNK weights by place, in APART tables in turn. */
-static void add_some(const float *restrict w, const float *restrict grad, const uint8_t *restrict places, int64_t n,
-                     Pair own[APART][MOST_PLACES]) {
-    double both[2 * CHUNK] __attribute__((aligned(64)));
-    const Pair *pairs = (const Pair *)both;
-    for (int64_t i = 0; i < n; i++) {
-        both[2 * i] = copysignf(1.0f, w[i]) * grad[i];
-        both[2 * i + 1] = (double)grad[i] * (double)w[i];
-    }
-    int64_t i = 0;
-    for (; i + APART <= n; i += APART)
-        for (int j = 0; j < APART; j++) own[j][places[i + j]] += pairs[i + j];
-    for (; i < n; i++) own[0][places[i]] += pairs[i];
 }
 
 /* Of each place: by how much a gradient within it is multiplied on its way to v, and so to the weight. */
@@ -142,22 +123,18 @@ ALWAYS void find_factors(const Tables *by, float step, float factor[MOST_PLACES]
         if (by->within[p]) factor[p] = (float)(ratio * by->rate[by->code[p]] * by->slope[by->interval[p]]);
 }
 
-/* One block: its sums go to those of its part, in steps, and to the step's gradient, which it returns. */
-static double add_block(const float *w, const float *grad, const uint8_t *places, int64_t n, float step, const Tables *by,
-                        Pair *part) {
-    Pair own[APART][MOST_PLACES];
+/* Weights of one group: their sums go to those of their part, in steps, and to the step's gradient, which it returns. */
+static double add_run(const float *w, const void *grad, int bf16, const uint8_t *places, int64_t n, float step,
+                      const Tables *by, Pair *part) {
+    Pair sums[MOST_PLACES];
     float factor[MOST_PLACES];
     double pull = 0, safe = step > 0 ? step : 1.0;
     find_factors(by, step, factor);
-    for (int j = 0; j < APART; j++) memset(own[j], 0, by->places * sizeof **own);
-    for (int64_t from = 0; from < n; from += CHUNK)
-        add_some(w + from, grad + from, places + from, n - from < CHUNK ? n - from : CHUNK, own);
+    sum_by_place(w, grad, bf16, places, n, by->places, sums);
     for (int32_t p = 0; p < by->places; p++) {
-        Pair sum = own[0][p];
-        for (int j = 1; j < APART; j++) sum += own[j][p];
-        double size = step > 0 ? sum[1] : 0.0;
-        pull += by->level[by->code[p]] * sum[0] - factor[p] * (size / safe);
-        part[p] += (Pair){step * sum[0], size};
+        double size = step > 0 ? sums[p][1] : 0.0;
+        pull += by->level[by->code[p]] * sums[p][0] - factor[p] * (size / safe);
+        part[p] += (Pair){step * sums[p][0], size};
     }
     return pull;
 }
@@ -206,7 +183,7 @@ static void hand_on_block(const float *restrict w, const float *restrict grad, f
 }
 
 /* `grad` of what `compand` gave, handed on: to the weight as `out`, to each group's range and to the logarithms. partial:
- * two doubles for each block; parts: pairs of doubles, PARTS times MOST_PLACES. The rest as `compand_prepare` left it. */
+ * two doubles for each block; parts: pairs of doubles, PARTS times MOST_PLACES. The rest as `compand` left it. */
 void compand_backward(const float *w, const void *grad, int bf16, float *out, const uint8_t *places, int64_t groups, int64_t size,
                       const float *reach, int normalize, float *scales, const Tables *by, float *to_reach, float *logs,
                       double *partial, Pair *parts) {
@@ -217,11 +194,12 @@ void compand_backward(const float *w, const void *grad, int bf16, float *out, co
 #pragma omp parallel for schedule(static) if (all >= FEW)
     for (int64_t part = 0; part < used; part++) {
         int64_t end = (part + 1) * share < all ? (part + 1) * share : all;
-        for (int64_t b = part * share; b < end; b++) {
-            int64_t n = length(size, b % per), at = b / per * size + b % per * BLOCK;
-            float room[BLOCK];
-            const float *up = floats(grad, at, n, bf16, room);
-            partial[b] = add_block(w + at, up, places + at, n, given.step[b / per], by, parts + part * MOST_PLACES);
+        for (int64_t b = part * share, next; b < end; b = next) { /* to the end of the group, or of the part */
+            int64_t g = b / per, at = g * size + b % per * BLOCK;
+            next = (g + 1) * per < end ? (g + 1) * per : end;
+            int64_t n = (next - 1 - b) * BLOCK + length(size, (next - 1) % per);
+            memset(partial + b, 0, (next - b) * sizeof *partial);
+            partial[b] = add_run(w + at, skip(grad, at, bf16), bf16, places + at, n, given.step[g], by, parts + part * MOST_PLACES);
         }
     }
     for (int64_t g = 0; g < groups; g++) {

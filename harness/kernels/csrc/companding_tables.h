@@ -1,13 +1,8 @@
 /* A layer's curve as tables: what the passes of companding.c look up. The fp32 arithmetic is that of
  * harness/quantization/curve.py. */
-#include "common.h"
-
 #define MOST_INTERVALS 64
 #define MOST_CODES 128
-#define MOST_PLACES (MOST_INTERVALS + MOST_CODES + 2)
 #define CELLS 1024
-/* Cells and places that fit into two vectors of AVX-512, whose look-ups are single instructions. */
-#define FEW_PLACES 32
 #define LOG_RATIO 10.0 /* as in harness/quantization/curve.py */
 
 /* A layer's curve, in steps: the compressor at its knots, and of each code its level and the expander's slope there.
@@ -21,6 +16,7 @@ typedef struct {
     uint8_t code[MOST_PLACES], interval[MOST_PLACES], within[MOST_PLACES], origin[MOST_CODES];
 } Tables;
 
+_Static_assert(MOST_PLACES == MOST_INTERVALS + MOST_CODES + 2, "MOST_PLACES in companding_sums.h");
 _Static_assert(sizeof(Tables) <= 8192, "TABLES in harness/kernels/cpu.py");
 
 /* Slopes to follow from each knot, of which none leads beyond the next one; in fp32, as `safe_slopes` has it. */

@@ -3,6 +3,8 @@
 
 /* Of an image that is read next, so many bytes are asked for: images lie anywhere in memory. */
 #define AHEAD 4096
+/* Pixels of a row, at most; as in harness/kernels/dispatch.py. */
+#define WIDEST 8192
 
 /* What a pixel x becomes: (x / top - mean) / deviation, each operation rounded to fp32, as torch computes the table. */
 typedef struct {
@@ -48,59 +50,86 @@ static void look_up(const uint8_t *restrict from, float *restrict to, int64_t co
         for (int64_t i = 0; i < count; i++) to[i] = values.table[from[i]];
 }
 
-static void fill(float *to, int64_t count, float value) {
-    for (int64_t i = 0; i < count; i++) to[i] = value;
-}
-
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
-#define LANES_OF_ROW 8
-typedef float Lanes __attribute__((vector_size(4 * LANES_OF_ROW)));
+#define PIXELS_OF_ROW 16
+typedef uint8_t Pixels __attribute__((vector_size(PIXELS_OF_ROW)));
 
-ALWAYS Lanes reversed(const float *from) {
-    Lanes v;
+ALWAYS Pixels reversed(const uint8_t *from) {
+    Pixels v;
     memcpy(&v, from, sizeof v);
-    return __builtin_shufflevector(v, v, 7, 6, 5, 4, 3, 2, 1, 0);
+    return __builtin_shufflevector(v, v, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 }
 #endif
 #endif
 
 /* The other way round, in place. */
-static void mirror(float *row, int64_t width) {
+ALWAYS void mirror(uint8_t *row, int64_t width) {
     int64_t x = 0, last = width - 1;
-#ifdef LANES_OF_ROW
-    for (; 2 * (x + LANES_OF_ROW) <= width; x += LANES_OF_ROW) {
-        float *end = row + width - x - LANES_OF_ROW;
-        Lanes left = reversed(row + x), right = reversed(end);
+#ifdef PIXELS_OF_ROW
+    for (; 2 * (x + PIXELS_OF_ROW) <= width; x += PIXELS_OF_ROW) {
+        uint8_t *end = row + width - x - PIXELS_OF_ROW;
+        Pixels left = reversed(row + x), right = reversed(end);
         memcpy(row + x, &right, sizeof right);
         memcpy(end, &left, sizeof left);
     }
 #endif
     for (; x < last - x; x++) {
-        float left = row[x];
+        uint8_t left = row[x];
         row[x] = row[last - x];
         row[last - x] = left;
     }
 }
 
-/* One channel (height, width), moved up and to the left by `down` and `right`: black, table[0], where nothing was. Its
- * rows are moved as one, since each is short; pixels that come from the row beside theirs are made black afterwards. */
-static void crop_channel(const uint8_t *from, float *to, int64_t height, int64_t width, int64_t down, int64_t right,
-                         int mirrored, Values values) {
-    float black = values.table[0];
-    int64_t first = down < 0 ? -down : 0, end = down > 0 ? height - down : height;
+#define EDGE 8
+
+/* The first or last `gone` pixels of each row. Few of them by one mask: loops as short as that, and calls, take longer. */
+ALWAYS void blacken(uint8_t *rows, int64_t count, int64_t width, int64_t gone, int first) {
+    uint64_t mask, edge;
+    uint8_t kept[EDGE];
+    int masked = gone <= EDGE && width >= EDGE;
+    for (int64_t i = 0; i < EDGE; i++) kept[i] = (first ? i >= gone : i < EDGE - gone) ? 255 : 0;
+    memcpy(&mask, kept, EDGE);
+    uint8_t *at = rows + (first ? 0 : width - (masked ? EDGE : gone));
+    for (int64_t i = 0; gone && i < count; i++, at += width) {
+        if (masked) memcpy(&edge, at, EDGE), edge &= mask, memcpy(at, &edge, EDGE);
+        else memset(at, 0, gone);
+    }
+}
+
+/* How an image is moved: up and to the left, black where nothing was, then mirrored. */
+typedef struct {
+    int64_t height, width, down, right;
+    int mirrored;
+} Crop;
+
+/* `count` rows from row y on. They are moved as one, since each is short; pixels that come from the row beside theirs are
+ * made black afterwards. */
+ALWAYS void crop_rows(const uint8_t *from, uint8_t *to, int64_t y, int64_t count, Crop how) {
+    int64_t width = how.width, right = how.right, source = y + how.down, below = how.height - source;
+    int64_t first = source < 0 ? -source : 0, end = below < count ? below : count;
     int64_t left = right < 0 ? -right : 0, gone = right < 0 ? -right : right;
     if (first >= end || gone >= width) {
-        fill(to, height * width, black);
+        memset(to, 0, count * width);
         return;
     }
-    fill(to, first * width, black);
-    fill(to + end * width, (height - end) * width, black);
-    look_up(from + (first + down) * width + (right > 0 ? right : 0), to + first * width + left,
-            (end - first) * width - gone, values);
-    for (float *row = to + first * width; row < to + end * width; row += width) {
-        fill(row + (left ? 0 : width - gone), gone, black);
-        if (mirrored) mirror(row, width);
+    memset(to, 0, first * width);
+    memset(to + end * width, 0, (count - end) * width);
+    memcpy(to + first * width + left, from + (first + source) * width + (right > 0 ? right : 0),
+           (end - first) * width - gone);
+    if (how.mirrored)
+        for (int64_t i = first; i < end; i++) mirror(to + i * width, width);
+    blacken(to + first * width, end - first, width, gone, how.mirrored ? !left : left > 0);
+}
+
+/* A channel, by as many rows at a time as stay in the nearest cache. */
+static void crop_channel(const uint8_t *from, float *to, Crop how, Values values) {
+    uint8_t moved[WIDEST];
+    int64_t some = WIDEST / how.width;
+    for (int64_t y = 0; y < how.height; y += some) {
+        int64_t count = how.height - y < some ? how.height - y : some;
+        crop_rows(from, moved, y, count, how);
+        look_up(moved, to + y * how.width, count * how.width, values);
     }
 }
 
@@ -109,8 +138,8 @@ ALWAYS void prefetch(const uint8_t *from, int64_t bytes) {
 }
 
 /* rows: which of `all` images (channels, height, width) make the batch, `count` of them; NULL for the first ones; -1 is
- * returned, and nothing done, if one is not there, else 0. table: (channels, 256); formulas: (channels, 3), the largest value, mean and deviation that it was made of. offsets:
- * (count, 2) from 0 to 2 padding, how far down and right in the padded image each crop begins, and mirrored: (count,);
+ * returned, and nothing done, if one is not there, else 0. table: (channels, 256); formulas: (channels, 3), the largest
+ * value, mean and deviation that it was made of. offsets: (count, 2) from 0 to 2 padding, how far down and right in the padded image each crop begins, and mirrored: (count,);
  * both NULL where images stay as they are. */
 int image_batch(const uint8_t *images, int64_t all, const int64_t *rows, int64_t count, int64_t channels,
                 int64_t height, int64_t width, const float *table, const float *formulas, int64_t padding,
@@ -129,8 +158,8 @@ int image_batch(const uint8_t *images, int64_t all, const int64_t *rows, int64_t
             prefetch(next + c * pixels, pixels);
             Values values = {table + c * 256, computed ? (const Formula *)formulas + c : NULL};
             if (offsets)
-                crop_channel(from, to, height, width, offsets[2 * b] - padding, offsets[2 * b + 1] - padding,
-                             mirrored[b], values);
+                crop_channel(from, to, (Crop){height, width, offsets[2 * b] - padding, offsets[2 * b + 1] - padding, mirrored[b]},
+                             values);
             else
                 look_up(from, to, pixels, values);
         }
