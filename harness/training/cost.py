@@ -11,7 +11,7 @@ import torch
 from harness.data.base import order
 from harness.training.build import build
 from harness.training.config import RunConfig
-from harness.training.evaluator import Case
+from harness.training.evaluator import Case, Deployment
 from harness.training.loop import step
 from harness.training.session import Session
 from harness.training.trial_build import random_weights
@@ -108,17 +108,21 @@ def _step_s(session: Session) -> float:
 
 
 def _evaluation_s(session: Session, cases: list[Case]) -> float:
-    """Of the whole validation split, as after each epoch."""
-    val = session.dataset.val
+    """Of the whole validation split, as after each epoch.
+
+    Only what samples cost is scaled: to deploy a network may take many passes over training batches.
+    """
+    val, deployed = session.dataset.val, list[Deployment]()
     part = min(len(val), session.config.train.batch_size)
+    deploy_s = _seconds(session, lambda: deployed.extend(session.evaluator.deployments(session.model, cases)))
 
     def evaluate(samples: int) -> float:
         dataset: Any = session.dataset  # a dataclass, whatever its task
         evaluator = replace(session.evaluator, dataset=replace(dataset, val=dataset.first(val, samples)))
-        return _seconds(session, lambda: evaluator.rows(session.model, session.config.phase, "val", cases))
+        return _seconds(session, lambda: evaluator.rows_of(deployed, session.config.phase, "val"))
 
     whole_s = evaluate(part) * len(val) / part
-    return evaluate(len(val)) if whole_s < WHOLE_EVALUATION_S else whole_s
+    return deploy_s + (evaluate(len(val)) if whole_s < WHOLE_EVALUATION_S else whole_s)
 
 
 def _seconds(session: Session, work: Callable[[], object]) -> float:

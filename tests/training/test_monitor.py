@@ -1,5 +1,6 @@
 """`monitor.deploy`: the best epoch and patience go by accuracy after a deploy method."""
 
+import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from harness.tasks.classification import ACCURACY
 from harness.training import cost
 from harness.training.build import build
 from harness.training.config import RunConfig
-from harness.training.evaluator import evaluate_all
+from harness.training.evaluator import Evaluator, evaluate_all
 from harness.training.loop import train
 from harness.training.run import epoch_line, run
 from harness.training.session import Session
@@ -122,6 +123,18 @@ def test_an_estimate_counts_it() -> None:
     measured = cost.measure(config(monitor={"deploy": AFTER}))
     assert measured.monitor_s > 0
     assert measured.epoch_s > measured.steps * measured.step_s + measured.evaluation_s
+
+
+def test_an_estimate_does_not_scale_what_deploying_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that statistics come from are as many whatever the validation split has."""
+
+    def deployments(*_: Any) -> list[Any]:
+        time.sleep(0.2)
+        return []
+
+    monkeypatch.setattr(Evaluator, "deployments", deployments)
+    found = cost.measure(config(monitor={"deploy": AFTER}, train__batch_size=10))
+    assert found.monitor_s == pytest.approx(0.2, abs=0.15), "20 batches of validation images"
 
 
 REFUSED = {
