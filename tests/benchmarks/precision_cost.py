@@ -19,8 +19,8 @@ CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
 MLP = {"name": "mlp5", "hidden": [256, 128]}
 #: Network, shape of its images, batch, and rounds that are timed.
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
-    "resnet18": ({"name": "resnet18"}, CIFAR, 128, 3),
-    "vit_tiny": ({"name": "vit_tiny"}, CIFAR, 128, 3),
+    "resnet18": ({"name": "resnet18"}, CIFAR, 128, 2),
+    "vit_tiny": ({"name": "vit_tiny"}, CIFAR, 128, 2),
     "mlp 3072-256-128-10, batch 128": (MLP, CIFAR, 128, 60),
     "mlp 3072-256-128-10, batch 512": (MLP, CIFAR, 512, 30),
     "mlp5, batch 16": ({"name": "mlp5"}, CIFAR, 16, 60),
