@@ -7,9 +7,9 @@ product chooses. All take turns; a turn of the MLP is several steps in a row, si
 network push those of another out of the cache, and a training has the cache for itself. `symreg` has trained for
 STEADY steps before: its pull makes weights nearly symmetric, and what ranks cost must not depend on that.
 
-For the large networks, a row of noise: the slowest round of the bare loop over its fastest; differences below that are
-not seen in so few rounds. For the goals of the MLP, rows of bounds: the bare loop (or plain step) with nothing but bytes
-and calls added. Bytes: those that a pass has to read and write, at the speed of copying a tensor of the network's size.
+For the large networks, a row of noise: the slowest round of the bare loop over its fastest; smaller differences are not
+seen in so few rounds. For the goals of the MLP, rows of bounds: the bare loop (or plain step) with nothing but bytes
+and calls added. Bytes: what a pass has to read and write, at the speed of copying a tensor of the network's size.
 Calls: what the same additions take on a network of as many layers, but 2 units each, and a batch of 2. Both are the
 least of many rounds.
 """
