@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +16,7 @@ from harness.core.layer_points import LayerPoints
 from harness.core.metric import Metric
 from harness.core.validation import explain
 from harness.sweep import objective
+from harness.sweep.algorithms import checked_options
 from harness.sweep.components import located_sweep, tasks_of
 from harness.sweep.content import NOT_SET, content
 from harness.sweep.objective import AnyObjective
@@ -129,9 +130,8 @@ class SweepConfig(StrictConfig):
 
     def _contradictions(self) -> Iterator[str]:
         """What is wrong with keys that are legal by themselves, a line each. Sets the checked objectives."""
-        for kind, algorithm, legal in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
-            if algorithm.name not in legal:
-                yield str(unknown(kind, algorithm.name, legal))
+        yield from _algorithm_mistakes("sampler", self.sampler, SAMPLERS)
+        yield from _algorithm_mistakes("pruner", self.pruner, PRUNERS)
         try:
             points, further = self._points_by_layer(), [each.key for each in self.task.further]
             goals = tuple(objective.check(each, self.metric, points, further) for each in self.objective)
@@ -145,10 +145,6 @@ class SweepConfig(StrictConfig):
             yield f"tune.seed: {self.tune.seed} is also a final seed; tuning must not see those"
         if len(self.objective) > 1 and self.pruner.name != "none":
             yield "pruner: Optuna cannot prune trials of several objectives; use pruner: none"
-        if "seed" in self.sampler.options:
-            yield f"sampler {self.sampler.name!r}: seed: {self.sampler.options['seed']!r}: use tune.seed"
-        elif self.sampler.name in STATIC_SAMPLERS and self.sampler.options:
-            yield f"sampler {self.sampler.name!r} takes no options, got {sorted(self.sampler.options)}"
 
     @property
     def task(self) -> Task:
@@ -194,6 +190,22 @@ class SweepConfig(StrictConfig):
             with suppress(UserError):
                 points.append(LayerPoints.of(written))
         return points
+
+
+def _algorithm_mistakes(kind: str, algorithm: Algorithm, legal: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a sampler or a pruner, as far as it can be said without Optuna."""
+    name, options = algorithm.name, algorithm.options
+    if name not in legal:
+        yield str(unknown(kind, name, legal))
+    elif kind == "sampler" and "seed" in options:
+        yield f"sampler {name!r}: seed: {options['seed']!r}: use tune.seed"
+    elif kind == "sampler" and name in STATIC_SAMPLERS and options:
+        yield f"sampler {name!r} takes no options, got {sorted(options)}"
+    else:
+        try:
+            checked_options(kind, name, options)
+        except UserError as error:
+            yield from str(error).splitlines()
 
 
 def _storage_mistakes(where: str) -> Iterator[str]:

@@ -39,6 +39,19 @@ MANY: dict[str, tuple[Edits, list[str]]] = {
         {"final/seeds": [1000, 1000], "storage": "mango", "objective": ["target", "mean"], "pruner": "median"},
         ["storage: 'mango'", "final.seeds: [1000, 1000] names a seed twice", "tune.seed: 1000", "pruner: Optuna"],
     ),
+    "of options of Optuna": (
+        {
+            "sampler": {"name": "tpe", "n_startup_trial": 4},
+            "pruner": {"name": "median", "n_warmup_steps": -3, "interval_steps": 0},
+            "base/train/epohs": 3,
+        },
+        [
+            "sampler 'tpe': n_startup_trial: unknown key; did you mean 'n_startup_trials'?",
+            "pruner 'median': n_warmup_steps: -3",
+            "pruner 'median': interval_steps: 0",
+            "base.train.epohs",
+        ],
+    ),
     "of a network and a data set": (
         {"base/model/widht": 8, "cells/1": OTHER | {"set": {"data.normalise": "unit"}}},
         ["model 'mlp5': widht", "data set 'digits': normalise"],

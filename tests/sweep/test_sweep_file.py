@@ -190,7 +190,9 @@ def test_a_sweep_without_tuning_may_not_begin_to_tune() -> None:
 
 
 def test_json_there_and_back() -> None:
-    given = spec(grid={"model.width": [4, 8]}, objective=["mean", "val/loss_w2"], sampler={"name": "tpe", "x": 1})
+    given = spec(
+        grid={"model.width": [4, 8]}, objective=["mean", "val/loss_w2"], sampler={"name": "tpe", "n_startup_trials": 1}
+    )
     again = SweepConfig.model_validate(plain(given))
     assert again == given
     assert plain(again) == plain(given)
