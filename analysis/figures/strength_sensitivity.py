@@ -77,7 +77,9 @@ def draw(group: Group) -> Drawing:
     told = (
         f"the other bit-widths of a target such as {further[0]}: the other points with activations" if further else ""
     )
-    return Drawing(figure, frame, tuple(filter(None, [told])))
+    few = _too_few(_trials(group))
+    left = f"left out, with fewer than {_LEAST_TRIALS} trials: {', '.join(few)}" if few else ""
+    return Drawing(figure, frame, tuple(filter(None, [told, left])))
 
 
 def _points(group: Group) -> pd.DataFrame:
@@ -111,11 +113,10 @@ def _parts(trials: pd.DataFrame, spaces: Mapping[str, Mapping[str, Any]], own: b
     parts = []
     for column in (name for name in trials if name.startswith(PARAMETER)):
         parameter = column.removeprefix(PARAMETER)
-        section = parameter.partition(".")[0]
         found = trials[trials[column].notna()]
         if own:
-            found = found[found["cell"].str.contains(section, regex=False)]
-        if (own and section in ("train", "model", "data", "deploy", parameter)) or len(found) < _LEAST_TRIALS:
+            found = _of_methods(found, parameter)
+        if len(found) < _LEAST_TRIALS:
             continue
         values = pd.to_numeric(found[column], errors="coerce")
         if values.nunique() < 2:
@@ -127,6 +128,20 @@ def _parts(trials: pd.DataFrame, spaces: Mapping[str, Mapping[str, Any]], own: b
         kept = ["parameter", "value", "low", "high", "method", "target_bit", "trial", "run_id", "chosen"]
         parts.append((lines[[*kept, "state", *_CURVES]], panels))
     return parts
+
+
+def _of_methods(trials: pd.DataFrame, parameter: str) -> pd.DataFrame:
+    """Those of cells whose methods the setting belongs to; none for a setting of all cells."""
+    section = parameter.partition(".")[0]
+    of_all = section in ("train", "model", "data", "deploy", parameter)
+    return trials.head(0) if of_all else trials[trials["cell"].str.contains(section, regex=False)]
+
+
+def _too_few(trials: pd.DataFrame) -> list[str]:
+    """Searched settings of methods with too few trials for a picture."""
+    names = [name.removeprefix(PARAMETER) for name in trials if name.startswith(PARAMETER)]
+    counts = {name: len(_of_methods(trials[trials[PARAMETER + name].notna()], name)) for name in names}
+    return [name for name, count in counts.items() if 0 < count < _LEAST_TRIALS]
 
 
 def _ends(searched: Any) -> tuple[float, float]:
