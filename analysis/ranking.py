@@ -1,6 +1,7 @@
 """The ranking: every method of a sweep by its score at the target bit-widths, with what it costs elsewhere."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +24,9 @@ _LEGEND = (
     "methods are ranked; other bits: mean over the integer bit-widths but the target{further}, then over targets; both "
     "with the half-width of the 95% t interval over seeds, {best} where it is separate from the second best's. Float "
     "training has no target and counts at each. Oscillation: frequency of the codes of each method's own "
-    "quantizer (1/step), mean over epochs, seeds and targets. Cost: time of a training step, without the counting of "
-    "oscillations, over that of float training, medians of these very runs.{deployed}"
+    "quantizer (1/step), mean over epochs, seeds and targets.{cost}{deployed}"
 )
+_COST = " Cost: time of a training step, without counting oscillations, over float training's, medians of these very runs."
 _DEPLOYED = (
     " Deployment: median time of rounding one network at the target, and the most memory beyond what was in use (MiB)."
 )
@@ -63,6 +64,11 @@ class Ranking:
     decimals: int = 1
     #: Of costs that cannot be told; follows the legend.
     cost_note: str = ""
+
+    @property
+    def compares_costs(self) -> bool:
+        """Whether the cost of more than float training is known."""
+        return sum(not math.isnan(one.cost) for one in self.standings) > 1
 
     def frame(self) -> pd.DataFrame:
         """One line per method."""
@@ -166,7 +172,8 @@ def header(ranking: Ranking) -> list[str]:
     return [
         *("rank", "method", "seeds"),
         *map(deployment.title, ranking.targets),
-        *("at target", "other bits", "oscillation", "cost"),
+        *("at target", "other bits", "oscillation"),
+        *(("cost",) if ranking.compares_costs else ()),
         *(("deployment (s)", "MiB") if ranking.compares_deployments else ()),
     ]
 
@@ -180,7 +187,7 @@ def cells(ranking: Ranking, one: Standing) -> list[str]:
         *(f"{one.at[bits]:.{ranking.decimals}f}" if bits in one.at else "—" for bits in ranking.targets),
         *(interval_text(each, ranking.decimals) for each in (one.at_target, one.others)),
         "—" if math.isnan(one.frequency) else f"{one.frequency:.5f}",
-        "—" if math.isnan(one.cost) else f"{one.cost:.2f}x",
+        *(["—" if math.isnan(one.cost) else f"{one.cost:.2f}x"] if ranking.compares_costs else ()),
         *(_deployment_texts(one) if ranking.compares_deployments else ()),
     ]
 
@@ -197,7 +204,8 @@ def legend(rankings: Sequence[Ranking]) -> str:
     what = " / ".join(dict.fromkeys(one.label for one in rankings))
     deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
     deployed += of_two_seeds(each for one in rankings for it in one.standings for each in (it.at_target, it.others))
-    text = _LEGEND.format(what=what, best="bold", further=further, deployed=deployed)
+    cost = _COST if any(one.compares_costs for one in rankings) else ""
+    text = _LEGEND.format(what=what, best="bold", further=further, cost=cost, deployed=deployed)
     return " ".join(dict.fromkeys((text, *(one.cost_note for one in rankings if one.cost_note))))
 
 
@@ -240,9 +248,8 @@ def to_latex(rankings: Sequence[Ranking]) -> str:
         lines += [latex_row(head), r"\midrule"]
         for one in ranking.standings:
             rank, method, *texts = cells(ranking, one)
-            texts = [latex(rank), in_latex(method), *map(latex, texts)]
-            cost = header(ranking).index("cost")
-            texts[cost] = texts[cost].replace("x", r"$\times$")
+            texts = [re.sub(r"^([\d.]+)x$", r"\1$\\times$", latex(text)) for text in texts]
+            texts = [latex(rank), in_latex(method), *texts]
             lines.append(latex_row(_marked(ranking, one, texts, LATEX.best)))
     return latex_table(columns, [legend(rankings)], lines)
 
