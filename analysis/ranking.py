@@ -26,7 +26,7 @@ _LEGEND = (
     "training has no target and counts at each. Oscillation: frequency of the codes of each method's own "
     "quantizer (1/step), mean over epochs, seeds and targets.{cost}{deployed}"
 )
-_COST = " Cost: time of a training step, without counting oscillations, over float training's, medians of these very runs."
+_COST = " Cost: time of a training step, without counting oscillations, over float training's, medians of these runs."
 _DEPLOYED = (
     " Deployment: median time of rounding one network at the target, and the most memory beyond what was in use (MiB)."
 )
