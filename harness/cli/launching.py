@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cli import dry_run, estimate, idle_settings, preflight, progress, unwatched
-from harness.cli.stopping import stopped
+from harness.cli.stopping import still_stopping, stopped
 from harness.cli.there import look
 from harness.cluster.nodes import check_fits
 from harness.cluster.pool import WorkerPool
@@ -184,9 +184,9 @@ def _follow(opened: OpenSweep, pool: WorkerPool, cluster: str) -> int:
 def _stop(opened: OpenSweep, pool: WorkerPool) -> None:
     print("interrupted: workers write their checkpoints and stop; the same command continues", file=sys.stderr)
     ended, running = pool.stop()
-    if running:
-        print(f"{counted(running, 'worker')} did not stop in time; harness.cancel asks again", file=sys.stderr)
-    print(stopped(opened, ended), file=sys.stderr)
+    for worker in running:
+        print(still_stopping(worker), file=sys.stderr)
+    print(stopped(opened, ended, len(running)), file=sys.stderr)
 
 
 def _detach(log: Path) -> int:

@@ -13,6 +13,7 @@ from harness import launch, logs, status
 from harness.cli import estimate, launching, progress
 from harness.cli.status_report import status_report, time_left_s
 from harness.cluster import slots
+from harness.cluster.worker_info import WorkerInfo
 from harness.core.errors import UserError
 from harness.core.wording import counted
 from harness.records.files import write_json
@@ -132,21 +133,50 @@ def test_a_busy_machine_is_noted_once(
 
 
 class Interrupted:
-    """A pool of two workers, during whose launch Ctrl-C is pressed; one stops in time."""
+    """A pool of workers, during whose launch Ctrl-C is pressed; so many stop in time, and these do not."""
+
+    def __init__(self, ended: int, running: list[WorkerInfo]) -> None:
+        self.stop = lambda: (ended, running)
 
     def replace_lost(self) -> None:
         raise KeyboardInterrupt
 
-    def stop(self) -> tuple[int, int]:
-        return 1, 1
+
+SLOW = WorkerInfo("w", {"state": "running", **process_identity(), "pid": 4711}, {}, 0.0)
+STARTING = WorkerInfo("v", {}, {"cluster": "local", "job_id": "4712", "by": {"host": "node9"}}, 0.0)
 
 
-def test_an_interrupted_launch_ends_with_what_is_left(sweep: OpenSweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launching._follow(sweep, Interrupted(), "local") == 130  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("ended", "running", "said"),
+    [
+        (2, [], ["2 workers stopped; 9 runs are left; launch it again to go on"]),
+        (
+            1,
+            [SLOW],
+            [
+                "still stopping: pid 4711, after its current step",
+                "1 worker stopped; 9 runs are left; launch it again to go on",
+            ],
+        ),
+        (
+            0,
+            [SLOW, STARTING],
+            [
+                "still stopping: pid 4711, after its current step",
+                "still stopping: pid 4712 on node9, after its current step",
+                "9 runs are left; launch it again to go on",
+            ],
+        ),
+        (0, [], ["no worker was running; 9 runs are left; launch it again to go on"]),
+    ],
+)
+def test_an_interrupted_launch_ends_with_what_is_left(
+    sweep: OpenSweep, capsys: pytest.CaptureFixture[str], ended: int, running: list[WorkerInfo], said: list[str]
+) -> None:
+    assert launching._follow(sweep, Interrupted(ended, running), "local") == 130  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [
         "interrupted: workers write their checkpoints and stop; the same command continues",
-        "1 worker did not stop in time; harness.cancel asks again",
-        "1 worker stopped; 9 runs are left; launch goes on",
+        *said,
     ]
     assert plan.count(sweep)["tune"].running == 0, "their trials wait again"
 

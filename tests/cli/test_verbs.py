@@ -233,7 +233,7 @@ def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: 
     assert cancel.main([str(sweep.folder)]) == 0
     assert worker.wait(10) == -signal.SIGTERM
     assert time.monotonic() - begun < 10
-    assert "2 workers stopped; 10 runs are left; launch goes on" in capsys.readouterr().out
+    assert "2 workers stopped; 10 runs are left; launch it again to go on" in capsys.readouterr().out
     assert states(sweep, TWO) == {"WAITING": 3}
     assert (sweep.files.stop).exists()
     found = status_report(sweep)
@@ -251,7 +251,15 @@ def test_a_worker_that_does_not_stop_is_named(
     files.path.mkdir(parents=True)
     write_json(files.status, {"state": "running", **process_identity(), "machine": "elsewhere", "host": "node9"})
     assert cancel.main([str(sweep.folder)]) == 1
-    assert "worker far (node9, job None) still runs" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.err == f"still stopping: pid {os.getpid()} on node9, after its current step\n"
+    assert said.out == "10 runs are left; launch it again to go on\n"
+
+
+def test_cancel_says_that_no_worker_was_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.top_up(open_sweep(tmp_path))
+    assert cancel.main([str(tmp_path / "s")]) == 0
+    assert capsys.readouterr().out == "no worker was running; 10 runs are left; launch it again to go on\n"
 
 
 # retry
