@@ -209,6 +209,27 @@ def test_status_needs_no_torch_and_names_what_is_there(tmp_path: Path) -> None:
         status.main([str(tmp_path / "x.yaml"), "--root", str(tmp_path)])
 
 
+@pytest.mark.parametrize("verb", [status, cancel, retry, logs], ids=lambda verb: verb.__name__)
+def test_a_sweep_is_found_by_its_name(
+    verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.top_up(open_sweep(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    Path("s").mkdir()  # no sweep, and goes after one of that name
+    assert verb.main(["s", "--root", "runs"]) == 0
+    said = capsys.readouterr().out
+    assert any(word in said for word in ("s: stopped", "no worker was running", "runs/s: no run failed", "no run has"))
+
+
+@pytest.mark.parametrize("verb", [status, cancel, retry], ids=lambda verb: verb.__name__)
+def test_a_name_that_no_sweep_has_is_refused(verb: Any, tmp_path: Path) -> None:
+    open_sweep(tmp_path)
+    with pytest.raises(UserError, match=r"/ss: no sweep was launched there; did you mean 's'\? \(launched there: s\)"):
+        verb.main(["ss", "--root", str(tmp_path)])
+    with pytest.raises(UserError, match=r"ss\.yaml: no such file"):
+        verb.main(["ss.yaml", "--root", str(tmp_path)])
+
+
 # cancel
 
 
