@@ -1,4 +1,4 @@
-"""`python -m harness.cancel SWEEP.yaml`: stop a sweep's workers. Nothing finished is lost; launching goes on."""
+"""`python -m harness.cancel SWEEP.yaml`: stop a sweep's workers. Nothing finished is lost; launching again goes on."""
 
 import os
 import signal
@@ -31,14 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     asked = [worker for worker in workers if worker.present and worker not in silent]
     _ask(files, asked)
     left = _wait(folder, asked)
-    from harness.cli.stopping import stopped
+    from harness.cli.stopping import still_stopping, stopped
     from harness.sweep.queue import load_sweep
 
-    print(stopped(load_sweep(folder), len(asked) - len(left)))
+    print(stopped(load_sweep(folder), len(asked) - len(left), len(left) + len(silent)))
     if silent:
         print(f"Slurm does not answer: {counted(len(silent), 'job')}, if present, will stop when they see {files.stop}")
     for worker in left:
-        print(f"worker {worker.name} ({worker.host}, job {worker.job_id}) still runs", file=sys.stderr)
+        print(still_stopping(worker), file=sys.stderr)
     return 1 if left or silent else 0
 
 

@@ -36,7 +36,7 @@ COLUMNS, MOST_RUNS = 3, 1000
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.dashboard", description="Save a view of a sweep on W&B.")
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="launched or not; or its folder")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="launched or not; or its folder or name")
     parser.add_argument("--entity", metavar="E", help="user or team on W&B; default: that of the key")
     parser.add_argument("--project", metavar="P", help="default: the sweep's runtime.wandb_project")
     parser.add_argument("--phase", choices=("tune", "final"), help="only these runs, e.g. for means over final seeds")
@@ -77,7 +77,7 @@ def _read(named: Path, root: Path) -> "tuple[SweepConfig, Sequence[Cell]]":
     from harness.sweep.queue import load_sweep
     from harness.sweep.samplers import check_algorithms
 
-    if not named.is_dir():
+    if named.is_file() or not (named.is_dir() or SweepDirectory(root / named).sweep.exists()):
         spec = read_sweep(named)
         cells = expand(spec)
         check_algorithms(spec)

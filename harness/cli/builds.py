@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import data
@@ -34,8 +34,8 @@ def check_builds(
 ) -> list[str]:
     """Build each distinct network of a sweep once, with its methods and random weights. Imports torch.
 
-    begin: gets their number before the first one. Returns what could not be checked, a line each. Raises UserError for
-    what a run would be refused for, and for what it would fail with.
+    begin: gets their number before the first one. Returns what could not be checked, a line for each reason. Raises
+    UserError for what a run would be refused for, and for what it would fail with.
     """
     of_data: dict[str, _Images | None] = {}
     distinct: dict[str, tuple[str, RunConfig, _Images | None]] = {}
@@ -52,7 +52,21 @@ def check_builds(
             key = json.dumps([config.model, images, config.exclude, methods, deployed, by_layer, cached])
             distinct.setdefault(key, (cell.id, config, images))
     begin(len(distinct))
-    return [note for each in distinct.values() for note in _check_build(*each, spec.objective)]
+    return _once_a_reason(note for each in distinct.values() for note in _check_build(*each, spec.objective))
+
+
+def _once_a_reason(notes: Iterable[str]) -> list[str]:
+    """Notes of cells, `cell ste,target_bit=2: why`, with the cells of the same reason in one: `cells a; b: why`."""
+    cells: dict[str, dict[str, None]] = {}
+    for note in notes:
+        cell, _, reason = note.removeprefix("cell ").partition(": ")
+        cells.setdefault(reason, {})[cell] = None  # several of its networks may have the same
+    return [f"cell{'s' if len(names) > 1 else ''} {_shown([*names])}: {reason}" for reason, names in cells.items()]
+
+
+def _shown(names: Sequence[str]) -> str:
+    """`a; b; c and 4 more`: the ids of cells have commas in them."""
+    return "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _images(settings: dict[str, Any]) -> _Images | None:

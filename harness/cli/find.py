@@ -15,23 +15,30 @@ from harness.records.sweep_directory import SweepDirectory, sweeps_below
 
 
 def sweep_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a command for a launched sweep, which is named by its file, or its folder, and the root."""
+    """The parser of a command for a launched sweep, which is named by its file, folder or name, and the root."""
     parser = argparse.ArgumentParser(prog=f"python -m harness.{command}", description=description)
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="the file that was launched, or its folder")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="the file that was launched, its folder or name")
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="DIR", help="of results; default: runs")
     return parser
 
 
 def sweep_folder(named: Path, root: Path) -> Path:
-    """`<root>/<name>` for a sweep's file; a folder itself. Raises UserError for a sweep that was never launched."""
-    if named.is_dir():
+    """`<root>/<name>` for a sweep's file or name; a folder itself. Raises UserError for one that was never launched.
+
+    A file, and the folder of a sweep, go before a name.
+    """
+    if _is_sweep(named):
+        folder = named
+    elif not named.is_file() and (_is_sweep(root / named) or (not named.exists() and _may_be_name(named))):
+        folder = root / named
+    elif named.is_dir():
         folder = named
     else:
         name = yaml_file.read(named).get("name")
         if not isinstance(name, str):
             raise UserError(f"{named}: name: missing, so its results cannot be found")
         folder = root / name
-    if not SweepDirectory(folder).sweep.exists():
+    if not _is_sweep(folder):
         known = [files.path.name for files in sweeps_below(root) if files.sweep.exists()]
         there = f" (launched there: {', '.join(known)})" if known else ""
         soon = "a launch that still checks its networks has written nothing yet"
@@ -41,13 +48,20 @@ def sweep_folder(named: Path, root: Path) -> Path:
     return folder
 
 
+def _is_sweep(folder: Path) -> bool:
+    return SweepDirectory(folder).sweep.exists()
+
+
+def _may_be_name(named: Path) -> bool:
+    """Whether a path may be the name of a sweep: a word without the ending of a file."""
+    return len(named.parts) == 1 and not named.suffix
+
+
 def runs_of_many(named: str, root: Path) -> list[str] | None:
     """A line for each run of a sweep (its file, folder or name below the root) or of a cell; None for neither."""
     path, cell = Path(named), None
-    if path.suffix in (".yaml", ".yml") or SweepDirectory(path).sweep.exists():
+    if path.suffix in (".yaml", ".yml") or _is_sweep(path) or (named and _is_sweep(root / named)):
         sweeps = [SweepDirectory(sweep_folder(path, root))]
-    elif named and SweepDirectory(root / named).sweep.exists():
-        sweeps = [SweepDirectory(sweep_folder(root / named, root))]
     else:
         sweeps, cell = [files for files in sweeps_below(root) if named in cells_of(files)], named
     if not sweeps:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cli import dry_run, estimate, idle_settings, preflight, progress, unwatched
-from harness.cli.stopping import stopped
+from harness.cli.stopping import still_stopping, stopped
 from harness.cli.there import look
 from harness.cluster.nodes import check_fits
 from harness.cluster.pool import WorkerPool
 from harness.cluster.profile import Profile, read_profile
-from harness.cluster.slots import local_slots, visible_gpus
+from harness.cluster.slots import busy_note, cores, local_slots, visible_gpus
 from harness.cluster.slurm import check_root, check_slurm, launch_notes
 from harness.cluster.waiting import waiting, waiting_notes
 from harness.cluster.worker_info import list_workers
@@ -44,6 +44,8 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
         check_root(options.root)
     check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
     preflight.check_wandb(spec, cells)
+    if options.cluster == "local" and (options.estimate or not options.dry_run):
+        _note_load(cells, workers)
     if options.dry_run:
         return _dry_run(spec, cells, options, workers, profile, slots)
     preflight.check_data(spec, cells)
@@ -64,6 +66,13 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
     return _start(opened, options, WorkerPool(opened, options.cluster, workers, profile, slots))
+
+
+def _note_load(cells: Sequence[Cell], workers: int) -> None:
+    """Say that the machine is busy with other work, where it is; before networks are built, which is work, too."""
+    share = max(1, cores() // workers)
+    if note := busy_note(max(cell.raw.get("runtime", {}).get("threads") or share for cell in cells)):
+        print(note, file=sys.stderr, flush=True)
 
 
 def _waiting_notes(spec: SweepConfig, root: Path, profile: Profile) -> list[str]:
@@ -175,9 +184,9 @@ def _follow(opened: OpenSweep, pool: WorkerPool, cluster: str) -> int:
 def _stop(opened: OpenSweep, pool: WorkerPool) -> None:
     print("interrupted: workers write their checkpoints and stop; the same command continues", file=sys.stderr)
     ended, running = pool.stop()
-    if running:
-        print(f"{counted(running, 'worker')} did not stop in time; harness.cancel asks again", file=sys.stderr)
-    print(stopped(opened, ended), file=sys.stderr)
+    for worker in running:
+        print(still_stopping(worker), file=sys.stderr)
+    print(stopped(opened, ended, len(running)), file=sys.stderr)
 
 
 def _detach(log: Path) -> int:

@@ -110,10 +110,10 @@ class WorkerPool:
             plan.top_up(self._opened)
             self.submit_missing()
 
-    def stop(self, patience_s: float = 20.0) -> tuple[int, int]:
+    def stop(self, patience_s: float = 20.0) -> tuple[int, list[WorkerInfo]]:
         """Ask this launch's local workers to stop and wait for them to have written their checkpoints.
 
-        Returns how many have stopped, and how many still run.
+        Returns how many have stopped, and those that still run.
         """
         asked = [job for job in self._jobs if job.poll() is None]
         for job in asked:
@@ -121,8 +121,11 @@ class WorkerPool:
         end = time.monotonic() + patience_s
         while any(job.poll() is None for job in asked) and time.monotonic() < end:
             time.sleep(0.1)
-        running = sum(job.poll() is None for job in asked)
-        return len(asked) - running, running
+        if all(job.poll() is not None for job in asked):
+            return len(asked), []
+        workers = list_workers(self._opened.folder)
+        running = [worker for worker in workers if worker.name in self._mine and worker.present]
+        return max(0, len(asked) - len(running)), running
 
     def _submit(self, count: int) -> None:
         if self._cluster == "slurm":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from harness.core.wording import counted
 from harness.records.heartbeat import is_running, read_status
 from harness.records.sweep_directory import SweepDirectory
 
@@ -114,3 +115,19 @@ def visible_gpus() -> list[str]:
 def cores() -> int:
     """The CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_note(threads: int) -> str | None:
+    """What to say where other work keeps more cores busy than this process may use; None where it does not.
+
+    threads: of each run. Says nothing where the system does not tell its load.
+    """
+    try:
+        load = os.getloadavg()[0]  # over the last minute
+    except (AttributeError, OSError):
+        return None
+    if load <= cores():
+        return None
+    helps = "; --set runtime.threads=1 helps" if threads > 1 else ""
+    here = f"load {load:.1f} on {counted(cores(), 'core')}"
+    return f"note: {here}: other work slows runs, by several times where a run has more than one thread{helps}"

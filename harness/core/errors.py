@@ -67,8 +67,14 @@ def nearest(value: object, legal: Iterable[object]) -> str:
     return f"; did you mean {(swapped or close)[0]!r}?" if close else ""
 
 
-def unknown(kind: str, value: object, legal: Iterable[object], meant: str | None = None) -> UserError:
-    """The error for a name that is none of `legal`. meant: which of them it is a usual name of; None: the nearest."""
+def unknown(
+    kind: str, value: object, legal: Iterable[object], meant: str | None = None, what: str | None = None
+) -> UserError:
+    """The error for a name that is none of `legal`.
+
+    meant: which of them it is a usual name of; None: the nearest. what: says in a word or two what `meant` is.
+    """
     names = sorted(str(name) for name in legal)
-    hint = f"; did you mean {meant!r}?" if meant else nearest(value, names)
+    said = f" ({what})" if what else ""
+    hint = f"; did you mean {meant!r}{said}?" if meant else nearest(value, names)
     return UserError(f"unknown {kind} {value!r}{hint} (legal: {', '.join(names)})")

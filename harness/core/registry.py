@@ -57,7 +57,8 @@ def check(kind: str, name: str, base: Path | None = None) -> str:
     if reference is None:
         parts = name.split("+")
         stack = f"[{', '.join(parts)}]" if len(parts) > 1 and set(parts) <= {*known(kind)} else None  # as it is shown
-        raise unknown(kind, name, known(kind), stack or _called(kind, name.lower()))
+        called = stack or _called(kind, name.lower())
+        raise unknown(kind, name, known(kind), called, _what(kind, called, name) if called != stack else None)
     try:
         found = outside.resolve(kind, reference, base or Path())
     except outside.AbsentError as error:
@@ -74,6 +75,12 @@ def _called(kind: str, name: str) -> str | None:
         if found and f'"{name}"' in found[1]:
             return each
     return None
+
+
+def _what(kind: str, component: str | None, name: str) -> str | None:
+    """`float training`: what kind of method a component is, unless its usual name says just that."""
+    found = re.search(r'^    kind, acts_on = "([^"]*)"', _text(kind, component), re.MULTILINE) if component else None
+    return found[1] if found and found[1].lower() != name.lower() else None
 
 
 def _text(kind: str, name: str) -> str:

@@ -6,6 +6,9 @@ float network otherwise.
 
 from harness.methods.base import Method
 
+#: Names that a message takes for this one.
+ALSO_CALLED = ("float", "fp32", "full_precision")
+
 
 class FloatTraining(Method):
     """Adds nothing to the loop; deployed by rounding to nearest."""

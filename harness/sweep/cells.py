@@ -100,10 +100,10 @@ def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
     checked: whether to check each cell's settings, which imports torch. A sweep that was launched has been checked.
     """
     cells: list[Cell] = []
-    for config in spec.cells:
+    for number, config in enumerate(spec.cells):
         grid = spec.grid | config.grid
         for point in itertools.product(*grid.values()):
-            cells.append(cell_of(spec, config, dict(zip(grid, point, strict=True))))
+            cells.append(cell_of(spec, number, config, dict(zip(grid, point, strict=True))))
     if not cells:
         raise UserError(NO_CELLS)
     for cell_id, times in Counter(cell.id for cell in cells).items():
@@ -115,10 +115,14 @@ def expand(spec: SweepConfig, checked: bool = True) -> list[Cell]:
     return cells
 
 
-def cell_of(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cell:
-    """The cell of an entry at one point of its grid. Raises UserError for keys that it does not have, or has twice."""
+def cell_of(spec: SweepConfig, number: int, config: CellConfig, point: dict[str, Any]) -> Cell:
+    """The cell of an entry at one point of its grid. Raises UserError for keys that it does not have, or has twice.
+
+    number: the place of the entry in `cells`.
+    """
     if twice := [key for key, times in Counter([*point, *config.set, *config.search]).items() if times > 1]:
-        raise UserError(f"cells: {', '.join(sorted(twice))} is in two of grid, set and search; name it in one")
+        names = ", ".join(sorted(twice))
+        raise UserError(f"cells.{number}: {names} is in two of grid, set and search; name it in one")
     raw = deepcopy(spec.base)
     raw["methods"] = [dict(entry) for entry in config.methods]
     parts = ["+".join(shown(entry["name"]) for entry in config.methods)]
@@ -126,12 +130,24 @@ def cell_of(spec: SweepConfig, config: CellConfig, point: dict[str, Any]) -> Cel
         if key == "target_bit":
             with suppress(UserError):  # what is illegal is refused when the cell is checked
                 value = BitWidths.of(value).plain  # one name for the cell, however it is written
-        assign(raw, key, deepcopy(value))
+        try:
+            assign(raw, key, deepcopy(value))
+        except UserError as error:
+            raise placed(error, key, number, config) from None
         if key == "deploy.bits":
             with suppress(UserError, TypeError):
                 value = [str(point_of(each)) for each in value]
         parts.append(f"{key}={_label(value)}")
     return Cell(",".join(parts), raw, point, dict(config.set), dict(config.search))
+
+
+def placed(error: UserError, key: str, number: int, config: CellConfig) -> UserError:
+    """What is wrong with a key of an entry's grid or set, with its place in the file: `cells.1.set.epochs: ...`."""
+    said = str(error).removeprefix(f"{key}: ")
+    part = "set" if key in config.set else "grid"
+    if key in getattr(config, part):
+        return UserError(f"cells.{number}.{part}.{key}: {said}")
+    return UserError(f"grid.{key}: {said.replace('this cell', f'cells.{number}')}")  # of the grid of all cells
 
 
 def _label(value: Any) -> str:

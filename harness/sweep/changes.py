@@ -45,18 +45,22 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _places(key: str, before: Any, after: Any) -> list[str]:
-    """Where two values of a key differ: in lists of sections, such as `cells`, by section, from 1, and key."""
+    """Where two values of a key differ: in lists of sections, such as `cells`, by section, from 0, and key.
+
+    Cells that were added after the last are no difference, where there is another.
+    """
     if not all(
         isinstance(each, list | tuple) and all(isinstance(it, Mapping) for it in each) for each in (before, after)
     ):
         return [key]
-    if len(before) != len(after):
-        return [f"{key} ({len(before)} then, {len(after)} now)"]
-    found = []
-    for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
+    found: list[str] = []
+    lengths = f"{key} ({len(before)} then, {len(after)} now)"
+    if len(before) > len(after) or (key != "cells" and len(before) != len(after)):
+        return [lengths]
+    for number, (old, new) in enumerate(zip(before, after)):
         one, other = dict(flatten(old)), dict(flatten(new))
         found += [f"{key}.{number}.{name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
-    return found or [key]
+    return found or [key if len(before) == len(after) else lengths]
 
 
 def settled(folder: Path, spec: SweepConfig) -> SweepConfig:
@@ -83,9 +87,11 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
             f"{folder}: {' and '.join(edits)} {verb} edited since the launch{also}. Give the edited sweep a name "
             f"(or --root) of its own, or put back what was launched, which {SweepDirectory(folder).components} keeps"
         )
-    if any(map(_is_of_cells, changed)) and added_cells(before, spec) is not None:
+    # Whether cells were only added does not depend on what else differs, such as a setting of base.
+    if any(map(_is_of_cells, changed)) and added_cells({**before, "base": after["base"]}, spec) is not None:
         changed = [key for key in changed if not _is_of_cells(key)]
-        _refuse_workers(folder, "cells", "those of the launch")
+        if not changed:
+            _refuse_workers(folder, "cells", "those of the launch")
     if changed and set(changed) <= {"tune.trials", "final.seeds"}:
         holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
         raise UserError(f"{folder} has grown to {holds}, and a sweep cannot shrink; launch it with these")

@@ -96,12 +96,13 @@ def _legal_cells(spec: SweepConfig, names: dict[int, str], found: list[str]) -> 
     """The cells of a sweep, without keys of grid and set that no run has, which are added to `found`."""
     cells = []
     for number, config in enumerate(spec.cells):
-        grid = {key: values for key, values in (spec.grid | config.grid).items() if _is_legal(config, key, found)}
-        kept = {key: value for key, value in config.set.items() if _is_legal(config, key, found)}
-        config = config.model_copy(update={"set": kept, "grid": {}})
+        every = spec.grid | config.grid
+        grid = {key: values for key, values in every.items() if _is_legal(number, config, key, found)}
+        kept = {key: value for key, value in config.set.items() if _is_legal(number, config, key, found)}
+        config = config.model_copy(update={"set": kept})
         for point in product(*grid.values()):
             try:
-                cell = of_cells.cell_of(spec, config, dict(zip(grid, point, strict=True)))
+                cell = of_cells.cell_of(spec, number, config, dict(zip(grid, point, strict=True)))
             except UserError as error:
                 found.append(str(error))
                 continue
@@ -114,12 +115,12 @@ def _legal_cells(spec: SweepConfig, names: dict[int, str], found: list[str]) -> 
     return cells
 
 
-def _is_legal(config: CellConfig, key: str, found: list[str]) -> bool:
-    """Whether a cell may have a dotted key, by its first part."""
+def _is_legal(number: int, config: CellConfig, key: str, found: list[str]) -> bool:
+    """Whether an entry of `cells`, by its place there, may have a dotted key, by its first part."""
     try:
         assign({"methods": [dict(entry) for entry in config.methods]}, key, None)
     except UserError as error:
-        found.append(str(error))
+        found.append(str(of_cells.placed(error, key, number, config)))
         return False
     return True
 
@@ -167,9 +168,12 @@ def _complete(raw: Mapping[str, Any]) -> object:
 
 
 def _once(lines: Iterable[str]) -> list[str]:
-    """Lines without those about a setting of the same cell that another value of its search is refused for, too."""
+    """Lines without those about a setting of the same cell that another value of its search is refused for, too.
+
+    Of a key of the grid of all cells the first is kept: what is legal beside it differs between cells.
+    """
     found: dict[str, str] = {}
     for line in lines:
         where, _, rest = line.partition(": ")
-        found.setdefault(f"{where}: {rest.partition(': ')[0]}" if where.startswith("cell ") else line, line)
+        found.setdefault(f"{where}: {rest.partition(': ')[0]}" if where.startswith(("cell ", "grid.")) else line, line)
     return list(found.values())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core import registry
 from harness.core.bits import BitWidths
 from harness.core.errors import UserError, nearest
 from harness.core.layer_points import LayerPoints, Written
@@ -12,6 +13,7 @@ from harness.core.metric import Metric
 from harness.records import schema
 from harness.sweep import reported
 from harness.sweep.reported import Objective
+from harness.tasks.base import find
 
 if TYPE_CHECKING:
     from harness.training.config import RunConfig
@@ -55,11 +57,23 @@ def check(
     )
 
 
-def _nearest(name: str, keys: Iterable[str], legal: Iterable[str]) -> str:
-    """As `nearest`, at the bit-width that is meant where the name ends with one."""
+def _nearest(name: str, keys: Sequence[str], legal: Iterable[str]) -> str:
+    """As `nearest`, at the bit-width that is meant where the name ends with one.
+
+    keys: of the figures that the task measures, its metric first, which is meant by the name of another task's figure.
+    """
     at = name.rpartition("_")[2]
+    found = _METRIC.match(name)
+    if found and _is_point(at) and found[1] not in keys and found[1] in _all_keys():
+        return f"; did you mean 'val/{keys[0]}_{at}'?"
     there = [f"val/{key}_{at}" for key in (*keys, "loss")] if _is_point(at) else []
     return nearest(name, there) or nearest(name, legal)
+
+
+def _all_keys() -> set[str]:
+    """The keys of what any task here measures."""
+    tasks = [find(name) for name in registry.names("task")]
+    return {each.key for task in tasks for each in (task.metric, *task.metric.beside, *task.further)}
 
 
 def measured(metric: Metric, split: str, point: Written) -> list[str]:

@@ -65,7 +65,19 @@ MANY: dict[str, tuple[Edits, list[str]]] = {
     ),
     "of base and then of a cell": (
         {"base/train/epohs": 3, "cells/1": OTHER | {"grid": {}, "set": {"target_bit": 3, "watch_bit": 2, "seed": 3}}},
-        ["unknown setting 'seed'; `seed` is a key of `tune`", "base.train.epohs"],
+        ["cells.1.set.seed: unknown setting 'seed'; `seed` is a key of `tune`", "base.train.epohs"],
+    ),
+    "the same in two cells": (
+        {"cells/0/set": {"target_bits": 2}, "cells/1": OTHER | {"set": {"target_bits": 2, "lsq.levels": "full"}}},
+        [
+            "  cells.0.set.target_bits: unknown setting 'target_bits'; did you mean 'target_bit'?",
+            "  cells.1.set.target_bits: unknown setting 'target_bits'; did you mean 'target_bit'?",
+            "  cells.1.set.lsq.levels: unknown setting 'lsq': this cell has no such method",
+        ],
+    ),
+    "of the grid of all cells": (
+        {"grid": {"epochs": [1, 2], "ste.x": [1]}, "cells/1": OTHER},
+        ["  grid.epochs: unknown setting 'epochs'", "  grid.ste.x: unknown setting 'ste': cells.1 has no such method"],
     ),
 }
 
@@ -120,8 +132,15 @@ ELSEWHERE: dict[str, tuple[Edits, str]] = {
     "sweep": ({"base/train/trials": 3}, "base.train.trials: unknown key; `trials` is a key of `tune` (legal"),
     "two": ({"range": "mse"}, "`range` is a key of `base.quantizer` and `base.activations` (legal"),
     "cell": ({"cells/0/target_bit": 3}, "cells.0.target_bit: unknown key; `target_bit` is a key of `base` (legal"),
-    "set": ({"cells/0/set": {"epochs": 3}}, "unknown setting 'epochs'; did you mean 'train.epochs'? (legal"),
-    "grid": ({"cells/0/grid/sampler": ["tpe"]}, "'sampler'; `sampler` is a key of the sweep file itself (legal"),
+    "set": (
+        {"cells/0/set": {"epochs": 3}},
+        "cells.0.set.epochs: unknown setting 'epochs'; did you mean 'train.epochs'? (legal",
+    ),
+    "grid": (
+        {"cells/0/grid/sampler": ["tpe"]},
+        "cells.0.grid.sampler: unknown setting 'sampler'; `sampler` is a key of the sweep file itself (legal",
+    ),
+    "both": ({"cells/0/set": {"target_bit": 3}}, "cells.0: target_bit is in two of grid, set and search"),
     "of a method": ({"cells/0/methods": {"name": "ste", "epochs": 3}}, "'ste': epochs: unknown key; `epochs` is a key"),
 }
 

@@ -43,6 +43,7 @@ UNKNOWN_KEYS = {
     ),
     "what others call a setting": ({"base/train/lr": 0.1}, ["train.lr: unknown key; did you mean 'learning_rate'?"]),
     "what others call a method": ({"cells/0/methods": "QAT"}, ["unknown method 'QAT'; did you mean 'ste'?"]),
+    "float training": ({"cells/0/methods": "float"}, ["method 'float'; did you mean 'none' (float training)? (legal:"]),
     "a number of seeds": (
         {"final/seeds": 3},
         ["final.seeds: 3: write a list, such as [3], which is one seed, or [0, 1, 2], which are 3"],

@@ -243,12 +243,13 @@ def test_the_entity_is_the_one_that_runs_go_to(
     assert view["entityName"] == "team"
 
 
-@pytest.mark.parametrize("named", ["the file", "the folder"])
+@pytest.mark.parametrize("named", ["the file", "the folder", "the name"])
 def test_a_launched_sweep_is_shown_as_it_was_launched(named: str, sweep: Path, tmp_path: Path, capsys: Output) -> None:
     root = tmp_path / "runs"
     changes = ["--set", "deploy.bits=[4]", "--set", "runtime.wandb=off", "--set", "runtime.wandb_project=other"]
     assert launch.main([str(sweep), "--cluster", "debug", "--root", str(root), *changes]) == 0
-    payload = printed(capsys, *([sweep, "--root", root] if named == "the file" else [root / "mine"]))
+    given: dict[str, list[object]] = {"the file": [sweep, "--root", root], "the folder": [root / "mine"]}
+    payload = printed(capsys, *given.get(named, ["mine", "--root", root]))
     assert payload["projectName"] == "other"
     shown = [panel["metrics"] for panel in sections(payload)["Accuracy at each bit-width"]]
     assert shown[:-1] == [[schema.score(ACCURACY, "val", bits)] for bits in (3, 4, FLOAT)]

@@ -107,7 +107,13 @@ def module(name: str, arguments: list[str], here: Path) -> None:
     ended = run_here(name, *arguments, cwd=here)
     # Another processor adds up in another order: a repeated run may differ, and the command says so.
     assert ended.returncode in ((0, 1) if verb == "repeat" else (0,)), ended.stdout + ended.stderr
-    made = {"launch": "runs\n", "status": "complete", "logs": "done", "cancel": "0 workers stopped", "repeat": "row"}
+    made = {
+        "launch": "runs\n",
+        "status": "complete",
+        "logs": "done",
+        "cancel": "no worker was running",
+        "repeat": "row",
+    }
     made |= {"retry": "no run failed", "run": "record:", "evaluate": "rows added", "archive": " runs"}
     made |= {"dashboard": '"displayName": "oscillation-harness: ', "config": "default", "methods": "oscillation"}
     made |= {

@@ -1,5 +1,6 @@
 """What a launch prints while it works: that it checks networks, and a line only when something has changed."""
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from studies_common import claims, open_sweep, record, tell
 from harness import launch, logs, status
 from harness.cli import estimate, launching, progress
 from harness.cli.status_report import status_report, time_left_s
+from harness.cluster import slots
+from harness.cluster.worker_info import WorkerInfo
 from harness.core.errors import UserError
 from harness.core.wording import counted
 from harness.records.files import write_json
@@ -79,6 +82,7 @@ def test_it_says_that_networks_are_checked(
     cli: Cli, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launching, "_start", lambda *arguments: 0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr("harness.cli.builds._check_build", lambda *arguments: [])
     content = edited({"cells/0/methods": "ste", "cells/1": {**BASE["cells"][0], "methods": "lsq"}})
     arguments = [str(cli.file(content)), "--root", str(cli.root), *options]
@@ -92,22 +96,87 @@ def test_it_says_that_networks_are_checked(
         assert capsys.readouterr().err.splitlines()[0] == again
 
 
+@pytest.mark.parametrize(
+    ("load", "options", "said"),
+    [
+        (8.34, (), "several times where a run has more than one thread; --set runtime.threads=1 helps"),
+        (8.34, ("--dry-run", "--estimate"), "load 8.3 on 2 cores: other work slows runs, by several times"),
+        (8.34, ("--workers", "2"), "than one thread\n"),
+        (8.34, ("--set", "runtime.threads=1"), "than one thread\n"),
+        (2.0, (), None),
+        (None, (), None),
+        (8.34, ("--dry-run",), None),
+    ],
+)
+def test_a_busy_machine_is_noted_once(
+    cli: Cli,
+    load: float | None,
+    options: tuple[str, ...],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(launching, "_start", lambda *arguments: 0)
+    monkeypatch.setattr(launching, "cores", lambda: 2)
+    monkeypatch.setattr(slots, "cores", lambda: 2)
+    monkeypatch.setattr(estimate, "show", lambda *arguments: None)
+    monkeypatch.setattr("harness.cli.builds._check_build", lambda *arguments: [])
+    if load is None:  # as on systems without it
+        monkeypatch.delattr(os, "getloadavg")
+    else:
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    workers = () if "--workers" in options else ("--workers", "1")
+    assert launch.main([str(cli.file(edited({}))), "--root", str(cli.root), *workers, *options]) == 0
+    err = capsys.readouterr().err
+    assert err.count("note: load") == (said is not None)
+    assert (said or "") in err
+
+
 class Interrupted:
-    """A pool of two workers, during whose launch Ctrl-C is pressed; one stops in time."""
+    """A pool of workers, during whose launch Ctrl-C is pressed; so many stop in time, and these do not."""
+
+    def __init__(self, ended: int, running: list[WorkerInfo]) -> None:
+        self.stop = lambda: (ended, running)
 
     def replace_lost(self) -> None:
         raise KeyboardInterrupt
 
-    def stop(self) -> tuple[int, int]:
-        return 1, 1
+
+SLOW = WorkerInfo("w", {"state": "running", **process_identity(), "pid": 4711}, {}, 0.0)
+STARTING = WorkerInfo("v", {}, {"cluster": "local", "job_id": "4712", "by": {"host": "node9"}}, 0.0)
 
 
-def test_an_interrupted_launch_ends_with_what_is_left(sweep: OpenSweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launching._follow(sweep, Interrupted(), "local") == 130  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("ended", "running", "said"),
+    [
+        (2, [], ["2 workers stopped; 9 runs are left; launch it again to go on"]),
+        (
+            1,
+            [SLOW],
+            [
+                "still stopping: pid 4711, after its current step",
+                "1 worker stopped; 9 runs are left; launch it again to go on",
+            ],
+        ),
+        (
+            0,
+            [SLOW, STARTING],
+            [
+                "still stopping: pid 4711, after its current step",
+                "still stopping: pid 4712 on node9, after its current step",
+                "9 runs are left; launch it again to go on",
+            ],
+        ),
+        (0, [], ["no worker was running; 9 runs are left; launch it again to go on"]),
+    ],
+)
+def test_an_interrupted_launch_ends_with_what_is_left(
+    sweep: OpenSweep, capsys: pytest.CaptureFixture[str], ended: int, running: list[WorkerInfo], said: list[str]
+) -> None:
+    assert launching._follow(sweep, Interrupted(ended, running), "local") == 130  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [
         "interrupted: workers write their checkpoints and stop; the same command continues",
-        "1 worker did not stop in time; harness.cancel asks again",
-        "1 worker stopped; 9 runs are left; launch goes on",
+        *said,
     ]
     assert plan.count(sweep)["tune"].running == 0, "their trials wait again"
 

@@ -123,6 +123,17 @@ def test_without_its_text_no_language_model_is_built(cli: Cli, capsys: pytest.Ca
     assert "warning: a launch here is refused until the data are there" in printed
 
 
+def test_cells_that_are_not_checked_for_the_same_reason_are_told_in_one_line(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = {"base/data": {"name": "text", "root": "nowhere.txt", "context": 8}, "base/model": {"name": "llama"}}
+    five = {"cells/0/grid": {"model.layers": [1, 2, 3, 4, 5]}, "cells/0/set": {"target_bit": 2}}
+    cli.accepted(cli.file(edited({**text, **five, SEARCH: {"model.hidden": [8, 16]}})))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not checked" in line]
+    named = "; ".join(f"ste,model.layers={layers},target_bit=2" for layers in (1, 2, 3))
+    assert line == f"not checked: cells {named} and 2 more: the data is not there, and its network needs it"
+
+
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, tuple[int, int, int], int]]:
     """What is built, in order; nothing is."""

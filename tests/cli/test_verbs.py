@@ -209,6 +209,27 @@ def test_status_needs_no_torch_and_names_what_is_there(tmp_path: Path) -> None:
         status.main([str(tmp_path / "x.yaml"), "--root", str(tmp_path)])
 
 
+@pytest.mark.parametrize("verb", [status, cancel, retry, logs], ids=lambda verb: verb.__name__)
+def test_a_sweep_is_found_by_its_name(
+    verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.top_up(open_sweep(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    Path("s").mkdir()  # no sweep, and goes after one of that name
+    assert verb.main(["s", "--root", "runs"]) == 0
+    said = capsys.readouterr().out
+    assert any(word in said for word in ("s: stopped", "no worker was running", "runs/s: no run failed", "no run has"))
+
+
+@pytest.mark.parametrize("verb", [status, cancel, retry], ids=lambda verb: verb.__name__)
+def test_a_name_that_no_sweep_has_is_refused(verb: Any, tmp_path: Path) -> None:
+    open_sweep(tmp_path)
+    with pytest.raises(UserError, match=r"/ss: no sweep was launched there; did you mean 's'\? \(launched there: s\)"):
+        verb.main(["ss", "--root", str(tmp_path)])
+    with pytest.raises(UserError, match=r"ss\.yaml: no such file"):
+        verb.main(["ss.yaml", "--root", str(tmp_path)])
+
+
 # cancel
 
 
@@ -233,7 +254,7 @@ def test_cancel_ends_what_runs_here_and_frees_its_trial(tmp_path: Path, capsys: 
     assert cancel.main([str(sweep.folder)]) == 0
     assert worker.wait(10) == -signal.SIGTERM
     assert time.monotonic() - begun < 10
-    assert "2 workers stopped; 10 runs are left; launch goes on" in capsys.readouterr().out
+    assert "2 workers stopped; 10 runs are left; launch it again to go on" in capsys.readouterr().out
     assert states(sweep, TWO) == {"WAITING": 3}
     assert (sweep.files.stop).exists()
     found = status_report(sweep)
@@ -251,7 +272,15 @@ def test_a_worker_that_does_not_stop_is_named(
     files.path.mkdir(parents=True)
     write_json(files.status, {"state": "running", **process_identity(), "machine": "elsewhere", "host": "node9"})
     assert cancel.main([str(sweep.folder)]) == 1
-    assert "worker far (node9, job None) still runs" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.err == f"still stopping: pid {os.getpid()} on node9, after its current step\n"
+    assert said.out == "10 runs are left; launch it again to go on\n"
+
+
+def test_cancel_says_that_no_worker_was_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.top_up(open_sweep(tmp_path))
+    assert cancel.main([str(tmp_path / "s")]) == 0
+    assert capsys.readouterr().out == "no worker was running; 10 runs are left; launch it again to go on\n"
 
 
 # retry

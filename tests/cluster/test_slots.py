@@ -12,6 +12,8 @@ from tiny_sweep import here, records, start, write_sweep
 
 from harness.cli.status_report import status_report
 from harness.cluster import slots
+from harness.cluster.pool import WorkerPool
+from harness.cluster.profile import Profile
 from harness.cluster.slots import local_slots, take_slot
 from harness.cluster.worker_info import list_workers, present_on
 from harness.launch import main
@@ -136,3 +138,27 @@ def test_workers_of_another_machine_take_none_of_the_slots_here(tmp_path: Path) 
     sweep.files.worker("queued").note_submitted(cluster="slurm", job_id="1", by=process_identity())
     workers = list_workers(sweep.folder)
     assert present_on(workers, "local") == 1
+
+
+class _Deaf:
+    """A process that does not end."""
+
+    def poll(self) -> None:
+        return None
+
+    def terminate(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("state", "ended"), [("running", 0), ("cancelled", 1)])
+def test_an_interrupted_pool_names_its_workers_that_still_run(tmp_path: Path, state: str, ended: int) -> None:
+    opened = queue.open_sweep(read_sweep(write_sweep(tmp_path)), tmp_path)
+    pool = WorkerPool(opened, "local", 1, Profile())
+    pool._jobs, pool._mine = [_Deaf()], {"mine"}
+    for name in ("mine", "of_another_launch"):
+        files = RunDirectory(opened.folder / "workers" / name)
+        files.path.mkdir(parents=True)
+        write_json(files.status, {**process_identity(), "state": "running" if name != "mine" else state})
+    stopped, running = pool.stop(patience_s=0.0)
+    assert stopped == ended
+    assert [worker.name for worker in running] == ["mine"][ended:]

@@ -3,8 +3,10 @@
 import pytest
 
 from harness.core.errors import UserError
+from harness.core.metric import Metric
 from harness.sweep import objective
 from harness.tasks.classification import ACCURACY
+from harness.tasks.super_resolution import PSNR
 
 METRICS = {"val/acc_w2": 0.5, "val/acc_w3": 0.25, "val/acc_w4": 0.75, "val/acc_float": 1.0, "val/loss_w2": 3.5}
 
@@ -48,6 +50,20 @@ def test_directions() -> None:
 def test_the_nearest_spelling_is_at_the_bit_width_that_is_meant(name: str, near: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' is unknown; did you mean '{near}'"):
         objective.check(name, ACCURACY)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "meant"),
+    [
+        ("val/acc_w3", PSNR, "val/psnr_w3"),
+        ("val/bacc_float", PSNR, "val/psnr_float"),
+        ("val/ssim_w4a8", ACCURACY, "val/acc_w4a8"),
+        ("val/sim_w3", PSNR, "val/ssim_w3"),
+    ],
+)
+def test_the_figure_of_another_task_means_the_metric(name: str, metric: Metric, meant: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is unknown; did you mean '{meant}'"):
+        objective.check(name, metric)
 
 
 @pytest.mark.parametrize("name", ["target", "mean", "worst", "val/acc_w2", "val/acc_w8", "val/loss_float"])
