@@ -118,7 +118,7 @@ def cores() -> int:
 
 
 def busy_note(threads: int) -> str | None:
-    """What to say where other work keeps more cores busy than this process may use; None where it does not.
+    """What to say where other work keeps far more cores busy than this process may use; None where it does not.
 
     threads: of each run. Says nothing where the system does not tell its load.
     """
@@ -126,7 +126,7 @@ def busy_note(threads: int) -> str | None:
         load = os.getloadavg()[0]  # over the last minute
     except (AttributeError, OSError):
         return None
-    if load <= cores():
+    if load <= 1.5 * cores():  # the runs that have just ended count, too
         return None
     helps = "; --set runtime.threads=1 helps" if threads > 1 else ""
     here = f"load {load:.1f} on {counted(cores(), 'core')}"

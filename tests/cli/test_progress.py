@@ -103,7 +103,7 @@ def test_it_says_that_networks_are_checked(
         (8.34, ("--dry-run", "--estimate"), "load 8.3 on 2 cores: other work slows runs, by several times"),
         (8.34, ("--workers", "2"), "than one thread\n"),
         (8.34, ("--set", "runtime.threads=1"), "than one thread\n"),
-        (2.0, (), None),
+        (3.0, (), None),
         (None, (), None),
         (8.34, ("--dry-run",), None),
     ],
