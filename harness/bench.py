@@ -20,6 +20,7 @@ from harness.records.files import read_json
 from harness.records.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without it
+    from harness.sweep.cells import Cell
     from harness.sweep.config import SweepConfig
 
 #: The committed records, in the repository.
@@ -41,19 +42,35 @@ def main(arguments: list[str] | None = None) -> int:
     cells = expand(spec, checked=False)
     check_all_but_methods(spec, cells)
     check_methods(spec, cells)  # before a line is printed
-    from harness.cli.bench_tests import ahead
     from harness.cli.launching import carry_out
 
-    print("\n".join(ahead(against, cells, len(spec.final.seeds))), flush=True)
+    refused = _say_ahead(against, spec, cells, options.dry_run)
     status = carry_out(spec, cells, options)
-    if options.dry_run:
-        print(f"then compared with the methods in {against}")
     if status or options.dry_run:
-        return status
+        return max(status, refused)
     from harness.cli.beside import beside
 
     given = sys.argv[1:] if arguments is None else arguments
     beside(options.root / spec.name, against, shlex.join(["python", "-m", "harness.bench", *given]))
+    return 0
+
+
+def _say_ahead(against: Path, spec: "SweepConfig", cells: "list[Cell]", dry: bool) -> int:
+    """Say what the comparison will be able to decide, and whether it can be made.
+
+    Where it cannot, raises UserError with what differs; a dry run prints that, and 2 is returned.
+    """
+    from harness.cli import bench_tests, comparable
+
+    try:
+        groups = comparable.groups_of(against)
+        said = [*bench_tests.ahead(groups, cells, len(spec.final.seeds))]
+        print("\n".join([*said, comparable.ahead(against, groups, spec, cells, read=not dry)]), flush=True)
+    except UserError as error:
+        if not dry:
+            raise
+        print(f"would be refused: {error}", flush=True)
+        return 2
     return 0
 
 

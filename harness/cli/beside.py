@@ -37,10 +37,7 @@ def beside(own: Path, against: Path, command: str) -> None:
 
     ours, theirs = (load_results(each.absolute().parent, each.absolute().name) for each in (own, against))
     ours.finals = [_untimed(final) for final in ours.finals]
-    mine, others = make_groups(ours), {group.title: group for group in make_groups(theirs)}
-    pairs = [(group, others[group.title]) for group in mine if group.title in others]
-    if not pairs:
-        raise UserError(f"nothing in {against} is of {', '.join(group.title for group in mine)}")
+    pairs = paired(make_groups(ours), make_groups(theirs), against)
     groups = [_joined(one, other) for one, other in pairs]
     compared = [_compared(one, other) for one, other in pairs]
     whole = _whole(ours, theirs, groups)
@@ -64,14 +61,28 @@ def beside(own: Path, against: Path, command: str) -> None:
     terminal.print_files(folder, made.names)
 
 
-def _joined(one: "Group", other: "Group") -> "Group":
-    """The series of both, once their runs are known to have been made alike."""
+def paired(ours: "Sequence[Group]", theirs: "Sequence[Group]", against: Path) -> "list[tuple[Group, Group]]":
+    """Our groups, each with theirs of the same network and data. Raises UserError where there is none."""
+    others = {group.title: group for group in theirs}
+    pairs = [(group, others[group.title]) for group in ours if group.title in others]
+    if not pairs:
+        raise UserError(f"nothing in {against} is of {', '.join(group.title for group in ours)}")
+    return pairs
+
+
+def refuse_unlike(one: "Group", other: "Group") -> None:
+    """Raise UserError, with what differs, unless the runs of both were made alike but for their numerics."""
     from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds
 
     finals = [*one.finals, *other.finals]
     cells = list({id(final.cell): final.cell for final in finals}.values())
     refuse_unequal_seeds(cells)
     refuse_mixed_protocols(f"{one.sweep} and {other.sweep}, {one.title}", [_as_today(each) for each in finals], cells)
+
+
+def _joined(one: "Group", other: "Group") -> "Group":
+    """The series of both, once their runs are known to have been made alike."""
+    refuse_unlike(one, other)
     versions = [sorted({str(_version(final)) for final in group.finals}) for group in (one, other)]
     notes = []
     if versions[0] != versions[1]:
