@@ -21,11 +21,11 @@ _HOW = "Each of your trainings is compared with every other for its target, and 
 NAME = "against"
 
 
-def beside(own: Path, against: Path, command: str) -> None:
+def beside(own: Path, against: Path, command: str, so_far: bool = False) -> None:
     """Compare a finished sweep's trainings with those of others; prints tables, and writes all to its figures/.
 
-    Both are folders of sweeps, or archives. command: by which it is done, for the files. Raises UserError where runs
-    were not made alike.
+    Both are folders of sweeps, or archives. command: by which it is done, for the files. so_far: leave out cells of
+    which finals are missing, and the targets that no other cell has. Raises UserError where runs were not made alike.
     """
     import matplotlib
 
@@ -36,8 +36,10 @@ def beside(own: Path, against: Path, command: str) -> None:
     from analysis.output import output
 
     ours, theirs = (load_results(each.absolute().parent, each.absolute().name) for each in (own, against))
-    ours.finals = [_untimed(final) for final in ours.finals]
+    ours.finals = [_untimed(final) for final in (_whole_cells(ours) if so_far else ours.finals)]
     pairs = paired(make_groups(ours), make_groups(theirs), against)
+    if so_far:
+        pairs = [(one, _at_targets_of(one, other)) for one, other in pairs]
     groups = [_joined(one, other) for one, other in pairs]
     compared = [_compared(one, other) for one, other in pairs]
     whole = _whole(ours, theirs, groups)
@@ -59,6 +61,32 @@ def beside(own: Path, against: Path, command: str) -> None:
         print(comparisons.to_text(found), f"\n{found.legend}\n", sep="\n")
     terminal.print_gaps(ours, [*(note for group in groups for note in group.notes), *chosen.note(ends)])
     terminal.print_files(folder, made.names)
+
+
+def _whole_cells(sweep: "SweepResults") -> "list[Final]":
+    """The finals of cells that have them all. Raises UserError where no cell does."""
+    lacking = {missing.cell for missing in sweep.missing}
+    found = [final for final in sweep.finals if final.cell.id not in lacking]
+    if not found:
+        planned = sum(len(cell.seeds) for cell in sweep.cells)
+        raise UserError(
+            f"nothing to compare yet: no cell of {sweep.name} has all of its finals "
+            f"({len(sweep.finals)} of {planned} are there)"
+        )
+    return found
+
+
+def _at_targets_of(one: "Group", other: "Group") -> "Group":
+    """The other group without what was trained for targets that the one does not have."""
+    targets = {None, *(series.target for series in one.series)}
+    series = tuple(each for each in other.series if each.target in targets)
+    cells = {each.cell.id for each in series}
+    return replace(
+        other,
+        series=series,
+        trials=tuple(trial for trial in other.trials if trial.cell.id in cells),
+        pruned=tuple(each for each in other.pruned if each.cell in cells),
+    )
 
 
 def paired(ours: "Sequence[Group]", theirs: "Sequence[Group]", against: Path) -> "list[tuple[Group, Group]]":

@@ -81,7 +81,7 @@ def test_what_would_be_refused_at_the_end_is_refused_first(
     assert "train.schedule is 'constant' in run to be made (pull,model=mlp5" in told
     assert "but 'cosine' in run" in told
     assert told.count(" is ") == 1, "no setting that the records merely do not have"
-    with pytest.raises(bench.UserError, match="train.schedule is 'constant'"):
+    with pytest.raises(bench.UserError, match=r"train\.schedule is 'constant'"):
         bench.main(arguments)
     edit(here / "suite/sweep.json", '"constant"', '"cosine"')
     monkeypatch.setattr("harness.cli.comparable._digest_of", lambda config: "other")
