@@ -105,7 +105,8 @@ def refuse_unlike(one: "Group", other: "Group") -> None:
     finals = [*one.finals, *other.finals]
     cells = list({id(final.cell): final.cell for final in finals}.values())
     refuse_unequal_seeds(cells)
-    refuse_mixed_protocols(f"{one.sweep} and {other.sweep}, {one.title}", [_as_today(each) for each in finals], cells)
+    alike = [_of_no_numerics(final) for final in finals]
+    refuse_mixed_protocols(f"{one.sweep} and {other.sweep}, {one.title}", alike, cells)
 
 
 def _joined(one: "Group", other: "Group") -> "Group":
@@ -141,14 +142,10 @@ def _version(final: "Final") -> Any:
     return final.record["provenance"].get("numerics_version")
 
 
-def _as_today(final: "Final") -> "Final":
-    """A final with the settings that its version did not have at their defaults, for a check alone; of no numerics."""
-    from harness.training.config import complete_but_methods
-
-    config = complete_but_methods(dict(final.config)).model_dump(mode="json")
+def _of_no_numerics(final: "Final") -> "Final":
+    """A final as if no version of its numerics were known, for a check alone."""
     provenance = {**final.record["provenance"], "numerics_version": None}
-    record = {**final.record, "config": {**config, "methods": final.config["methods"]}, "provenance": provenance}
-    return replace(final, record=record)
+    return replace(final, record={**final.record, "provenance": provenance})
 
 
 def _compared(one: "Group", other: "Group") -> "Comparisons":
