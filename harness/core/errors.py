@@ -67,8 +67,22 @@ def nearest(value: object, legal: Iterable[object]) -> str:
     return f"; did you mean {(swapped or close)[0]!r}?" if close else ""
 
 
-def unknown(kind: str, value: object, legal: Iterable[object], meant: str | None = None) -> UserError:
-    """The error for a name that is none of `legal`. meant: which of them it is a usual name of; None: the nearest."""
+#: So many legal names are listed where all of them are to be had elsewhere.
+_LISTED = 10
+
+
+def unknown(
+    kind: str, value: object, legal: Iterable[object], meant: str | None = None, elsewhere: str = ""
+) -> UserError:
+    """The error for a name that is none of `legal`. meant: which of them it is a usual name of; None: the nearest.
+
+    elsewhere: what has all of them (`results.names`), so that of many only the nearest are listed; empty: all are.
+    """
     names = sorted(str(name) for name in legal)
     hint = f"; did you mean {meant!r}?" if meant else nearest(value, names)
-    return UserError(f"unknown {kind} {value!r}{hint} (legal: {', '.join(names)})")
+    listed = ", ".join(names)
+    if elsewhere and len(names) > _LISTED:
+        near = difflib.get_close_matches(str(value), names, n=_LISTED, cutoff=0.0)
+        first = list(dict.fromkeys([*([meant] if meant else []), *near]))[:_LISTED]
+        listed = f"{', '.join(first)}, and {len(names) - _LISTED} more; {elsewhere} has all"
+    return UserError(f"unknown {kind} {value!r}{hint} (legal: {listed})")
