@@ -62,7 +62,5 @@ def test_what_is_finished_is_compared(
     with pytest.raises(bench.UserError, match=r"no cell of bench-.* \(4 of 6 are there\); left: .* 5 of 9 finals"):
         bench.main([*arguments, "--so-far"])
     shutil.rmtree(own)
-    with pytest.raises(
-        bench.UserError, match=r"nothing to compare yet: .* without --so-far starts it"
-    ):
+    with pytest.raises(bench.UserError, match=r"nothing to compare yet: .* without --so-far starts it"):
         bench.main([*arguments, "--so-far"])
