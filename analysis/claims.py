@@ -1,6 +1,7 @@
 """The claims of Wenshøj, Pepin and Selvan (TMLR 2025) as tests on records: effect, interval and verdict of each."""
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis import chosen, deployment, paired
-from analysis.claim import Claim, ClaimTest, claims_about
+from analysis.claim import NOT_TESTED, Claim, ClaimTest, claims_about
 from analysis.escape import in_latex, in_markdown
 from analysis.paired import Lacking
 from analysis.series import Group
@@ -29,7 +30,8 @@ def make_claims(group: Group) -> list[Claim]:
     """Claims (a) to (e) tested on a group: one test per claim and target, of (a) also per method.
 
     Two-sided t test over seeds against the claim's margin, p corrected by Holm over all tests of the group. Adjusted
-    p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below.
+    p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below. Nothing is
+    tested of a group without a cell of the regularizer, which four of the five are about.
     """
     stated = claims_about(group.metric)
     drafts = [(claim, test) for claim in stated for test in _tests(group, claim)]
@@ -52,9 +54,25 @@ def _left_out(group: Group) -> str:
     return "".join(f" {sentence}" for sentence in told)
 
 
+def _has_regularizer(group: Group) -> bool:
+    """Whether the group has a cell of the regularizer, or the sweep one whose finals are missing."""
+    missing = (re.search(rf"(^|:){paired.REGULARIZER}(?![\w+])", missing.cell) for missing in group.missing)
+    return any(one.method == paired.REGULARIZER for one in group.series) or any(missing)
+
+
+def not_tested(claims: Sequence[Claim]) -> str:
+    """Why none of the claims is tested, as a sentence; nothing where the reasons are several, or one is tested."""
+    reasons = {test.reason for claim in claims for test in claim.tests}
+    tested = any(claim.verdict != NOT_TESTED for claim in claims)
+    return "" if tested or len(reasons) > 1 else f"the paper's claims are not tested: {reasons.pop()}"
+
+
 def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
     """The tests of a claim before their verdict; one that cannot be made has no effect but a reason."""
     found = sorted({one.target for one in group.series if one.method in paired.WORDS and isinstance(one.target, int)})
+    if not _has_regularizer(group):
+        yield ClaimTest("", None, claim.text, reason=f"no `{paired.REGULARIZER}` cell in this sweep")
+        return
     targets = claim.targets(found)
     for bits in targets:
         for method in claim.methods:
@@ -139,6 +157,8 @@ def to_text(claims: list[Claim]) -> str:
 
 def to_markdown(claims: list[Claim]) -> str:
     """A heading line and a GitHub table for each claim."""
+    if why := not_tested(claims):
+        return f"**{in_markdown(claims[0].title)}**: {why}\n"
     lines = [f"**{in_markdown(claims[0].title)}**: the paper's claims", ""]
     for claim in claims:
         lines += [f"**{claim.head}**: {claim.text}. {claim.definition}", ""]
@@ -150,6 +170,8 @@ def to_markdown(claims: list[Claim]) -> str:
 def to_latex(claims: list[Claim]) -> str:
     """A booktabs `tabular`; what is said on a row is a comment beside it."""
     lines = [latex_row(map(latex, COLUMNS))]
+    if why := not_tested(claims):
+        return latex_table("l", [f"{claims[0].title}: the paper's claims"], [latex_title(latex(why), 1)])
     for claim in claims:
         lines += [r"\midrule", latex_title(in_latex(f"{claim.head}: {claim.text}"), len(COLUMNS))]
         lines.append(latex_title(rf"\footnotesize {latex(claim.definition)}", len(COLUMNS)))

@@ -95,7 +95,7 @@ class Results:
         for group in self.groups:
             if name in (names := self._names(group)):
                 return group.series[names.index(name)]
-        raise unknown("series", name, self.names, self._meant(name))
+        raise unknown("series", name, self.names, self._meant(name), elsewhere="results.names")
 
     def _meant(self, name: str) -> str | None:
         """The first series of that label in any group, or whose method begins as it does, at the same target.

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from analysis.results import Cell, Final
@@ -34,7 +35,35 @@ def refuse_unequal_seeds(cells: Sequence[Cell]) -> None:
 
 
 def refuse_mixed_protocols(title: str, finals: Sequence[Final], cells: Sequence[Cell]) -> None:
-    """The finals of a figure must share model, data, training and numerics, but for what the sweep varies."""
+    """The finals of a figure must share model, data, training and numerics, but for what the sweep varies.
+
+    A setting that the version of a record did not have counts as its default.
+    """
+    try:
+        _refuse_mixed(title, finals, cells)
+    except UserError:
+        if (completed := _with_defaults(finals)) is None:
+            raise
+    else:
+        return
+    _refuse_mixed(title, completed, cells)
+
+
+def _with_defaults(finals: Sequence[Final]) -> list[Final] | None:
+    """The finals with the settings of this version, for a check alone; None where that is not known of all of them."""
+    from harness.training.config import complete_but_methods
+
+    found = []
+    for final in finals:
+        try:
+            config = complete_but_methods(dict(final.config)).model_dump(mode="json")
+        except UserError:  # of components or settings that are not here
+            return None
+        found.append(replace(final, record={**final.record, "config": {**config, "methods": final.config["methods"]}}))
+    return found
+
+
+def _refuse_mixed(title: str, finals: Sequence[Final], cells: Sequence[Cell]) -> None:
     searched = searched_keys(cells)
     _refuse(title, finals, lambda final: _between_cells(final, searched))
     for cell_id in dict.fromkeys(final.cell.id for final in finals):

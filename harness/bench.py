@@ -20,6 +20,7 @@ from harness.records.files import read_json
 from harness.records.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:  # imported on use: `--help` answers without it
+    from harness.sweep.cells import Cell
     from harness.sweep.config import SweepConfig
 
 #: The committed records, in the repository.
@@ -34,26 +35,70 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.estimate and not options.dry_run:
         raise UserError("--estimate is for --dry-run: it says how long the suite would take")
+    if options.so_far and options.dry_run:
+        raise UserError("--so-far and --dry-run: give one; both start nothing")
     against = options.against or _committed()
     spec = suite_of(against, options)
+    command = shlex.join(["python", "-m", "harness.bench", *(sys.argv[1:] if arguments is None else arguments)])
+    if options.so_far:
+        return _so_far(options.root / spec.name, against, command)
     from harness.sweep.cells import check_all_but_methods, check_methods, expand
 
     cells = expand(spec, checked=False)
     check_all_but_methods(spec, cells)
     check_methods(spec, cells)  # before a line is printed
-    from harness.cli.bench_tests import ahead
     from harness.cli.launching import carry_out
 
-    print("\n".join(ahead(against, cells, len(spec.final.seeds))), flush=True)
+    refused = _say_ahead(against, spec, cells, options.dry_run)
     status = carry_out(spec, cells, options)
     if options.dry_run:
-        print(f"then compared with the methods in {against}")
-    if status or options.dry_run:
+        return max(status, refused)
+    if status:
+        print(f"{command} --so-far compares what is finished", file=sys.stderr)
         return status
     from harness.cli.beside import beside
 
-    given = sys.argv[1:] if arguments is None else arguments
-    beside(options.root / spec.name, against, shlex.join(["python", "-m", "harness.bench", *given]))
+    beside(options.root / spec.name, against, command)
+    return 0
+
+
+def _say_ahead(against: Path, spec: "SweepConfig", cells: "list[Cell]", dry: bool) -> int:
+    """Say what the comparison will be able to decide, and whether it can be made.
+
+    Where it cannot, raises UserError with what differs; a dry run prints that, and 2 is returned.
+    """
+    from harness.cli import bench_tests, comparable
+
+    try:
+        groups = comparable.groups_of(against)
+        said = [*bench_tests.ahead(groups, cells, len(spec.final.seeds))]
+        print("\n".join([*said, comparable.ahead(against, groups, spec, cells, read=not dry)]), flush=True)
+    except UserError as error:
+        if not dry:
+            raise
+        print(f"would be refused: {error}", flush=True)
+        return 2
+    return 0
+
+
+def _so_far(folder: Path, against: Path, command: str) -> int:
+    """Compare the cells that are finished, and say what is left. Raises UserError where none is."""
+    files = SweepDirectory(folder)
+    goes_on = "the same command without --so-far"
+    if not (files.sweep.is_file() and files.cells.is_file()):
+        raise UserError(f"nothing to compare yet: {folder} is not there; {goes_on} starts it")
+    from harness.cli.beside import beside
+    from harness.sweep import plan
+    from harness.sweep.queue import load_sweep
+    from harness.sweep.rebuild import as_it_is
+
+    left = {phase: f"{one.left} of {one.total}" for phase, one in plan.count(as_it_is(load_sweep(folder))).items()}
+    said = f"left: {left['tune']} trials, {left['final']} finals; {goes_on} goes on"
+    try:
+        beside(folder, against, command, so_far=True)
+    except UserError as error:
+        raise UserError(f"{error}; {said}") from None
+    print(said)
     return 0
 
 
@@ -77,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=positive, metavar="N", help="at once; default: one per GPU or CPU core")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     parser.add_argument("--estimate", action="store_true", help="with --dry-run: measure steps, say how long it takes")
+    parser.add_argument(
+        "--so-far",
+        action="store_true",
+        help="start nothing: compare the targets of which all finals are finished, and say what is left; 2 if none is",
+    )
     parser.set_defaults(profile=None, gpus=None, runs=False, detach=False, wait=False)
     return parser
 

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.config_base import by_name
-from harness.core.errors import UserError
 from harness.core.wording import counted
 
 if TYPE_CHECKING:  # `analysis` reads records by way of this package
@@ -45,15 +43,8 @@ def families(pairs: Iterable[Any]) -> list[list[Any]]:
     return [*first.values(), *([others] if others else [])]
 
 
-def ahead(against: Path, cells: Sequence["Cell"], seeds: int) -> list[str]:
-    """Lines that say, before a run is made, what the tests will be able to decide. against: the records' folder."""
-    from analysis.disk_source import load_results
-    from analysis.grouping import make_groups
-
-    try:
-        groups = make_groups(load_results(against.absolute().parent, against.absolute().name))
-    except UserError as error:
-        return [f"how many tests there will be is not known: {error}"]
+def ahead(groups: Sequence["Group"], cells: Sequence["Cell"], seeds: int) -> list[str]:
+    """Lines that say, before a run is made, what the tests will be able to decide. groups: of the records."""
     return [line for group in groups for line in _of_group(group, cells, seeds)]
 
 

@@ -21,11 +21,11 @@ _HOW = "Each of your trainings is compared with every other for its target, and 
 NAME = "against"
 
 
-def beside(own: Path, against: Path, command: str) -> None:
+def beside(own: Path, against: Path, command: str, so_far: bool = False) -> None:
     """Compare a finished sweep's trainings with those of others; prints tables, and writes all to its figures/.
 
-    Both are folders of sweeps, or archives. command: by which it is done, for the files. Raises UserError where runs
-    were not made alike.
+    Both are folders of sweeps, or archives. command: by which it is done, for the files. so_far: leave out cells of
+    which finals are missing, and the targets that no other cell has. Raises UserError where runs were not made alike.
     """
     import matplotlib
 
@@ -36,11 +36,10 @@ def beside(own: Path, against: Path, command: str) -> None:
     from analysis.output import output
 
     ours, theirs = (load_results(each.absolute().parent, each.absolute().name) for each in (own, against))
-    ours.finals = [_untimed(final) for final in ours.finals]
-    mine, others = make_groups(ours), {group.title: group for group in make_groups(theirs)}
-    pairs = [(group, others[group.title]) for group in mine if group.title in others]
-    if not pairs:
-        raise UserError(f"nothing in {against} is of {', '.join(group.title for group in mine)}")
+    ours.finals = [_untimed(final) for final in (_whole_cells(ours) if so_far else ours.finals)]
+    pairs = paired(make_groups(ours), make_groups(theirs), against)
+    if so_far:
+        pairs = [(one, _at_targets_of(one, other)) for one, other in pairs]
     groups = [_joined(one, other) for one, other in pairs]
     compared = [_compared(one, other) for one, other in pairs]
     whole = _whole(ours, theirs, groups)
@@ -64,14 +63,55 @@ def beside(own: Path, against: Path, command: str) -> None:
     terminal.print_files(folder, made.names)
 
 
-def _joined(one: "Group", other: "Group") -> "Group":
-    """The series of both, once their runs are known to have been made alike."""
+def _whole_cells(sweep: "SweepResults") -> "list[Final]":
+    """The finals of cells that have them all. Raises UserError where no cell does."""
+    lacking = {missing.cell for missing in sweep.missing}
+    found = [final for final in sweep.finals if final.cell.id not in lacking]
+    if not found:
+        planned = sum(len(cell.seeds) for cell in sweep.cells)
+        raise UserError(
+            f"nothing to compare yet: no cell of {sweep.name} has all of its finals "
+            f"({len(sweep.finals)} of {planned} are there)"
+        )
+    return found
+
+
+def _at_targets_of(one: "Group", other: "Group") -> "Group":
+    """The other group without what was trained for targets that the one does not have."""
+    targets = {None, *(series.target for series in one.series)}
+    series = tuple(each for each in other.series if each.target in targets)
+    cells = {each.cell.id for each in series}
+    return replace(
+        other,
+        series=series,
+        trials=tuple(trial for trial in other.trials if trial.cell.id in cells),
+        pruned=tuple(each for each in other.pruned if each.cell in cells),
+    )
+
+
+def paired(ours: "Sequence[Group]", theirs: "Sequence[Group]", against: Path) -> "list[tuple[Group, Group]]":
+    """Our groups, each with theirs of the same network and data. Raises UserError where there is none."""
+    others = {group.title: group for group in theirs}
+    pairs = [(group, others[group.title]) for group in ours if group.title in others]
+    if not pairs:
+        raise UserError(f"nothing in {against} is of {', '.join(group.title for group in ours)}")
+    return pairs
+
+
+def refuse_unlike(one: "Group", other: "Group") -> None:
+    """Raise UserError, with what differs, unless the runs of both were made alike but for their numerics."""
     from analysis.protocol import refuse_mixed_protocols, refuse_unequal_seeds
 
     finals = [*one.finals, *other.finals]
     cells = list({id(final.cell): final.cell for final in finals}.values())
     refuse_unequal_seeds(cells)
-    refuse_mixed_protocols(f"{one.sweep} and {other.sweep}, {one.title}", [_as_today(each) for each in finals], cells)
+    alike = [_of_no_numerics(final) for final in finals]
+    refuse_mixed_protocols(f"{one.sweep} and {other.sweep}, {one.title}", alike, cells)
+
+
+def _joined(one: "Group", other: "Group") -> "Group":
+    """The series of both, once their runs are known to have been made alike."""
+    refuse_unlike(one, other)
     versions = [sorted({str(_version(final)) for final in group.finals}) for group in (one, other)]
     notes = []
     if versions[0] != versions[1]:
@@ -102,14 +142,10 @@ def _version(final: "Final") -> Any:
     return final.record["provenance"].get("numerics_version")
 
 
-def _as_today(final: "Final") -> "Final":
-    """A final with the settings that its version did not have at their defaults, for a check alone; of no numerics."""
-    from harness.training.config import complete_but_methods
-
-    config = complete_but_methods(dict(final.config)).model_dump(mode="json")
+def _of_no_numerics(final: "Final") -> "Final":
+    """A final as if no version of its numerics were known, for a check alone."""
     provenance = {**final.record["provenance"], "numerics_version": None}
-    record = {**final.record, "config": {**config, "methods": final.config["methods"]}, "provenance": provenance}
-    return replace(final, record=record)
+    return replace(final, record={**final.record, "provenance": provenance})
 
 
 def _compared(one: "Group", other: "Group") -> "Comparisons":

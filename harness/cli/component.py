@@ -17,6 +17,7 @@ def kind_and_name(reference: str) -> tuple[str, str]:
     for kind in registry.KINDS:
         if reference.partition(":")[0] in registry.names(kind) or reference in outside.registered(kind):
             return kind, registry.check(kind, reference)
+    registry.refuse_sweep_file("component", reference)
     if not outside.is_reference(reference):
         raise unknown("component", reference, (name for kind in registry.KINDS for name in registry.known(kind)))
     name = outside.resolve("component", reference, Path())

@@ -67,14 +67,29 @@ def nearest(value: object, legal: Iterable[object]) -> str:
     return f"; did you mean {(swapped or close)[0]!r}?" if close else ""
 
 
+#: So many legal names are listed where all of them are to be had elsewhere.
+_LISTED = 10
+
+
 def unknown(
-    kind: str, value: object, legal: Iterable[object], meant: str | None = None, what: str | None = None
+    kind: str,
+    value: object,
+    legal: Iterable[object],
+    meant: str | None = None,
+    what: str | None = None,
+    elsewhere: str = "",
 ) -> UserError:
     """The error for a name that is none of `legal`.
 
     meant: which of them it is a usual name of; None: the nearest. what: says in a word or two what `meant` is.
+    elsewhere: what has all of them (`results.names`), so that of many only the nearest are listed; empty: all are.
     """
     names = sorted(str(name) for name in legal)
     said = f" ({what})" if what else ""
     hint = f"; did you mean {meant!r}{said}?" if meant else nearest(value, names)
-    return UserError(f"unknown {kind} {value!r}{hint} (legal: {', '.join(names)})")
+    listed = ", ".join(names)
+    if elsewhere and len(names) > _LISTED:
+        near = difflib.get_close_matches(str(value), names, n=_LISTED, cutoff=0.0)
+        first = list(dict.fromkeys([*([meant] if meant else []), *near]))[:_LISTED]
+        listed = f"{', '.join(first)}, and {len(names) - _LISTED} more; {elsewhere} has all"
+    return UserError(f"unknown {kind} {value!r}{hint} (legal: {listed})")

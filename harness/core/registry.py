@@ -53,6 +53,7 @@ def check(kind: str, name: str, base: Path | None = None) -> str:
     legal = names(kind)
     if family in legal:
         return name
+    refuse_sweep_file(kind, name)
     reference = name if outside.is_reference(name) else outside.registered(kind).get(name)
     if reference is None:
         parts = name.split("+")
@@ -66,6 +67,15 @@ def check(kind: str, name: str, base: Path | None = None) -> str:
     if shown(found) in legal:
         raise UserError(f"{kind} {reference!r}: {shown(found)!r} is the name of a {kind} of the harness; rename it")
     return found
+
+
+def refuse_sweep_file(kind: str, name: str) -> None:
+    """Raise UserError for a YAML file where a component belongs."""
+    if name.lower().endswith((".yaml", ".yml")):
+        raise UserError(
+            f"{name!r} is no {kind}: that is a file .py, or a name; a sweep file is checked by "
+            f"`python -m harness.launch {name} --dry-run`"
+        )
 
 
 def _called(kind: str, name: str) -> str | None:

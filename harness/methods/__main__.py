@@ -1,10 +1,12 @@
 """`python -m harness.methods [FILE.py ...] [--markdown] [--cost FILE]`: all methods, their settings, sources and costs.
 
-FILE.py: methods from outside, to list too.
+FILE.py: methods from outside, to list too; of a single one its whole docstring is shown, without the others.
 """
 
 import argparse
+import inspect
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -92,10 +94,39 @@ def markdown(costs: Mapping[str, str] | None = None, further: Sequence[str] = ()
     return "\n".join(lines)
 
 
+def described(name: str, width: int, costs: Mapping[str, str] | None = None) -> str:
+    """A method by itself: its docstring, what it is, its settings and measured costs, in lines of `width` columns.
+
+    Raises UserError for an unknown name.
+    """
+    one = _entry(name)._replace(cost=(costs or {}).get(name, ""))
+    paragraphs = inspect.cleandoc(registry.load("method", name).__doc__ or one.what).split("\n\n")
+    about = [
+        *(
+            (field.replace("_", " "), getattr(one, field))
+            for field in ("kind", "acts_on", "activations", "cost")
+            if getattr(one, field)
+        ),
+        ("settings", ", ".join(one.settings) or "none"),
+    ]
+    lines = [one.name, ""]
+    for paragraph in paragraphs:
+        plain = paragraph.startswith((" ", "-", "*")) or "\n " in paragraph or "\n-" in paragraph
+        lines += [*(paragraph.splitlines() if plain else textwrap.wrap(paragraph, width, break_on_hyphens=False)), ""]
+    for label, text in about:
+        lines += textwrap.wrap(f"{label}: {text}", width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Carry out the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.methods", description="All methods.")
-    parser.add_argument("further", nargs="*", metavar="FILE.py", help="methods from outside, to list too")
+    parser.add_argument(
+        "further",
+        nargs="*",
+        metavar="FILE.py",
+        help="methods from outside, to list too; a single one is shown by itself",
+    )
     parser.add_argument("--markdown", action="store_true", help="as a table for a page")
     parser.add_argument("--cost", type=Path, metavar="FILE", help="show the costs that the benchmarks measured")
     options = parser.parse_args(arguments)
@@ -103,12 +134,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.markdown:
         print(markdown(costs, options.further))
         return 0
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    if len(options.further) == 1:
+        print(described(options.further[0], console.width, costs))
+        return 0
     table = Table(*(name.replace("_", " ") for name in Entry._fields[: None if costs else -1]))
     for one in entries(costs, options.further):
         last = [one.cost.replace("; ", "\n")] if costs else []
         table.add_row(*one[:5], "\n".join(one.settings), one.source, *last)
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    console.print(table)
     return 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import synthetic_sweep as made
 from synthetic_sweep import SweepWriter, paper
 
-from analysis import claims
+from analysis import claims, render
 from analysis.claims import Claim, ClaimTest, make_claims
 from analysis.disk_source import load_results
 from analysis.grouping import make_groups
@@ -194,7 +194,7 @@ def test_seeds_that_have_not_finished(tmp_path: Path) -> None:
         (lambda s: s.cells[STE3].update(finals={}), "b", 3, "no finished QAT for 3 bits in this sweep"),
         (made.drop_cells(OSC3), "d", 3, "no regularizer for 3 bits in this sweep"),
         (made.drop_cells(STE3, OSC3), "b", None, "ste and oscillation at 2 bits only in this sweep"),
-        (made.drop_cells(STE2, STE3, OSC2, OSC3), "d", None, "no ste and no oscillation in this sweep"),
+        (made.drop_cells(STE2, STE3, OSC2, OSC3), "d", None, "no `oscillation` cell in this sweep"),
         (made.drop_cells("none-watch_bit=3"), "a", 3, "float training is watched at 2 bits"),
         (made.drop_cells("none-watch_bit=2", "none-watch_bit=3"), "a", 3, "no float training in this sweep"),
         (made.drop_frequencies, "a", 2, "6 of 6 runs of ste@2 report no osc/frequency"),
@@ -214,6 +214,21 @@ def test_what_is_lacking_is_said(tmp_path: Path, spoil: Any, key: str, target: i
     test = the_test(found, key, target)
     assert (test.verdict, test.reason, test.result.n, test.result.test) == ("not tested", reason, "0", "")
     assert target is not None or f"({key}) not tested: " in claims.to_text(found)
+
+
+def test_without_the_regularizer_one_line_says_so(tmp_path: Path) -> None:
+    sweep = paper(tmp_path / "whole")
+    for cell in (OSC2, OSC3):
+        sweep.cells[cell].update(finals={})
+    assert len(claims.to_markdown(claims_of(sweep)).splitlines()) > 20, "they are merely not finished"
+    made.drop_cells(OSC2, OSC3)(sweep := paper(tmp_path / "without"))
+    found = claims_of(sweep)
+    why = "the paper's claims are not tested: no `oscillation` cell in this sweep"
+    assert claims.to_markdown(found) == f"**{found[0].title}**: {why}\n"
+    assert claims.to_latex(found).count("not tested") == 1
+    assert verdicts(found) == ["not tested"] * 5
+    assert len(claims.to_frame(found)) == 5
+    assert render.Section("", claims=found).tests_claims is False, "a line on the terminal and in the report"
 
 
 def test_a_second_way_of_deployment_is_not_tested(tmp_path: Path) -> None:

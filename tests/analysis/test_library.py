@@ -119,6 +119,21 @@ def test_runs_that_were_not_made_alike_are_not_compared(tmp_path: Path) -> None:
         load(tmp_path, "a", "b")
 
 
+def test_a_setting_that_an_earlier_version_did_not_write_has_its_default(tmp_path: Path) -> None:
+    for name, further in (("a", {}), ("b", {"head": "keep"}), ("c", {"head": "keep", "depth": 4})):
+        sweep = SweepWriter(tmp_path, name)
+        sweep.add("none", None, model={"name": "mlp5", "width": 256, **further})
+        sweep.add("ste", 2, model={"name": "mlp5", "width": 256, **further})
+        sweep.write()
+    a, b, c = (load(tmp_path, name) for name in "abc")
+    assert compare(a["ste@2"], b["ste@2"])["difference"].to_list() == [0, 0, 0, 0, 0]
+    assert load(tmp_path, "a", "b").sweep.name == "a+b"
+    with pytest.raises(UserError, match=r"cannot be compared: model\.depth is 5 in run [^;]* but 4 in run [^;]*$"):
+        compare(a["ste@2"], c["ste@2"])
+    with pytest.raises(UserError, match=r"model\.depth is 5"):
+        load(tmp_path, "a", "c")
+
+
 def test_figures_are_returned_and_not_kept(results: Results) -> None:
     import matplotlib.pyplot as plt
 

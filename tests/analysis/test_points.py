@@ -204,6 +204,7 @@ def test_methods_at_targets_with_activations_alone_test_no_claim(tmp_path: Path)
     sweep = small(tmp_path)
     for cell in [cell for cell in sweep.cells if cell.endswith("=4")]:
         del sweep.cells[cell]
+    add_exactly(sweep, "oscillation", "w4a4", alike(50, 88, 90, 94, 1), 8e-3)
     sweep.write()
     found = claims.make_claims(only_group(tmp_path))
     reasons = {test.reason for claim in found for test in claim.tests if claim.key in "abd"}

@@ -1,6 +1,7 @@
 """Trials that the pruner stopped: in frames, files and figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from analysis_cost import write_sweep as write_large
 from blank_pictures import blank_pictures
 
 from analysis import frames, make_figures, pruned
+from analysis.figures import strength_sensitivity
 from analysis.library import load
 
 CELL = "oscillation,target_bit=3"
@@ -99,6 +101,19 @@ def test_files_and_figures_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(written) == 30
     points = pd.read_csv(tmp_path / "large/figures/strength_sensitivity.csv")
     assert (points["state"] == "pruned").sum() == 2
+
+
+def test_settings_with_too_few_trials_are_named(tmp_path: Path) -> None:
+    write_large(tmp_path, Shape(trials=3, seeds=2, epochs=1, layers=1))
+    (group,) = load(tmp_path).groups
+    own = [trial for trial in group.trials if trial.cell.id == CELL]
+    assert not any("left out" in note for note in strength_sensitivity.draw(group).notes)
+    further = [replace(trial, params={**trial.params, "oscillation.pull": 1.0 + trial.number}) for trial in own]
+    others = tuple(trial for trial in group.trials if trial.cell.id != CELL)
+    few = replace(group, trials=(*others, *further[:2], own[2]))
+    assert "left out, with fewer than 3 trials: oscillation.pull" in strength_sensitivity.draw(few).notes
+    enough = replace(group, trials=(*others, *further))
+    assert not any("left out" in note for note in strength_sensitivity.draw(enough).notes)
 
 
 def test_pruned_trials_are_among_the_trials(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from commands import run_here
-from own_components import write_study
+from own_components import edit, forget, write_study
 
 from analysis import render
 from analysis.t_tests import ALPHA, holm, paired_t
@@ -54,7 +55,9 @@ def test_a_dry_run_says_what_would_run(here: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "checking 1 network\n")
     assert "3 cells, 12 trials, 9 finals: 21 runs" in ended.stdout
     assert "searching pull.strength in [0.1, 10] (log); 3 seeds" in ended.stdout
-    assert ended.stdout.splitlines()[-1].endswith(bench.SUITE)
+    (told,) = [line for line in ended.stdout.splitlines() if line.startswith("comparable with the records in ")]
+    assert bench.SUITE in told
+    assert "numerics version 2, runs from now on 5: compared all the same, and the output says so" in told
     assert (
         "mlp5 on digits: 42 tests with 3 seeds, p by Holm over the tests against float, ste, oscillation"
         in ended.stdout
@@ -62,6 +65,28 @@ def test_a_dry_run_says_what_would_run(here: Path) -> None:
     least = "exceeds their standard deviation 4.4 times where 3 tests count together, 14.8 times where 33 tests count"
     assert least in ended.stdout
     assert "vit_tiny on digits" not in ended.stdout
+    assert not (here / "runs").exists()
+
+
+def test_what_would_be_refused_at_the_end_is_refused_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bench._committed(), here / "suite", ignore=shutil.ignore_patterns("figures"))
+    edit(here / "suite/sweep.json", '"cosine"', '"constant"')
+    monkeypatch.chdir(here)
+    forget(monkeypatch)
+    arguments = ["methods/pull.py", *SEARCH, "--model", "mlp5", "--against", "suite"]
+    assert bench.main([*arguments, "--dry-run"]) == 2
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("would be refused: ")]
+    assert "train.schedule is 'constant' in run to be made (pull,model=mlp5" in told
+    assert "but 'cosine' in run" in told
+    assert told.count(" is ") == 1, "no setting that the records merely do not have"
+    with pytest.raises(bench.UserError, match=r"train\.schedule is 'constant'"):
+        bench.main(arguments)
+    edit(here / "suite/sweep.json", '"constant"', '"cosine"')
+    monkeypatch.setattr("harness.cli.comparable._digest_of", lambda config: "other")
+    with pytest.raises(bench.UserError, match="data digest is 'other' in run to be made"):
+        bench.main(arguments)
     assert not (here / "runs").exists()
 
 

@@ -119,7 +119,7 @@ def module(name: str, arguments: list[str], here: Path) -> None:
     made |= {
         "export": "% in the record",
         "conform": "4 of 4 checks passed",
-        "bench": "then compared with the methods in",
+        "bench": "comparable with the records in",
     }
     assert made[verb] in ended.stdout
 

@@ -1,5 +1,7 @@
 """`python -m harness.conform`: a line for each check, and exit status 1 where one fails."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,11 @@ from commands import run_here
 from own_components import edit, write_study
 from test_state_and_pickup import NEW_METHOD
 
+from harness.cli.component import kind_and_name
 from harness.conformance import training
 from harness.conformance.common import Case, CheckFailed
 from harness.core import registry
+from harness.core.errors import UserError
 
 
 def test_components_that_do_what_they_must(tmp_path: Path) -> None:
@@ -19,6 +23,14 @@ def test_components_that_do_what_they_must(tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert ended.stdout.count("ok    ") == count
         assert ended.stdout.endswith(f"{count} of {count} checks passed\n")
+
+
+@pytest.mark.parametrize("check", [kind_and_name, partial(registry.check, "method")], ids=["any", "a method"])
+def test_a_sweep_file_is_told_who_checks_it(check: Callable[[str], object]) -> None:
+    with pytest.raises(
+        UserError, match=r"'sr/sr\.yml' is no (component|method): .* a file \.py, .*launch sr/sr\.yml --dry-run"
+    ):
+        check("sr/sr.yml")
 
 
 BROKEN = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import METHOD
 
 from harness.core import registry
 from harness.core.errors import UserError
@@ -44,6 +45,24 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in registry.names("method"))
+
+
+@pytest.mark.parametrize("columns", ["60", "130"])
+def test_a_single_method_has_the_width_of_the_terminal(
+    columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = METHOD.replace('"""', '"""' + "A long first sentence about what it does. " * 8 + "\n\n", 1)
+    (tmp_path / "noisy.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    assert main(["noisy.py"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "noisy"
+    assert int(columns) - 12 < max(map(len, lines)) <= int(columns)
+    assert "kind: noise" in lines
+    assert any(line.startswith("settings: ") for line in lines)
+    assert not any("lsq" in line or "│" in line for line in lines), "the method alone, in no table"
 
 
 def measured(folder: Path, rows: Any = None) -> str:
