@@ -87,4 +87,4 @@ def _final(spec: SweepConfig, cell: Cell, digest_of: Callable[[RunConfig], str] 
 def _digest_of(config: RunConfig) -> str:
     from harness import data
 
-    return str(data.prepare(component("data set", config.data)).digest)  # type: ignore[arg-type]
+    return str(data.prepare(component("data set", config.data)).digest)
