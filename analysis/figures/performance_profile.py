@@ -52,9 +52,10 @@ def draw(groups: Sequence[Group]) -> Drawing:
         raise NothingToDraw("; ".join(["fewer than two methods have a run in every task", *benchmark.notes]))
     style.use_style()
     axis = _Axis.fitting(benchmark)
-    frame = _points(groups, benchmark, axis)
+    # Of the groups that take part alone: another may have the same training under several ways of deployment.
+    frame = _points(benchmark.groups, benchmark, axis)
     methods = list(frame.loc[frame["panel"] == _MEANS, "series"])
-    looks = _looks(groups, methods)
+    looks = _looks(benchmark.groups, methods)
     height = max(1.7, 0.17 * len(methods) + 0.75) + 0.32 + 0.16 * -(-len(methods) // 4)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(style.venue().page, height), width_ratios=(1.5, 1),

@@ -44,10 +44,9 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
         check_root(options.root)
     check_methods(spec, cells)  # imports torch, so it comes after all checks that do not
     preflight.check_wandb(spec, cells)
-    if options.cluster == "local" and (options.estimate or not options.dry_run):
-        _note_load(cells, workers)
+    busy = _load_note(cells, workers) if options.cluster == "local" else None  # before networks are built
     if options.dry_run:
-        return _dry_run(spec, cells, options, workers, profile, slots)
+        return _dry_run(spec, cells, options, workers, profile, slots, busy)
     preflight.check_data(spec, cells)
     if options.cluster == "slurm":
         check_slurm(profile)
@@ -65,13 +64,18 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     preflight.prepare_data(spec, cells)
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
+    _say(busy)
     return _start(opened, options, WorkerPool(opened, options.cluster, workers, profile, slots))
 
 
-def _note_load(cells: Sequence[Cell], workers: int) -> None:
-    """Say that the machine is busy with other work, where it is; before networks are built, which is work, too."""
+def _load_note(cells: Sequence[Cell], workers: int) -> str | None:
+    """What to say where the machine is busy with other work."""
     share = max(1, cores() // workers)
-    if note := busy_note(max(cell.raw.get("runtime", {}).get("threads") or share for cell in cells)):
+    return busy_note(max(cell.raw.get("runtime", {}).get("threads") or share for cell in cells))
+
+
+def _say(note: str | None) -> None:
+    if note:
         print(note, file=sys.stderr, flush=True)
 
 
@@ -91,6 +95,7 @@ def _dry_run(
     workers: int,
     profile: Profile,
     slots: tuple[str, ...],
+    busy: str | None,
 ) -> int:
     if options.runs:
         dry_run.show_runs(spec, cells, options.root)
@@ -104,6 +109,7 @@ def _dry_run(
     dry_run.show(spec, cells, options.cluster, workers, profile, options.root, there)
     usable = dry_run.show_data(spec, cells)
     if options.estimate:
+        _say(busy)
         estimate.show(spec, cells, options.cluster, workers, slots)
     status = dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
     return max(usable, status)

@@ -130,6 +130,45 @@ def test_what_batch_norm_explains() -> None:
     assert f"lead at 3 bits, {lead:.0f} points, becomes {left['d']} {left['i']};" in page
 
 
+def anew(one: str, other: str, at: int, sign: int = 1) -> dict[str, str]:
+    """As `less`, of networks with re-estimated statistics, chosen by them."""
+    return less("batch_norm", f"{one}, bn_reestimation", f"{other}, bn_reestimation", at, sign)
+
+
+def spelt(found: dict[str, str], word: str = "") -> str:
+    return f"{found['plain']}{word} {found['i']}"
+
+
+def test_a_network_with_batch_norm_chosen_fairly() -> None:
+    page, study = said("README.md"), said("resnet18_and_vit.md")
+    lead = [[anew(PLAIN, rival, at) for at in (3, 4)] for rival in ("ste@2", "lsq@2")]
+    told = f"for 2 bits leads `ste` by {spelt(lead[0][0], ' points')} at 3 bits, and `lsq` by {spelt(lead[1][0])}."
+    assert told in page
+    behind, gain = anew(PLAIN, "ste@2", 2, sign=-1), anew(PLAIN, "none@2", 2)
+    assert f"At 2 bits it is {spelt(behind)} behind `ste`, and {spelt(gain)} ahead of the control." in page
+    assert f"loses in its weights, too, {spelt(anew('ste@2', 'float', 3, sign=-1), ' points')} of float" in page
+    ahead = "It is ahead of `ste`, by {} and {}. Not of `lsq`: {} and {}."
+    assert ahead.format(*(spelt(each) for both in lead for each in both)) in study
+    learned, chosen_so = anew(PLAIN, "lsq@2", 2, sign=-1), anew("none@2", "float", 2)
+    assert (
+        f"At 2 bits {spelt(behind)} behind `ste` and {spelt(learned)} behind `lsq`, but {spelt(gain)} ahead of the "
+        f"control: choosing rate and epoch at 2 bits gains {spelt(chosen_so)} over float training" in study
+    )
+    three = [anew("oscillation@3", rival, 3, sign=-1) for rival in ("ste@3", "none@3")]
+    qat = anew("ste@3", "none@3", 3)
+    assert f"At 3 bits it is {spelt(three[0])} behind `ste` and {spelt(three[1])} behind the control, which" in study
+    assert f"`ste` does not beat clearly ({qat['d']} {qat['i']})." in study
+    below = [mean("batch_norm", f"{name}@3, bn_reestimation", 2) for name in ("oscillation", "ste", "lsq", "none")]
+    by = anew("oscillation@3", "ste@3", 2)
+    told = "rounded to 2: the regularizer {:.1f}, `ste` {:.1f} ({by}), `lsq` {:.1f}, the control {:.1f}."
+    assert told.format(*below, by=f"{by['d']} {by['i']}") in study
+    pairs = (("ste@2", 3), ("lsq@2", 3), ("oscillation@3", 3))
+    gained = [less("batch_norm", f"{name}, bn_reestimation", f"{name}, rtn", at) for name, at in pairs]
+    told = "{} of what `ste@2` loses at 3 bits, {} of `lsq@2`, and {} at the very target of `oscillation@3`"
+    assert told.format(spelt(gained[0], " points"), *map(spelt, gained[1:])) in study
+    assert f"(float training has {mean('batch_norm', 'float, bn_reestimation', 'float'):.0f} %)" in study
+
+
 def test_one_network_for_all_bits() -> None:
     frame = pd.read_csv(RESULTS / "figures/one_checkpoint.csv")
     worst = frame[frame["bits"] == "worst"].set_index("series")

@@ -97,6 +97,7 @@ def test_the_tables_of_other_studies_hold_what_was_computed() -> None:
         "notebook_mlp": 13,
         "finetune_mlp5": 7,
         "resnet18_short": 14 + 6,
+        "batch_norm": 18 + 5,
         "cause": 6,
         "resnet18_reduced": 10,
         "vit_reduced": 7,

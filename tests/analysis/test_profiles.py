@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import trim_mean
 from synthetic_sweep import MEASURED, SweepWriter, quickstart
@@ -159,6 +160,21 @@ def test_only_the_first_way_of_deployment_counts(tmp_path: Path) -> None:
         sweep.write()
     found = profiles.collect(groups_of(tmp_path, "a", "b"))
     assert found.scores["ste@2"]["one on digits, 2 bits"] == pytest.approx([0.75] * 3)
+
+
+def test_a_sweep_that_takes_no_part_names_no_method(tmp_path: Path) -> None:
+    """Nor changes a colour: a labelled one, read first, has each training under two ways of deployment."""
+    quickstart(tmp_path, "b").write()
+    other_model(tmp_path, "c").write()
+    small = exact(tmp_path, "a", "two", 50, 40)
+    for record in small.records.values():
+        record["rows"] += [{**row, "deploy": "gptq"} for row in record["rows"]]
+    small.write()
+    spec = plain(read_sweep(ROOT / "sweeps/quickstart.yaml")) | {"label": "reduced"}
+    (small.folder / "sweep.json").write_text(json.dumps(spec))
+    alone, beside = (performance_profile.draw(groups_of(tmp_path, *names)).frame for names in ("bc", "abc"))
+    assert set(alone["method"]) == {"float", "ste", "oscillation"}
+    pd.testing.assert_frame_equal(beside, alone)
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

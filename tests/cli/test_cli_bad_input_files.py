@@ -52,7 +52,7 @@ def test_an_unusable_root_is_refused(cli: Cli, below: str) -> None:
 CHANGES = {
     "base.train.epochs": {"base/train/epochs": 2},
     "base.deploy.bits": {"base/deploy/bits": [2, 4, 8]},
-    "cells.1.search.train.learning_rate.high": {
+    "cells.0.search.train.learning_rate.high": {
         SEARCH: {"train.learning_rate": {"low": 0.0001, "high": 0.1, "log": True}}
     },
     "sampler.name": {"sampler": "qmc"},
