@@ -191,7 +191,8 @@ def _is_away(error: Exception) -> bool:
     import sqlalchemy
 
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-    away = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+    # The last where Optuna catches the first of them and asks again within the transaction that it has ended.
+    away = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.PendingRollbackError)
     return isinstance(cause, away) and not any(words in str(cause) for words in _LOCKED_OUT)
 
 

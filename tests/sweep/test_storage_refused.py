@@ -1,5 +1,6 @@
 """What a launch says of a database that it cannot use: one line, exit status 2, never a password."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from postgres_server import HOST, USER, PostgresServer
 from tiny_sweep import here, launch, write_sweep
 
 from harness.sweep import plan
-from harness.sweep.storage import PASSWORD_VARIABLE
+from harness.sweep.storage import PASSWORD_VARIABLE, patiently
 
 why_not = postgres_server.available()
 needs_postgres = pytest.mark.skipif(why_not is not None, reason=str(why_not))
@@ -108,3 +109,18 @@ def test_sweeps_that_make_the_tables_at_once_do_not_fail(tmp_path: Path, monkeyp
     plan.top_up(sweep)
     assert len(met) == 2
     assert plan.count(sweep)["tune"].waiting == 6
+
+
+def test_a_query_cut_off_in_its_middle_is_made_again(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Optuna catches that the server has gone, and asks again in the transaction that ended with it."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    answers = iter([sqlalchemy.exc.PendingRollbackError("Can't reconnect until invalid transaction is rolled back"), 7])
+
+    def query() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from answer
+        return answer
+
+    assert patiently(query, lambda: False) == 7
+    assert "trying again in 1 s" in capsys.readouterr().out
