@@ -3,7 +3,9 @@
 Each line is a phrase of the page with its numbers computed anew. A sentence that changes has to be changed here, too.
 """
 
+import json
 import re
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -167,6 +169,23 @@ def test_a_network_with_batch_norm_chosen_fairly() -> None:
     told = "{} of what `ste@2` loses at 3 bits, {} of `lsq@2`, and {} at the very target of `oscillation@3`"
     assert told.format(spelt(gained[0], " points"), *map(spelt, gained[1:])) in study
     assert f"(float training has {mean('batch_norm', 'float, bn_reestimation', 'float'):.0f} %)" in study
+
+
+def test_what_few_trials_tried() -> None:
+    """Of the regularizer for 3 bits, at rates of 1e-3 and more: strengths, and what trials were chosen by."""
+    found = []
+    with zipfile.ZipFile(RESULTS / "batch_norm/runs.zip") as archive:
+        for name in (each for each in archive.namelist() if each.endswith("record.json")):
+            record = json.loads(archive.read(name))
+            config = record["config"]
+            own = [each["strength"] for each in config["methods"] if each["name"] == "oscillation"]
+            if own and config["target_bit"] == 3 and config["seed"] == 1000:
+                found.append((config["train"]["learning_rate"], own[0], 100 * record["monitor"]))
+    assert len(found) == 4
+    strengths, scores = zip(*(each[1:] for each in found if each[0] >= 1e-3), strict=True)
+    assert len(strengths) == 3
+    told = f"{min(strengths):.0f} to {max(strengths):.0f}, and {min(scores):.0f} to {max(scores):.0f} % in validation"
+    assert told in said("resnet18_and_vit.md")
 
 
 def test_one_network_for_all_bits() -> None:

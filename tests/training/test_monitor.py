@@ -134,7 +134,7 @@ def test_an_estimate_does_not_scale_what_deploying_takes(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Evaluator, "deployments", deployments)
     found = cost.measure(config(monitor={"deploy": AFTER}, train__batch_size=10))
-    assert found.monitor_s == pytest.approx(0.2, abs=0.15), "20 batches of validation images"
+    assert 0.2 <= found.monitor_s < 2, "scaled by the 20 batches of the validation split it would be 4 s"
 
 
 REFUSED = {

@@ -1,4 +1,4 @@
-/* Sums of sign(w) grad and |w| grad by place, in doubles. */
+/* Sums of sign(w) grad, and of |w| times that, by place, in doubles. */
 #include "common.h"
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -13,7 +13,7 @@
 /* Fewer weights than this are not worth a table for every pair of places. */
 #define WORTH_PAIRS 2048
 
-/* Of sign(w) grad and of |w| grad, as one vector; and of two neighbouring weights. */
+/* Of sign(w) grad and of |w| times that, as one vector; and of two neighbouring weights. */
 typedef double Pair __attribute__((vector_size(16)));
 typedef double Two __attribute__((vector_size(32)));
 

@@ -17,7 +17,7 @@ typedef struct {
 } Tables;
 
 _Static_assert(MOST_PLACES == MOST_INTERVALS + MOST_CODES + 2, "MOST_PLACES in companding_sums.h");
-_Static_assert(sizeof(Tables) <= 8192, "TABLES in harness/kernels/cpu.py");
+_Static_assert(sizeof(Tables) <= 8192, "TABLES in harness/kernels/cpu_companding.py");
 
 /* Slopes to follow from each knot, of which none leads beyond the next one; in fp32, as `safe_slopes` has it. */
 static void safe_slopes(const float *source, const float *target, float *slope, int32_t count) {
