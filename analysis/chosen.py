@@ -1,6 +1,7 @@
 """How settings of finals were chosen: at an end of the searched range, by few trials, or no better than chance."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from analysis.results import Cell, SweepResults, Trial
 from analysis.series import Series
 from harness.core.bits import FLOAT
 from harness.core.errors import UserError
+from harness.core.wording import counted
 from harness.sweep.search_space import Range
 from harness.tasks.classification import ACCURACY
 
@@ -20,13 +22,16 @@ NAME = "chosen_settings"
 END = 0.1
 #: Up to this many times the accuracy of guessing counts as chance.
 CHANCE = 1.5
+#: With fewer trials for each searched setting, a better value was likely missed.
+PER_SETTING = 3
 #: Classes of data sets that have them by their name. Records tell no other number.
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "fashion_mnist": 10, "svhn": 10}
 COLUMNS = ("cell", "setting", "chosen", "low", "high", "log", "position", "end", "tuning")
 #: Of tables in which verdicts are followed by `bracketed`.
 IN_BRACKETS = (
-    " In brackets: trainings whose settings were chosen by less than half of the trials, were no better than chance, "
-    "or lie in the outer tenth of the range that was searched."
+    " In brackets: trainings whose settings were chosen by less than half of the trials or by less than "
+    f"{PER_SETTING} for each setting, were no better than chance, or lie in the outer tenth of the range that was "
+    "searched."
 )
 #: So many cells are named in a note.
 _NAMED = 5
@@ -65,11 +70,12 @@ def frame(sweep: SweepResults) -> pd.DataFrame:
     else empty. tuning: what `weak` says of the cell, which has a line without a setting where it searched no range.
     """
     spaces = search_spaces(sweep.settings)
-    by_cell = trials_by_cell(sweep)
+    by_cell, pruned = trials_by_cell(sweep), _pruned(sweep)
     lines: list[tuple[Any, ...]] = []
     for cell in sweep.cells:
-        told = "; ".join(weak(cell, by_cell.get(cell.id, ())))
-        places = list(_places(cell, spaces.get(cell.id, {})))
+        space = spaces.get(cell.id, {})
+        told = "; ".join(weak(cell, by_cell.get(cell.id, ()), space, pruned[cell.id]))
+        places = list(_places(cell, space))
         lines += [(cell.id, *place, told) for place in places]
         if told and not places:
             lines.append((cell.id, "", None, None, None, None, None, "", told))
@@ -100,8 +106,14 @@ def trials_by_cell(sweep: SweepResults) -> dict[str, list[Trial]]:
     return found
 
 
-def weak(cell: Cell, trials: Sequence[Trial]) -> list[str]:
-    """What is wrong with a cell's tuning, by its finished trials: `1 of 4 trials finished`, `best trial at chance`.
+def _pruned(sweep: SweepResults) -> Counter[str]:
+    """How many trials of each cell the pruner ended, by its id."""
+    return Counter(each.cell for each in sweep.pruned)
+
+
+def weak(cell: Cell, trials: Sequence[Trial], space: Mapping[str, Any], pruned: int = 0) -> list[str]:
+    """What is wrong with a cell's tuning: `1 of 4 trials finished`, `4 trials for 2 settings` (less than `PER_SETTING`
+    for each), `best trial at chance`. pruned: trials that the pruner ended, beside the finished ones.
 
     Nothing where the record of the chosen trial is gone: those of others may be, too. Chance is known for accuracies of
     data sets in `CLASSES` alone; what counts is validation at the target (float training's: in float).
@@ -109,8 +121,10 @@ def weak(cell: Cell, trials: Sequence[Trial]) -> list[str]:
     best = next((trial for trial in trials if trial.chosen), None)
     if best is None:
         return []
-    planned = cell.planned_trials or 0
+    planned, tried = cell.planned_trials or 0, len(trials) + pruned
     few = [f"{len(trials)} of {planned} trials finished"] if 2 * len(trials) < planned else []
+    if not few and tried < PER_SETTING * len(space):
+        few = [f"{counted(tried, 'trial')} for {counted(len(space), 'setting')}"]
     return [*few, *(["best trial at chance"] if _at_chance(best) else [])]
 
 
@@ -121,10 +135,16 @@ def _at_chance(trial: Trial) -> bool:
     return classes is not None and metric == ACCURACY and found is not None and found <= shown(metric, CHANCE / classes)
 
 
-def doubts(cell: Cell, trials: Sequence[Trial], space: Mapping[str, Any]) -> tuple[str, ...]:
-    """What `weak` says, and chosen settings at an end of their range: `kure.strength at its high end`."""
-    ends = [f"{place.setting} at its {place.end} end" for place in _places(cell, space) if place.end]
-    return (*weak(cell, trials), *ends)
+def doubts(sweep: SweepResults) -> dict[str, tuple[str, ...]]:
+    """What leaves verdicts on each cell in doubt, by its id: what `weak` says, and chosen settings at an end of their
+    range: `kure.strength at its high end`."""
+    spaces, trials, pruned = search_spaces(sweep.settings), trials_by_cell(sweep), _pruned(sweep)
+    found = {}
+    for cell in sweep.cells:
+        space = spaces.get(cell.id, {})
+        ends = [f"{place.setting} at its {place.end} end" for place in _places(cell, space) if place.end]
+        found[cell.id] = (*weak(cell, trials.get(cell.id, ()), space, pruned[cell.id]), *ends)
+    return found
 
 
 def doubted(sides: Iterable[Series]) -> str:

@@ -62,6 +62,12 @@ class Claim:
         return CONTRADICTED if CONTRADICTED in found else SUPPORTED if found == {SUPPORTED} else UNDECIDED
 
     @property
+    def why_untested(self) -> str:
+        """Why none of its tests was made; nothing where one was, or the reasons are several."""
+        reasons = {test.reason for test in self.tests}
+        return reasons.pop() if self.verdict == NOT_TESTED and len(reasons) == 1 else ""
+
+    @property
     def head(self) -> str:
         """`(b) undecided (2 of 3 supported)`: verdicts and how many tests have another."""
         return f"({self.key}) {self.verdict}{self.split}"

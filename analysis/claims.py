@@ -3,17 +3,18 @@
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from analysis import chosen, deployment, paired
+from analysis import chosen, deployment, paired, t_tests
 from analysis.claim import NOT_TESTED, Claim, ClaimTest, claims_about
 from analysis.escape import in_latex, in_markdown
 from analysis.paired import Lacking
 from analysis.series import Group
-from analysis.t_tests import ALPHA, compare, decide, holm
+from analysis.t_tests import ALPHA, compare, decide
 from analysis.table_text import latex, latex_row, latex_table, latex_title, markdown
 
 NAME = "claims"
@@ -30,16 +31,16 @@ def make_claims(group: Group) -> list[Claim]:
     """Claims (a) to (e) tested on a group: one test per claim and target, of (a) also per method.
 
     Two-sided t test over seeds against the claim's margin, p corrected by Holm over all tests of the group. Adjusted
-    p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below. Nothing is
-    tested of a group without a cell of the regularizer, which four of the five are about.
+    p < 0.05 supports the claim where the effect is above the margin and contradicts it where it is below. Of a group
+    without a cell of the regularizer only (a) is tested, for QAT; the others are about the regularizer.
     """
     stated = claims_about(group.metric)
     drafts = [(claim, test) for claim in stated for test in _tests(group, claim)]
-    adjusted = holm([test.result.p for _, test in drafts])
-    count = sum(not math.isnan(p) for p in adjusted)
+    results = [test.result for _, test in drafts]
+    tests = t_tests.count(results)
     judged: dict[str, list[ClaimTest]] = {}
-    for (claim, test), p_holm in zip(drafts, adjusted):
-        judged.setdefault(claim.key, []).append(_judged(test, claim.margin, p_holm, count))
+    for (claim, test), p_holm in zip(drafts, t_tests.adjusted(results), strict=True):
+        judged.setdefault(claim.key, []).append(_judged(test, claim.margin, p_holm, tests))
     title = f"{group.sweep}: {group.title}"
     left_out = _left_out(group)
     return [replace(claim, title=title, tests=tuple(judged[claim.key]), left_out=left_out) for claim in stated]
@@ -60,20 +61,46 @@ def _has_regularizer(group: Group) -> bool:
     return any(one.method == paired.REGULARIZER for one in group.series) or any(missing)
 
 
-def not_tested(claims: Sequence[Claim]) -> str:
-    """Why none of the claims is tested, as a sentence; nothing where the reasons are several, or one is tested."""
-    reasons = {test.reason for claim in claims for test in claim.tests}
-    tested = any(claim.verdict != NOT_TESTED for claim in claims)
-    return "" if tested or len(reasons) > 1 else f"the paper's claims are not tested: {reasons.pop()}"
+def in_full(claims: Sequence[Claim]) -> list[Claim]:
+    """Those to be shown with their tests. Where several lack theirs for one reason, or all do, `not_tested` says so."""
+    if all(claim.verdict == NOT_TESTED for claim in claims):
+        return []
+    counts = Counter(claim.why_untested for claim in claims)
+    return [claim for claim in claims if not claim.why_untested or counts[claim.why_untested] == 1]
+
+
+def not_tested(claims: Sequence[Claim]) -> list[str]:
+    """What is to be said of those that `in_full` leaves out: `claims (b), (c) are not tested: no ... in this sweep`."""
+    shown = in_full(claims)
+    if not shown:
+        why = claims[1].tests[0].reason  # of (b): (a) is about oscillation alone
+        return [f"the paper's claims are not tested: {why}"]
+    by_reason: dict[str, list[str]] = {}
+    for claim in claims:
+        if claim not in shown:
+            by_reason.setdefault(claim.why_untested, []).append(f"({claim.key})")
+    return [f"claims {', '.join(keys)} are not tested: {why}" for why, keys in by_reason.items()]
 
 
 def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
     """The tests of a claim before their verdict; one that cannot be made has no effect but a reason."""
     found = sorted({one.target for one in group.series if one.method in paired.WORDS and isinstance(one.target, int)})
-    if not _has_regularizer(group):
-        yield ClaimTest("", None, claim.text, reason=f"no `{paired.REGULARIZER}` cell in this sweep")
-        return
     targets = claim.targets(found)
+    if not _has_regularizer(group):
+        made = [test for test in _made(group, claim, targets) if not math.isnan(test.result.effect)]
+        why = f"no `{paired.REGULARIZER}` cell in this sweep"
+        yield from made or [ClaimTest("", None, claim.text, reason=why)]
+        return
+    yield from _made(group, claim, targets)
+    if not targets:
+        only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
+        none = f"no {'finished ' if group.missing else ''}ste and no oscillation"
+        which = only if found else f"{none} for weights alone" if _left_out(group) else none
+        yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
+
+
+def _made(group: Group, claim: Claim, targets: Sequence[int]) -> Iterable[ClaimTest]:
+    """A test for each target and method."""
     for bits in targets:
         for method in claim.methods:
             test = ClaimTest(method, bits, claim.statement.format(method=method, bits=bits))
@@ -84,11 +111,6 @@ def _tests(group: Group, claim: Claim) -> Iterable[ClaimTest]:
                 continue
             result = compare(sides.first, sides.second, claim.margin)
             yield replace(test, result=result, reason=sides.remark, doubts=chosen.doubted(sides.trained))
-    if not targets:
-        only = f"ste and oscillation at {', '.join(map(str, found))} bits only"
-        none = f"no {'finished ' if group.missing else ''}ste and no oscillation"
-        which = only if found else f"{none} for weights alone" if _left_out(group) else none
-        yield ClaimTest("", None, claim.text, reason=f"{which} in this sweep")
 
 
 def _judged(test: ClaimTest, margin: float, p_holm: float, count: int) -> ClaimTest:
@@ -118,7 +140,7 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def _legend(claims: Sequence[Claim]) -> str:
-    told = LEGEND.format(count=sum(not math.isnan(test.p_holm) for claim in claims for test in claim.tests))
+    told = LEGEND.format(count=t_tests.count(test.result for claim in claims for test in claim.tests))
     return told + claims[0].left_out + (chosen.IN_BRACKETS if any(claim.doubts for claim in claims) else "")
 
 
@@ -148,19 +170,22 @@ def said(test: ClaimTest) -> str:
 
 def to_text(claims: list[Claim]) -> str:
     """Plain text for a terminal: the verdict on each claim. Their tests are in the table."""
+    if not in_full(claims):
+        return "\n".join(not_tested(claims))
     lines = [f"{claims[0].title} - the paper's claims", ""]
-    for claim in claims:
-        lines += textwrap.wrap(f"{claim.head}: {claim.text}", _WIDTH, subsequent_indent="    ")
+    for text in (*(f"{claim.head}: {claim.text}" for claim in in_full(claims)), *not_tested(claims)):
+        lines += textwrap.wrap(text, _WIDTH, subsequent_indent="    ")
     told = f"Effects, intervals and p of their tests are in {NAME}.md and in the report.{claims[0].left_out}"
     return "\n".join([*lines, "", *textwrap.wrap(told, _WIDTH)])
 
 
 def to_markdown(claims: list[Claim]) -> str:
     """A heading line and a GitHub table for each claim."""
-    if why := not_tested(claims):
-        return f"**{in_markdown(claims[0].title)}**: {why}\n"
-    lines = [f"**{in_markdown(claims[0].title)}**: the paper's claims", ""]
-    for claim in claims:
+    title, shown, told = f"**{in_markdown(claims[0].title)}**", in_full(claims), not_tested(claims)
+    if not shown:
+        return f"{title}: {'; '.join(told)}\n"
+    lines = [f"{title}: the paper's claims{''.join(f'; {text}' for text in told)}", ""]
+    for claim in shown:
         lines += [f"**{claim.head}**: {claim.text}. {claim.definition}", ""]
         rows = [[in_markdown(label), *numbers, in_markdown(why)] for label, *numbers, why in _rows(claim)]
         lines += [*markdown([COLUMNS, *rows], _ALIGNMENT), ""]
@@ -170,10 +195,11 @@ def to_markdown(claims: list[Claim]) -> str:
 def to_latex(claims: list[Claim]) -> str:
     """A booktabs `tabular`; what is said on a row is a comment beside it."""
     lines = [latex_row(map(latex, COLUMNS))]
-    if why := not_tested(claims):
-        return latex_table("l", [f"{claims[0].title}: the paper's claims"], [latex_title(latex(why), 1)])
-    for claim in claims:
+    shown, told = in_full(claims), not_tested(claims)
+    if not shown:
+        return latex_table("l", [f"{claims[0].title}: the paper's claims"], [latex_title(latex("; ".join(told)), 1)])
+    for claim in shown:
         lines += [r"\midrule", latex_title(in_latex(f"{claim.head}: {claim.text}"), len(COLUMNS))]
         lines.append(latex_title(rf"\footnotesize {latex(claim.definition)}", len(COLUMNS)))
         lines += [latex_row(map(latex, cells_of(claim, test, test.verdict)), said(test)) for test in claim.tests]
-    return latex_table(_ALIGNMENT, [f"{claims[0].title}: the paper's claims", _legend(claims)], lines)
+    return latex_table(_ALIGNMENT, [f"{claims[0].title}: the paper's claims", *told, _legend(claims)], lines)

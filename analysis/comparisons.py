@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis import by_sample, chosen, deployment, measure
+from analysis import by_sample, chosen, deployment, measure, t_tests
 from analysis.by_sample import BySample
 from analysis.escape import in_latex, in_markdown
 from analysis.series import Group, Series
-from analysis.t_tests import ALPHA, SUPPORTED, UNDECIDED, Comparison, compare, decide, holm
+from analysis.t_tests import ALPHA, SUPPORTED, UNDECIDED, Comparison, compare, decide
 from analysis.table_text import latex, latex_row, latex_table, markdown, ruled
 from harness.core.bits import FLOAT, PlainPoint
 from harness.core.metric import Metric
@@ -65,7 +65,7 @@ class Comparisons:
     def legend(self) -> str:
         """How to read the columns."""
         unit = measure.difference_unit(self.metric)
-        count = sum(not math.isnan(one.p_holm) for one in self.rows)
+        count = t_tests.count(one.result for one in self.rows)
         over = "of one test" if count == 1 else self.corrected or f"by Holm over all {count} tests"
         return (
             f"Difference: test {self.metric.name} of the method less that of what it is against"
@@ -115,13 +115,13 @@ def between(metric: Metric, pairs: Iterable[tuple[Series, Series, PlainPoint]]) 
         if one and other:
             samples = by_sample.compare(first, second, point)
             drafts.append(Compared(point, first, second, compare(one, other, 0.0), by_sample=samples))
-    adjusted = holm([one.result.p for one in drafts])
-    count = sum(not math.isnan(p) for p in adjusted)
-    return [_judged(one, p, count, metric) for one, p in zip(drafts, adjusted, strict=True)]
+    results = [one.result for one in drafts]
+    tests = t_tests.count(results)
+    return [_judged(one, p, tests, metric) for one, p in zip(drafts, t_tests.adjusted(results), strict=True)]
 
 
-def _judged(one: Compared, p_holm: float, count: int, metric: Metric) -> Compared:
-    side, why = decide(one.result, 0.0, p_holm, count)
+def _judged(one: Compared, p_holm: float, tests: int, metric: Metric) -> Compared:
+    side, why = decide(one.result, 0.0, p_holm, tests)
     better = one.first if (side == SUPPORTED) == metric.higher_is_better else one.second
     return replace(one, p_holm=p_holm, better="" if side == UNDECIDED else better.label, reason=why)
 

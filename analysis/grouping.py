@@ -25,7 +25,7 @@ def make_groups(sweep: SweepResults) -> list[Group]:
     by_key: dict[tuple[str, str], list[Final]] = {}
     for final in sweep.finals:
         by_key.setdefault(_group_key(final), []).append(final)
-    groups, doubts = [], _doubts(sweep)
+    groups, doubts = [], chosen.doubts(sweep)
     short = [_shortest(names) for names in zip(*by_key, strict=True)]
     for key, finals in by_key.items():
         model, data = (names[name] for names, name in zip(short, key, strict=True))
@@ -57,12 +57,6 @@ def _behind_what_needs_no_training(group: Group) -> list[str]:
     scored = f"{best:.{metric.digits}f} against {scores[FLOAT]:.{metric.digits}f} {metric.unit}".rstrip()
     text = f"no network of {group.title} is better in float than {name}, which needs no training"
     return [f"{text} ({scored}): what rounding costs such networks says little"]
-
-
-def _doubts(sweep: SweepResults) -> dict[str, tuple[str, ...]]:
-    """What of the tuning of a cell leaves verdicts on it in doubt, by its id."""
-    spaces, trials = chosen.search_spaces(sweep.settings), chosen.trials_by_cell(sweep)
-    return {cell.id: chosen.doubts(cell, trials.get(cell.id, ()), spaces.get(cell.id, {})) for cell in sweep.cells}
 
 
 def _group_key(run: Final | Trial) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import chosen, claims, comparisons, controls, frames, measure, provenance, ranking, tables
-from analysis.claim import NOT_TESTED, Claim
+from analysis.claim import Claim
 from analysis.figures import FigureModule, NothingToDraw, Scope, find_figures
 from analysis.output import Output
 from analysis.results import SweepResults
@@ -49,11 +49,6 @@ class Section:
     standings: ranking.Ranking | None = None
     #: The end of the names of its files, before the dot.
     suffix: str = ""
-
-    @property
-    def tests_claims(self) -> bool:
-        """Whether one of the paper's claims was tested."""
-        return any(claim.verdict != NOT_TESTED for claim in self.claims)
 
 
 def chosen_figures(names: Sequence[str]) -> list[FigureModule]:

@@ -11,7 +11,8 @@ from harness.core.bits import FLOAT, PlainPoint
 
 def sentences(found: Comparisons) -> list[str]:
     """One text for each point that trainings were compared at: the best trained one there, and what it gains over the
-    reference; then which others are better and worse than that.
+    reference; then which others are better and worse than that. Where each is compared with several, one text for each
+    of them. Differences have the sign that they have in the table.
 
     Better and worse are what the tests decide, after Holm's correction over all of them. No text
     for a comparison of ways of deployment of one training.
@@ -20,28 +21,45 @@ def sentences(found: Comparisons) -> list[str]:
     for one in found.rows:
         if one.first.training_label != one.second.training_label:
             at.setdefault(one.at, []).append(one)
-    return [_sentence(found, rows) for rows in at.values()]
+    return [text for rows in at.values() for text in _at_one_point(found, rows)]
 
 
-def _sentence(found: Comparisons, rows: Sequence[Compared]) -> str:
-    """The best trained one and what it gains over what all rows are against, then the others against that.
+def _at_one_point(found: Comparisons, rows: Sequence[Compared]) -> list[str]:
+    if len({one.second.label for one in rows}) == 1:
+        return [_against_one(found, rows)]
+    own: dict[str, list[Compared]] = {}
+    for one in rows:
+        own.setdefault(one.first.label, []).append(one)
+    return [_against_several(found, each) for each in own.values()]
 
-    Where rows are against several, of the one that all of them are of.
-    """
-    point, sign = rows[0].at, 1 if found.metric.higher_is_better else -1
-    if len({one.second.label for one in rows}) > 1:
-        subject = rows[0].first
-        told = _against(found, subject, [(one.second, -one.result.effect, one) for one in rows], sign)
-        return f"At {deployment.title(point)} {_having(found, subject, point)}; {told}."
-    reference = rows[0].second
+
+def _against_several(found: Comparisons, rows: Sequence[Compared]) -> str:
+    """What the one that all rows are of is behind and ahead of, first what it is furthest behind."""
+    ordered = sorted(rows, key=lambda one: _sign(found) * one.result.effect)
+    told = _grouped(found, [(one.second, one) for one in ordered], "behind", "ahead of")
+    return f"At {deployment.title(rows[0].at)} {_having(found, rows[0].first, rows[0].at)}; {told}."
+
+
+def _against_one(found: Comparisons, rows: Sequence[Compared]) -> str:
+    """The best trained one and what it gains over what all rows are against, then the others against that."""
+    point, sign, reference = rows[0].at, _sign(found), rows[0].second
     trained = [one for one in rows if one.first.method != FLOAT]
     best = max(trained, key=lambda one: sign * one.result.effect, default=None)
-    others = [(one.first, one.result.effect, one) for one in rows if one is not best]
     if best is None or (reference.method != FLOAT and sign * best.result.effect <= 0):
-        told = _against(found, reference, [(one.first, one.result.effect, one) for one in rows], sign)
-        return f"At {deployment.title(point)} {_having(found, reference, point)}; {told}."
+        return f"At {deployment.title(point)} {_having(found, reference, point)}; {_others(found, rows)}."
     text = f"At {deployment.title(point)} {_having(found, best.first, point)}, {_gain(found, best)}."
-    return f"{text} Others against {reference.label}: {_against(found, reference, others, sign)}." if others else text
+    others = [one for one in rows if one is not best]
+    return f"{text} Others against {reference.label}: {_others(found, others)}." if others else text
+
+
+def _others(found: Comparisons, rows: Sequence[Compared]) -> str:
+    """Which are better and worse than what all rows are against, the best first."""
+    ordered = sorted(rows, key=lambda one: -_sign(found) * one.result.effect)
+    return _grouped(found, [(one.first, one) for one in ordered], "better", "worse")
+
+
+def _sign(found: Comparisons) -> int:
+    return 1 if found.metric.higher_is_better else -1
 
 
 def _gain(found: Comparisons, one: Compared) -> str:
@@ -52,21 +70,14 @@ def _gain(found: Comparisons, one: Compared) -> str:
     return f"{'better' if one.better == one.first.label else 'worse'} than {gained}"
 
 
-def _against(found: Comparisons, subject: Series, others: Sequence[tuple[Series, float, Compared]], sign: int) -> str:
-    """Which others are better and worse than the subject, the best first. others: with their difference from it."""
-    ordered = sorted(others, key=lambda item: -sign * item[1])
-    open_ones = [one for _, _, one in others if not one.better]
-    groups = {
-        "better": [(other, effect) for other, effect, one in ordered if one.better == other.label],
-        "worse": [(other, effect) for other, effect, one in ordered if one.better == subject.label],
-        _undecided(open_ones): [(other, effect) for other, effect, one in ordered if not one.better],
-    }
-    parts = [
-        f"{name}: {', '.join(other.label + _in_brackets(other, _signed(found, effect)) for other, effect in each)}"
-        for name, each in groups.items()
-        if each
-    ]
-    return "; ".join(parts)
+def _grouped(found: Comparisons, named: Sequence[tuple[Series, Compared]], better: str, worse: str) -> str:
+    """The side that is named of each row, with the difference: those that are better, worse, and not decided."""
+    left = _undecided([one for _, one in named if not one.better])
+    groups: dict[str, list[str]] = {better: [], worse: [], left: []}
+    for side, one in named:
+        group = left if not one.better else better if one.better == side.label else worse
+        groups[group].append(f"{side.label}{_in_brackets(side, _signed(found, one.result.effect))}")
+    return "; ".join(f"{group}: {', '.join(each)}" for group, each in groups.items() if each)
 
 
 def _undecided(rows: Sequence[Compared]) -> str:

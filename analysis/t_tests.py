@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from analysis.intervals import LEVEL
@@ -71,7 +71,7 @@ def welch_t(first: Sequence[float], second: Sequence[float], margin: float) -> C
 def _tested(test: str, n: str, effect: float, error: float, degrees: float, margin: float) -> Comparison:
     """The interval and p of a mean with its standard error.
 
-    Without spread there is neither: t has no value, and a p of 0 would claim a certainty that no few seeds give.
+    Without spread there is neither: t has no value, and a p of 0 would claim a certainty that a few seeds do not give.
     """
     if error == 0:
         return Comparison(test, n, effect)
@@ -82,14 +82,24 @@ def _tested(test: str, n: str, effect: float, error: float, degrees: float, marg
     return Comparison(test, n, effect, effect - half_width, effect + half_width, p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given; nan, a test that was not made, stays nan and does not count."""
+def adjusted(results: Sequence[Comparison]) -> list[float]:
+    """Holm's adjusted p of each, in the order given, corrected for all that were tested: see `count`."""
+    return holm([one.p for one in results], count(results))
+
+
+def count(results: Iterable[Comparison]) -> int:
+    """How many were tested. One without spread was, too, though it has no p: nobody chose it for its outcome."""
+    return sum(bool(one.test) for one in results)
+
+
+def holm(p_values: Sequence[float], tests: int = 0) -> list[float]:
+    """Holm's adjusted p values, in the order given; nan stays nan. tests: made in all, if more than those with a p."""
     order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     adjusted = [math.nan] * len(p_values)
-    highest = 0.0
+    highest, tests = 0.0, max(tests, len(order))
     for rank, i in enumerate(order):
         # Never below that of a smaller p, so that nothing is rejected after the first that is not.
-        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (tests - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
 
@@ -101,16 +111,15 @@ def decide(result: Comparison, margin: float, p_holm: float, tests: int) -> tupl
     """
     verdict, why = _decided(result, margin, p_holm, tests)
     few = min(map(int, result.n.split(" + "))) < LEAST_SEEDS
-    return (UNDECIDED, "too few seeds") if few and (verdict != UNDECIDED or not result.test) else (verdict, why)
+    return (UNDECIDED, "too few seeds") if few and (verdict != UNDECIDED or math.isnan(p_holm)) else (verdict, why)
 
 
 def _decided(result: Comparison, margin: float, p_holm: float, tests: int) -> tuple[str, str]:
     """The same by p alone."""
-    side = SUPPORTED if result.effect > margin else CONTRADICTED
     if math.isnan(p_holm):
-        return (UNDECIDED if result.effect == margin else side), "all seeds agree exactly: no spread, and so no p"
+        return UNDECIDED, "all seeds agree exactly: no spread, and so no p"
     if p_holm < ALPHA:
-        return side, ""
+        return (SUPPORTED if result.effect > margin else CONTRADICTED), ""
     if result.p < ALPHA:
         return UNDECIDED, f"clear before Holm's correction over {tests} tests, not after; more seeds would tell"
     return UNDECIDED, f"the interval contains {margin:g}"

@@ -21,10 +21,8 @@ def print_sections(sections: Iterable[Section]) -> None:
             print(comparisons.to_text(section.compared), end="\n\n")
             if short := summary.sentences(section.compared):
                 print(*short, sep="\n", end="\n\n")
-        if section.tests_claims:
+        if section.claims:
             print(claims.to_text(section.claims), end="\n\n")
-        elif section.claims:
-            print(f"the paper's claims are not tested: {section.claims[1].tests[0].reason}\n")
         if section.standings:
             print(ranking.to_text(section.standings), end="\n\n")
         if section.undrawn:

@@ -31,8 +31,9 @@ def test_a_place_in_a_range(space: Range, value: float, expected: float) -> None
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trainings whose chosen settings lie at the low end, at the high end, and between."""
+    monkeypatch.setattr(chosen, "PER_SETTING", 0)  # it has a test of its own
     write_sweep(tmp_path, Shape(trials=1, seeds=3, epochs=2, layers=2))
     path = tmp_path / "large/cells.json"
     content = json.loads(path.read_text())
@@ -84,8 +85,9 @@ def test_a_sweep_file_that_this_version_cannot_read(root: Path) -> None:
 
 
 @pytest.fixture
-def hardly(tmp_path: Path) -> Path:
+def hardly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """ste@2 had one of its four trials finish, and oscillation@3 was no better than chance on validation."""
+    monkeypatch.setattr(chosen, "PER_SETTING", 0)  # it has a test of its own
     write_sweep(tmp_path, Shape(trials=4, seeds=3, epochs=2, layers=2))
     path = tmp_path / "large/cells.json"
     content = json.loads(path.read_text())
@@ -122,10 +124,24 @@ def test_half_of_the_trials_are_enough_and_a_lost_record_tells_nothing(hardly: P
     sweep = load_results(hardly, "large")
     cell = next(cell for cell in sweep.cells if cell.id == "lsq,target_bit=2")
     trials = chosen.trials_by_cell(sweep)[cell.id]
-    assert chosen.weak(cell, trials[:2]) == []
-    assert chosen.weak(cell, trials[:1]) == ["1 of 4 trials finished"]
-    assert chosen.weak(cell, trials[1:2]) == []  # not the chosen one
-    assert chosen.weak(replace(cell, planned_trials=None), trials[:1]) == []
+    assert chosen.weak(cell, trials[:2], {}) == []
+    assert chosen.weak(cell, trials[:1], {}) == ["1 of 4 trials finished"]
+    assert chosen.weak(cell, trials[1:2], {}) == []  # not the chosen one
+    assert chosen.weak(replace(cell, planned_trials=None), trials[:1], {}) == []
+
+
+def test_few_trials_for_their_settings_are_named(hardly: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    sweep = load_results(hardly, "large")
+    cell = next(cell for cell in sweep.cells if cell.id == "lsq,target_bit=2")
+    trials = chosen.trials_by_cell(sweep)[cell.id]
+    assert len(trials) == 4
+    rate, strength = {"train.learning_rate": None}, {"lsq.strength": None}
+    assert chosen.weak(cell, trials[:3], rate) == []
+    assert chosen.weak(cell, trials[:2], rate) == ["2 trials for 1 setting"]
+    assert chosen.weak(cell, trials, rate | strength) == ["4 trials for 2 settings"]
+    assert chosen.weak(cell, trials, rate | strength, pruned=2) == []
+    assert chosen.weak(cell, trials[:1], rate | strength) == ["1 of 4 trials finished"]  # says it already
 
 
 def test_verdicts_that_rest_on_them_are_marked(hardly: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import synthetic_sweep as made
 from synthetic_sweep import SweepWriter, paper
 
-from analysis import claims, render
+from analysis import claims, t_tests
 from analysis.claims import Claim, ClaimTest, make_claims
 from analysis.disk_source import load_results
 from analysis.grouping import make_groups
@@ -94,18 +94,18 @@ def test_a_claim_of_two_seeds_shows_its_figures_and_no_verdict(tmp_path: Path) -
     assert (test.verdict, test.reason) == ("undecided", "too few seeds")
 
 
-def test_without_spread_there_is_a_side_but_no_p() -> None:
+def test_without_spread_there_is_neither_p_nor_verdict() -> None:
     first, second = ({seed: 100 * (k + more) / 1000 for seed, k in enumerate((287, 553, 971))} for more in (0, 10))
     second = {seed: value + 1e-13 * seed for seed, value in second.items()}  # as rounding in binary leaves it
     agreed = "all seeds agree exactly: no spread, and so no p"
-    for margin, verdict in ((-1.5, "supported"), (-1.0, "undecided"), (0.0, "contradicted")):
+    for margin in (-1.5, -1.0, 0.0):
         found = compare(first, second, margin)
         assert (found.test, found.n, found.effect) == ("paired t", "3", -1.0)
         assert math.isnan(found.p)
         assert math.isnan(found.low)
-        assert decide(found, margin, math.nan, 3) == (verdict, agreed)
-    found = compare({0: 0.3, 1: 0.3}, {2: 0.1, 3: 0.1}, 0.2)  # 0.3 - 0.1 is not 0.2 in binary
-    assert (found.test, found.n, found.effect) == ("Welch t", "2 + 2", 0.2)
+        assert decide(found, margin, math.nan, 3) == ("undecided", agreed)
+    found = compare({0: 0.3, 1: 0.3, 2: 0.3}, {3: 0.1, 4: 0.1, 5: 0.1}, 0.2)  # 0.3 - 0.1 is not 0.2 in binary
+    assert (found.test, found.n, found.effect) == ("Welch t", "3 + 3", 0.2)
     assert decide(found, 0.2, math.nan, 3) == ("undecided", agreed)
 
 
@@ -115,6 +115,15 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.01, 0.5]) == pytest.approx([0.03, 0.03, 0.5])
     assert holm([0.6, 0.7, 0.0]) == [1.0, 1.0, 0.0]
     assert str(holm([0.02, math.nan, 0.01])) == "[0.02, nan, 0.02]"  # what was not tested is not corrected for
+    assert str(holm([0.02, math.nan, 0.01], tests=3)) == "[0.04, nan, 0.03]"
+
+
+def test_holm_counts_what_was_tested_without_spread() -> None:
+    zeros = dict.fromkeys(range(3), 0.0)
+    spread, none = compare({0: 1.0, 1: 2.0, 2: 4.0}, zeros, 0.0), compare(dict.fromkeys(range(3), 1.0), zeros, 0.0)
+    single = compare({0: 1.0}, {0: 0.0}, 0.0)
+    assert (t_tests.count([spread, none, single]), none.test) == (2, "paired t")
+    assert t_tests.adjusted([spread, none, single])[0] == pytest.approx(2 * spread.p)
 
 
 def test_all_is_supported_where_all_holds(tmp_path: Path) -> None:
@@ -213,7 +222,8 @@ def test_what_is_lacking_is_said(tmp_path: Path, spoil: Any, key: str, target: i
     found = claims_of(sweep)
     test = the_test(found, key, target)
     assert (test.verdict, test.reason, test.result.n, test.result.test) == ("not tested", reason, "0", "")
-    assert target is not None or f"({key}) not tested: " in claims.to_text(found)
+    text = claims.to_text(found)
+    assert target is not None or f"({key}) not tested: " in text or text.endswith(reason)
 
 
 def test_without_the_regularizer_one_line_says_so(tmp_path: Path) -> None:
@@ -221,14 +231,30 @@ def test_without_the_regularizer_one_line_says_so(tmp_path: Path) -> None:
     for cell in (OSC2, OSC3):
         sweep.cells[cell].update(finals={})
     assert len(claims.to_markdown(claims_of(sweep)).splitlines()) > 20, "they are merely not finished"
-    made.drop_cells(OSC2, OSC3)(sweep := paper(tmp_path / "without"))
+    made.drop_cells(STE2, STE3, OSC2, OSC3)(sweep := paper(tmp_path / "without"))
     found = claims_of(sweep)
     why = "the paper's claims are not tested: no `oscillation` cell in this sweep"
     assert claims.to_markdown(found) == f"**{found[0].title}**: {why}\n"
+    assert claims.to_text(found) == why
     assert claims.to_latex(found).count("not tested") == 1
     assert verdicts(found) == ["not tested"] * 5
     assert len(claims.to_frame(found)) == 5
-    assert render.Section("", claims=found).tests_claims is False, "a line on the terminal and in the report"
+
+
+def test_without_the_regularizer_qat_is_still_held_against_float_training(tmp_path: Path) -> None:
+    whole = paper(tmp_path / "whole")
+    made.drop_cells(OSC2, OSC3)(sweep := paper(tmp_path / "without"))
+    found = claims_of(sweep)
+    assert verdicts(found) == ["supported", *["not tested"] * 4]
+    tested = [(test.method, test.target, test.result) for test in found[0].tests]
+    assert tested == [
+        (test.method, test.target, test.result) for test in claims_of(whole)[0].tests if test.method == "ste"
+    ]
+    others = "claims (b), (c), (d), (e) are not tested: no `oscillation` cell in this sweep"
+    assert [line for line in claims.to_text(found).splitlines() if "not tested" in line] == [others]
+    assert claims.to_markdown(found).splitlines()[0] == f"**{found[0].title}**: the paper's claims; {others}"
+    assert claims.to_markdown(found).count("**(") == 1
+    assert "over all 2 tests" in claims.to_latex(found)
 
 
 def test_a_second_way_of_deployment_is_not_tested(tmp_path: Path) -> None:
