@@ -60,16 +60,20 @@ class Comparisons:
     #: What is compared with what, where it is not each training with the reference; and the stem of its files.
     how: str = ""
     stem: str = NAME
+    #: What leaves all of it in doubt (`Group.doubt`).
+    doubt: str = ""
 
     @property
     def legend(self) -> str:
         """How to read the columns."""
         unit = measure.difference_unit(self.metric)
+        in_unit = f", in {unit}" if unit else ""
+        below = "" if self.metric.higher_is_better else ", below 0 where the method is better"
         count = t_tests.count(one.result for one in self.rows)
         over = "of one test" if count == 1 else self.corrected or f"by Holm over all {count} tests"
         return (
             f"Difference: test {self.metric.name} of the method less that of what it is against"
-            f"{f', in {unit}' if unit else ''}: mean over seeds with its 95 % t interval (unadjusted). "
+            f"{in_unit}{below}: mean over seeds with its 95 % t interval (unadjusted). "
             f"p: two-sided t test against 0, {over}; below {ALPHA:g} it decides."
             f"{_ABOUT_SAMPLES if self.has_samples else ''}"
             f"{chosen.IN_BRACKETS if any(one.doubts for one in self.rows) else ''}"
@@ -101,7 +105,8 @@ def of_group(group: Group) -> Comparisons | None:
     """What the methods of a group allow: at each target, each training against `ste` (else float training); and each
     training's further ways of deployment against its first. None where nothing is to be compared."""
     found = between(group.metric, _pairs(group))
-    return Comparisons(f"{group.sweep}: {group.title}", group.metric, tuple(found)) if found else None
+    title = f"{group.sweep}: {group.title}"
+    return Comparisons(title, group.metric, tuple(found), doubt=group.doubt) if found else None
 
 
 def between(metric: Metric, pairs: Iterable[tuple[Series, Series, PlainPoint]]) -> list[Compared]:

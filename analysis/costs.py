@@ -10,8 +10,8 @@ from harness.core.bits import PlainPoint
 #: Seeds of a training whose step times span more than this share of their mean tell noise of the machine, no cost.
 NOISE = 0.2
 NOISY = (
-    f"No cost, or —: the seeds of a training, or of float training, differ by more than {NOISE:.0%} of their mean in "
-    "the time of a step, or only one gives it: the machine's noise would pass for a cost."
+    f"No column of costs, or — in it: the seeds of a training, or of float training, differ by more than {NOISE:.0%} "
+    "of their mean in the time of a step, or only one gives it: the machine's noise would pass for a cost."
 )
 
 

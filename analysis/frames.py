@@ -15,7 +15,8 @@ from harness.core.bits import FLOAT, PlainPoint
 from harness.records import schema
 from harness.sweep import objective
 
-#: Columns of `trials_frame` before those of the parameters; accuracies in % of the validation split.
+#: Columns of `trials_frame` before those of the parameters; accuracies in % of the validation split, as trials were
+#: chosen by them (`val_accuracies`).
 TRIAL_COLUMNS = (
     "cell", "method", "target_bit", "trial", "run_id", "chosen", "at_target", "worst", "mean_of_others", "float",
 )  # fmt: skip
@@ -105,6 +106,13 @@ def trials_of_sweep(sweep: SweepResults, groups: Sequence[Group]) -> pd.DataFram
         return every_trial(sweep, groups)
     found = [trials_frame(group).assign(group=group.title) for group in groups if group.trials]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def chosen_after(group: Group) -> str:
+    """A note of the deploy method that the scores of `trials_frame` are after; nothing for round-to-nearest alone."""
+    names = dict.fromkeys(objective.deploy_of(trial.config) for trial in group.trials)
+    told = ", ".join(outside.shown(name) for name in names if name != "rtn")
+    return f"validation scores are those after {told}, by which epochs and trials were chosen" if told else ""
 
 
 def pruned_frame(group: Group) -> pd.DataFrame:
@@ -200,7 +208,9 @@ def objective_value(trial: Trial, name: str) -> float | None:
 
 
 def val_accuracies(run: Trial) -> dict[PlainPoint, float]:
-    """Validation score at each point, accuracy in %, under the first way of deployment."""
-    rows = run.rows("val")
-    first = [row for row in rows if (row["deploy"], row["scale"]) == (rows[0]["deploy"], rows[0]["scale"])]
+    """Validation score at each point, accuracy in %, as trials were chosen by it: after `monitor.deploy`, where a run
+    has that; else under the first way of deployment."""
+    rows, deploy = run.rows("val"), objective.deploy_of(run.config)
+    counted = [row for row in rows if row["deploy"] == deploy] or rows
+    first = [row for row in counted if (row["deploy"], row["scale"]) == (counted[0]["deploy"], counted[0]["scale"])]
     return {deployment.of_row(row): shown(metric_of(run.config), schema.score_of(row)) for row in first}

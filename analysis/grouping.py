@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from statistics import fmean
@@ -17,14 +17,17 @@ from harness.core.bits import FLOAT
 
 #: Grid keys that split a sweep into groups rather than into series.
 _GROUPING = re.compile(r"(model|data)(\.|$)")
+#: The same where every cell has the key: each method is there with each value, and is to be compared under that one.
+_IN_EVERY_CELL = "quantizer."
 
 
 def make_groups(sweep: SweepResults) -> list[Group]:
     """The groups of a sweep, refusing to put unlike runs side by side."""
     refuse_unequal_seeds(sweep.cells)
     by_key: dict[tuple[str, str], list[Final]] = {}
+    shared = _in_every_cell(sweep)
     for final in sweep.finals:
-        by_key.setdefault(_group_key(final), []).append(final)
+        by_key.setdefault(_group_key(final, shared), []).append(final)
     groups, doubts = [], chosen.doubts(sweep)
     short = [_shortest(names) for names in zip(*by_key, strict=True)]
     for key, finals in by_key.items():
@@ -33,38 +36,47 @@ def make_groups(sweep: SweepResults) -> list[Group]:
         refuse_mixed_protocols(f"sweep {sweep.name!r}, {model} on {data}", finals, sweep.cells)
         notes = sweep.notes + resolved_notes(finals)
         series = tuple(replace(one, doubts=doubts.get(one.cell.id, ())) for one in _make_series(finals, notes))
-        trials = tuple(trial for trial in sweep.trials if _group_key(trial) == key)
+        trials = tuple(trial for trial in sweep.trials if _group_key(trial, shared) == key)
         cells = {final.cell.id for final in finals} | {trial.cell.id for trial in trials}
         group = Group(
             sweep.name, model, data, series, tuple(sweep.missing), tuple(sweep.corrupt), tuple(notes),
             trials=trials, pruned=tuple(each for each in sweep.pruned if each.cell in cells),
             objective=sweep.objective, settings=sweep.settings,
         )  # fmt: skip
-        groups.append(replace(group, notes=(*group.notes, *_behind_what_needs_no_training(group))))
+        doubt = _behind_what_needs_no_training(group)
+        groups.append(replace(group, doubt=doubt, notes=(*group.notes, *filter(None, [doubt]))))
     return groups
 
 
-def _behind_what_needs_no_training(group: Group) -> list[str]:
-    """A note where no network is better in float than the task's baseline: rounding such networks shows little."""
+def _behind_what_needs_no_training(group: Group) -> str:
+    """What is to be said where no network is better in float than the task's baseline: rounding it shows little."""
     found, metric = baseline_scores(group.finals[0].record), group.metric
     if not found or FLOAT not in found[1]:
-        return []
+        return ""
     sign, (name, scores) = 1 if metric.higher_is_better else -1, found
     means = [fmean(shown(metric, score) for score in own) for one in group.series if (own := one.scores(FLOAT))]
     best = max(means, key=lambda mean: sign * mean, default=None)
     if best is None or sign * (best - scores[FLOAT]) > 0:
-        return []
+        return ""
     scored = f"{best:.{metric.digits}f} against {scores[FLOAT]:.{metric.digits}f} {metric.unit}".rstrip()
     text = f"no network of {group.title} is better in float than {name}, which needs no training"
-    return [f"{text} ({scored}): what rounding costs such networks says little"]
+    return f"{text} ({scored}): what rounding costs such networks says little"
 
 
-def _group_key(run: Final | Trial) -> tuple[str, str]:
+def _in_every_cell(sweep: SweepResults) -> set[str]:
+    """The settings of the quantizer that multiply all cells of a sweep."""
+    grids = [{key for key in cell.grid if key.startswith(_IN_EVERY_CELL)} for cell in sweep.cells]
+    return set.intersection(*grids) if grids else set()
+
+
+def _group_key(run: Final | Trial, shared: Collection[str]) -> tuple[str, str]:
+    """Model, with the `shared` settings, and data set, as they are named."""
+
     def name(section: str) -> str:
         extras = [
-            f" {key.removeprefix(section + '.')}={value}"
+            f" {key.partition('.')[2]}={value}"
             for key, value in run.cell.grid.items()
-            if key.startswith(f"{section}.") and key != f"{section}.name"
+            if (key.startswith(f"{section}.") and key != f"{section}.name") or (section == "model" and key in shared)
         ]
         return outside.shown(str(run.config[section]["name"])) + "".join(extras)
 

@@ -42,6 +42,17 @@ def label(metric: Metric, split: str = "Test") -> str:
     return f"{split} {metric.name}" + (f" ({metric.unit})" if metric.unit else "")
 
 
+def direction(metric: Metric) -> str:
+    """What is to be said of a metric that is not better where it is higher; else nothing."""
+    return "" if metric.higher_is_better else "lower is better"
+
+
+def axis_label(metric: Metric, split: str = "Test", scale: str = "") -> str:
+    """`Test accuracy (%)`, and on a second line that lower is better, and how the axis is scaled."""
+    told = ", ".join(filter(None, (direction(metric), scale)))
+    return label(metric, split) + (f"\n({told})" if told else "")
+
+
 def shown(metric: Metric, value: float) -> float:
     """A value as figures and tables have it: accuracies in %."""
     return metric.scale * value
@@ -81,6 +92,11 @@ def name_of(metrics: Iterable[Metric]) -> str:
 def capital(text: str) -> str:
     """The same at the beginning of a sentence."""
     return text[:1].upper() + text[1:]
+
+
+def sentence(text: str) -> str:
+    """The same as a sentence; nothing of nothing."""
+    return f"{capital(text)}." if text else ""
 
 
 def range_of(metric: Metric) -> tuple[float, float]:

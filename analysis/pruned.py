@@ -36,7 +36,9 @@ def last(trial: PrunedTrial, name: str) -> Reported:
         return Reported(epoch, line.get(schema.MONITOR) if name == "target" else None)
     metric, written = metric_of(trial.config), trial.config["deploy"]["bits"]
     plain = [BitWidths.of(point) for point in written if isinstance(point, int | str)]
-    scores = {point.plain: line.get(schema.score(metric, "val", point)) for point in (*plain, BitWidths.of(FLOAT))}
+    names = {point: schema.score(metric, "val", point) for point in (*plain, BitWidths.of(FLOAT))}
+    deploy = objective.deploy_of(trial.config)
+    scores = {point.plain: line.get(schema.after(name, deploy), line.get(name)) for point, name in names.items()}
     known = {point: shown(metric, value) for point, value in scores.items() if value is not None}
     return Reported(epoch, _value(name, line, trial.config), known, len(known) == len(written) + 1)
 

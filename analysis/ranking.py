@@ -27,6 +27,7 @@ _LEGEND = (
     "quantizer (1/step), mean over epochs, seeds and targets.{cost}{deployed}"
 )
 _COST = " Cost: time of a training step, without counting oscillations, over float training's, medians of these runs."
+_UNCOUNTED = " Oscillation —: not counted at each target (`also_watch` in the sweep file counts at further bit-widths)."
 _DEPLOYED = (
     " Deployment: median time of rounding one network at the target, and the most memory beyond what was in use (MiB)."
 )
@@ -62,8 +63,8 @@ class Ranking:
     #: What the numbers are, and their decimals.
     label: str = "Test accuracy (%)"
     decimals: int = 1
-    #: Of costs that cannot be told; follows the legend.
-    cost_note: str = ""
+    #: What leaves all of it in doubt, and of costs that cannot be told; follows the legend.
+    note: str = ""
 
     @property
     def compares_costs(self) -> bool:
@@ -97,22 +98,21 @@ def make_ranking(group: Group) -> Ranking | None:
         return None
     reference = [one for one in group.series if one.target is None and one.method == FLOAT]
     found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
-    higher, told = group.metric.higher_is_better, (measure.label(group.metric), measure.decimals(group.metric))
-    sign = 1 if higher else -1
+    sign = 1 if (higher := group.metric.higher_is_better) else -1
+    label = ", ".join(filter(None, (measure.label(group.metric), measure.direction(group.metric))))
+    decimals = measure.decimals(group.metric)
     ranked = sorted((one for one in found if one.at_target.n), key=lambda one: -sign * one.at_target.mean)
-    columns = [one.at_target for one in ranked], [one.others for one in ranked]
-    best = [separate_best(column, higher) for column in columns]
+    best = [separate_best(column, higher) for column in zip(*((one.at_target, one.others) for one in ranked))]
     placed = []
     for place, standing in enumerate(ranked):
         # Those that are equal share a rank; scores are means over a split, so equal is exact but for rounding.
         rank = 1 + sum(sign * other.at_target.mean > sign * standing.at_target.mean + 1e-9 for other in ranked)
         placed.append(replace(standing, rank=rank, best=(place == best[0], place == best[1])))
     every = (*placed, *(one for one in found if not one.at_target.n))
-    several = len({one.deploy for one in group.series}) > 1
-    known = any(not math.isnan(one.deployment[0]) for one in every)
+    timed = len({one.deploy for one in group.series}) > 1 and any(not math.isnan(one.deployment[0]) for one in every)
     noisy = any(cost(series, reference)[1] for series in by_method.values())
-    note = " ".join(filter(None, (group.cost_note, NOISY if noisy else "")))
-    return Ranking(f"{group.sweep}: {group.title}", targets, every, several and known, *told, note)
+    note = " ".join(filter(None, (measure.sentence(group.doubt), group.cost_note, NOISY if noisy else "")))
+    return Ranking(f"{group.sweep}: {group.title}", targets, every, timed, label, decimals, note)
 
 
 def _standing(
@@ -202,11 +202,13 @@ def legend(rankings: Sequence[Ranking]) -> str:
     mixed = [target for one in rankings for target in one.targets if not deployment.weights_only(target)]
     further = f" (for targets such as {mixed[0]}: over the other points with activations)" if mixed else ""
     what = " / ".join(dict.fromkeys(one.label for one in rankings))
+    every = [standing for one in rankings for standing in one.standings if standing.at_target.n]
     deployed = _DEPLOYED if any(one.compares_deployments for one in rankings) else ""
-    deployed += of_two_seeds(each for one in rankings for it in one.standings for each in (it.at_target, it.others))
-    cost = _COST if any(one.compares_costs for one in rankings) else ""
+    deployed += of_two_seeds(each for it in every for each in (it.at_target, it.others))
+    cost = _UNCOUNTED if any(math.isnan(one.frequency) for one in every) else ""
+    cost += _COST if any(one.compares_costs for one in rankings) else ""
     text = _LEGEND.format(what=what, best="bold", further=further, cost=cost, deployed=deployed)
-    return " ".join(dict.fromkeys((text, *(one.cost_note for one in rankings if one.cost_note))))
+    return " ".join(dict.fromkeys((text, *(one.note for one in rankings if one.note))))
 
 
 def _marked(ranking: Ranking, one: Standing, texts: list[str], mark: str) -> list[str]:

@@ -55,7 +55,7 @@ def scale_y(panels: Sequence[Axes], drawn: pd.DataFrame, metric: Metric) -> tupl
         return _distance(panels, means, (low, high), metric)
     room, most = 0.04 * (high - low) + 0.2 * measure.margin(metric), measure.shown(metric, metric.high)
     panels[0].set_ylim(low - room, min(most + measure.margin(metric), high + room))
-    return measure.label(metric), "y axis: linear"
+    return measure.axis_label(metric), "y axis: linear"
 
 
 def _percent(panels: Sequence[Axes], low: float, metric: Metric) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def _percent(panels: Sequence[Axes], low: float, metric: Metric) -> tuple[str, s
         ticks.remove(25)  # its label would touch that of 0
     _set_scale(panels, Distance(100.0, 1.0), ticks, max(-3.0, low - 6), 100.2)
     note = f"y axis: logarithmic in the error (100 % - {metric.name}), so that differences near the top can be seen"
-    return f"{measure.label(metric)}\n(log-error axis)", note
+    return measure.axis_label(metric, scale="log-error axis"), note
 
 
 def _squeezed(means: np.ndarray, metric: Metric) -> bool:
@@ -91,7 +91,7 @@ def _distance(
     _set_scale(panels, scale, ticks, least, most)
     which = "highest" if metric.higher_is_better else "lowest"
     note = f"y axis: logarithmic in the distance from the {which} value drawn, {scale.best:.{metric.digits}f}"
-    return f"{measure.label(metric)}\n(log-distance axis)", note
+    return measure.axis_label(metric, scale="log-distance axis"), note
 
 
 def _round_distances(scale: Distance, margin: float) -> list[float]:

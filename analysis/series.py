@@ -125,6 +125,8 @@ class Group:
     pruned: tuple[PrunedTrial, ...] = field(default=(), repr=False)
     objective: tuple[str, ...] = ("target",)
     settings: dict[str, Any] | None = field(default=None, repr=False)
+    #: What leaves all verdicts on it in doubt (`grouping`), as a sentence without its end; one of the notes, too.
+    doubt: str = ""
     #: What the ranking says of costs that cannot be told.
     cost_note: str = ""
     #: Names of series that figures draw more strongly than others; empty: all alike.

@@ -21,7 +21,8 @@ def sentences(found: Comparisons) -> list[str]:
     for one in found.rows:
         if one.first.training_label != one.second.training_label:
             at.setdefault(one.at, []).append(one)
-    return [text for rows in at.values() for text in _at_one_point(found, rows)]
+    texts = [text for rows in at.values() for text in _at_one_point(found, rows)]
+    return [measure.sentence(found.doubt), *texts] if texts and found.doubt else texts
 
 
 def _at_one_point(found: Comparisons, rows: Sequence[Compared]) -> list[str]:

@@ -56,7 +56,8 @@ class Table:
     @property
     def what(self) -> str:
         """The same within a sentence, and what is beside each number."""
-        return f"{self.label[0].lower()}{self.label[1:]}, {_SPREAD}"
+        told = [f"{self.label[0].lower()}{self.label[1:]}", _SPREAD, measure.direction(self.metric)]
+        return ", ".join(filter(None, told))
 
     def legend(self, target: str, best: str) -> str:
         """How to read the marks, which a target and a best have, and what is not to be known from a label."""

@@ -57,7 +57,8 @@ def _legend(metric: Metric, counts: list[int], recorded: bool) -> str:
     """What cells and heads are, for a picture without its caption."""
     spread = {1: "", 2: ", lowest to highest"}.get(max(counts), " ± half of the 95% interval")
     took = ", and what one deployment took" if recorded else ""
-    return f"Deployment{took}. Cells: {measure.label(metric, 'test')}{spread}"
+    better = f", {told}" if (told := measure.direction(metric)) else ""
+    return f"Deployment{took}. Cells: {measure.label(metric, 'test')}{better}{spread}"
 
 
 def _panel_inches(frame: pd.DataFrame) -> float:

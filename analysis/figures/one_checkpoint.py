@@ -67,7 +67,7 @@ def draw(groups: Sequence[Group]) -> Drawing:
     for name, (group, found), (axes,) in zip(names, pairs, blocks, strict=True):
         _panel(axes, frame[frame["group"] == name], found, marks, handles)
         axes.set_title(in_figure(name))
-        axes.set_ylabel(measure.label(group.metric))
+        axes.set_ylabel(measure.axis_label(group.metric))
     style.label_points(figure, blocks, [point for point in dict.fromkeys(frame["bits"]) if point != WORST], [WORST])
     title = "one network rounded to every bit-width"
     style.legend_above(figure, list(handles.values()), list(handles), title, frame["n"])

@@ -58,7 +58,7 @@ def draw(group: Group) -> Drawing:
             axes.set_title(f"{side} the target of {deployment.title(target)}\n{_text(panel)}")
     for row in range(len(sides)):
         left = next(block[row] for block in blocks if block[row].get_visible())
-        left.set_ylabel(measure.label(group.metric))
+        left.set_ylabel(measure.axis_label(group.metric))
     figure.supxlabel("Oscillation frequency (1/step)", fontsize=8)
     handles = [
         Line2D([], [], linestyle="", marker=marks[name].marker, color=marks[name].color, markeredgecolor="white")

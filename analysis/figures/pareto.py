@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from analysis import deployment, measure, style
 from analysis.figures import Drawing, NothingToDraw, Scope
-from analysis.frames import trials_frame
+from analysis.frames import chosen_after, trials_frame
 from analysis.marks import Mark, marks_of
 from analysis.series import Group, reading_order
 from harness.core.metric import Metric
@@ -46,7 +46,7 @@ def draw(group: Group) -> Drawing:
         axes.set_title(f"Target: {deployment.title(target)}")
         axes.axline((0, 0), slope=1, color="0.6", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
         _limits(axes, panel, metric)
-    style.label_left(blocks, f"Worst over bit-widths,\n{measure.label(metric, 'validation')}")
+    style.label_left(blocks, f"Worst over bit-widths,\n{measure.axis_label(metric, 'validation')}")
     figure.supxlabel(f"Validation {metric.name} at the target bit-width{unit}", fontsize=8)
     handles: list[Any] = [
         Line2D([], [], linestyle="", marker=marks[name].marker, color=marks[name].color, markeredgecolor="white")
@@ -56,7 +56,7 @@ def draw(group: Group) -> Drawing:
     style.legend_of(
         figure, handles, [*methods, "chosen", "Pareto front"], f"{group.title}: tuning trials, one seed each"
     )
-    return Drawing(figure, frame, ())
+    return Drawing(figure, frame, tuple(filter(None, [chosen_after(group)])))
 
 
 def _points(group: Group) -> pd.DataFrame:

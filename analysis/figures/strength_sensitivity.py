@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from analysis import chosen, deployment, measure, style
 from analysis.escape import in_figure
 from analysis.figures import Drawing, NothingToDraw, Scope
-from analysis.frames import PARAMETER, pruned_frame, trials_frame
+from analysis.frames import PARAMETER, chosen_after, pruned_frame, trials_frame
 from analysis.marks import Mark, marks_of
 from analysis.series import Group
 from harness.sweep.search_space import Range
@@ -60,7 +60,7 @@ def draw(group: Group) -> Drawing:
         name, *settings = re.split(r"(?= \()", method, maxsplit=1)
         axes.set_title(style.panel_title("".join([name if pd.isna(target) else f"{name}@{target}", *settings])))
         axes.set_xlabel(in_figure(parameter.replace("_", " ").replace(".", ": ")))
-    style.label_left(blocks, measure.label(group.metric, "Validation"))
+    style.label_left(blocks, measure.axis_label(group.metric, "Validation"))
     handles: list[Any] = [
         *(
             tuple(Line2D([], [], **_look(mark, filled)) for mark in list(shown)[:_IN_LEGEND])
@@ -79,7 +79,7 @@ def draw(group: Group) -> Drawing:
     )
     few = _too_few(_trials(group))
     left = f"left out, with fewer than {_LEAST_TRIALS} trials: {', '.join(few)}" if few else ""
-    return Drawing(figure, frame, tuple(filter(None, [told, left])))
+    return Drawing(figure, frame, tuple(filter(None, [told, left, chosen_after(group)])))
 
 
 def _points(group: Group) -> pd.DataFrame:

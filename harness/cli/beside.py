@@ -30,7 +30,7 @@ def beside(own: Path, against: Path, command: str, so_far: bool = False) -> None
     import matplotlib
 
     matplotlib.use("Agg")
-    from analysis import chosen, comparisons, ranking, render, report, terminal
+    from analysis import chosen, comparisons, ranking, render, report, summary, terminal
     from analysis.disk_source import load_results
     from analysis.grouping import make_groups
     from analysis.output import output
@@ -58,7 +58,7 @@ def beside(own: Path, against: Path, command: str, so_far: bool = False) -> None
     for section, found in zip(sections, compared, strict=False):
         if section.standings:
             print(ranking.to_text(section.standings), f"\n{_NO_COST}\n", sep="\n")
-        print(comparisons.to_text(found), f"\n{found.legend}\n", sep="\n")
+        print(comparisons.to_text(found), f"\n{found.legend}\n", *summary.sentences(found), "", sep="\n")
     terminal.print_gaps(ours, [*(note for group in groups for note in group.notes), *chosen.note(ends)])
     terminal.print_files(folder, made.names)
 
@@ -160,7 +160,8 @@ def _compared(one: "Group", other: "Group") -> "Comparisons":
         if ours.target is not None and is_compared(theirs, ours.target)
     ]
     rows = tuple(row for family in families(pairs) for row in between(one.metric, family))
-    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, corrected(), _HOW, NAME)
+    doubt = one.doubt or other.doubt
+    return Comparisons(f"{one.sweep}: {one.title}", one.metric, rows, corrected(), _HOW, NAME, doubt)
 
 
 def _whole(ours: "SweepResults", theirs: "SweepResults", groups: "Sequence[Group]") -> "SweepResults":

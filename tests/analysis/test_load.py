@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from synthetic_sweep import MEASURED, SweepWriter, only_group, quickstart
 
 from analysis.disk_source import load_results, read_metrics, sweep_names
 from analysis.grouping import make_groups
-from analysis.series import summarize
+from analysis.series import Group, summarize
 from harness.core.errors import UserError
 
 
@@ -168,6 +169,24 @@ def test_a_group_is_named_by_its_models_settings_only_where_the_name_is_not_enou
     groups = make_groups(load_results(tmp_path, "quickstart"))
     assert [group.model for group in groups] == ["mlp5 width=64", "mlp5 width=128", "vit_tiny"]
     assert [len(group.series) for group in groups] == [1, 1, 1]
+
+
+def test_a_group_for_each_setting_of_the_quantizer_that_every_cell_has(tmp_path: Path) -> None:
+    def groups_of(root: Path, methods: tuple[str, ...]) -> list[Group]:
+        sweep = SweepWriter(root)
+        if "none" not in methods:
+            sweep.add("none", None)
+        for method, norms in product(methods, ("float", "quantized")):
+            sweep.add(method, 2, grid={"target_bit": 2, "quantizer.norms": norms}, tag=f"{method}{norms}")
+        sweep.write()
+        return make_groups(load_results(root, "quickstart"))
+
+    groups = groups_of(tmp_path / "every", ("none", "ste"))
+    assert [group.model for group in groups] == ["mlp5 norms=float", "mlp5 norms=quantized"]
+    assert [group.file_suffix for group in groups] == ["-mlp5-norms=float-digits", "-mlp5-norms=quantized-digits"]
+    assert [[one.label for one in group.series] for group in groups] == [["none@2", "ste@2"]] * 2
+    (group,) = groups_of(tmp_path / "some", ("ste",))
+    assert [one.label for one in group.series] == ["float", "ste@2 (norms=float)", "ste@2 (norms=quantized)"]
 
 
 def test_unequal_seed_sets_are_refused(tmp_path: Path) -> None:

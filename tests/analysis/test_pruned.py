@@ -13,7 +13,7 @@ from analysis_cost import write_sweep as write_large
 from blank_pictures import blank_pictures
 
 from analysis import frames, make_figures, pruned
-from analysis.figures import strength_sensitivity
+from analysis.figures import pareto, strength_sensitivity
 from analysis.library import load
 
 CELL = "oscillation,target_bit=3"
@@ -84,6 +84,28 @@ def test_the_last_epoch_of_a_loss_and_of_another_deploy_method(tmp_path: Path) -
     assert pruned.last(trial, "target").value == 0.7
     assert pruned.last(trial, "worst").value == 0.7, "of what epochs measured"
     assert pruned.last(trial, "val/acc_w8").value is None
+
+
+def test_scores_of_trials_are_those_after_the_deploy_method_that_chose(tmp_path: Path) -> None:
+    stopped(tmp_path, [{"epoch": 5, "val/acc_w3": 0.2, "val/acc_w3_after_gptq": 0.7, "val/acc_w2": 0.1}])
+    before = load(tmp_path).groups[0]
+    assert not frames.chosen_after(before)
+    for path in (tmp_path / "large/runs").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        record["config"]["monitor"] = {"deploy": {"name": "gptq"}}
+        better = [{**row, "deploy": "gptq", "accuracy": row["accuracy"] / 2 + 0.5} for row in record["rows"]]
+        record["rows"] += [row for row in better if row["split"] == "val"]
+        path.write_text(json.dumps(record))
+    group = load(tmp_path).groups[0]
+    rounded, after = (frames.trials_frame(each)["at_target"] for each in (before, group))
+    assert after.to_list() == pytest.approx((rounded / 2 + 50).to_list())
+    told = "validation scores are those after gptq, by which epochs and trials were chosen"
+    assert told in strength_sensitivity.draw(group).notes
+    assert told in pareto.draw(group).notes
+    trial = load(tmp_path).sweep.pruned[0]
+    trial.config["monitor"] = {"deploy": {"name": "gptq"}}
+    scores = pruned.last(trial, "target").scores
+    assert (scores[3], scores[2]) == (70, 10), "where an epoch has it"
 
 
 def test_files_and_figures_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,15 @@ def test_a_cost_that_seeds_do_not_agree_on_is_noise(tmp_path: Path) -> None:
     assert "Cost:" not in ranking.legend([none])
     assert NOISY in ranking.legend([none])
     assert "Cost" not in ranking.to_latex([none])
+
+
+def test_an_oscillation_that_was_not_counted_at_each_target_is_explained(tmp_path: Path) -> None:
+    made = ranking_of(small(tmp_path / "whole"))
+    assert made
+    assert not any(math.isnan(one.frequency) for one in made.standings)
+    assert "Oscillation —" not in ranking.legend([made])
+    lost = replace(made, standings=(replace(made.standings[0], frequency=math.nan), *made.standings[1:]))
+    assert "Oscillation —: not counted at each target (`also_watch`" in ranking.legend([lost])
 
 
 def test_one_run_gives_no_cost(tmp_path: Path) -> None:

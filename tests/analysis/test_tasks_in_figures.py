@@ -18,19 +18,19 @@ from retold_sweep import ERROR, MAE, retell, use_error
 from retold_sweep import PSNR as PSNR_TOLD
 from synthetic_sweep import SweepWriter, paper, quickstart, refuted
 
-from analysis import claims, make_figures, measure, profiles
+from analysis import claims, comparisons, make_figures, measure, profiles, summary
 from analysis.claim import claims_about
 from analysis.disk_source import load_results
 from analysis.figures import accuracy_over_bits, one_checkpoint
 from analysis.figures.pareto import undominated
 from analysis.grouping import make_groups
 from analysis.intervals import Interval, separate_best
-from analysis.ranking import make_ranking
+from analysis.ranking import legend, make_ranking
 from analysis.ranking import to_text as ranking_text
 from analysis.records import _rows_problem
 from analysis.score_axis import Distance
 from analysis.series import Group, reading_order
-from analysis.tables import make_table
+from analysis.tables import make_table, to_latex, to_markdown, to_text
 from harness.core.bits import FLOAT
 from harness.tasks.base import find
 
@@ -160,7 +160,7 @@ def test_one_network_for_all_loses_as_much_in_error_as_in_accuracy(tmp_path: Pat
         groups = [group_of(tmp_path / str(bool(task)) / name) for name in ("each", "single")]
         drawing = one_checkpoint.draw(groups)
         plt.close(drawing.figure)
-        assert drawing.figure.axes[0].get_ylabel() == measure.label(groups[0].metric)
+        assert drawing.figure.axes[0].get_ylabel() == measure.axis_label(groups[0].metric)
         found.append(drawing.frame[["cost", "cost_low", "cost_high"]])
     assert np.allclose(*found, rtol=1e-6, atol=1e-9, equal_nan=True)
 
@@ -233,3 +233,26 @@ def test_networks_that_are_no_better_than_what_needs_no_training_are_noted(tmp_p
         notes = [note for note in group_of(folder).notes if "than bicubic, which needs no training" in note]
         assert len(notes) == noted
     assert f"({best:.2f} against {best + 0.01:.2f} dB)" in notes[0]
+    group = group_of(folder)
+    found, ranking = comparisons.of_group(group), make_ranking(group)
+    assert found
+    assert ranking
+    said = f"{notes[0][0].upper()}{notes[0][1:]}."
+    assert summary.sentences(found)[0] == said
+    assert said in legend([ranking])
+
+
+@pytest.mark.usefixtures("error")
+def test_that_lower_is_better_is_said(tmp_path: Path) -> None:
+    accuracy, error = both(tmp_path, paper)
+    for group, told in ((accuracy, False), (error, True)):
+        table, ranking, found = make_table(group), make_ranking(group), comparisons.of_group(group)
+        assert ranking
+        assert found
+        drawing = accuracy_over_bits.draw(group)
+        plt.close(drawing.figure)
+        label = drawing.figure.axes[0].get_ylabel()
+        texts = [to_markdown(table), to_text(table), to_latex(table), ranking_text(ranking), legend([ranking])]
+        assert all(("lower is better" in text) == told for text in texts)
+        assert ("below 0 where the method is better" in found.legend) == told
+        assert ("(lower is better" in label) == told
