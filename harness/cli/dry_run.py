@@ -49,8 +49,7 @@ def show(
         print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
     parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
     print(f"{parts}: {counted(trials + finals, 'run')}")
-    was_launched = SweepDirectory(root / spec.name).sweep.exists()
-    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
+    for note in (*idle_settings.notes(spec, cells), *unwatched.of_sweep(spec, cells, root / spec.name)):
         print(note)
     count = min(workers, trials + finals)
     print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")
