@@ -109,7 +109,7 @@ def _dry_run(
     usable = dry_run.show_data(spec, cells)
     if options.estimate:
         _say(busy)
-        estimate.show(spec, cells, options.cluster, workers, slots)
+        estimate.show(spec, cells, options.cluster, workers, slots, there)
     status = dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
     return max(usable, status)
 
