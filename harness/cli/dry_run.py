@@ -25,7 +25,7 @@ from harness.sweep.cells import Cell
 from harness.sweep.config import SweepConfig
 from harness.sweep.rebuild import RecordedSweep
 from harness.sweep.samplers import known_params
-from harness.sweep.search_space import Choices, Range
+from harness.sweep.search_space import Choices, Range, Space
 
 
 def show(
@@ -43,10 +43,9 @@ def show(
     print(f"objective {', '.join(spec.objectives)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
     width = max(len(cell.id) for cell in cells)
     for cell in cells:
-        searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"
         after = "" if cell.measured_after == "rtn" else f"; chosen after {cell.measured_after}"
         seeds = counted(len(spec.final.seeds), "seed") + after
-        print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
+        print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched(cell.search)}; {seeds}")
     parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
     print(f"{parts}: {counted(trials + finals, 'run')}")
     for note in (*idle_settings.notes(spec, cells), *unwatched.of_sweep(spec, cells, root / spec.name)):
@@ -56,6 +55,11 @@ def show(
     if cluster == "slurm":
         print("\n".join(launch_notes(spec, profile, root)))
         _show_job(spec, profile, root, count if there is None else there.missing(workers, cluster), there)
+
+
+def searched(space: Space) -> str:
+    """`train.learning_rate in [0.001, 0.01] (log)`, or `nothing`."""
+    return "; ".join(f"{name} in {_shown(dimension)}" for name, dimension in space.items()) or "nothing"
 
 
 def show_data(spec: SweepConfig, cells: Sequence[Cell]) -> int:
