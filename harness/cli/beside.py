@@ -128,6 +128,8 @@ def _joined(one: "Group", other: "Group") -> "Group":
         notes=(*notes, *dict.fromkeys((*one.notes, *other.notes))),
         trials=(*other.trials, *one.trials),
         emphasized=frozenset(series.name for series in one.series),
+        # One comparison has one p: over the tests of this file, not once more over all those of the others.
+        compared_in={series.name: f"{NAME}{other.file_suffix}.md" for series in one.series},
     )
 
 

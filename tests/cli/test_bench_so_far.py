@@ -56,6 +56,12 @@ def test_what_is_finished_is_compared(
     with (own / "figures/against-mlp5-digits.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["at"], row["method"]) for row in rows} == {("2", "pull@2")}
+    with (own / "figures/comparisons.csv").open() as file:
+        others = list(csv.DictReader(file))
+    assert {row["method"] for row in others} > {"lsq@2", "kure@2"}
+    assert "pull@2" not in {row["method"] for row in others}, "one comparison has one p"
+    where = "Comparisons of pull with others: against-mlp5-digits.md."
+    assert (own / "figures/comparisons.md").read_text().rstrip().endswith(where)
     (ranked,) = [line for line in said.splitlines() if line.split()[1:2] == ["pull"]]
     assert ranked.split()[0].isdigit(), "ranked, by the target that is finished"
     assert not (own / "study.log").exists(), "nothing is started"
