@@ -62,6 +62,8 @@ class Comparisons:
     stem: str = NAME
     #: What leaves all of it in doubt (`Group.doubt`).
     doubt: str = ""
+    #: Follows the legend: where comparisons are that one may look for here.
+    elsewhere: str = ""
 
     @property
     def legend(self) -> str:
@@ -76,7 +78,7 @@ class Comparisons:
             f"{in_unit}{below}: mean over seeds with its 95 % t interval (unadjusted). "
             f"p: two-sided t test against 0, {over}; below {ALPHA:g} it decides."
             f"{_ABOUT_SAMPLES if self.has_samples else ''}"
-            f"{chosen.IN_BRACKETS if any(one.doubts for one in self.rows) else ''}"
+            f"{chosen.IN_BRACKETS if any(one.doubts for one in self.rows) else ''}{self.elsewhere}"
         )
 
     @property
@@ -105,8 +107,9 @@ def of_group(group: Group) -> Comparisons | None:
     """What the methods of a group allow: at each target, each training against `ste` (else float training); and each
     training's further ways of deployment against its first. None where nothing is to be compared."""
     found = between(group.metric, _pairs(group))
+    elsewhere = "".join(f" Comparisons of {name} with others: {file}." for name, file in group.compared_in.items())
     title = f"{group.sweep}: {group.title}"
-    return Comparisons(title, group.metric, tuple(found), doubt=group.doubt) if found else None
+    return Comparisons(title, group.metric, tuple(found), doubt=group.doubt, elsewhere=elsewhere) if found else None
 
 
 def between(metric: Metric, pairs: Iterable[tuple[Series, Series, PlainPoint]]) -> list[Compared]:
@@ -137,7 +140,8 @@ def _pairs(group: Group) -> Iterator[tuple[Series, Series, PlainPoint]]:
         if not able:
             continue
         reference = _reference(able, target)
-        yield from ((one, reference, target) for one in able if one is not reference)
+        tested = [one for one in able if one is not reference and one.name not in group.compared_in]
+        yield from ((one, reference, target) for one in tested)
     points = group.targets() or [point for point in group.points() if point != FLOAT]
     for one in (one for one in group.series if not one.first):
         first = next(each for each in group.trained if each.training_label == one.training_label)

@@ -3,7 +3,7 @@
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,8 @@ class Group:
     cost_note: str = ""
     #: Names of series that figures draw more strongly than others; empty: all alike.
     emphasized: frozenset[str] = frozenset()
+    #: By the name of a series the file that has its comparisons with others, where `comparisons` leaves them out.
+    compared_in: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:

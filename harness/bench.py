@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     spec = suite_of(against, options)
     command = shlex.join(["python", "-m", "harness.bench", *(sys.argv[1:] if arguments is None else arguments)])
     if options.so_far:
-        return _so_far(options.root / spec.name, against, command)
+        return _so_far(options.root, spec, against, command)
     from harness.sweep.cells import check_all_but_methods, check_methods, expand
 
     cells = expand(spec, checked=False)
@@ -56,9 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     if status:
         print(f"{command} --so-far compares what is finished", file=sys.stderr)
         return status
+    from harness.cli.benches import figures_of
     from harness.cli.beside import beside
 
-    beside(options.root / spec.name, against, command)
+    folder = options.root / spec.name
+    beside(folder, against, figures_of(folder, against, Path(SUITE).name), command)
     return 0
 
 
@@ -81,23 +83,26 @@ def _say_ahead(against: Path, spec: "SweepConfig", cells: "list[Cell]", dry: boo
     return 0
 
 
-def _so_far(folder: Path, against: Path, command: str) -> int:
+def _so_far(root: Path, spec: "SweepConfig", against: Path, command: str) -> int:
     """Compare the cells that are finished, and say what is left. Raises UserError where none is."""
+    from harness.cli import benches
+
+    folder, beside_it = root / spec.name, benches.others(root, spec)
     files = SweepDirectory(folder)
-    goes_on = "the same command without --so-far"
     if not (files.sweep.is_file() and files.cells.is_file()):
-        raise UserError(f"nothing to compare yet: {folder} is not there; {goes_on} starts it")
+        begins = "the same command without --so-far starts it"
+        raise UserError(f"nothing to compare yet: {folder} is not there; {begins}{beside_it}")
     from harness.cli.beside import beside
     from harness.sweep import plan
     from harness.sweep.queue import load_sweep
     from harness.sweep.rebuild import as_it_is
 
     left = {phase: f"{one.left} of {one.total}" for phase, one in plan.count(as_it_is(load_sweep(folder))).items()}
-    said = f"left: {left['tune']} trials, {left['final']} finals; {goes_on} goes on"
+    said = f"left: {left['tune']} trials, {left['final']} finals; {benches.goes_on(folder, spec)}"
     try:
-        beside(folder, against, command, so_far=True)
+        beside(folder, against, benches.figures_of(folder, against, Path(SUITE).name), command, so_far=True)
     except UserError as error:
-        raise UserError(f"{error}; {said}") from None
+        raise UserError(f"{error}; {said}{beside_it}") from None
     print(said)
     return 0
 

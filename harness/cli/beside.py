@@ -17,12 +17,12 @@ _NO_COST = (
     "elsewhere."
 )
 _HOW = "Each of your trainings is compared with every other for its target, and with float training."
-#: The name of the comparison's files, in the sweep's `figures/`.
+#: The name of the comparison's files.
 NAME = "against"
 
 
-def beside(own: Path, against: Path, command: str, so_far: bool = False) -> None:
-    """Compare a finished sweep's trainings with those of others; prints tables, and writes all to its figures/.
+def beside(own: Path, against: Path, folder: Path, command: str, so_far: bool = False) -> None:
+    """Compare a finished sweep's trainings with those of others; prints tables, and writes all to a folder.
 
     Both are folders of sweeps, or archives. command: by which it is done, for the files. so_far: leave out cells of
     which finals are missing, and the targets that no other cell has. Raises UserError where runs were not made alike.
@@ -43,7 +43,6 @@ def beside(own: Path, against: Path, command: str, so_far: bool = False) -> None
     groups = [_joined(one, other) for one, other in pairs]
     compared = [_compared(one, other) for one, other in pairs]
     whole = _whole(ours, theirs, groups)
-    folder = own / "figures"
     ends = chosen.frame(ours)
     with output(folder, True) as made:
         sections = render.draw_sweep(groups, made, command, render.chosen_figures([]), True)
@@ -129,6 +128,8 @@ def _joined(one: "Group", other: "Group") -> "Group":
         notes=(*notes, *dict.fromkeys((*one.notes, *other.notes))),
         trials=(*other.trials, *one.trials),
         emphasized=frozenset(series.name for series in one.series),
+        # One comparison has one p: over the tests of this file, not once more over all those of the others.
+        compared_in={series.name: f"{NAME}{other.file_suffix}.md" for series in one.series},
     )
 
 

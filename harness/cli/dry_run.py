@@ -25,7 +25,7 @@ from harness.sweep.cells import Cell
 from harness.sweep.config import SweepConfig
 from harness.sweep.rebuild import RecordedSweep
 from harness.sweep.samplers import known_params
-from harness.sweep.search_space import Choices, Range
+from harness.sweep.search_space import Choices, Range, Space
 
 
 def show(
@@ -43,20 +43,23 @@ def show(
     print(f"objective {', '.join(spec.objectives)}; sampler {spec.sampler.name}; pruner {spec.pruner.name}")
     width = max(len(cell.id) for cell in cells)
     for cell in cells:
-        searched = "; ".join(f"{name} in {_shown(space)}" for name, space in cell.search.items()) or "nothing"
         after = "" if cell.measured_after == "rtn" else f"; chosen after {cell.measured_after}"
         seeds = counted(len(spec.final.seeds), "seed") + after
-        print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched}; {seeds}")
+        print(f"  {cell.id:<{width}}  {counted(spec.tune.trials, 'trial')}, searching {searched(cell.search)}; {seeds}")
     parts = ", ".join((counted(len(cells), "cell"), counted(trials, "trial"), counted(finals, "final")))
     print(f"{parts}: {counted(trials + finals, 'run')}")
-    was_launched = SweepDirectory(root / spec.name).sweep.exists()
-    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
+    for note in (*idle_settings.notes(spec, cells), *unwatched.of_sweep(spec, cells, root / spec.name)):
         print(note)
     count = min(workers, trials + finals)
     print(f"{counted(count, 'worker')}, cluster {cluster}, storage {spec.storage}")
     if cluster == "slurm":
         print("\n".join(launch_notes(spec, profile, root)))
         _show_job(spec, profile, root, count if there is None else there.missing(workers, cluster), there)
+
+
+def searched(space: Space) -> str:
+    """`train.learning_rate in [0.001, 0.01] (log)`, or `nothing`."""
+    return "; ".join(f"{name} in {_shown(dimension)}" for name, dimension in space.items()) or "nothing"
 
 
 def show_data(spec: SweepConfig, cells: Sequence[Cell]) -> int:

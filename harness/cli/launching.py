@@ -54,10 +54,9 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
         notes = launch_notes(spec, profile, options.root)
         print("\n".join([*notes, *_waiting_notes(spec, options.root, profile)]))
     folder = options.root / spec.name
-    was_launched = SweepDirectory(folder).sweep.exists()
-    for note in (*idle_settings.notes(spec, cells), *unwatched.notes(spec, cells, was_launched)):
+    for note in (*idle_settings.notes(spec, cells), *unwatched.of_sweep(spec, cells, folder)):
         print(note, flush=True)
-    if was_launched:
+    if SweepDirectory(folder).sweep.exists():
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
     else:
         dry_run.show_builds(spec, cells)
@@ -110,7 +109,7 @@ def _dry_run(
     usable = dry_run.show_data(spec, cells)
     if options.estimate:
         _say(busy)
-        estimate.show(spec, cells, options.cluster, workers, slots)
+        estimate.show(spec, cells, options.cluster, workers, slots, there)
     status = dry_run.show_status(options.root / spec.name, options.cluster, profile, there, refused)
     return max(usable, status)
 

@@ -28,6 +28,11 @@ class There:
         """The runs of cells that it did not have at its last launch."""
         return len(self.new_cells) * (self.sweep.spec.tune.trials + len(self.sweep.spec.final.seeds))
 
+    def left_by_cell(self) -> dict[str, tuple[int, int]]:
+        """By a cell's id the trials and the finals that are left of it."""
+        whole = self.sweep.spec.tune.trials, len(self.sweep.spec.final.seeds)
+        return plan.left_by_cell(self.sweep) | dict.fromkeys(self.new_cells, whole)
+
     def missing(self, workers: int, cluster: str) -> int:
         """How many workers a launch would submit that wants so many at once on a cluster."""
         return max(0, min(workers, self.left) - present_on(self.workers, cluster))

@@ -1,16 +1,25 @@
 """Bit-widths that cells train for and at which no float training's oscillations are counted: legal, and said."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from harness.records.files import read_json
+from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.cells import Cell, at_corners
+from harness.sweep.changes import kept_cells
 from harness.sweep.config import SweepConfig
 from harness.training.config import RunConfig, parse
 
 
-def notes(spec: SweepConfig, cells: Sequence[Cell], launched: bool) -> list[str]:
+def of_sweep(spec: SweepConfig, cells: Sequence[Cell], folder: Path) -> list[str]:
+    """The line of `notes` for a sweep whose folder this is, launched or not."""
+    return notes(spec, cells, kept_cells(read_json(SweepDirectory(folder).sweep), spec))
+
+
+def notes(spec: SweepConfig, cells: Sequence[Cell], kept: Collection[str] = ()) -> list[str]:
     """A line where target bits are not among `watch_bit` and `also_watch` of float cells; none without float cells.
 
-    launched: whether the sweep was launched before, so that its cells may no longer change.
+    kept: the ids of cells that were launched as they are, and may no longer change.
     """
     runs = {cell.id: at_corners(spec, cell, parse) for cell in cells}
     targets = {each.watch_bit for of_cell in runs.values() for each in of_cell if each.target and each.watch_bit}
@@ -19,10 +28,10 @@ def notes(spec: SweepConfig, cells: Sequence[Cell], launched: bool) -> list[str]
     missing = sorted(targets - watched)
     if not floats or not missing:
         return []
-    name, (first, *_) = next(iter(floats.items()))
-    wanted = sorted({*first.also_watch, *missing})
+    name = next((each for each in floats if each not in kept), next(iter(floats)))
+    wanted = sorted({*floats[name][0].also_watch, *missing})
     how = f"set: {{also_watch: {wanted}}} there counts them"
-    if launched:
+    if name in kept:
         further = f", also_watch: {missing[1:]}" if missing[1:] else ""
         how = (
             f"it was launched so; a further cell counts them: methods: none, set: {{watch_bit: {missing[0]}{further}}}"

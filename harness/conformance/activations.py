@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.conformance.common import require, require_same, result, tiny, trained
+from harness.conformance.unsaved import explained
 from harness.core.bits import BitWidths
 from harness.core.errors import Stopped
 from harness.data.base import Dataset
@@ -59,7 +60,8 @@ def a_resumed_run_equals_an_uninterrupted_one(stack: Sequence[str], folder: Path
         stopped = True
     require(stopped, "it must stop when asked to; it went on")
     run(wanted, folder / "parts")
-    require_same(result(folder / "parts"), result(folder / "whole"), "resumed and uninterrupted: result")
+    with explained(wanted, folder):
+        require_same(result(folder / "parts"), result(folder / "whole"), "resumed and uninterrupted: result")
 
 
 def quantizers_of_every_input_are_trained(stack: Sequence[str], constant: bool = False) -> None:

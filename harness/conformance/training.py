@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.conformance.common import Case, require, require_same, result, trained
+from harness.conformance.unsaved import explained
 from harness.core import registry
 from harness.core.errors import Stopped
 from harness.data.base import Dataset
@@ -90,7 +91,8 @@ def a_resumed_run_equals_an_uninterrupted_one(case: Case) -> None:
         require(status["state"] == "cancelled", f"a stopped run must be cancelled; it is {status['state']}")
     run(wanted, case.folder / "parts")
     require(json.loads((case.folder / "parts/status.json").read_text())["attempt"] == 4, "the fourth attempt")
-    require_same(result(case.folder / "parts"), result(case.folder / "whole"), "resumed and uninterrupted: result")
+    with explained(wanted, case.folder):
+        require_same(result(case.folder / "parts"), result(case.folder / "whole"), "resumed and uninterrupted: result")
 
 
 def the_whole_state_is_resumed(case: Case) -> None:
@@ -110,8 +112,9 @@ def the_whole_state_is_resumed(case: Case) -> None:
     require(states["whole"]["progress"]["epoch"] == 2, "it must train two epochs; it did not")
     parts = {"model", "optimizer", "methods", "trackers", "progress", "rng"}
     require(set(states["whole"]) >= parts, f"a checkpoint holds {', '.join(sorted(parts))}")
-    require_same(states["parts"], states["whole"], "after a resume: state")
-    require(repr(lines["parts"]) == repr(lines["whole"]), "after a resume, epochs have other metrics")
+    with explained(case.scheduled(), case.folder):
+        require_same(states["parts"], states["whole"], "after a resume: state")
+        require(repr(lines["parts"]) == repr(lines["whole"]), "after a resume, epochs have other metrics")
 
 
 def the_probe_of_the_network_changes_no_number(case: Case) -> None:

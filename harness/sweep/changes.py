@@ -16,6 +16,7 @@ from harness.records.files import read_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory
 from harness.sweep.cells import Cell, expand
+from harness.sweep.changed_cells import changed_in_cells, has_grown
 from harness.sweep.config import SweepConfig, from_json, plain
 
 
@@ -44,11 +45,20 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def _places(key: str, before: Any, after: Any) -> list[str]:
-    """Where two values of a key differ: in lists of sections, such as `cells`, by section, from 0, and key.
+def not_grown(changed: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Of the keys in which a sweep differs, those that may not: without cells and values of a grid that were added."""
+    found: set[str] = set()
+    for key in changed:
+        section, _, name = key.split(" ")[0].partition(".")
+        if section == "cells":
+            found |= {*changed_in_cells(old.get("cells", ()), new["cells"])}
+        elif section != "grid" or not has_grown(old.get("grid", {}).get(name), new["grid"].get(name)):
+            found.add(key)
+    return sorted(found)
 
-    Cells that were added after the last are no difference, where there is another.
-    """
+
+def _places(key: str, before: Any, after: Any) -> list[str]:
+    """Where two values of a key differ: in lists of sections, such as `cells`, by section, from 0, and key."""
     if not all(
         isinstance(each, list | tuple) and all(isinstance(it, Mapping) for it in each) for each in (before, after)
     ):
@@ -79,10 +89,12 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
     before, after = _written(folder), plain(spec)
     if before is None:
         return
-    changed, edits = changed_keys(_without_digests(before), _without_digests(after)), _edits(before, after)
+    bare, edits = [_without_digests(each) for each in (before, after)], _edits(before, after)
+    changed = changed_keys(*bare)
+    refused = not_grown(changed, *bare)
     if edits:
         verb = "were" if len(edits) > 1 else "was"
-        also = f"; it also differs in: {', '.join(changed)}" if changed else ""
+        also = f"; it also differs in: {', '.join(refused)}" if refused else ""
         raise UserError(
             f"{folder}: {' and '.join(edits)} {verb} edited since the launch{also}. Give the edited sweep a name "
             f"(or --root) of its own, or put back what was launched, which {SweepDirectory(folder).components} keeps"
@@ -92,6 +104,8 @@ def check_change(folder: Path, spec: SweepConfig) -> None:
         changed = [key for key in changed if not _is_of_cells(key)]
         if not changed:
             _refuse_workers(folder, "cells", "those of the launch")
+    elif refused:
+        changed = refused
     if changed and set(changed) <= {"tune.trials", "final.seeds"}:
         holds = f"tune.trials {before['tune']['trials']} and final.seeds {before['final']['seeds']}"
         raise UserError(f"{folder} has grown to {holds}, and a sweep cannot shrink; launch it with these")
@@ -110,12 +124,26 @@ def added_cells(before: Mapping[str, Any] | None, spec: SweepConfig) -> list[str
 
     before: its content as it was launched.
     """
+    had, has = _cells_of(before, spec)
+    return [name for name in has if name not in had] if had and had.items() <= has.items() else None
+
+
+def kept_cells(before: Mapping[str, Any] | None, spec: SweepConfig) -> set[str]:
+    """The ids of a sweep's cells that are as they were launched, which they have to stay. before: as in added_cells."""
+    had, has = _cells_of(before, spec)
+    return {name for name, content in had.items() if has.get(name) == content}
+
+
+def _cells_of(before: Mapping[str, Any] | None, spec: SweepConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """What decides a sweep's cells, by id, as it was launched and as it is; both empty where the first is not known."""
+    if before is None:
+        return {}, {}
     try:
-        specs = (from_json(before), spec) if before is not None else ()
+        specs = (from_json(before), spec)
         had, has = ({cell.id: _what_decides(cell) for cell in expand(each, checked=False)} for each in specs)
-    except ValueError:  # there is none, or one by a version whose files this one does not read
-        return None
-    return [name for name in has if name not in had] if had.items() <= has.items() else None
+    except ValueError:  # of a version whose files this one does not read
+        return {}, {}
+    return had, has
 
 
 def _what_decides(cell: Cell) -> str:

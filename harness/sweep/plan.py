@@ -156,6 +156,20 @@ def left(sweep: OpenSweep) -> int:
     return sum(phase.left for phase in count(sweep).values())
 
 
+def left_by_cell(sweep: OpenSweep) -> dict[str, tuple[int, int]]:
+    """By a cell's id its trials and its finals that still need a worker, or have one."""
+    entries = {entry["id"]: entry for entry in sweep.files.cell_entries()}
+    finals, found = current_finals(sweep, list(entries.values())), {}
+    for cell in sweep.cells:
+        seeds = len(sweep.spec.final.seeds)
+        lost = cell.id in entries and is_lost(sweep, entries[cell.id])
+        tune, final = Counts(total=sweep.spec.tune.trials), Counts(total=0 if lost else seeds)
+        tune.add(current(sweep.studies[cell.id].get_trials(deepcopy=False)), cell.id)
+        final.add((trial for trial in finals if trial.user_attrs["cell"] == cell.id), "final")
+        found[cell.id] = tune.left, final.left
+    return found
+
+
 def ending(sweep: OpenSweep) -> str:
     """What a sweep of which nothing is left to run is called: complete, unless a final run is missing."""
     counts = count(sweep)

@@ -176,7 +176,7 @@ def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytes
     ended = run(here, *arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (sweep,) = here.glob("runs/bench-pull-*")
-    with (sweep / "figures/against-mlp5-digits.csv").open() as file:
+    with (sweep / "figures-tiny/against-mlp5-digits.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {(row["at"], row["method"], row["against"]) for row in rows} == {
         ("2", "pull@2", "float"),
@@ -186,19 +186,19 @@ def test_it_lies_beside_all_others_paired_by_seed(here: Path, monkeypatch: pytes
     for said in ("pull@2", "ste@2", "ranking by", "report.html", ".{png,pdf,csv,json}: accuracy_over_bits"):
         assert said in ended.stdout
     assert "note: numerics" not in ended.stdout
-    with (sweep / "figures/ranking.csv").open() as file:
+    with (sweep / "figures-tiny/ranking.csv").open() as file:
         costs = {row["method"]: row["cost"] for row in csv.DictReader(file)}
     assert costs["pull"] == "", "no cost, which would be the ratio of two machines"
-    for said in (ended.stdout, (sweep / "figures/ranking.md").read_text()):
+    for said in (ended.stdout, (sweep / "figures-tiny/ranking.md").read_text()):
         assert "Cost: — for your method" in said
     (row,) = [line for line in ended.stdout.splitlines() if line.split()[:4] == ["2", "bits", "pull@2", "ste@2"]]
     winner = row.partition("paired t")[2].strip()
     assert winner.startswith(("undecided: ", "pull@2", "ste@2")), row
-    page = (sweep / "figures/report.html").read_text()
+    page = (sweep / "figures-tiny/report.html").read_text()
     assert "Each of your trainings is compared with every other" in page
     assert 'href="against-mlp5-digits.csv"' in page
     assert "At 2 bits pull@2 has" in page  # of the tests that the terminal has, its method is the subject
-    assert (sweep / "figures/chosen_settings.csv").is_file()
+    assert (sweep / "figures-tiny/chosen_settings.csv").is_file()
     made = sorted(path.name for path in (sweep / "runs").iterdir())
     _as_of_an_earlier_version(here / "runs/tiny")
     again = run(here, *SEARCH, "--against", here / "runs/tiny", "--cluster", "debug")

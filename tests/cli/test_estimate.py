@@ -1,17 +1,26 @@
 """`--dry-run --estimate`: each distinct network of a sweep is measured once, and what the sweep takes follows."""
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from cli_sweep import BASE, SEARCH, Cli, edited
 
 from harness.cli import estimate
+from harness.cli.there import There, look
 from harness.launch import main
+from harness.records.files import write_json
+from harness.records.run_directory import RunDirectory
+from harness.sweep import plan
 from harness.sweep.cells import expand
 from harness.sweep.config import SweepConfig
+from harness.sweep.queue import OpenSweep, open_sweep
+from harness.sweep.samplers import distribution
 from harness.training import cost
 from harness.training.config import RunConfig, complete
 from harness.training.cost import Cost
+from harness.training.pretrain import parent_of
 
 #: 2 s an epoch, 6 s a run of one epoch, 8 s a final one.
 COST = Cost(start_s=3.0, step_s=0.1, evaluation_s=1.0, steps=10, test_over_val=2.0)
@@ -83,6 +92,57 @@ def test_float_networks_to_start_from_are_counted_once(
     *_, parents, total = lines(capsys, {"base/pretrain": {"epochs": 2}}, "local", 1, ("cpu0",))
     assert parents == "  float networks to start from: 2, 16 s"  # of the tuning seed and the final seed, 8 s each
     assert total == "56 s of runs one after another; 56 s with 1 at once"
+
+
+def finished(root: Path, cell: str, edits: dict[str, Any]) -> None:
+    """Launch a sweep of which the tuning of a cell is over, and nothing else."""
+    opened = open_sweep(SweepConfig.model_validate(edited(edits)), root)
+    plan.top_up(opened)
+    study = opened.studies[cell]
+    for _ in range(opened.spec.tune.trials):
+        study.tell(study.ask(distributions(opened, cell)), 0.5)
+    plan.top_up(opened)
+
+
+def distributions(opened: OpenSweep, cell: str) -> dict[str, Any]:
+    (space,) = (each.search for each in opened.cells if each.id == cell)
+    return {name: distribution(dimension) for name, dimension in space.items()}
+
+
+@pytest.mark.parametrize("added", [[2, 3], [2, 3, 4]], ids=["as launched", "a cell more"])
+def test_runs_that_are_over_are_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], measured: list[RunConfig], added: list[int]
+) -> None:
+    finished(tmp_path, "ste,target_bit=2", {})
+    spec = SweepConfig.model_validate(edited({"cells/0/grid/target_bit": added}))
+    estimate.show(spec, expand(spec), "local", 1, ("cpu0",), look(spec, tmp_path))
+    head, first, second, *others, total = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"2 of {3 * len(added)} runs are over; what is left, measured on this machine")
+    assert first.endswith("run 8 s, 1 of 3 runs left, 8 s")
+    assert [line.endswith("run 8 s, all 3 runs 20 s") for line in (second, *others)] == [True] * (len(added) - 1)
+    assert total.startswith(f"{8 + 20 * (len(added) - 1)} s of runs one after another")
+
+
+def test_a_cell_of_which_nothing_is_left_is_not_measured_nor_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], measured: list[RunConfig]
+) -> None:
+    spec = SweepConfig.model_validate(edited({"base/pretrain": {"epochs": 2}}))
+    finished(tmp_path, "ste,target_bit=2", {"base/pretrain": {"epochs": 2}})
+    there = look(spec, tmp_path)
+    assert there is not None
+    done = dict.fromkeys(["ste,target_bit=2", "ste,target_bit=3"], (0, 0))
+    for left, lines in (({"ste,target_bit=3": (0, 1)}, ["nothing is left", "1 of 3 runs left, 8 s"]), ({}, [])):
+        with patch.object(There, "left_by_cell", return_value=done | left):
+            estimate.show(spec, expand(spec), "local", 1, ("cpu0",), there)
+        head, *said = capsys.readouterr().out.splitlines()
+        assert [line.endswith(end) for line, end in zip(said, lines, strict=False)] == [True] * len(lines)
+        assert head.startswith("5 of 6 runs are over" if left else "nothing is left to run of 6 runs")
+    weights = there.sweep.files.pretrained / parent_of(expand(spec)[0].config({}, 1000, "tune")).run_id()
+    weights.mkdir(parents=True)
+    write_json(RunDirectory(weights).record, {})
+    with patch.object(There, "left_by_cell", return_value=done | {"ste,target_bit=3": (1, 1)}):
+        estimate.show(spec, expand(spec), "local", 1, ("cpu0",), there)
+    assert "  float networks to start from: 1, 8 s" in capsys.readouterr().out
 
 
 def test_a_real_network_is_measured_and_nothing_is_begun(

@@ -20,7 +20,8 @@ WATCHING = FLOAT | {"set": {"watch_bit": 2, "also_watch": [3]}}
 
 def notes(edits: dict[str, Any], launched: bool = False) -> list[str]:
     spec = SweepConfig.model_validate(edited(edits))
-    return unwatched.notes(spec, expand(spec, checked=False), launched)
+    cells = expand(spec, checked=False)
+    return unwatched.notes(spec, cells, [cell.id for cell in cells] if launched else [])
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,30 @@ def test_a_target_that_is_added_to_a_launched_sweep_is_said(cli: Cli, capsys: py
     ended = cli.run_here(grown, "--dry-run", "--runs")
     assert ended.returncode == 0, ended.stderr
     assert "it was launched so; a further cell counts them: methods: none, set: {watch_bit: 4}" in ended.stdout
+
+
+UNWATCHED = {"cells/1": FLOAT}
+GROWN = {"cells/0/grid/target_bit": [2, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (None, UNWATCHED, "set: {also_watch: [3]} there counts them"),
+        (UNWATCHED, UNWATCHED, "it was launched so"),
+        (UNWATCHED, UNWATCHED | {"base/runtime": {"device": "cpu"}, "tune/trials": 3}, "it was launched so"),
+        ({}, {"cells/1": FLOAT}, "set: {also_watch: [3]} there counts them"),  # a cell that a launch may add
+        (WATCHING_ALL := {"cells/1": WATCHING}, UNWATCHED, "set: {also_watch: [3]} there counts them"),
+        (WATCHING_ALL, UNWATCHED | GROWN, "set: {also_watch: [3, 4]} there counts them"),
+        (UNWATCHED, UNWATCHED | {"base/train/epochs": 2}, "set: {also_watch: [3]} there counts them"),
+    ],
+    ids=["first", "same", "grown", "added cell", "edited cell", "edited and grown", "edited base"],
+)
+def test_only_cells_that_are_as_launched_are_said_to_be(
+    cli: Cli, before: dict[str, Any] | None, after: dict[str, Any], said: str
+) -> None:
+    if before is not None:
+        open_sweep(read_sweep(cli.file(edited(before))), cli.root)
+    spec = read_sweep(cli.file(edited(after)))
+    (note,) = unwatched.of_sweep(spec, expand(spec), cli.root / spec.name)
+    assert said in note

@@ -9,9 +9,8 @@ import yaml
 
 from harness.core.errors import UserError
 from harness.sweep.cells import assign, expand
-from harness.sweep.changes import changed_keys, check_change
+from harness.sweep.changes import changed_keys
 from harness.sweep.config import SweepConfig, plain, read_sweep
-from harness.sweep.queue import open_sweep
 
 RAW: dict[str, Any] = {
     "name": "s",
@@ -179,37 +178,6 @@ def test_changed_keys(path: str, value: Any, changed: list[str]) -> None:
     place[last] = value
     after = SweepConfig.model_validate(raw)
     assert changed_keys(plain(spec()), plain(after)) == changed
-
-
-CELL: dict[str, Any] = {"methods": "lsq", "set": {"target_bit": 3}, "search": {"train.learning_rate": [0.001, 0.01]}}
-
-
-@pytest.mark.parametrize(
-    ("cells", "changed"),
-    [
-        ([*RAW["cells"][:2], CELL], ["cells.2.methods", "cells.2.search", "cells.2.set"]),
-        ([CELL, *RAW["cells"][1:], CELL], ["cells.0.methods", "cells.0.set"]),
-        (RAW["cells"][:2], ["cells (3 then, 2 now)"]),
-        ([*RAW["cells"], CELL], ["cells (3 then, 4 now)"]),
-    ],
-)
-def test_cells_that_differ_are_counted_from_0(cells: list[dict[str, Any]], changed: list[str]) -> None:
-    found = changed_keys(plain(spec()), plain(spec(cells=cells)))
-    assert sorted({".".join(key.split(".")[:3]) for key in found}) == changed
-
-
-@pytest.mark.parametrize(
-    "added",
-    [
-        {"cells": [CELL, *RAW["cells"]]},
-        {"cells": [RAW["cells"][0], {**RAW["cells"][1], "grid": {"target_bit": [2, 3, 4]}}, RAW["cells"][2]]},
-    ],
-)
-def test_an_added_cell_is_no_difference_beside_another(tmp_path: Path, added: dict[str, Any]) -> None:
-    open_sweep(spec(), tmp_path)
-    with pytest.raises(UserError, match=r"that differs in: base\.train\.epochs\. Only"):
-        check_change(tmp_path / "s", spec(base={**RAW["base"], "train": {"epochs": 2}}, **added))
-    check_change(tmp_path / "s", spec(**added))
 
 
 def test_only_whole_keys_are_free() -> None:
