@@ -61,7 +61,7 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
     else:
         dry_run.show_builds(spec, cells)
-    preflight.prepare_data(spec, cells)
+    preflight.prepare_data(spec, cells, folder)
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
     _say(busy)
