@@ -60,7 +60,7 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     if was_launched:
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
     else:
-        dry_run.show_builds(spec, cells)
+        dry_run.show_builds(spec, cells, checked=True)
     preflight.prepare_data(spec, cells, folder)
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)

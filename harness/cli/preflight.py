@@ -7,7 +7,7 @@ from harness import data
 from harness.data import TaskDataConfig
 from harness.records.sweep_directory import SweepDirectory
 from harness.records.wandb_names import check_project
-from harness.sweep.cells import Cell
+from harness.sweep.cells import Cell, at_corners
 from harness.sweep.config import SweepConfig
 from harness.sweep.same_data import refuse_other
 from harness.training.config import complete_but_methods, component, parse
@@ -16,8 +16,8 @@ from harness.training.config import complete_but_methods, component, parse
 def _data_configs(spec: SweepConfig, cells: Sequence[Cell]) -> list[TaskDataConfig]:
     seen: dict[str, TaskDataConfig] = {}
     for cell in cells:
-        settings = cell.config(_first(cell), spec.tune.seed, "tune", complete_but_methods).data
-        seen[repr(sorted(settings.items()))] = component("data set", settings)
+        for config in at_corners(spec, cell, complete_but_methods):  # settings of data may be searched
+            seen[repr(sorted(config.data.items()))] = component("data set", config.data)
     return list(seen.values())
 
 
