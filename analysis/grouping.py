@@ -60,7 +60,7 @@ def _behind_what_needs_no_training(group: Group) -> str:
         return ""
     scored = f"{best:.{metric.digits}f} against {scores[FLOAT]:.{metric.digits}f} {metric.unit}".rstrip()
     text = f"no network of {group.title} is better in float than {name}, which needs no training"
-    return f"{text} ({scored}): what rounding costs such networks says little"
+    return f"{text} ({scored}): they are hardly trained, and what rounding costs them says little"
 
 
 def _in_every_cell(sweep: SweepResults) -> set[str]:

@@ -74,7 +74,9 @@ def _as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     rows = record["rows"]
     raw["deploy"]["bits"] = [each.plain for each in sorted(set(map(schema.point, rows))) if not each.is_float]
     entries = {name_in_rows(entry): entry for entry in raw["deploy"]["methods"]}
-    raw["deploy"]["methods"] = [entries.get(name, name) for name in dict.fromkeys(row["deploy"] for row in rows)]
+    baseline = task_of_run(raw).baseline  # its rows are there without being asked for
+    deploys = dict.fromkeys(row["deploy"] for row in rows if row["deploy"] != baseline)
+    raw["deploy"]["methods"] = [entries.get(name, name) for name in deploys]
     raw["runtime"]["wandb"] = "off"
     return raw
 

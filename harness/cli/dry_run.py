@@ -87,13 +87,16 @@ def _show_job(spec: SweepConfig, profile: Profile, root: Path, missing: int, the
     print(sbatch_text(spec, profile, missing, root))
 
 
-def show_builds(spec: SweepConfig, cells: Sequence[Cell]) -> None:
-    """Build each distinct network of the sweep, and print what could not be checked. Raises UserError."""
+def show_builds(spec: SweepConfig, cells: Sequence[Cell], checked: bool = False) -> None:
+    """Build each distinct network of the sweep, and print what could not be checked. Raises UserError.
+
+    checked: whether the data have passed `check`.
+    """
 
     def begin(count: int) -> None:
         print(f"checking {counted(count, 'network')}", file=sys.stderr, flush=True)
 
-    for note in check_builds(spec, cells, begin):
+    for note in check_builds(spec, cells, begin, checked):
         print(f"not checked: {note}", flush=True)
 
 

@@ -59,8 +59,8 @@ def carry_out(spec: SweepConfig, cells: Sequence[Cell], options: argparse.Namesp
     if SweepDirectory(folder).sweep.exists():
         print(f"{folder}: launched before, which checked its networks; reading its queue", file=sys.stderr, flush=True)
     else:
-        dry_run.show_builds(spec, cells)
-    preflight.prepare_data(spec, cells)
+        dry_run.show_builds(spec, cells, checked=True)
+    preflight.prepare_data(spec, cells, folder)
     opened = open_sweep(spec, options.root)
     code_version.note_launch(opened.files.code)
     _say(busy)

@@ -145,7 +145,7 @@ class Worker(Checkpointable):
         return 1
 
     def _run(self, sweep: "OpenSweep", claim: "Claim", stop: StopRequest) -> dict[str, Any]:
-        from harness.sweep import queue
+        from harness.sweep import queue, same_data
         from harness.sweep.rebuild import note_trial
         from harness.training.run import RunContext, epoch_line, run
 
@@ -179,6 +179,7 @@ class Worker(Checkpointable):
                 labels=_labels(sweep, claim),
                 pretrained=sweep.files.pretrained,
                 no_mirror=partial(claim.trial.set_user_attr, queue.NO_MIRROR),
+                data_read=partial(same_data.keep, sweep.files),
             )
             return run(config, files.path, context)
 

@@ -39,10 +39,15 @@ def encode(name: str, text: str, characters: str) -> np.ndarray:
     size = vocabulary_size(name, characters)
     kind = np.uint8 if size <= 2**8 else np.int16 if size <= 2**15 else np.int32
     if name != CHARACTERS:
-        return np.asarray(_tokenizer(name)(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=kind)
+        return np.asarray(_ids(name, text), dtype=kind)
     ids = np.full(sys.maxunicode + 1, len(characters), dtype=kind)
     ids[[ord(each) for each in characters]] = np.arange(len(characters))
     return ids[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")]
+
+
+def _ids(name: str, text: str) -> list[int]:
+    found: list[int] = _tokenizer(name)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -85,6 +90,19 @@ def check_lengths(config: TextConfig, lengths: Mapping[str, int]) -> None:
 
 
 def check_text(config: TextConfig, texts: Mapping[str, str]) -> None:
-    """`check_lengths` of texts whose tokens are characters; of others it takes the tokenizer to tell."""
+    """`check_lengths` of texts. Of tokens that are no characters it makes no more than it takes to tell."""
     if config.tokenizer == CHARACTERS:
-        check_lengths(config, {split: len(text) for split, text in texts.items()})
+        lengths = {split: len(text) for split, text in texts.items()}
+    else:
+        lengths = {split: _counted(config.tokenizer, text, config.context + 2) for split, text in texts.items()}
+    check_lengths(config, lengths)
+
+
+def _counted(name: str, text: str, enough: int) -> int:
+    """How many tokens a text has, or, once they are `enough`, its beginning, whose last one a cut may have made."""
+    part = 8 * enough
+    while True:
+        found = len(_ids(name, text[:part]))
+        if found >= enough or part >= len(text):
+            return found
+        part *= 4

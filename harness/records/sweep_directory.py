@@ -1,6 +1,6 @@
 """A sweep's folder: the name of every file in it, the entries of its workers, and the sweeps below a root.
 
-sweep.json  cells.json  code.json  stop.json  storage.json  study.log  launch.log
+sweep.json  cells.json  code.json  data.json  stop.json  storage.json  study.log  launch.log
 runs/<run id>/  pretrained/<run id>/  workers/<name>/  slots/<host>/  logs/  components/
 runs.zip    of an archive, in place of runs/
 """
@@ -26,14 +26,18 @@ class SweepDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sweep, self.cells, self.code = path / "sweep.json", path / "cells.json", path / "code.json"
+        self.data = path / "data.json"
         self.stop, self.storage = path / "stop.json", path / "storage.json"
         self.journal, self.launch_log, self.archive = path / "study.log", path / "launch.log", path / "runs.zip"
         self.runs, self.pretrained = path / "runs", path / "pretrained"
         self.workers, self.slots, self.logs = path / "workers", path / "slots", path / "logs"
         self.components = path / KEPT
 
-    def lock(self, of: Literal["plan", "launch", "storage"]) -> FileLock:
-        """A lock between processes. plan: topping up, choosing, reaping. storage: making a database's tables."""
+    def lock(self, of: Literal["plan", "launch", "storage", "data"]) -> FileLock:
+        """A lock between processes. plan: topping up, choosing, reaping. storage: making a database's tables.
+
+        data: noting which data runs see.
+        """
         return FileLock(self.path / f"{of}.lock")
 
     def slot_lock(self, host: str, slot: str) -> FileLock:

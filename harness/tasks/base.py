@@ -16,6 +16,8 @@ from harness.core.metric import Metric
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data._samples import TaskData
+
 #: Of data that is not named yet.
 DEFAULT = "classification"
 
@@ -83,8 +85,15 @@ class Task:
         return self.distillation(outputs, teacher)
 
     def baseline_network(self, outputs: int) -> "nn.Module":
-        """What `baseline` names. outputs: see `TaskData.outputs`."""
+        """What `baseline` names, where it depends on `TaskData.outputs` alone."""
         raise NotImplementedError
+
+    def baseline_for(self, data: "TaskData") -> "nn.Module":
+        """What `baseline` names, on the device of the data; it may be made from their training split.
+
+        By default it is the same for all data of as many outputs.
+        """
+        return self.baseline_network(data.outputs)
 
     def example_inputs(self, count: int, shape: Sequence[int]) -> "Tensor":
         """Random inputs, always the same: float32 (count, *shape) in [0, 1], unless a task has others."""

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.core.errors import UserError
 from harness.quantization.layers import weight_layers
 from harness.records.files import written_aside
 from harness.training.optimizer import match_states
@@ -30,6 +31,7 @@ def save(path: Path, session: Session) -> None:
         "precision": session.precision,
         "compiled": session.compiled,
         "rng": rng,
+        "data": session.dataset.digest,
     }
     # Serialized in memory first: on a full disk torch's own file writer aborts the process.
     buffer = io.BytesIO()
@@ -39,7 +41,10 @@ def save(path: Path, session: Session) -> None:
 
 
 def restore(path: Path, session: Session) -> bool:
-    """Load the state in `path` into a new session; False if there is no readable file."""
+    """Load the state in `path` into a new session; False if there is no readable file.
+
+    Raises UserError where the run began with other data.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location=session.device, weights_only=True)
     except FileNotFoundError:
@@ -50,6 +55,7 @@ def restore(path: Path, session: Session) -> bool:
     if "trackers" not in state:
         print(f"{path}: written by an earlier version, which kept one tracker; starting over", flush=True)
         return False
+    _refuse_other_data(path, state.get("data"), session.dataset.digest)
     try:
         session.optimizer.load_state_dict(state["optimizer"])
     except ValueError as error:  # raised before anything changes
@@ -70,6 +76,15 @@ def restore(path: Path, session: Session) -> bool:
     if session.device.type == "cuda":
         torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), session.device)
     return True
+
+
+def _refuse_other_data(path: Path, was: str | None, digest: str) -> None:
+    """was: None in checkpoints of earlier versions."""
+    if was not in (None, digest):
+        raise UserError(
+            f"{path}: the run began with data of digest {was}, and the data here have {digest}; go on with the data of "
+            "then (data.root), or give the run a directory of its own"
+        )
 
 
 #: The key of `about_weights` in a file's metadata. One key, since safetensors writes several in a random order.

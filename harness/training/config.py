@@ -33,7 +33,7 @@ from harness.core.layer_points import AnyPoint
 from harness.core.validation import explain
 from harness.tasks.base import Task, task_of
 from harness.training.components import component, config_class
-from harness.training.deploy_entries import with_all_settings
+from harness.training.deploy_entries import name_in_rows, with_all_settings
 from harness.training.point_checks import check_points
 from harness.training.sections import DeployConfig, MonitorConfig, RuntimeConfig, TrainConfig
 
@@ -220,6 +220,10 @@ def _check_task(config: RunConfig, served: tuple[str, ...]) -> None:
         raise UserError(
             f"model {model!r} serves {', '.join(served)}, and the task of data set {data!r} is "
             f"{task.name} (models for it: {', '.join(able) or 'none'})"
+        )
+    if task.baseline and task.baseline in map(name_in_rows, config.deploy.methods):
+        raise UserError(
+            f"deploy.methods: as: {task.baseline!r} is what the task {task.name} calls its baseline in rows"
         )
     for name, section in (("train", config.train), ("pretrain", config.pretrain)):
         if section and section.label_smoothing and not task.smooths_labels:

@@ -128,7 +128,7 @@ class Evaluator(Deployer):
     def baseline(self) -> list[Deployment]:
         """What does the task without training, where the task has that, as if it were deployed in float."""
         task = self.context.task
-        network = task.baseline_network(self.dataset.outputs) if task.baseline else None
+        network = task.baseline_for(self.dataset) if task.baseline else None
         return [Deployment(task.baseline, BitWidths(), network, None, Effort())] if network else []
 
 

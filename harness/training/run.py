@@ -34,6 +34,7 @@ class RunContext:
     harness/records/schema.py.
     pretrained: where float networks to start from are kept; None: in the run's own directory.
     no_mirror: told why when the run has to go on without its copy on W&B.
+    data_read: gets the configuration and the digest of its data before training; may raise UserError.
     """
 
     epoch_done: Callable[[dict[str, Any]], None] = field(default=lambda metrics: None)
@@ -45,6 +46,7 @@ class RunContext:
     labels: Mapping[str, Any] = field(default_factory=dict)
     pretrained: Path | None = None
     no_mirror: Callable[[str], None] = field(default=lambda reason: None)
+    data_read: Callable[[RunConfig, str], None] = field(default=lambda config, digest: None)
 
 
 def run(config: RunConfig, directory: Path, context: RunContext = RunContext()) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
     weights = starting_weights(config, networks, partial(_train_first, context), context.should_stop)
     started = time.time()
     session = build(config, weights)
+    context.data_read(config, session.dataset.digest)
     resumed = checkpoint.restore(files.checkpoint, session)
     files.keep_metrics_until(session.progress.epoch if resumed else 0)
     copied = (context.tags, files.read_metrics(), context.labels, context.no_mirror)
@@ -127,7 +130,13 @@ def _carry_out(config: RunConfig, run_id: str, files: RunDirectory, context: Run
 
 def _train_first(context: RunContext, config: RunConfig, directory: Path) -> None:
     """Train the float network that a run starts from. Its tag on W&B is not the sweep's: it is no run of it."""
-    own = RunContext(partial(print_epoch, config), context.should_stop, tags=("pretrain",), job_id=context.job_id)
+    own = RunContext(
+        epoch_done=partial(print_epoch, config),
+        should_stop=context.should_stop,
+        tags=("pretrain",),
+        job_id=context.job_id,
+        data_read=context.data_read,
+    )
     run(config, directory, own)
 
 

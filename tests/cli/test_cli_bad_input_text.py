@@ -43,3 +43,25 @@ def test_a_dry_run_says_what_is_wrong_with_the_text(cli: Cli) -> None:
     assert "not yet runnable: data.root: latin.txt is not UTF-8" in ended.stdout
     assert "would be refused: its data cannot be used" in ended.stdout
     assert ended.returncode == 2, "the data are there, so a launch would refuse them"
+
+
+@pytest.mark.parametrize("wrong", [{"context": 400}, {"root": "latin.txt"}])
+def test_no_network_is_built_for_text_that_is_refused(
+    wrong: dict[str, Any], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cli.folder / "text.txt").write_text("all is well\n" * 35)
+    (cli.folder / "latin.txt").write_bytes("café".encode("latin-1"))
+    monkeypatch.setattr("harness.training.trial_build.try_build", lambda *given: pytest.fail("it may take minutes"))
+    settings = {"name": "text", "root": "text.txt", "context": 8, **wrong}
+    ended = cli.run_here(cli.file(edited({"base/data": settings, "base/model": LLAMA})), "--dry-run")
+    assert "not checked: cell ste,target_bit=2: the data cannot be used, and its network needs it" in ended.stdout
+    assert "not there" not in ended.stdout
+    assert "would be refused: its data cannot be used" in ended.stdout
+    assert ended.returncode == 2
+
+
+def test_settings_of_data_that_are_searched_are_all_checked(cli: Cli) -> None:
+    (cli.folder / "text.txt").write_text("all is well\n" * 35)
+    settings = {"name": "text", "root": str(cli.folder / "text.txt")}
+    edits = {"base/data": settings, "base/model": LLAMA, "cells/0/search": {"data.context": [8, 400]}}
+    assert "data.context: 400: train has 379 characters" in cli.refusal(cli.file(edited(edits)))

@@ -137,6 +137,9 @@ def test_its_tokenizer_makes_tokens_of_text(folder: Path, tmp_path: Path) -> Non
     found: Any = data.load_dataset(component("data set", asked), 0, "cpu")
     assert data.shape(component("data set", asked)) == (found.input_shape, found.outputs) == ((4,), 5)
     assert found.train.tokens[:7].tolist() == [1, 2, 3, 4, 1, 2, 1]
+    data.check(component("data set", asked))
+    with pytest.raises(UserError, match=r"data\.context: 30: val has 6 tokens, and one more than a window is needed"):
+        data.check(component("data set", {**asked, "context": 30}))
     model = built({"name": f"hf:{folder}"}, context=4, outputs=5)
     assert model(found.train_batch(torch.arange(2))[0]).shape == (2, 4, 12)
 

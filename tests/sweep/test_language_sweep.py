@@ -7,6 +7,8 @@ import pytest
 from studies_common import claims
 
 from analysis.disk_source import load_results
+from analysis.grouping import make_groups
+from analysis.measure import baseline_scores
 from harness.archive import main as archive
 from harness.cli import builds, progress
 from harness.sweep import plan, queue
@@ -56,3 +58,9 @@ def test_a_sweep_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert len(found.finals) == 2
         scores = {row["score"] for final in found.finals for row in final.record["rows"]}
         assert all(1 < score < 8 for score in scores)
+        (group,) = make_groups(found)
+        assert [one.deploy for one in group.series] == ["rtn"] * 2
+        name, unigram = baseline_scores(group.finals[0].record) or ("", {})
+        assert (name, unigram.keys()) == ("unigram", {"float"})
+        behind = min(mean for one in group.series for mean in one.scores("float")) >= unigram["float"]
+        assert behind == any("is better in float than unigram" in note for note in group.notes)

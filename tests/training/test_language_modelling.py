@@ -96,6 +96,29 @@ def test_a_run_has_rows_of_bits_and_perplexity(
     assert said[0].startswith("the data are not those of the record (digest ")
     assert "here, 3.10.1 there): other numbers are to be expected" in said[0]
     assert said[1].startswith("epoch "), "that is said before it trains"
+    assert said[-1] == f"run {run_id}: all 6 rows are the same"
+    record["rows"] = [row for row in record["rows"] if row["deploy"] != "unigram"]  # as earlier versions wrote it
+    (folder / "record.json").write_text(json.dumps(record))
+    assert repeat.main([run_id, "--root", str(tmp_path / "runs"), "--dir", str(tmp_path / "and_again")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"run {run_id}: all 4 rows are the same"
+
+
+def test_the_baseline_has_the_frequencies_of_the_training_text(raw: dict[str, Any], tmp_path: Path) -> None:
+    record = run(complete({**raw, "phase": "final"}), tmp_path / "run")
+    rows = {row["split"]: row for row in record["rows"] if row["deploy"] == TASK.baseline}
+    dataset: Any = data.load_dataset(component("data set", raw["data"]), 3, "cpu")
+    train, test = (getattr(dataset, split).tokens.tolist()[1:] for split in ("train", "test"))
+    share = [(train.count(token) + 1) / (len(train) + dataset.outputs) for token in range(dataset.outputs)]
+    assert rows.keys() == {"val", "test"}
+    assert rows["test"]["score"] == pytest.approx(-sum(math.log2(share[token]) for token in test) / len(test))
+    assert (rows["test"]["bits"], rows["test"]["n"]) == ("float", len(test))
+    assert {each["deploy"] for each in record["deployments"]} == {"rtn"}
+
+
+def test_no_other_rows_have_the_name_of_the_baseline(raw: dict[str, Any]) -> None:
+    deploy = {**raw["deploy"], "methods": [{"name": "gptq", "as": "unigram"}]}
+    with pytest.raises(UserError, match=r"as: 'unigram' is what the task language_modelling calls its baseline"):
+        complete({**raw, "deploy": deploy})
 
 
 def test_a_row_is_what_the_network_gives(raw: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from harness import repeat
 from harness.core.errors import UserError
 from harness.data import sample_images
 from harness.data._enlarging import smaller
@@ -100,6 +101,7 @@ def test_a_run_has_rows_of_both_figures_and_of_the_baseline(tmp_path: Path) -> N
     assert bicubic["score"] == pytest.approx(REFERENCE[2][0], abs=0.05)
     assert bicubic["ssim"] == pytest.approx(REFERENCE[2][1], abs=1e-3)
     assert [each["deploy"] for each in record["deployments"]] == ["rtn", "rtn"]
+    assert repeat._as_recorded(record)["deploy"]["methods"] == ["rtn"], "nobody asks for the baseline's rows"
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"val/psnr_w3", "val/ssim_w3", "val/loss_w3", "val/psnr_float", "val/psnr_worst"} <= set(line)
     assert line["val/monitor"] == record["monitor"] == line["val/psnr_w3"]

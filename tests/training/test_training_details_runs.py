@@ -189,6 +189,20 @@ def test_a_checkpoint_with_other_parameter_groups_is_said_and_changes_nothing(
     assert same(session.model.state_dict(), before)
 
 
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    session = build(config("ste"))
+    checkpoint.save(tmp_path / "checkpoint.pt", session)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "data": "0123"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(
+        UserError, match=r"the run began with data of digest 0123, and the data here have \w{16}; go on"
+    ):
+        checkpoint.restore(tmp_path / "checkpoint.pt", session)
+    del state["data"]  # as earlier versions wrote it
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert checkpoint.restore(tmp_path / "checkpoint.pt", session)
+
+
 def test_checkpoints_load_as_plain_data(tmp_path: Path) -> None:
     left = iter([False] * 4 + [True])
     with pytest.raises(Stopped):
