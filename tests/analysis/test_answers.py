@@ -188,6 +188,68 @@ def test_what_few_trials_tried() -> None:
     assert told in said("resnet18_and_vit.md")
 
 
+def of_norms(one: str, other: str, at: int, sign: int = 1) -> list[dict[str, str]]:
+    """As `less`, of the small ViT with norm layers in float and with quantized ones; an empty name: the other kind."""
+    titles = [group.title for group in results("vit_norms").groups]
+    if not other:
+        return [less("vit_norms", f"{titles[1]}: {one}", f"{titles[0]}: {one}", at, sign)]
+    return [less("vit_norms", f"{title}: {one}", f"{title}: {other}", at, sign) for title in titles]
+
+
+def both(found: list[dict[str, str]], joined: str = " and ") -> str:
+    return joined.join(f"{each['d']} {each['i']}" for each in found)
+
+
+def test_a_small_vit_with_either_kind_of_norm_layers() -> None:
+    page, study = said("README.md"), said("resnet18_and_vit.md")
+    control, qat, learned = (of_norms(PLAIN, rival, 2) for rival in ("none@2", "ste@2", "lsq@2"))
+    at_three = [of_norms("oscillation@3", rival, 3) for rival in ("none@3", "ste@3")]
+    first = [f"{each[0]['d']} {each[0]['i']}" for each in (control, qat, *at_three)]
+    second = [f"{each[1]['d']} {each[1]['i']}" for each in (control, qat, *at_three)]
+    told = "at 2 bits {} over the control and {} against QAT, at 3 bits {} and {}; with quantized norm layers"
+    assert told.format(*first) in page
+    assert "with quantized norm layers {} and {}, then {} and {}.".format(*second) in page
+    assert f"{both(control)} against the control, {both(qat)} against `ste`, {both(learned)} against `lsq`." in study
+    assert f"the control has {both(of_norms('none@2', 'float', 2))} against float training." in study
+    assert (
+        f"the regularizer has {both(at_three[0])} against the control, `ste` {both(of_norms('ste@3', 'none@3', 3))}"
+        in (study)
+    )
+    assert f"is level with the control ({both(of_norms('none@3', 'float', 3))})." in study
+    above = [of_norms(PLAIN, rival, 3) for rival in ("ste@2", "lsq@2")]
+    assert f"rounded to 3, {both(above[0])} against `ste`, {both(above[1])} against `lsq`." in study
+    below = [of_norms(f"{name}@3", "none@3", 2) for name in ("ste", "oscillation")]
+    assert f"`ste@3` has {both(below[0])} against the control there, the regularizer {both(below[1])}." in study
+    tables, groups = results("vit_norms").scores, results("vit_norms").groups
+    frames = [tables[tables["group"] == group.title] for group in groups]
+    float_of = [frame[frame["bits"] == "float"].set_index("series")["mean"] for frame in frames]
+    spans = [[f"{each[name]:.0f}" for each in float_of] for name in (PLAIN, "float")]
+    assert spans[0] == ["30", "30"]
+    assert f"the regularizer's have 30 %, float training {' to '.join(spans[1])} %." in study
+
+
+def test_what_quantizing_norm_layers_changes() -> None:
+    page, study = said("README.md"), said("resnet18_and_vit.md")
+    names = [f"{method}@{bits}" for bits in (2, 3) for method in ("none", "ste", "lsq", "oscillation")]
+    changed = {name: of_norms(name, "", int(name[-1]))[0] for name in names}
+    numbers = [float(each["d"]) for each in changed.values()]
+    assert f"At the target by {min(numbers):.1f} to {max(numbers):+.1f} points; two of eight intervals" in study
+    clear = {
+        name: each
+        for name, each in changed.items()
+        if len({end.strip()[0] == "-" for end in each["i"][1:-1].split(",")}) == 1
+    }
+    told = [f"`{name}` {each['d']} {each['i']}" for name, each in clear.items()]
+    assert f"{', '.join(told)}." in study
+    assert len(clear) == 2
+    assert f"no accuracy at a target by more than {max(map(abs, numbers)):.1f} points." in page
+    for kind, group in zip(("float", "quantized"), results("vit_norms").groups, strict=True):
+        cells = [f"{mean('vit_norms', f'{group.title}: {name}', int(name[-1])):.1f}" for name in names]
+        assert f"| {kind} | {' | '.join(cells)} |" in page
+        at_two = sorted(names[:4], key=lambda name: -mean("vit_norms", f"{group.title}: {name}", 2))
+        assert at_two == ["lsq@2", "ste@2", PLAIN, "none@2"]
+
+
 def test_one_network_for_all_bits() -> None:
     frame = pd.read_csv(RESULTS / "figures/one_checkpoint.csv")
     worst = frame[frame["bits"] == "worst"].set_index("series")
