@@ -47,10 +47,26 @@ def _against_one(found: Comparisons, rows: Sequence[Compared]) -> str:
     trained = [one for one in rows if one.first.method != FLOAT]
     best = max(trained, key=lambda one: sign * one.result.effect, default=None)
     if best is None or (reference.method != FLOAT and sign * best.result.effect <= 0):
-        return f"At {deployment.title(point)} {_having(found, reference, point)}; {_others(found, rows)}."
+        text = f"At {deployment.title(point)} {_having(found, reference, point)}; {_others(found, rows)}."
+        return text + _ahead_of_all(found, rows, 0.0)
     text = f"At {deployment.title(point)} {_having(found, best.first, point)}, {_gain(found, best)}."
-    others = [one for one in rows if one is not best]
-    return f"{text} Others against {reference.label}: {_others(found, others)}." if others else text
+    if others := [one for one in rows if one is not best]:
+        text += f" Others against {reference.label}: {_others(found, others)}."
+    return text + _ahead_of_all(found, rows, best.result.effect)
+
+
+def _ahead_of_all(found: Comparisons, rows: Sequence[Compared], effect: float) -> str:
+    """What is to be said where another mean is better than that of the one that leads, as float training's may be.
+
+    effect: of the one that leads, against what all rows are against.
+    """
+    sign = _sign(found)
+    best = max(rows, key=lambda one: sign * one.result.effect)
+    if sign * best.result.effect <= max(
+        sign * effect, 0
+    ):  # 0: the sentence has said that what all are against is better
+        return ""
+    return f" The best mean is that of {best.first.label}, {_score(found, best.first, best.at)}."
 
 
 def _others(found: Comparisons, rows: Sequence[Compared]) -> str:

@@ -74,7 +74,9 @@ def _of_cell(
     step_s, epoch_s = fmean(cost.step_s for cost in costs), fmean(cost.epoch_s for cost in costs)
     total = counted(sum(every), "run")
     these = f"all {total}" if left == every else f"{sum(left)} of {total} left,"
-    said = f"step {shown(step_s)}, epoch {shown(epoch_s)}, run {shown(final_s)}, {these} {shown(cell_s)}"
+    steps = sorted({cost.steps for cost in costs})
+    epoch = f"epoch of {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps {shown(epoch_s)}"
+    said = f"step {shown(step_s)}, {epoch}, run {shown(final_s)}, {these} {shown(cell_s)}"
     return said, cell_s, final_s if left[1] else tune_s
 
 

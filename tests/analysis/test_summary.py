@@ -56,6 +56,20 @@ def test_the_best_trained_method_comes_first(cells: dict[tuple[str, int], float]
     assert summary.sentences(found) == [said]
 
 
+@pytest.mark.parametrize("qat", [50, 70])
+def test_a_better_mean_of_float_training_is_not_left_out(tmp_path: Path, qat: float) -> None:
+    sweep = SweepWriter(tmp_path, seeds=SEEDS)
+    add_exactly(sweep, "none", None, {seed: [80 + 9 * (seed - 1), 90, 97, 98, 98] for seed in SEEDS})
+    add_exactly(sweep, "ste", 2, near(qat, 95, 95, 95, 95, seeds=SEEDS))
+    add_exactly(sweep, "lsq", 2, near(60, 95, 95, 95, 95, seeds=SEEDS, sign=-1))
+    sweep.write()
+    found = comparisons.of_group(load(tmp_path).groups[0])
+    assert found
+    (text,) = summary.sentences(found)
+    assert text.startswith(f"At 2 bits {'lsq@2 has 60.0' if qat < 60 else 'ste@2 has 70.0'} %")
+    assert text.endswith(" The best mean is that of float, 80.0 %.")
+
+
 def test_what_is_compared_with_several_has_the_signs_of_its_table(tmp_path: Path) -> None:
     sweep = SweepWriter(tmp_path, seeds=SEEDS)
     for method, score in (("none", 20), ("ste", 55), ("lsq", 60), ("kure", 57), ("aoq", 15)):
