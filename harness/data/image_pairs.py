@@ -6,6 +6,7 @@ may differ in size.
 
 from functools import lru_cache
 from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from harness.core.config_base import IDENTITY_IF_CHANGED
 from harness.core.errors import MissingDataError, UserError
 from harness.core.seeding import sub_seed
 from harness.data._config import EnlargingConfig, looked_at, refuse_download, root_of
+from harness.data._named_splits import folder_like
 from harness.data._source import Folder
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ _Names = dict[str, tuple[list[str], list[str] | None]]
 
 
 def check(config: Config) -> None:
-    """Raises UserError: a folder missing or without images, small and large images of different numbers."""
+    """Raises UserError: a folder missing or without images, small and large images of different numbers; without `val`,
+    a folder that is called so."""
     _scan(config)
 
 
@@ -117,7 +120,20 @@ def _scan(config: Config) -> tuple[Folder, _Names]:
             raise UserError(
                 f"data.{split}_low: {source.show(low)} holds {len(small)} images, and {source.show(top)} {len(large)}"
             )
+    if config.val is None:
+        _refuse_unused_validation(config, source.root)
     return source, names
+
+
+def _refuse_unused_validation(config: Config, root: Path) -> None:
+    """Raise UserError for a folder called like the validation split that no setting uses."""
+    name = folder_like("val", root)
+    used = (config.train, config.test, config.train_low, config.test_low)
+    if name and not any((root / each).resolve().is_relative_to((root / name).resolve()) for each in used if each):
+        raise UserError(
+            f"data.root: {root / name} would not be used, and {config.val_fraction} of the images of {config.train} "
+            f"would validate, as data.val is not set; set data.val: {name}, or, to leave it out, rename the folder"
+        )
 
 
 def _images_of(source: Folder, field: str, top: str) -> list[str]:

@@ -124,6 +124,11 @@ def test_train_and_test_are_needed(folder: Path, split: str) -> None:
     assert f"{folder} has no folder {split}/" in message
 
 
+def test_a_folder_called_like_val_is_not_left_unused_unnoticed(folder: Path) -> None:
+    (folder / "validation").mkdir()
+    assert f"{folder / 'validation'} would not be used" in refused_by_check(Config(root=folder))
+
+
 def test_an_empty_class_folder_is_named(folder: Path) -> None:
     for image in (folder / "test" / "dog").iterdir():
         image.unlink()
