@@ -28,8 +28,9 @@ class Config(FilesConfig):
 
 def check(config: Config) -> None:
     """Raises UserError: a folder missing, a class folder without images, splits with different classes, a folder
-    `valid` or `validation` in place of `val`, links that lead back up or from one class or split to another."""
-    _scan(config)
+    `valid` or `validation` in place of `val`, no image to hold out; links that lead back up
+    or from one class or split to another."""
+    _scan(config).check_held_out(config.val_fraction)
 
 
 def shape(config: Config) -> tuple[tuple[int, int, int], int]:

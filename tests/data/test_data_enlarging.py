@@ -185,6 +185,18 @@ def test_a_folder_called_like_the_validation_split_is_not_left_unused_unnoticed(
         data.check(config(folder, **{used: name}))
 
 
+@pytest.mark.parametrize("name", ["patch", "no validation", "too small to measure", "one pixel high"])
+def test_what_headers_and_numbers_tell_is_refused_before_anything_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    picture(folder / "small/dot.png", 12, 40)
+    picture(folder / "line/line.png", 40, 1)
+    monkeypatch.setattr(Image.Image, "load", None)
+    changes, said = BAD[name]
+    with pytest.raises(UserError, match=said):
+        data.check(config(folder, **changes))
+
+
 def test_grey_images_alone_are_fine(folder: Path) -> None:
     for name in ("one", "two"):
         picture(folder / f"grey/{name}.png", 40, 40, "L")
