@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from harness.cli.component import kind_and_name
+from harness.cli.keys import CHOSEN, depends
 from harness.core import outside, registry
 from harness.core.command import run_command
 from harness.core.config_base import ActivationsConfig, KeyValueConfig, QuantizerConfig
@@ -173,8 +174,26 @@ def find_settings(name: str) -> list[tuple[str, list[Setting]]]:
             hint = nearest(name, [*names, *{one.key: None for _, found in everything for one in found}])
             raise UserError(f"unknown {_WHAT} {name!r}{hint} (legal: {', '.join(names)}, and their keys)")
         return [(title, found) for title, found in having if found]
-    title, config = find(name)
+    try:
+        title, config = find(name)
+    except outside.AbsentError:
+        return _below_base(name)
     return [(title, settings_of(config))]
+
+
+def _below_base(name: str) -> list[tuple[str, list[Setting]]]:
+    """What a dotted key names as it is written in a run's file: base.train, data.augment.flip.
+
+    Raises UserError for keys of a component, which depend on the one that is chosen; AbsentError for what is no key.
+    """
+    path = name.removeprefix("base.")
+    section, _, key = path.rpartition(".")
+    inner = section.rpartition(".")[2]
+    if inner in SECTIONS or (path != name and not section):
+        return find_settings(f"{inner}.{key}" if inner else key)
+    if section not in CHOSEN:
+        raise outside.AbsentError(f"{name!r}: no key, and no module of this name that can be imported")
+    raise depends(name, section, key)
 
 
 def _all_sections() -> set[str]:

@@ -23,7 +23,7 @@ from harness.records.code_version import code_version
 from harness.records.files import write_json
 from harness.records.run_directory import RunDirectory
 from harness.records.sweep_directory import SweepDirectory, sweeps_below
-from harness.records.weights import made_again
+from harness.records.weights import no_weights
 from harness.tasks.base import task_of_run
 from harness.training.deploy_entries import method_of, named_in
 
@@ -84,8 +84,7 @@ def finished_runs(where: Path) -> list[Path]:
     if not where.is_dir():
         raise UserError(f"{where}: no such folder")
     if not (found := _with_weights(where)):
-        why = f"{where}: no finished run there has kept its weights (best.safetensors; see keep_best)"
-        raise UserError(why + made_again(where))
+        raise no_weights(where, "no finished run there has kept its weights")
     return found
 
 

@@ -13,6 +13,7 @@ from harness.core import outside, registry
 from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 from harness.data._config import Augment, DataConfig, TaskDataConfig
+from harness.data._source import none_held_out
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +91,7 @@ def _read(config: Any, module: Any) -> "Raw":
     raw: Raw = module.read(config)
     raw.check_labels(config.name)
     if raw.val is None and not len(_held_out(raw, config, seed=0)[0]):
-        raise UserError(
-            f"data.val_fraction: {config.val_fraction} of {len(raw.train)} training images holds out no image"
-        )
+        raise none_held_out(config.val_fraction, len(raw.train))
     side = config.evaluation_crop or min(raw.train.images.shape[2:])
     if config.augment.crop_padding >= side:
         raise UserError(f"data.augment.crop_padding: {config.augment.crop_padding} must be below the image side {side}")

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.core.errors import UserError
 from harness.core.seeding import sub_seed
 
 
@@ -163,16 +162,6 @@ def _tensor(image: np.ndarray) -> Tensor:
 def gathered(pairs: Sequence[tuple[Tensor, Tensor]]) -> Images:
     """Pairs of low and high as a split."""
     return Images(tuple(low for low, _ in pairs), tuple(high for _, high in pairs))
-
-
-def check_sizes(images: Images, names: Sequence[str], least: int, what: str) -> None:
-    """Raise UserError for an image whose low one has a side of less than `least` pixels. what: a setting or a use."""
-    for name, low, high in zip(names, images.low, images.high, strict=True):
-        if min(low.shape[1:]) < least:
-            small, large = (f"{each.shape[2]}x{each.shape[1]}" for each in (low, high))
-            raise UserError(
-                f"{what}: {name} is too small: {large} pixels, made smaller {small}, and {least} are needed"
-            )
 
 
 def digest_of(splits: Sequence[Images]) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import zipfile
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,18 @@ class LabelledFiles:
     source: Source
     class_names: tuple[str, ...]
     splits: dict[str, list[tuple[str, int]]]
+
+    def check_held_out(self, val_fraction: float) -> None:
+        """Raise UserError where no split is val and that part of train is no image: a class keeps its last one."""
+        images = self.splits["train"]
+        most = max(Counter(label for _, label in images).values())
+        if "val" not in self.splits and (most < 2 or not round(len(images) * val_fraction)):
+            raise none_held_out(val_fraction, len(images))
+
+
+def none_held_out(val_fraction: float, count: int) -> UserError:
+    """What to say where no image is left to validate. count: training images."""
+    return UserError(f"data.val_fraction: {val_fraction} of {count} training images holds out no image")
 
 
 def labelled(source: Source, folders: Sequence[str]) -> list[tuple[str, int]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.core.errors import MissingDataError, UserError, printable
 from harness.data._config import FilesConfig, looked_at, refuse_download, root_of
+from harness.data._named_splits import folder_like
 from harness.data._source import Folder, LabelledFiles, labelled
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ class Config(FilesConfig):
 
 
 def check(config: Config) -> None:
-    """Raises UserError: a folder missing, a class folder without images, splits with different classes,
-    links that lead back up or from one class or split to another."""
-    _scan(config)
+    """Raises UserError: a folder missing, a class folder without images, splits with different classes, a folder
+    `valid` or `validation` in place of `val`, no image to hold out; links that lead back up
+    or from one class or split to another."""
+    _scan(config).check_held_out(config.val_fraction)
 
 
 def shape(config: Config) -> tuple[tuple[int, int, int], int]:
@@ -64,6 +66,11 @@ def _scan(config: Config) -> LabelledFiles:
     if len(classes) < 2:
         raise UserError(f"data.root: {root / 'train'} needs a folder for each of two or more classes")
     names = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    if "val" not in names and (other := folder_like("val", root)):
+        raise UserError(
+            f"data.root: {root / other} would not be used, and {config.val_fraction} of train/ would validate, as "
+            "there is no folder val/; rename it to val, or, to leave it out, move it elsewhere"
+        )
     for name in names:
         _refuse_other_classes(root / name, classes, source.folders(name))
     splits = {split: labelled(source, [f"{split}/{name}" for name in classes]) for split in names}

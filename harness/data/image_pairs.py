@@ -6,6 +6,7 @@ may differ in size.
 
 from functools import lru_cache
 from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,8 @@ from harness.core.config_base import IDENTITY_IF_CHANGED
 from harness.core.errors import MissingDataError, UserError
 from harness.core.seeding import sub_seed
 from harness.data._config import EnlargingConfig, looked_at, refuse_download, root_of
+from harness.data._named_splits import folder_like
+from harness.data._sizes import check_headers, check_size
 from harness.data._source import Folder
 
 if TYPE_CHECKING:
@@ -49,8 +52,30 @@ _Names = dict[str, tuple[list[str], list[str] | None]]
 
 
 def check(config: Config) -> None:
-    """Raises UserError: a folder missing or without images, small and large images of different numbers."""
-    _scan(config)
+    """Raises UserError: a folder missing or without images, small and large images of different numbers; images that
+    are too small, by their headers; without `val`, a folder that is called so, or too few images to hold any out."""
+    source, names = _scan(config)
+    for split, (large, _) in names.items():
+        check_headers(source, large, config.scale, *_needed(config, split))
+    if "val" not in names:
+        _held_out(config, len(names["train"][0]))
+
+
+def _needed(config: Config, split: str) -> tuple[int, str]:
+    """The shortest side that a small image of a split may have, in pixels, and what needs it."""
+    if split == "train":
+        return config.patch, f"data.patch: {config.patch}"
+    return -(-11 // config.scale) + 2, f"data.{split}"
+
+
+def _held_out(config: Config, count: int) -> int:
+    """How many of the training images validate. Raises UserError for none."""
+    held = round(count * config.val_fraction)
+    if not 0 < held < count:
+        raise UserError(
+            f"data.val_fraction: {config.val_fraction} of {count} images holds out none; name a folder at data.val"
+        )
+    return held
 
 
 def shape(config: Config) -> tuple[tuple[int, int, int], int]:
@@ -70,23 +95,18 @@ def load(config: Config, seed: int, device: "torch.device | str") -> "EnlargingD
     """
     import torch
 
-    from harness.data._enlarging import Crops, EnlargingData, check_sizes
+    from harness.data._enlarging import Crops, EnlargingData
 
     source, names = _scan(config)
     flat = [name for pair in names.values() for part in pair if part for name in part]
     found, digest = _splits(config, source.fingerprint(flat))
     splits = dict(found)
     for split, images in splits.items():
-        shown = [source.show(name) for name in names[split][0]]
-        least = config.patch if split == "train" else -(-11 // config.scale) + 2
-        check_sizes(images, shown, least, f"data.patch: {least}" if split == "train" else f"data.{split}")
+        for name, image in zip(names[split][0], images.high, strict=True):
+            check_size(source.show(name), image.shape[:0:-1], config.scale, *_needed(config, split))
     if "val" not in splits:
         count = len(splits["train"])
-        held = round(count * config.val_fraction)
-        if not 0 < held < count:
-            raise UserError(
-                f"data.val_fraction: {config.val_fraction} of {count} images holds out none; name a folder at data.val"
-            )
+        held = _held_out(config, count)
         generator = torch.Generator().manual_seed(sub_seed(seed, "split"))
         drawn = torch.randperm(count, generator=generator).tolist()
         splits["val"], splits["train"] = (found["train"].some(sorted(part)) for part in (drawn[:held], drawn[held:]))
@@ -117,7 +137,20 @@ def _scan(config: Config) -> tuple[Folder, _Names]:
             raise UserError(
                 f"data.{split}_low: {source.show(low)} holds {len(small)} images, and {source.show(top)} {len(large)}"
             )
+    if config.val is None:
+        _refuse_unused_validation(config, source.root)
     return source, names
+
+
+def _refuse_unused_validation(config: Config, root: Path) -> None:
+    """Raise UserError for a folder called like the validation split that no setting uses."""
+    name = folder_like("val", root)
+    used = (config.train, config.test, config.train_low, config.test_low)
+    if name and not any((root / each).resolve().is_relative_to((root / name).resolve()) for each in used if each):
+        raise UserError(
+            f"data.root: {root / name} would not be used, and {config.val_fraction} of the images of {config.train} "
+            f"would validate, as data.val is not set; set data.val: {name}, or, to leave it out, rename the folder"
+        )
 
 
 def _images_of(source: Folder, field: str, top: str) -> list[str]:
@@ -186,8 +219,7 @@ def _pair(config: Config, source: Folder, name: str, small: str | None) -> "tupl
     from harness.data._enlarging import smaller
 
     large = decode_one(source, name, grey=not config.colour)
-    if min(large.shape[:2]) < config.scale:
-        raise UserError(f"data.scale: {source.show(name)} is too small: {large.shape[1]}x{large.shape[0]} pixels")
+    check_size(source.show(name), large.shape[1::-1], config.scale, 1, "data.scale")
     low, high = smaller(large, config.scale)
     if small is None:
         return low, high

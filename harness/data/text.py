@@ -1,7 +1,8 @@
 """Language modelling on your own text: a UTF-8 file, or a folder of them.
 
 Splits are files and folders below `data.root`, or parts of the text: without `test` the end of the training text
-tests, and without `val` what is then its end validates. Files are read one after another, sorted by path. With
+tests, and without `val` what is then its end validates. Where no split is named, folders and files called like one
+(`val`, `test`) are refused: `train: .` pools them. Files are read one after another, sorted by path. With
 characters as tokens those of the training text have ids of their own; all others share one.
 """
 
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from harness.core.errors import MissingDataError, UserError
 from harness.data._config import TextConfig, looked_at, refuse_download, root_of
+from harness.data._named_splits import NAMES, named_like
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +41,8 @@ class Config(TextConfig):
 
 
 def check(config: Config) -> None:
-    """Raises UserError: nothing at root, no such tokenizer; a split without files, a file in two splits; bytes that are
-    not UTF-8; a split without text or no longer than a window."""
+    """Raises UserError: nothing at root, no such tokenizer; a split without files, a file in two splits; folders called
+    like splits where none is named; bytes that are not UTF-8; a split without text or no longer than a window."""
     from harness.data._tokens import check_text, check_tokenizer
 
     check_tokenizer(config.tokenizer)
@@ -110,9 +112,24 @@ def _scan(config: Config) -> dict[str, list[Path]]:
                 raise UserError(f"data.{split}: {path} is a file of {other}, too")
     if "train" not in found:
         found["train"] = [path for path in _below(root, config, "data.root") if path not in taken]
+        if not named:
+            _refuse_pooled_splits(root, found["train"])
         if not found["train"]:
             raise UserError(f"data.root: {root} holds no file beside those of {', '.join(named)}")
     return found
+
+
+def _refuse_pooled_splits(root: Path, paths: list[Path]) -> None:
+    """Raise UserError where files, all of which train, are of folders or files that are called like other splits."""
+    tops = {path.relative_to(root).parts[0] for path in paths}
+    likely = {split: name for split in NAMES if (name := named_like(split, tops)) is not None}
+    if likely and len(tops) > 1:
+        places = " and ".join(str(root / name) for name in likely.values())
+        ways = ", ".join(f"data.{split}: {name}" for split, name in likely.items())
+        raise UserError(
+            f"data.root: {places} would be pooled with all other text, the ends of which validate and test, as none of "
+            f"data.train, data.val and data.test is set; set {ways}, or, to pool all text, data.train: ."
+        )
 
 
 def _below(place: Path, config: Config, where: str) -> list[Path]:

@@ -30,8 +30,9 @@ class Config(FilesConfig):
 
 
 def check(config: Config) -> None:
-    """Raises UserError: nothing there, a file missing, a class without images, an annotation of no image."""
-    _scan(config)
+    """Raises UserError: nothing there, a file missing, a class without images, an annotation of no image; none to hold
+    out."""
+    _scan(config).check_held_out(config.val_fraction)
 
 
 def shape(config: Config) -> tuple[tuple[int, int, int], int]:

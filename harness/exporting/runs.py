@@ -23,7 +23,7 @@ from harness.quantization.integer_codes import codes_digest
 from harness.records import schema
 from harness.records.files import make_folder_of
 from harness.records.run_directory import RunDirectory
-from harness.records.weights import made_again
+from harness.records.weights import no_weights
 from harness.training.evaluator import Deployment
 from harness.training.recorded import session_of
 from harness.training.session import Session
@@ -45,8 +45,7 @@ def export_run(folder: Path, bits: Any, deploy: str = "rtn", kind: str = "packed
     record = files.finished()
     row = recorded_row(record, bits, deploy)
     if not files.best.exists():
-        why = f"{folder}: the run kept no weights (best.safetensors; see keep_best in a sweep file)"
-        raise UserError(why + made_again(folder))
+        raise no_weights(folder, "the run kept no weights")
     session = session_of(record, files.best, "cpu")
     (deployment,) = session.evaluator.deployments(session.model, [(deploy, schema.point(row))])
     network = _parts(session, deployment.model, deployment.allocated or schema.point(row))

@@ -109,6 +109,29 @@ def test_a_misspelt_key_is_refused_with_the_nearest() -> None:
         config.main(["lerning_rate"])
 
 
+@pytest.mark.parametrize("name", ["data.val", "base.data.val"])
+def test_a_key_of_a_component_is_said_to_depend_on_it(name: str) -> None:
+    said = rf"^{name} depends on the data set: python -m harness.config image_pairs.val \(it is .*: image_pairs, text"
+    with pytest.raises(UserError, match=said):
+        config.main([name])
+    assert config.main(["text.val"]) == 0
+    with pytest.raises(UserError, match=r"unknown key of any model 'widht'; did you mean 'width'\?"):
+        config.main(["model.widht"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("base.target_bit", "base of a sweep file, or a file for harness.run\n  target_bit: "),
+        ("base.train", "train, and pretrain\n"),
+        ("data.augment.flip", "data.augment\n  flip: "),
+    ],
+)
+def test_keys_as_they_are_written_in_a_file(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main([name]) == 0
+    assert capsys.readouterr().out.startswith(said)
+
+
 def test_sections_need_no_torch() -> None:
     code = "import sys; from harness.config import main; main([]); sys.exit('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -176,6 +176,27 @@ def test_what_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], sai
         data.prepare(config(folder, **changes))
 
 
+@pytest.mark.parametrize("name", ["val", "Valid"])
+def test_a_folder_called_like_the_validation_split_is_not_left_unused_unnoticed(folder: Path, name: str) -> None:
+    picture(folder / name / "0.png", 40, 40)
+    with pytest.raises(UserError, match=f"{name} would not be used, .* set data.val: {name}, or"):
+        data.check(config(folder))
+    for used in ("val", "test"):
+        data.check(config(folder, **{used: name}))
+
+
+@pytest.mark.parametrize("name", ["patch", "no validation", "too small to measure", "one pixel high"])
+def test_what_headers_and_numbers_tell_is_refused_before_anything_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    picture(folder / "small/dot.png", 12, 40)
+    picture(folder / "line/line.png", 40, 1)
+    monkeypatch.setattr(Image.Image, "load", None)
+    changes, said = BAD[name]
+    with pytest.raises(UserError, match=said):
+        data.check(config(folder, **changes))
+
+
 def test_grey_images_alone_are_fine(folder: Path) -> None:
     for name in ("one", "two"):
         picture(folder / f"grey/{name}.png", 40, 40, "L")

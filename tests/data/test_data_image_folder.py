@@ -124,6 +124,11 @@ def test_train_and_test_are_needed(folder: Path, split: str) -> None:
     assert f"{folder} has no folder {split}/" in message
 
 
+def test_a_folder_called_like_val_is_not_left_unused_unnoticed(folder: Path) -> None:
+    (folder / "validation").mkdir()
+    assert f"{folder / 'validation'} would not be used" in refused_by_check(Config(root=folder))
+
+
 def test_an_empty_class_folder_is_named(folder: Path) -> None:
     for image in (folder / "test" / "dog").iterdir():
         image.unlink()
@@ -303,6 +308,8 @@ def test_unequal_sizes_name_two_files_and_the_key(folder: Path, make_image: Make
 
 
 def test_too_few_images_to_hold_any_out(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
-    root = make_folder(tmp_path / "tiny", train=1, test=1)
-    with pytest.raises(UserError, match=r"data\.val_fraction"):
-        prepare(Config(root=root, val_fraction=0.4))
+    one, two = (make_folder(tmp_path / str(count), train=count, test=1) for count in (1, 2))
+    for root, fraction in ((one, 0.4), (two, 0.05)):
+        message = refused_by_check(Config(root=root, val_fraction=fraction))
+        assert message.startswith(f"data.val_fraction: {fraction} of {3 * int(root.name)} training images holds out no")
+    assert prepare(Config(root=two, val_fraction=0.1)).val is None

@@ -89,6 +89,31 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert data.prepare(config(tmp_path, files="*.txt", val="held.txt", test="end.txt")).digest != found.digest
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("train/a.txt", "val/b.txt"),
+            r"/val would be pooled .*; set data.val: val, or, to pool all text, data.train: \.",
+        ),
+        (("train/a.txt", "Validation/b.txt", "test/c.txt"), "set data.val: Validation, data.test: test, or"),
+        (
+            ("wiki.train.tokens", "wiki.valid.tokens", "test.txt"),
+            "set data.val: wiki.valid.tokens, data.test: test.txt, or",
+        ),
+    ],
+)
+def test_what_is_called_like_a_split_is_not_pooled_unnoticed(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    for name in (*names, "other/test/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(TEXT)
+    with pytest.raises(UserError, match=said):
+        data.check(config(tmp_path))
+    data.check(config(tmp_path, train="."))
+    data.check(config(tmp_path, val=names[1].partition("/")[0]))
+    data.check(config(tmp_path, files=names[0].partition("/")[2] or names[0]))
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "context": ({"context": 100}, "data.context: 100: val has 2. characters, and one more than a window is needed"),
     "no root": ({"root": None}, "data.root is not set"),

@@ -279,6 +279,19 @@ def test_weights_do_not_travel_and_are_made_again(carried_out: Path, tmp_path: P
         assert evaluate([str(tmp_path / "new"), "--bits", "3"]) == 0
 
 
+@pytest.mark.parametrize(("root", "said"), [("runs", "have theirs"), ("again", "have none here either")])
+def test_a_trial_without_weights_is_told_that_finals_have_theirs(
+    carried_out: Path, tmp_path: Path, root: str, said: str
+) -> None:
+    archive(["unpack", str(carried_out / "kept/tiny"), "--to", str(tmp_path / "again")])
+    sweep = (carried_out if root == "runs" else tmp_path) / root / "tiny"
+    folder = sweep / "runs" / load_results(carried_out / "kept", "tiny").trials[0].run_id
+    said = rf"{folder}: a tuning trial, which kept no weights .*; finals {said}: python -m harness.logs {sweep} lists"
+    for command, bits in ((export, "w4"), (evaluate, "3")):
+        with pytest.raises(UserError, match=said):
+            command([str(folder), "--bits", bits])
+
+
 def test_help_says_what_is_for_pack_what_for_unpack_and_where_records_are_looked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
