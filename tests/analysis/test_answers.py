@@ -406,6 +406,27 @@ def test_the_lead_at_other_bits() -> None:
     assert f"Against `lsq` it is {found.mean:.1f} points ahead [{low:.1f}, {high:.1f}]." in said("README.md")
 
 
+def test_rates_of_super_resolution_in_a_wider_range() -> None:
+    study = said("rivals_mixed_dynamic_cache.md")
+
+    def decibels(one: str, other: str, at: str) -> tuple[str, str]:
+        own = results("rivals_super_resolution")
+        (row,) = compare(own[one], own[other], at=[at]).to_dict("records")
+        return f"{row['difference']:.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"
+
+    dynamic = {at: decibels(f"daq@{at}, daq", f"ste@{at}, rtn", at) for at in ("w2a2", "w3a3", "w4a4")}
+    told = "by {} dB at 2 bits ({}); at 3 bits by {} ({}), at 4 by {} ({})."
+    assert told.format(*(part for each in dynamic.values() for part in each)) in study
+    inputs = [decibels(f"ste@{at}, daq_inputs", f"ste@{at}, rtn", at) for at in ("w3a3", "w2a2")]
+    assert "gains {} dB at 3 bits ({}) and {} at 2 ({}).".format(*inputs[0], *inputs[1]) in study
+    rates = chosen.frame(load_results(RESULTS, "rivals_super_resolution"))
+    assert f"all cells choose {rates['chosen'].min() * 1e3:.1f}e-3 to {rates['chosen'].max() * 1e3:.1f}e-3" in study
+    assert rates.loc[rates["end"] != "", "cell"].to_list() == ["ste,target_bit=w4a4", "ste,target_bit=w2a2"]
+    plain = {at: mean("rivals_super_resolution", "float, rtn", at) for at in ("w2a2", "float")}
+    assert f"float training has {plain['w2a2']:.2f} dB there, {plain['float'] - plain['w2a2']:.2f} below" in study
+    assert f"the float networks {plain['float']:.2f}." in study
+
+
 def test_what_was_chosen_at_an_end_of_its_range() -> None:
     found = pd.concat(chosen.frame(load_results(RESULTS, name)) for name in sweep_names(RESULTS))
     ends = found[found["end"] != ""]
