@@ -47,6 +47,11 @@ def direction(metric: Metric) -> str:
     return "" if metric.higher_is_better else "lower is better"
 
 
+def full_label(metric: Metric, split: str = "Test") -> str:
+    """`Test bits per character, lower is better`: `label`, with what is to be said of the direction."""
+    return ", ".join(filter(None, (label(metric, split), direction(metric))))
+
+
 def axis_label(metric: Metric, split: str = "Test", scale: str = "") -> str:
     """`Test accuracy (%)`, and on a second line that lower is better, and how the axis is scaled."""
     told = ", ".join(filter(None, (direction(metric), scale)))

@@ -99,8 +99,7 @@ def make_ranking(group: Group) -> Ranking | None:
     reference = [one for one in group.series if one.target is None and one.method == FLOAT]
     found = [_standing(method, series, targets, reference) for method, series in by_method.items()]
     sign = 1 if (higher := group.metric.higher_is_better) else -1
-    label = ", ".join(filter(None, (measure.label(group.metric), measure.direction(group.metric))))
-    decimals = measure.decimals(group.metric)
+    label, decimals = measure.full_label(group.metric), measure.decimals(group.metric)
     ranked = sorted((one for one in found if one.at_target.n), key=lambda one: -sign * one.at_target.mean)
     best = [separate_best(column, higher) for column in zip(*((one.at_target, one.others) for one in ranked))]
     placed = []

@@ -57,8 +57,7 @@ def _legend(metric: Metric, counts: list[int], recorded: bool) -> str:
     """What cells and heads are, for a picture without its caption."""
     spread = {1: "", 2: ", lowest to highest"}.get(max(counts), " ± half of the 95% interval")
     took = ", and what one deployment took" if recorded else ""
-    better = f", {told}" if (told := measure.direction(metric)) else ""
-    return f"Deployment{took}. Cells: {measure.label(metric, 'test')}{better}{spread}"
+    return f"Deployment{took}. Cells: {measure.full_label(metric, 'test')}{spread}"
 
 
 def _panel_inches(frame: pd.DataFrame) -> float:

@@ -1,6 +1,7 @@
 """What a launch checks before anything starts."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from harness import data
@@ -46,4 +47,4 @@ def prepare_data(spec: SweepConfig, cells: Sequence[Cell], folder: Path) -> None
     """
     for config in _data_configs(spec, cells):
         found = data.prepare(config)
-        refuse_other(SweepDirectory(folder), config, lambda found=found: found.digest)  # type: ignore[misc]
+        refuse_other(SweepDirectory(folder), config, partial(getattr, found, "digest"))

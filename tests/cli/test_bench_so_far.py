@@ -43,11 +43,16 @@ def _half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, l
     return own, arguments
 
 
+def _draw_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of all."""
+    chosen = render.chosen_figures
+    monkeypatch.setattr(render, "chosen_figures", lambda names: chosen(names or ["accuracy_over_bits"]))
+
+
 def test_what_is_finished_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = render.chosen_figures
-    monkeypatch.setattr(render, "chosen_figures", lambda names: chosen(names or ["accuracy_over_bits"]))  # for all
+    _draw_one_figure(monkeypatch)
     own, arguments = _half_done(tmp_path, monkeypatch)
     assert bench.main([*arguments, "--so-far"]) == 0
     said = capsys.readouterr().out
@@ -98,8 +103,7 @@ def test_benches_that_stand_beside_it_are_named_with_how_they_differ(
 def test_other_records_share_the_runs_and_have_a_comparison_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = render.chosen_figures
-    monkeypatch.setattr(render, "chosen_figures", lambda names: chosen(names or ["accuracy_over_bits"]))  # for all
+    _draw_one_figure(monkeypatch)
     own, arguments = _half_done(tmp_path, monkeypatch)
     fewer = archive.unpack(bench._committed(), tmp_path / "fewer").rename(tmp_path / "fewer/two")
     cells = json.loads((fewer / "cells.json").read_text())

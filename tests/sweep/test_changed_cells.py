@@ -1,42 +1,16 @@
 """What of a launched sweep's cells a refusal names: what was edited, and not what was added."""
 
 import re
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from three_cells import RAW, spec
 
 from harness.core.errors import UserError
 from harness.sweep.changes import changed_keys, check_change
-from harness.sweep.config import SweepConfig, plain
+from harness.sweep.config import plain
 from harness.sweep.queue import open_sweep
-
-RAW: dict[str, Any] = {
-    "name": "s",
-    "base": {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp5", "width": 8},
-        "train": {"epochs": 1},
-        "deploy": {"bits": [2, 4], "scale": "recalibrate"},
-    },
-    "cells": [
-        {"methods": "none", "set": {"watch_bit": 2}, "search": {"train.learning_rate": [0.001, 0.01]}},
-        {"methods": "ste", "grid": {"target_bit": [2, 3]}, "search": {"train.learning_rate": [0.001, 0.01]}},
-        {
-            "methods": ["ste", {"name": "oscillation", "strength": 2.0}],
-            "set": {"target_bit": 4},
-            "search": {"oscillation.strength": {"low": 1, "high": 3}},
-        },
-    ],
-    "tune": {"trials": 2},
-    "final": {"seeds": [0, 1]},
-}
-
-
-def spec(**changes: Any) -> SweepConfig:
-    return SweepConfig.model_validate({**deepcopy(RAW), **changes})
-
 
 CELL: dict[str, Any] = {"methods": "lsq", "set": {"target_bit": 3}, "search": {"train.learning_rate": [0.001, 0.01]}}
 

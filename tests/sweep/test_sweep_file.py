@@ -6,36 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
+from three_cells import RAW, spec
 
 from harness.core.errors import UserError
 from harness.sweep.cells import assign, expand
 from harness.sweep.changes import changed_keys
 from harness.sweep.config import SweepConfig, plain, read_sweep
-
-RAW: dict[str, Any] = {
-    "name": "s",
-    "base": {
-        "data": {"name": "digits"},
-        "model": {"name": "mlp5", "width": 8},
-        "train": {"epochs": 1},
-        "deploy": {"bits": [2, 4], "scale": "recalibrate"},
-    },
-    "cells": [
-        {"methods": "none", "set": {"watch_bit": 2}, "search": {"train.learning_rate": [0.001, 0.01]}},
-        {"methods": "ste", "grid": {"target_bit": [2, 3]}, "search": {"train.learning_rate": [0.001, 0.01]}},
-        {
-            "methods": ["ste", {"name": "oscillation", "strength": 2.0}],
-            "set": {"target_bit": 4},
-            "search": {"oscillation.strength": {"low": 1, "high": 3}},
-        },
-    ],
-    "tune": {"trials": 2},
-    "final": {"seeds": [0, 1]},
-}
-
-
-def spec(**changes: Any) -> SweepConfig:
-    return SweepConfig.model_validate({**deepcopy(RAW), **changes})
 
 
 def test_cells_in_the_order_of_the_file() -> None:
